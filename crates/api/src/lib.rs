@@ -1,0 +1,1 @@
+//! Wire types and the small HTTP protocol of the per-VM socket.

@@ -1,0 +1,1 @@
+//! One folder a device; virtio over MMIO.

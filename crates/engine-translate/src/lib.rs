@@ -1,0 +1,1 @@
+//! A full x86-64 system CPU over the translator: MMU, exceptions, interrupt controllers, clocks.

@@ -1,0 +1,1 @@
+//! What an execution engine is: the traits, exits and capabilities, and the conformance suite.

@@ -1,0 +1,1 @@
+//! Facts about a guest's memory that the guest does not tell.

@@ -1,0 +1,1 @@
+//! x86-64 code: decode, blocks, and the interpreter that is the oracle.

@@ -1,0 +1,1 @@
+//! One virtual machine: configuration, plan, boot, run states, events.

@@ -1,0 +1,2 @@
+//! Guest program.
+fn main() {}
