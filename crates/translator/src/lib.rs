@@ -1,1 +1,29 @@
-//! x86-64 code: decode, blocks, and the interpreter that is the oracle.
+//! x86-64 code as the engine sees it: bytes are decoded into blocks, and blocks are executed by an
+//! interpreter that stays the oracle for every faster way of running them.
+//!
+//! What it is *not*: it knows x86 and not virtual machines. Memory, privileged instructions and devices
+//! are behind [`Machine`]; the full-system engine implements it with a software MMU, process tools with
+//! plain memory.
+//!
+//! ```text
+//!   bytes --decode--> Insn { handler, operands } --collect--> Block --BlockCache--> Core::run_block
+//!                        |                                                            |
+//!                 integer: written out (interp/)                               Machine: load, store,
+//!                 SSE, AVX, x87: a host thunk (vector/)                        privileged operations
+//! ```
+//!
+//! Unsafe code is confined to `vector`, where generated host instructions run.
+
+pub mod block;
+mod cpu;
+pub mod decode;
+mod insn;
+pub mod interp;
+mod machine;
+pub mod vector;
+
+pub use block::{Block, BlockCache, Mode};
+pub use cpu::{Cpu, FpuState, HIGH_BYTE, REG_NONE, REG_RIP, RSP, SEG_NONE, Width};
+pub use insn::{Handler, Insn, InsnFlags};
+pub use interp::{Core, Outcome};
+pub use machine::{Machine, Stop, SystemOp, Word};

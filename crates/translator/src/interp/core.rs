@@ -1,0 +1,86 @@
+//! A processor core and its loop over a block.
+
+use crate::block::Block;
+use crate::cpu::Cpu;
+use crate::insn::{Insn, InsnFlags};
+use crate::machine::{Machine, Stop};
+
+/// Registers together with what they are plugged into.
+pub struct Core<M: Machine> {
+    /// The registers.
+    pub cpu: Cpu,
+    /// Memory and privilege.
+    pub machine: M,
+}
+
+/// How a block ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// All instructions completed (or the last one run ended the block early); RIP is where to go on.
+    Done,
+    /// An exception was raised; RIP points to the instruction that raised it.
+    Fault,
+    /// RIP points to an instruction that has to run again.
+    Retry,
+}
+
+impl<M: Machine> Core<M> {
+    /// Runs `block`, to which RIP points, or its first instruction only where `single` is set.
+    #[inline]
+    pub fn run_block(&mut self, block: &Block<M>, single: bool) -> Outcome {
+        let insns = if single { &block.insns[..1] } else { &block.insns[..] };
+        for (done, insn) in insns.iter().enumerate() {
+            let start = self.cpu.rip();
+            self.cpu.set_rip(start.wrapping_add(u64::from(insn.len)));
+            if let Err(stop) = (insn.handler)(self, insn) {
+                return self.stopped(stop, start, done as u64);
+            }
+            if self.machine.must_end() {
+                return self.stopped(Stop::End, start, done as u64);
+            }
+        }
+        self.cpu.retired += insns.len() as u64;
+        Outcome::Done
+    }
+
+    #[cold]
+    fn stopped(&mut self, stop: Stop, start: u64, done: u64) -> Outcome {
+        self.cpu.retired += done;
+        match stop {
+            Stop::End => {
+                self.cpu.retired += 1;
+                Outcome::Done
+            }
+            Stop::Fault => {
+                self.cpu.set_rip(start);
+                Outcome::Fault
+            }
+            Stop::Retry => {
+                self.cpu.set_rip(start);
+                Outcome::Retry
+            }
+        }
+    }
+
+    /// The linear address of the memory operand.
+    #[inline(always)]
+    #[must_use]
+    pub fn address(&self, insn: &Insn<M>) -> u64 {
+        let offset = self.offset(insn);
+        offset.wrapping_add(self.cpu.segs[(insn.seg & 7) as usize].base)
+    }
+
+    /// The effective address (offset in its segment) of the memory operand, as LEA computes it.
+    #[inline(always)]
+    #[must_use]
+    pub fn offset(&self, insn: &Insn<M>) -> u64 {
+        let regs = &self.cpu.regs;
+        let base = regs[(insn.base & 31) as usize];
+        let index = regs[(insn.index & 31) as usize] << (insn.scale & 3);
+        let sum = base.wrapping_add(index).wrapping_add(insn.disp as i64 as u64);
+        if insn.flags & (InsnFlags::ADDR32 | InsnFlags::ADDR16) == 0 {
+            return sum;
+        }
+        if insn.flags & InsnFlags::ADDR32 != 0 { sum & 0xffff_ffff } else { sum & 0xffff }
+    }
+}
