@@ -1,1 +1,66 @@
 //! Guest RAM: the frame table, sources of absent frames, access and write facts, device views.
+//!
+//! RAM is an array of 4 KiB frames. The table holds the state of each and two facts, the epochs of
+//! its last access and last change. All ways to guest bytes lead through it, so that it is true:
+//!
+//! ```text
+//!   vCPU (soft TLB miss)               device                     loader
+//!          |                             |                           |
+//!   GuestMemory::resolve           DeviceView (pins)            LoaderView
+//!          |                             |                           |
+//!          +-------------+---------------+---------------------------+
+//!                        v
+//!    untouched ----> resident <---- absent(source) <-- snapshot, swap, peer
+//!        ^   \       |  ^   ^
+//!        |    \      |  |   +--- an access takes a frame back
+//!        |     v     v  |
+//!        +--- ballooned-+        discard: mark, revoke, punch
+//!  return_from_balloon
+//! ```
+//!
+//! Two kinds of user are kept apart. A vCPU caches translations and gives them up when the
+//! [`MappingObserver`] is told to; a discard waits for that. A device pins the frames of each
+//! access; a discard leaves those alone. Neither ever waits for a discard's revocation.
+//!
+//! It is *not* an MMU (guest virtual addresses are the engine's), knows no device, and decides
+//! nothing: which frames to discard is a policy's verdict.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use memory::{DeviceView, Discard, Frame, FrameState, Gpa, GuestMemory};
+//!
+//! let memory = Arc::new(GuestMemory::with_bytes(64 << 20)?);
+//! let view = DeviceView::new(Arc::clone(&memory));
+//! view.write(Gpa(0x1000), b"hello")?;
+//! assert_eq!(memory.counts().resident, 1);
+//!
+//! memory.discard([Frame(1)], Discard::Balloon)?;
+//! assert_eq!(memory.facts(Frame(1)).map(|facts| facts.state), Some(FrameState::Ballooned));
+//! assert_eq!(memory.backed_bytes()?, 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa};
+pub use discard::{Discard, DiscardError, Discarded};
+pub use guest_memory::{GuestMemory, HostPage, MemoryError, ResolveError};
+pub use layout::{LayoutError, RamLayout, RamRange};
+pub use pin::{AccessError, PinnedSlice, read_at, write_at};
+pub use revoke::{MappingObserver, Revocation};
+pub use source::{Source, SourceError, SourceId};
+pub use table::{FrameCounts, FrameFacts, FrameState};
+pub use view::DeviceView;
+pub use vm_memory_traits::{FrameTracking, LoaderRegion, LoaderView, SlicePin};
+
+mod address;
+mod census;
+mod discard;
+mod guest_memory;
+mod layout;
+mod pin;
+mod ram;
+mod revoke;
+mod source;
+mod table;
+mod view;
+mod vm_memory_traits;
+mod word;

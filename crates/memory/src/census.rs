@@ -1,0 +1,49 @@
+//! Epochs: which frames were accessed or changed, and when. A census, not a sample.
+//!
+//! Nothing is paid for while nobody advances the epoch: every access finds its fact recorded.
+
+use crate::address::{Epoch, Frame};
+use crate::guest_memory::GuestMemory;
+use crate::revoke::Revocation;
+
+impl GuestMemory {
+    /// Begins the next epoch and has the engine forget its translations, so that the first access
+    /// to each frame in the new epoch is seen.
+    ///
+    /// A vCPU forgets at its next safe point: what it accesses before that, through translations
+    /// of the epoch that ended, counts as accessed in that one.
+    pub fn advance_epoch(&self) -> Epoch {
+        let epoch = self.table.advance_epoch();
+        self.revoke(Revocation::Epoch(epoch));
+        epoch
+    }
+
+    /// The frames last accessed in `since` or later, in order.
+    pub fn accessed_since(&self, since: Epoch) -> impl Iterator<Item = Frame> + '_ {
+        self.table.frames().filter(move |&frame| self.table.accessed(frame) >= since)
+    }
+
+    /// The frames whose contents changed in `since` or later, in order: written by the guest or a
+    /// device, or discarded (look at the state to tell).
+    pub fn written_since(&self, since: Epoch) -> impl Iterator<Item = Frame> + '_ {
+        self.table.frames().filter(move |&frame| self.table.written(frame) >= since)
+    }
+
+    /// Frames by the age of their last access, in one pass: element `n` counts those last accessed
+    /// `n` epochs before the current one. Older and never accessed frames are left out.
+    pub fn accesses_by_age(&self, ages: usize) -> Vec<u32> {
+        let mut counts = vec![0; ages];
+        let now = self.epoch();
+        for frame in self.table.frames() {
+            let accessed = self.table.accessed(frame);
+            // An access may be recorded in an epoch that began after `now` was read: it is fresh.
+            let age = now.0.saturating_sub(accessed.0) as usize;
+            if accessed != Epoch::NEVER
+                && let Some(count) = counts.get_mut(age)
+            {
+                *count += 1;
+            }
+        }
+        counts
+    }
+}

@@ -1,0 +1,311 @@
+//! Guest RAM and its one fault path.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use rustix::io::Errno;
+
+use crate::address::{Access, Epoch, FRAME_SIZE, Frame, Gpa};
+use crate::layout::{LayoutError, RamLayout};
+use crate::ram::Ram;
+use crate::revoke::{MappingObserver, Revocation};
+use crate::source::{Source, SourceError, SourceId};
+use crate::table::{Entered, FrameCounts, FrameFacts, FrameTable};
+
+/// The RAM of one guest. Shared as an `Arc` by vCPUs, devices and whoever wants to know.
+pub struct GuestMemory {
+    pub(crate) layout: RamLayout,
+    pub(crate) table: FrameTable,
+    pub(crate) ram: Ram,
+    sources: RwLock<Vec<Arc<dyn Source>>>,
+    observer: RwLock<Option<Arc<dyn MappingObserver>>>,
+    /// Held through a discard, see `FrameTable::begin_discard`.
+    pub(crate) discarding: Mutex<()>,
+}
+
+/// Why guest memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size asked for.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The host's answer.
+    #[error(
+        "map {bytes} bytes of guest memory: {errno}: give the guest less memory or raise the limit on address space (ulimit -v)"
+    )]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the host said.
+        errno: Errno,
+    },
+}
+
+/// Why a frame could not be made resident.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The number is past the end of RAM: a bug of the caller, since
+    /// [`GuestMemory::frame_of`] makes no such frame.
+    #[error("frame {0}: past the end of guest memory")]
+    NoSuchFrame(Frame),
+    /// The source of an absent frame failed. The frame is absent still; another try may succeed.
+    #[error("frame {frame}: fetch: {error}")]
+    Source {
+        /// The frame.
+        frame: Frame,
+        /// What its source said.
+        error: SourceError,
+    },
+}
+
+/// The host's page of a resident frame: 4096 bytes, aligned, readable and writable.
+///
+/// Only an address. It may be used by a vCPU until that vCPU has acknowledged the next
+/// [`Revocation`] that covers the frame, and by nobody else: a thread that takes part in no
+/// revocation uses [`crate::DeviceView`], which pins. Whoever writes through it must have
+/// resolved it with [`Access::Write`]. The guest's other vCPUs and its devices access the same
+/// bytes at any time: use volatile or atomic accesses, never a Rust reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPage(NonNull<u8>);
+
+// SAFETY: a HostPage is a number until somebody dereferences it, under the contract above.
+unsafe impl Send for HostPage {}
+// SAFETY: as above.
+unsafe impl Sync for HostPage {}
+
+impl HostPage {
+    /// The address of its first byte.
+    #[inline]
+    pub const fn as_ptr(self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+}
+
+impl GuestMemory {
+    /// Maps RAM for `layout`, every frame untouched. Costs no host memory but page tables.
+    pub fn new(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
+        let bytes = layout.bytes();
+        let ram = Ram::map(bytes as usize).map_err(|errno| MemoryError::Map { bytes, errno })?;
+        Ok(GuestMemory {
+            layout,
+            table: FrameTable::new(layout.frames()),
+            ram,
+            sources: RwLock::default(),
+            observer: RwLock::default(),
+            discarding: Mutex::default(),
+        })
+    }
+
+    /// Maps `bytes` of RAM in the usual layout.
+    pub fn with_bytes(bytes: u64) -> Result<GuestMemory, MemoryError> {
+        GuestMemory::new(RamLayout::new(bytes)?)
+    }
+
+    /// Where RAM lies in the physical address space.
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// The size of RAM in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.layout.bytes()
+    }
+
+    /// The frame that holds `gpa`, or `None` outside RAM.
+    #[inline]
+    pub const fn frame_of(&self, gpa: Gpa) -> Option<Frame> {
+        self.layout.frame_of(gpa)
+    }
+
+    /// The first address of `frame`, or `None` if there is no such frame.
+    pub const fn gpa_of(&self, frame: Frame) -> Option<Gpa> {
+        self.layout.gpa_of(frame)
+    }
+
+    /// Makes `frame` resident, whatever it was, records the access in the current epoch, and
+    /// answers where its page is. The one fault path.
+    ///
+    /// Untouched and ballooned frames read as zeros. An absent one is fetched from its source, by
+    /// one thread, while others that want it wait. Never waits for a revocation.
+    ///
+    /// After [`Access::Read`] the page may be read only, so that the first write of an epoch is
+    /// seen: an engine that caches translations caches the access with them.
+    #[inline]
+    pub fn resolve(&self, frame: Frame, access: Access) -> Result<HostPage, ResolveError> {
+        match self.table.is_resident(frame) {
+            Some(true) => {}
+            Some(false) => self.make_resident(frame, false)?,
+            None => return Err(ResolveError::NoSuchFrame(frame)),
+        }
+        self.table.note_access(frame, access);
+        Ok(HostPage(self.ram.page(frame)))
+    }
+
+    /// As [`GuestMemory::resolve`], and keeps the frame resident until
+    /// [`FrameTable::unpin`].
+    pub(crate) fn resolve_pinned(&self, frame: Frame, access: Access) -> Result<(), ResolveError> {
+        if frame.0 >= self.table.len() {
+            return Err(ResolveError::NoSuchFrame(frame));
+        }
+        self.make_resident(frame, true)?;
+        self.table.note_access(frame, access);
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_resident(&self, frame: Frame, pin: bool) -> Result<(), ResolveError> {
+        match self.table.enter(frame, pin) {
+            Entered::Resident => Ok(()),
+            Entered::Fill(source) => self.fill(frame, source, pin),
+        }
+    }
+
+    /// Fetches an absent frame. The contents go through a buffer, so that a failed fetch leaves no
+    /// page behind and no Rust reference into guest memory is made.
+    fn fill(&self, frame: Frame, source: SourceId, pin: bool) -> Result<(), ResolveError> {
+        let filling = Filling { table: &self.table, frame };
+        let source = self.source(source);
+        let mut contents = [0; FRAME_SIZE];
+        source
+            .fetch(frame, &mut contents)
+            .map_err(|error| ResolveError::Source { frame, error })?;
+        let page = self.ram.page(frame).as_ptr();
+        // SAFETY: the page is 4096 mapped bytes; the frame is in state filling, which this thread
+        // alone ends, so nobody else has its address; the buffer is ours.
+        unsafe { page.copy_from_nonoverlapping(contents.as_ptr(), FRAME_SIZE) };
+        filling.done(pin);
+        Ok(())
+    }
+
+    fn source(&self, id: SourceId) -> Arc<dyn Source> {
+        let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&sources[id.0 as usize])
+    }
+
+    /// Registers a source for [`GuestMemory::make_absent`]. `None` if 65,536 are registered.
+    pub fn add_source(&self, source: Arc<dyn Source>) -> Option<SourceId> {
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        let id = u16::try_from(sources.len()).ok()?;
+        sources.push(source);
+        Some(SourceId(id))
+    }
+
+    /// Says that the contents of `frames` are at `source`. Only untouched and ballooned frames
+    /// become absent; the answer is how many did. Panics on a source of another memory.
+    pub fn make_absent(&self, frames: impl IntoIterator<Item = Frame>, source: SourceId) -> u32 {
+        let registered = self.sources.read().unwrap_or_else(PoisonError::into_inner).len();
+        assert!((source.0 as usize) < registered, "{source:?} of {registered} sources");
+        let mut made = 0;
+        for frame in frames {
+            if frame.0 < self.table.len() && self.table.make_absent(frame, source) {
+                made += 1;
+            }
+        }
+        made
+    }
+
+    /// Sets who is told of revocations: the engine. Set it before the first vCPU runs.
+    ///
+    /// The memory keeps it alive; an observer that holds the memory must hold it weakly.
+    pub fn set_observer(&self, observer: Arc<dyn MappingObserver>) {
+        *self.observer.write().unwrap_or_else(PoisonError::into_inner) = Some(observer);
+    }
+
+    pub(crate) fn revoke(&self, revoked: Revocation<'_>) {
+        if let Some(observer) = self.observer() {
+            observer.revoke(revoked);
+        }
+    }
+
+    pub(crate) fn observer(&self) -> Option<Arc<dyn MappingObserver>> {
+        self.observer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Marks `frame` as decoded: from now on, device writes to it reach
+    /// [`MappingObserver::code_written`]. True if it was not marked.
+    ///
+    /// The order that loses no write: resolve the frame, mark it, make sure that no vCPU writes it
+    /// through a cached translation without noticing, then read the bytes to decode. A discard
+    /// clears the mark after its revocation.
+    pub fn mark_code(&self, frame: Frame) -> bool {
+        let marked = self.table.mark_code(frame);
+        // Pairs with the fence in `DeviceView`'s writes: either the device sees the mark after
+        // its write, or the decoder sees the written bytes.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        marked
+    }
+
+    /// Ends [`GuestMemory::mark_code`], once the engine has dropped all code of the frame.
+    pub fn clear_code(&self, frame: Frame) {
+        self.table.clear_code(frame);
+    }
+
+    /// Whether `frame` is marked as decoded.
+    pub fn is_code(&self, frame: Frame) -> bool {
+        self.table.is_code(frame)
+    }
+
+    /// What the table says of `frame`; `None` past the end of RAM.
+    pub fn facts(&self, frame: Frame) -> Option<FrameFacts> {
+        self.table.facts(frame)
+    }
+
+    /// How many frames are in each state. Read without stopping anybody: exact when nothing moves.
+    pub fn counts(&self) -> FrameCounts {
+        self.table.counts()
+    }
+
+    /// The bytes of all resident frames, by the table.
+    pub fn resident_bytes(&self) -> u64 {
+        u64::from(self.counts().resident) * FRAME_SIZE as u64
+    }
+
+    /// The host memory that RAM occupies, measured by asking the host. Less than
+    /// [`GuestMemory::resident_bytes`] by frames that were resolved and then not accessed.
+    pub fn backed_bytes(&self) -> Result<u64, MemoryError> {
+        let bytes = self.bytes();
+        self.ram.backed_bytes().map_err(|errno| MemoryError::Map { bytes, errno })
+    }
+
+    /// The epoch that accesses are recorded in now.
+    pub fn epoch(&self) -> Epoch {
+        self.table.epoch()
+    }
+
+    /// The file behind RAM: frame `n` is at byte `4096 * n`. For lending frames to another
+    /// process; an access through it passes the table by.
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.ram.fd()
+    }
+}
+
+impl std::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestMemory")
+            .field("layout", &self.layout)
+            .field("counts", &self.counts())
+            .field("epoch", &self.epoch())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A fetch under way. Dropped before it is done (an error, a panic in the source), it makes the
+/// frame absent again, so that nobody waits for ever.
+struct Filling<'a> {
+    table: &'a FrameTable,
+    frame: Frame,
+}
+
+impl Filling<'_> {
+    fn done(self, pin: bool) {
+        self.table.filled(self.frame, true, pin);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        self.table.filled(self.frame, false, false);
+    }
+}

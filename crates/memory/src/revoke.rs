@@ -1,0 +1,45 @@
+//! Taking translations back from those who cache them.
+
+use crate::address::{Epoch, Frame, FrameRange, Gpa};
+
+/// Translations that must no longer be used.
+#[derive(Clone, Copy, Debug)]
+pub enum Revocation<'a> {
+    /// The contents of these frames are about to go. Also drop code decoded from them. Must be
+    /// complete on return.
+    Frames(&'a [FrameRange]),
+    /// Every frame. Must be complete on return.
+    All,
+    /// A new epoch began: forget all translations, so that the first access of each frame in it
+    /// is seen. May be asynchronous: each vCPU does it at its next safe point. Decoded code stays
+    /// valid.
+    Epoch(Epoch),
+}
+
+impl Revocation<'_> {
+    /// Whether a translation to `frame` is revoked.
+    pub fn covers(&self, frame: Frame) -> bool {
+        match self {
+            Revocation::Frames(ranges) => ranges.iter().any(|range| range.contains(frame)),
+            Revocation::All | Revocation::Epoch(_) => true,
+        }
+    }
+}
+
+/// The engine's side of revocation: it caches what [`crate::GuestMemory::resolve`] answered.
+///
+/// Both methods may be called on any thread, a vCPU's own too (a device that runs in the vCPU's
+/// exit handler discards frames). Hence two rules. A vCPU that is not inside guest code holds no
+/// [`crate::HostPage`] and counts as having let go; its stale translations may be dropped before
+/// it next enters. And a vCPU that waits inside `resolve` is still inside guest code: the memory
+/// never makes it wait for a revocation, so that neither waits for the other.
+pub trait MappingObserver: Send + Sync {
+    /// Returns when no vCPU uses, and none will use again without a new `resolve`, a translation
+    /// to what is revoked ([`Revocation::Epoch`] may return at once). Running code decoded from a
+    /// frame is a use of it.
+    fn revoke(&self, revoked: Revocation<'_>);
+
+    /// A device wrote `len` bytes at `gpa`, within one frame that is marked as code. Called after
+    /// the bytes are in memory.
+    fn code_written(&self, gpa: Gpa, len: usize);
+}
