@@ -1,0 +1,100 @@
+//! The traits.
+
+use std::sync::Arc;
+
+use memory::GuestMemory;
+use x86::VcpuState;
+
+use crate::error::EngineError;
+use crate::exit::Exit;
+
+/// How an engine learns of accesses to a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tracking {
+    /// Every first access of an epoch is seen, with its direction.
+    Exact,
+    /// Not at all.
+    None,
+}
+
+/// What an engine can do; inferences say which of these they had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities {
+    /// Guest instructions are counted.
+    pub counts_instructions: bool,
+    /// First accesses in an epoch.
+    pub access_tracking: Tracking,
+    /// First writes in an epoch.
+    pub write_tracking: Tracking,
+    /// The most vCPUs of one VM.
+    pub max_vcpus: u32,
+}
+
+/// What a VM is made of, for an engine.
+#[derive(Clone)]
+pub struct VmSpec {
+    /// Guest RAM. The engine registers itself as its mapping observer.
+    pub memory: Arc<GuestMemory>,
+    /// Number of vCPUs, 1 or more; their local APIC ids are 0 to `vcpus - 1`.
+    pub vcpus: u32,
+}
+
+/// A way to execute guest code.
+pub trait Engine: Send + Sync {
+    /// `kvm` or `translate`.
+    fn name(&self) -> &'static str;
+
+    /// What it can do on this machine.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes a VM with its interrupt controllers: an IO-APIC at 0xfec0_0000 with 24 inputs, and a local
+    /// APIC in x2APIC mode per vCPU.
+    fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>, EngineError>;
+}
+
+/// One VM on an engine. Its methods may be called from any thread.
+pub trait Vm: Send + Sync {
+    /// Makes vCPU `id`, once each. vCPU 0 is the bootstrap processor; the others wait for a start-up IPI.
+    /// A vCPU runs on whichever thread calls [`Vcpu::run`], one at a time.
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError>;
+
+    /// Sets input `gsi` of the IO-APIC. An edge-triggered interrupt is a rise followed by a fall.
+    fn set_irq(&self, gsi: u32, high: bool);
+
+    /// Makes vCPU `id` return [`Exit::Kicked`] soon, whether it runs, is halted or is about to run: a
+    /// kick is never lost, and two before the return count as one.
+    fn kick(&self, id: u32);
+}
+
+/// What a vCPU has done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Guest instructions completed, where the engine counts them.
+    pub instructions: Option<u64>,
+    /// Times halted by HLT.
+    pub halts: u64,
+    /// Exceptions delivered to the guest.
+    pub exceptions: u64,
+    /// External interrupts delivered to the guest.
+    pub interrupts: u64,
+}
+
+/// One virtual processor.
+pub trait Vcpu: Send {
+    /// Runs guest code until something needs an answer. HLT and waiting for a start-up IPI block inside.
+    /// Pending [`Vcpu::complete_read`] answers are consumed first.
+    fn run(&mut self) -> Result<Exit, EngineError>;
+
+    /// Answers the last [`Exit::PortRead`] or [`Exit::MmioRead`]; bytes beyond the size are ignored.
+    fn complete_read(&mut self, value: u64);
+
+    /// A copy of all architectural state. Exact after [`Exit::Kicked`] and before the first run; after a
+    /// read exit the instruction has not completed and will run again.
+    fn state(&self) -> VcpuState;
+
+    /// Replaces all architectural state.
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError>;
+
+    /// What it has done so far.
+    fn counters(&self) -> Counters;
+}
