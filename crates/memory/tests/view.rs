@@ -1,5 +1,7 @@
 //! Devices' accesses: right bytes, true table, no way out of RAM.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::sync::{Arc, Mutex};
 
 use memory::{
