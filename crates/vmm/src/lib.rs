@@ -1,1 +1,4 @@
 //! One virtual machine: configuration, plan, boot, run states, events.
+#![forbid(unsafe_code)]
+
+pub mod config;

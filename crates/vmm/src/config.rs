@@ -1,0 +1,85 @@
+//! What the user asked for ([`VmConfig`]) and the same, checked ([`VmPlan`]).
+//!
+//! [`VmPlan::new`] looks at everything that can be looked at without starting: sizes, names, and whether
+//! each file is there and may be used as asked. It opens nothing for long and creates nothing, so a refused
+//! configuration leaves no trace. Whether the kernel file really is a kernel is for `boot` to say.
+
+mod bytes;
+mod error;
+mod files;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use bytes::{Bytes, BytesError};
+pub use error::ConfigError;
+pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan};
+
+/// The command line of a guest for which none was asked: a serial console, and a reset after a panic.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1";
+
+/// A VM as asked for, unchecked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// Name of the VM and of its socket; by default `vm-` and the process id.
+    pub name: Option<String>,
+    /// The kernel: a bzImage or an ELF vmlinux.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; by default [`DEFAULT_CMDLINE`].
+    pub cmdline: Option<String>,
+    /// Size of guest RAM.
+    pub memory: Bytes,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
+    /// Which engine runs the guest.
+    pub engine: EngineChoice,
+    /// Where the guest's serial console goes.
+    pub console: ConsoleConfig,
+    /// Where the report of the run is written.
+    pub report: Option<PathBuf>,
+}
+
+/// A disk as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// A raw image, or a block device.
+    pub path: PathBuf,
+    /// Never write to `path`. Without an overlay the guest is refused writes.
+    pub read_only: bool,
+    /// Takes the guest's writes in place of `path`; created when it is not there.
+    pub overlay: Option<PathBuf>,
+}
+
+/// Which engine the user asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The fastest that can run a guest here.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Translation, whether KVM is here or not.
+    Translate,
+}
+
+/// Where the guest's serial console goes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleConfig {
+    /// Our standard input and output.
+    #[default]
+    Stdio,
+    /// Output into a file (or a terminal device, or a FIFO); no input.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}

@@ -1,0 +1,127 @@
+//! Why a configuration is refused.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::Bytes;
+
+/// Why a configuration is refused: the user's to mend, all of them.
+///
+/// Each prints as one line that names the thing and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The name cannot be the name of a socket.
+    #[error(
+        "name `{name}` is refused: use 1 to {max} letters, digits, dots, dashes or underscores, \
+         beginning with a letter or digit"
+    )]
+    Name {
+        /// The name.
+        name: String,
+        /// Longest name allowed.
+        max: usize,
+    },
+    /// Memory outside what a VM can have.
+    #[error("memory {memory} is refused: ask for {min} to {max}, a multiple of 4K")]
+    Memory {
+        /// What was asked.
+        memory: Bytes,
+        /// The least.
+        min: Bytes,
+        /// The most.
+        max: Bytes,
+    },
+    /// A number of vCPUs that cannot be had.
+    #[error("{cpus} vCPUs are refused: ask for 1 to {max}")]
+    Cpus {
+        /// What was asked.
+        cpus: u32,
+        /// The most.
+        max: u32,
+    },
+    /// The command line does not fit, or is not text for a kernel.
+    #[error("kernel command line of {length} bytes is refused: at most {max} are possible")]
+    CmdlineLength {
+        /// Its length.
+        length: usize,
+        /// The most.
+        max: usize,
+    },
+    /// A control character in the command line.
+    #[error("kernel command line is refused: control character at byte {at}: take it out")]
+    CmdlineCharacter {
+        /// Offset of the character.
+        at: usize,
+    },
+    /// A file could not be opened as asked.
+    #[error("{what} {path}: {source}: {remedy}")]
+    Open {
+        /// What the file was to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// Neither a file nor (where that is allowed) a device.
+    #[error("{what} {path} is a {found}: name a {expected}")]
+    FileType {
+        /// What the file was to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// Nothing in the file.
+    #[error("{what} {path} is empty: name a file with something in it")]
+    Empty {
+        /// What the file was to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The initial RAM disk cannot fit.
+    #[error("initrd {path} has {length} bytes, memory {memory}: ask for more with --memory")]
+    InitrdTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+        /// Size of guest RAM.
+        memory: Bytes,
+    },
+    /// A disk with a broken last sector.
+    #[error("disk {path} has {length} bytes: a raw image is a multiple of 512 bytes long")]
+    DiskLength {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+    },
+    /// More disks than a VM has places for.
+    #[error("{disks} disks are refused: at most {max} are possible")]
+    Disks {
+        /// What was asked.
+        disks: usize,
+        /// The most.
+        max: usize,
+    },
+    /// One file in two roles, at least one of which writes.
+    #[error("{path} would be written as {writer} and used as {other}: give each a file of its own")]
+    Shared {
+        /// The file.
+        path: PathBuf,
+        /// The role that writes.
+        writer: &'static str,
+        /// The other role.
+        other: &'static str,
+    },
+    /// KVM asked for in a build without it.
+    #[error("this build has no KVM engine yet: use --engine translate or --engine auto")]
+    NoKvmEngine,
+}

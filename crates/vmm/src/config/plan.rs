@@ -1,0 +1,246 @@
+//! The checked configuration.
+
+use std::path::{Path, PathBuf};
+
+use super::files::{self, FileId};
+use super::{
+    Bytes, ConfigError, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, EngineChoice, VmConfig,
+};
+
+const MEMORY_MIN: Bytes = Bytes(16 << 20);
+const MEMORY_MAX: Bytes = Bytes(1 << 40);
+const MEMORY_STEP: u64 = 4096;
+const CPUS_MAX: u32 = 64;
+const DISKS_MAX: usize = 16;
+const SECTOR: u64 = 512;
+/// A socket's path has 107 bytes; 43 are left for the directory, the slash and `.sock`.
+const NAME_MAX: usize = 64;
+/// COMMAND_LINE_SIZE of x86 Linux is 2048 with the closing zero.
+const CMDLINE_MAX: usize = 2047;
+
+/// A VM that can be started, as far as one can know without starting it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmPlan {
+    /// Letters, digits, `.`, `-`, `_`; `1 <= len <= 64`.
+    pub name: String,
+    /// Was a readable, non-empty regular file.
+    pub kernel: PathBuf,
+    /// Was a readable, non-empty regular file smaller than memory.
+    pub initrd: Option<PathBuf>,
+    /// No control characters; `len <= 2047`.
+    pub cmdline: String,
+    /// `16 MiB <= memory <= 1 TiB`, a multiple of 4 KiB.
+    pub memory: Bytes,
+    /// `1 <= cpus <= 64`.
+    pub cpus: u32,
+    /// At most 16; no file that one of them writes is used twice.
+    pub disks: Vec<DiskPlan>,
+    /// The engine that will run it, and why that one.
+    pub engine: EnginePlan,
+    /// Where the serial console goes; a file was writable or could be created.
+    pub console: ConsoleConfig,
+    /// Was writable or could be created.
+    pub report: Option<PathBuf>,
+}
+
+/// A disk that can be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskPlan {
+    /// The image or block device.
+    pub path: PathBuf,
+    /// Its length in bytes; a multiple of 512, not 0.
+    pub length: u64,
+    /// Where writes go.
+    pub access: DiskAccess,
+}
+
+/// Where the guest's writes to a disk go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DiskAccess {
+    /// Into the image.
+    Write,
+    /// Nowhere: the device refuses them.
+    ReadOnly,
+    /// Into this file, which exists or can be created; the image stays as it is.
+    Overlay(PathBuf),
+}
+
+/// The engine that will run the guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EnginePlan {
+    /// Which.
+    pub kind: EngineKind,
+    /// Why, in a few words for the user.
+    pub reason: &'static str,
+}
+
+/// The engines there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineKind {
+    /// The x86-64 translator.
+    Translate,
+}
+
+impl EngineKind {
+    /// The name used on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Translate => "translate",
+        }
+    }
+}
+
+impl VmPlan {
+    /// Checks a configuration. Creates no file; leaves nothing open.
+    pub fn new(config: VmConfig) -> Result<Self, ConfigError> {
+        let engine = engine(config.engine)?;
+        let name = name(config.name)?;
+        let memory = memory(config.memory)?;
+        let cpus = cpus(config.cpus)?;
+        let cmdline = cmdline(config.cmdline)?;
+        let mut uses = Uses::default();
+        uses.add("kernel", &config.kernel, files::readable("kernel", &config.kernel)?.id, false)?;
+        if let Some(path) = &config.initrd {
+            uses.add("initrd", path, initrd(path, memory)?, false)?;
+        }
+        let disks = disks(config.disks, &mut uses)?;
+        if let ConsoleConfig::File(path) = &config.console {
+            uses.add_output("console", path)?;
+        }
+        if let Some(path) = &config.report {
+            uses.add_output("report", path)?;
+        }
+        let VmConfig { kernel, initrd, console, report, .. } = config;
+        Ok(Self { name, kernel, initrd, cmdline, memory, cpus, disks, engine, console, report })
+    }
+}
+
+fn engine(choice: EngineChoice) -> Result<EnginePlan, ConfigError> {
+    let reason = match choice {
+        EngineChoice::Kvm => return Err(ConfigError::NoKvmEngine),
+        EngineChoice::Auto => "this build has no KVM engine yet",
+        EngineChoice::Translate => "as asked",
+    };
+    Ok(EnginePlan { kind: EngineKind::Translate, reason })
+}
+
+fn name(asked: Option<String>) -> Result<String, ConfigError> {
+    let name = asked.unwrap_or_else(|| format!("vm-{}", std::process::id()));
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let all = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if first && all && name.len() <= NAME_MAX {
+        return Ok(name);
+    }
+    Err(ConfigError::Name { name: name.escape_debug().collect(), max: NAME_MAX })
+}
+
+fn memory(memory: Bytes) -> Result<Bytes, ConfigError> {
+    let sane = (MEMORY_MIN..=MEMORY_MAX).contains(&memory) && memory.0.is_multiple_of(MEMORY_STEP);
+    if sane {
+        return Ok(memory);
+    }
+    Err(ConfigError::Memory { memory, min: MEMORY_MIN, max: MEMORY_MAX })
+}
+
+fn cpus(cpus: u32) -> Result<u32, ConfigError> {
+    if (1..=CPUS_MAX).contains(&cpus) {
+        return Ok(cpus);
+    }
+    Err(ConfigError::Cpus { cpus, max: CPUS_MAX })
+}
+
+fn cmdline(asked: Option<String>) -> Result<String, ConfigError> {
+    let cmdline = asked.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
+    if cmdline.len() > CMDLINE_MAX {
+        return Err(ConfigError::CmdlineLength { length: cmdline.len(), max: CMDLINE_MAX });
+    }
+    match cmdline.bytes().position(|byte| byte.is_ascii_control()) {
+        Some(at) => Err(ConfigError::CmdlineCharacter { at }),
+        None => Ok(cmdline),
+    }
+}
+
+fn initrd(path: &Path, memory: Bytes) -> Result<FileId, ConfigError> {
+    let found = files::readable("initrd", path)?;
+    if found.length >= memory.0 {
+        let (path, length) = (path.to_owned(), found.length);
+        return Err(ConfigError::InitrdTooLarge { path, length, memory });
+    }
+    Ok(found.id)
+}
+
+fn disks(asked: Vec<DiskConfig>, uses: &mut Uses) -> Result<Vec<DiskPlan>, ConfigError> {
+    if asked.len() > DISKS_MAX {
+        return Err(ConfigError::Disks { disks: asked.len(), max: DISKS_MAX });
+    }
+    asked.into_iter().map(|config| disk(config, uses)).collect()
+}
+
+fn disk(config: DiskConfig, uses: &mut Uses) -> Result<DiskPlan, ConfigError> {
+    let DiskConfig { path, read_only, overlay } = config;
+    let access = match overlay {
+        Some(overlay) => DiskAccess::Overlay(overlay),
+        None if read_only => DiskAccess::ReadOnly,
+        None => DiskAccess::Write,
+    };
+    let write = access == DiskAccess::Write;
+    let found = files::disk(&path, write)?;
+    if !found.length.is_multiple_of(SECTOR) {
+        return Err(ConfigError::DiskLength { path, length: found.length });
+    }
+    uses.add("disk", &path, found.id, write)?;
+    if let DiskAccess::Overlay(overlay) = &access {
+        uses.add_output("overlay", overlay)?;
+    }
+    Ok(DiskPlan { path, length: found.length, access })
+}
+
+/// The files used so far, so that none that is written is used twice.
+#[derive(Default)]
+struct Uses(Vec<Use>);
+
+struct Use {
+    role: &'static str,
+    target: Target,
+    writes: bool,
+}
+
+#[derive(PartialEq)]
+enum Target {
+    There(FileId),
+    ToCreate(PathBuf),
+}
+
+impl Uses {
+    fn add(
+        &mut self,
+        role: &'static str,
+        path: &Path,
+        id: FileId,
+        writes: bool,
+    ) -> Result<(), ConfigError> {
+        self.insert(path, Use { role, target: Target::There(id), writes })
+    }
+
+    /// A file that we write and perhaps create. `/dev/null`, a terminal or a pipe may be named twice.
+    fn add_output(&mut self, role: &'static str, path: &Path) -> Result<(), ConfigError> {
+        let target = match files::writable(role, path)? {
+            Some(_) if role != "overlay" && !path.is_file() => return Ok(()),
+            Some(id) => Target::There(id),
+            None => Target::ToCreate(path.to_owned()),
+        };
+        self.insert(path, Use { role, target, writes: true })
+    }
+
+    fn insert(&mut self, path: &Path, new: Use) -> Result<(), ConfigError> {
+        let clash =
+            self.0.iter().find(|old| old.target == new.target && (old.writes || new.writes));
+        if let Some(old) = clash {
+            let (writer, other) =
+                if new.writes { (new.role, old.role) } else { (old.role, new.role) };
+            return Err(ConfigError::Shared { path: path.to_owned(), writer, other });
+        }
+        self.0.push(new);
+        Ok(())
+    }
+}

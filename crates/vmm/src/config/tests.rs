@@ -1,0 +1,186 @@
+//! Every refusal, by the words that the user sees.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+
+struct Host {
+    dir: TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        fs::write(dir.path().join("vmlinuz"), b"kernel").expect("kernel");
+        fs::write(dir.path().join("disk.img"), [0; 4096]).expect("disk");
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self) -> VmConfig {
+        VmConfig {
+            name: None,
+            kernel: self.path("vmlinuz"),
+            initrd: None,
+            cmdline: None,
+            memory: Bytes(64 << 20),
+            cpus: 1,
+            disks: Vec::new(),
+            engine: EngineChoice::Auto,
+            console: ConsoleConfig::Stdio,
+            report: None,
+        }
+    }
+
+    fn disk(&self, name: &str) -> DiskConfig {
+        DiskConfig { path: self.path(name), read_only: false, overlay: None }
+    }
+}
+
+fn refusal(config: VmConfig) -> String {
+    let line = VmPlan::new(config).expect_err("must be refused").to_string();
+    assert!(!line.contains('\n'), "{line}");
+    line
+}
+
+fn with(host: &Host, change: impl FnOnce(&mut VmConfig)) -> VmConfig {
+    let mut config = host.config();
+    change(&mut config);
+    config
+}
+
+#[test]
+fn the_defaults_are_filled_in() {
+    let host = Host::new();
+    let plan = VmPlan::new(host.config()).expect("plan");
+    assert_eq!(plan.name, format!("vm-{}", std::process::id()));
+    assert_eq!(plan.cmdline, DEFAULT_CMDLINE);
+    assert_eq!(plan.engine.kind, EngineKind::Translate);
+}
+
+#[test]
+fn numbers_have_limits() {
+    let host = Host::new();
+    for memory in [0, 4096, (16 << 20) - 4096, (16 << 20) + 1, (1 << 40) + 4096] {
+        let line = refusal(with(&host, |config| config.memory = Bytes(memory)));
+        assert!(line.ends_with("ask for 16M to 1T, a multiple of 4K"), "{line}");
+    }
+    for cpus in [0, 65] {
+        let line = refusal(with(&host, |config| config.cpus = cpus));
+        assert!(line.ends_with("ask for 1 to 64"), "{line}");
+    }
+    for memory in [16 << 20, 1 << 40] {
+        VmPlan::new(with(&host, |config| config.memory = Bytes(memory))).expect("plan");
+    }
+}
+
+#[test]
+fn names_are_safe_as_file_names() {
+    let host = Host::new();
+    let long = "a".repeat(65);
+    for name in ["", ".", "..", ".hidden", "-x", "a/b", "a b", "é", "a\n", long.as_str()] {
+        let line = refusal(with(&host, |config| config.name = Some(name.to_owned())));
+        assert!(line.contains("use 1 to 64 letters"), "{line}");
+    }
+    for name in ["a", "web-1", "0.x_Y", &long[1..]] {
+        let plan = VmPlan::new(with(&host, |config| config.name = Some(name.to_owned())));
+        assert_eq!(plan.expect("plan").name, name);
+    }
+}
+
+#[test]
+fn command_lines_have_limits() {
+    let host = Host::new();
+    let line = refusal(with(&host, |config| config.cmdline = Some("x".repeat(2048))));
+    assert!(line.contains("2048 bytes"), "{line}");
+    let line = refusal(with(&host, |config| config.cmdline = Some("quiet\0".to_owned())));
+    assert!(line.contains("at byte 5"), "{line}");
+}
+
+#[test]
+fn kernels_and_initrds_are_looked_at() {
+    let host = Host::new();
+    let line = refusal(with(&host, |config| config.kernel = host.path("none")));
+    assert!(line.contains("kernel ") && line.contains("check the path"), "{line}");
+    let line = refusal(with(&host, |config| config.kernel = host.path("")));
+    assert!(line.contains("is a directory: name a regular file"), "{line}");
+    fs::write(host.path("empty"), b"").expect("file");
+    let line = refusal(with(&host, |config| config.initrd = Some(host.path("empty"))));
+    assert!(line.contains("initrd") && line.contains("is empty"), "{line}");
+    let large = fs::File::create(host.path("large")).expect("file");
+    large.set_len(64 << 20).expect("length");
+    let line = refusal(with(&host, |config| config.initrd = Some(host.path("large"))));
+    assert!(line.contains("67108864 bytes, memory 64M"), "{line}");
+}
+
+#[test]
+fn disks_are_looked_at() {
+    let host = Host::new();
+    fs::write(host.path("odd.img"), [0; 513]).expect("disk");
+    let disks = |disks: Vec<DiskConfig>| with(&host, |config| config.disks = disks);
+    let line = refusal(disks(vec![host.disk("odd.img")]));
+    assert!(line.contains("513 bytes"), "{line}");
+    let line = refusal(disks(vec![host.disk("none.img")]));
+    assert!(line.contains("check the path"), "{line}");
+    let line = refusal(disks(vec![host.disk("disk.img"), host.disk("disk.img")]));
+    assert!(line.contains("give each a file of its own"), "{line}");
+    let plan = VmPlan::new(disks(vec![host.disk("disk.img")])).expect("plan");
+    assert_eq!(plan.disks[0].length, 4096);
+    assert_eq!(plan.disks[0].access, DiskAccess::Write);
+}
+
+#[test]
+fn a_disk_may_be_shared_as_long_as_nobody_writes_to_it() {
+    let host = Host::new();
+    let read_only = DiskConfig { read_only: true, ..host.disk("disk.img") };
+    let overlaid = DiskConfig { overlay: Some(host.path("new.cow")), ..host.disk("disk.img") };
+    let config =
+        with(&host, |config| config.disks = vec![read_only.clone(), read_only, overlaid.clone()]);
+    let plan = VmPlan::new(config).expect("plan");
+    assert_eq!(plan.disks[0].access, DiskAccess::ReadOnly);
+    assert_eq!(plan.disks[2].access, DiskAccess::Overlay(host.path("new.cow")));
+    assert!(!host.path("new.cow").exists(), "checking creates nothing");
+    let line = refusal(with(&host, |config| config.disks = vec![overlaid.clone(), overlaid]));
+    assert!(line.contains("as overlay"), "{line}");
+}
+
+#[test]
+fn an_overlay_is_not_its_base_by_any_name() {
+    let host = Host::new();
+    symlink(host.path("disk.img"), host.path("alias")).expect("link");
+    for name in ["disk.img", "alias"] {
+        let disk = DiskConfig { overlay: Some(host.path(name)), ..host.disk("disk.img") };
+        let line = refusal(with(&host, |config| config.disks = vec![disk]));
+        assert!(line.contains("written as overlay and used as disk"), "{line}");
+    }
+}
+
+#[test]
+fn outputs_must_be_possible() {
+    let host = Host::new();
+    let line = refusal(with(&host, |config| config.report = Some(host.path("no/report.json"))));
+    assert!(line.contains("report") && line.contains("directory that exists"), "{line}");
+    let line =
+        refusal(with(&host, |config| config.console = ConsoleConfig::File(host.path("vmlinuz"))));
+    assert!(line.contains("written as console and used as kernel"), "{line}");
+    let null = Path::new("/dev/null");
+    let config = with(&host, |config| {
+        config.console = ConsoleConfig::File(null.to_owned());
+        config.report = Some(null.to_owned());
+    });
+    VmPlan::new(config).expect("plan");
+}
+
+#[test]
+fn kvm_is_refused_with_what_to_do_instead() {
+    let host = Host::new();
+    let line = refusal(with(&host, |config| config.engine = EngineChoice::Kvm));
+    assert!(line.contains("--engine translate"), "{line}");
+}
