@@ -96,20 +96,62 @@ fn the_last_epoch_does_not_wrap() {
     assert_eq!(table.epoch(), Epoch(u32::MAX));
 }
 
+/// Returns when some thread waits for the frame; fails if the frame is not waited for.
+fn until_waited(table: &FrameTable) {
+    loop {
+        let word = Word(table.entry(F).word.load(Ordering::Relaxed));
+        assert!(word.is_busy(), "an access did not wait: {:?}", word.tag());
+        if word.is_waited() {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
 #[test]
-fn waiters_of_a_fill_see_its_end() {
+fn accesses_wait_for_the_end_of_a_fill() {
     let table = table();
     table.make_absent(F, SourceId(9));
     let Entered::Fill(source) = table.enter(F, false) else { panic!("absent frame entered") };
     assert_eq!(source, SourceId(9));
     std::thread::scope(|scope| {
         let waiters: Vec<_> = (0..3).map(|_| scope.spawn(|| enter(&table))).collect();
-        // Not needed for the outcome: makes it likely that they do wait.
-        while !Word(table.entry(F).word.load(Ordering::Relaxed)).is_waited() {
-            std::thread::yield_now();
-        }
+        until_waited(&table);
         table.filled(F, true, false);
         waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
     });
     assert_eq!(state(&table), FrameState::Resident);
+}
+
+#[test]
+fn accesses_wait_for_the_end_of_a_punch() {
+    let table = table();
+    enter(&table);
+    assert_eq!(table.begin_discard(F, Tag::Ballooned), Begun::Leaving);
+    assert!(table.begin_punch(F));
+    std::thread::scope(|scope| {
+        let plain = scope.spawn(|| enter(&table));
+        let pinning = scope.spawn(|| assert!(matches!(table.enter(F, true), Entered::Resident)));
+        until_waited(&table);
+        table.punched(F, Some(Tag::Ballooned));
+        plain.join().unwrap();
+        pinning.join().unwrap();
+    });
+    let facts = table.facts(F).unwrap();
+    assert_eq!((facts.state, facts.pins), (FrameState::Resident, 1));
+}
+
+#[test]
+fn a_failed_fill_lets_a_waiter_try() {
+    let table = table();
+    table.make_absent(F, SourceId(2));
+    assert!(matches!(table.enter(F, false), Entered::Fill(_)));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| matches!(table.enter(F, true), Entered::Fill(SourceId(2))));
+        until_waited(&table);
+        table.filled(F, false, false);
+        assert!(waiter.join().unwrap());
+    });
+    table.filled(F, true, true);
+    assert_eq!(table.facts(F).unwrap().pins, 1);
 }
