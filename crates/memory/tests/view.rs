@@ -8,6 +8,7 @@ use memory::{
     Access, AccessError, DeviceView, Discard, Epoch, Frame, FrameState, Gpa, GuestMemory,
     MappingObserver, Revocation, read_at, write_at,
 };
+use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, Permissions};
 
@@ -216,4 +217,49 @@ fn a_loader_writes_only_where_it_writes() {
     let mut last = [0];
     view.read(Gpa(0x10_0000 + 4999), &mut last).unwrap();
     assert_eq!(last, [7]);
+}
+
+/// Addresses that matter: both ends of both ranges, the hole, the end of the address space.
+fn addresses() -> impl Strategy<Value = u64> {
+    let edges = prop::sample::select(vec![0, 0xc000_0000, 1 << 32, (1 << 32) + 2 * MIB, u64::MAX]);
+    let near = (edges, -9000i64..9000).prop_map(|(edge, by)| edge.wrapping_add_signed(by));
+    prop_oneof![4 => near, 1 => any::<u64>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A guest may name any address and length: exactly the bytes of RAM are reached, by our own
+    /// methods all or nothing, through vm-memory as far as RAM goes.
+    #[test]
+    fn any_address_and_length_is_safe(
+        accesses in prop::collection::vec((addresses(), 0usize..10_000, any::<bool>()), 1..20)
+    ) {
+        let memory = Arc::new(GuestMemory::with_bytes((3 << 30) + 2 * MIB).unwrap());
+        let view = DeviceView::new(memory);
+        let loader = view.loader();
+        for (gpa, len, write) in accesses {
+            let inside = view.memory().layout().contiguous(Gpa(gpa)).min(len as u64) as usize;
+            let mut bytes = vec![1; len];
+            let done = if write {
+                view.write(Gpa(gpa), &bytes)
+            } else {
+                view.read(Gpa(gpa), &mut bytes)
+            };
+            prop_assert_eq!(done.is_ok(), inside == len);
+            prop_assert_eq!(view.contains(Gpa(gpa), len), inside == len);
+            let at = GuestAddress(gpa);
+            let through = Bytes::write(&view, &bytes, at);
+            prop_assert_eq!(through.unwrap_or(0), inside);
+            let through = Bytes::read(&loader, &mut bytes, at);
+            prop_assert_eq!(through.unwrap_or(0), inside);
+            if let Some(region) = loader.find_region(at) {
+                let last = vm_memory::GuestMemoryRegion::len(region);
+                let start = vm_memory::MemoryRegionAddress(last.min(gpa));
+                let _ = Bytes::read(region, &mut bytes, start);
+            }
+        }
+        let pinned = view.memory().accessed_since(Epoch(1));
+        prop_assert!(pinned.map(|f| facts(&view, f.0)).all(|facts| facts.pins == 0));
+    }
 }
