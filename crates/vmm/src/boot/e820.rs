@@ -8,7 +8,7 @@ use super::layout::{DEVICE_HOLE, DEVICE_HOLE_END, EBDA_START, HIGH_MEMORY};
 /// What a range of the map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-pub enum E820Kind {
+pub(super) enum E820Kind {
     /// The kernel may use it.
     Ram = 1,
     /// It must leave it alone.
@@ -17,11 +17,11 @@ pub enum E820Kind {
 
 /// One range of the map.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct E820Entry {
+pub(super) struct E820Entry {
     /// Guest-physical, not empty.
-    pub range: Range<u64>,
+    pub(super) range: Range<u64>,
     /// What it is.
-    pub kind: E820Kind,
+    pub(super) kind: E820Kind,
 }
 
 /// The map for a guest whose RAM is `ram`.
@@ -29,7 +29,7 @@ pub struct E820Entry {
 /// Device addresses are not in it: what no entry names is free for devices, and the ACPI tables say which
 /// ones there are. An error if `ram` has not the shape that [`super::layout::ram_ranges`] gives: ascending,
 /// from 0, past 1 MiB, out of the device hole.
-pub fn memory_map(ram: &[Range<u64>]) -> Result<Vec<E820Entry>, BootError> {
+pub(super) fn memory_map(ram: &[Range<u64>]) -> Result<Vec<E820Entry>, BootError> {
     if let Some(expected) = broken_rule(ram) {
         return Err(BootError::RamShape { found: ram.to_vec(), expected });
     }
@@ -62,6 +62,7 @@ fn broken_rule(ram: &[Range<u64>]) -> Option<&'static str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
     use crate::boot::layout::ram_ranges;

@@ -5,19 +5,17 @@
 //! `__BOOT_DS` (0x18) a flat data segment, interrupts off, and the zero page's address in RSI. The
 //! unpacked kernel's own `startup_64` asks for the same of whoever enters it.
 
+use x86::Segment;
+use x86::paging::{LARGE, PAGE_SIZE, PRESENT, WRITABLE};
+
 use super::layout::{GDT_START, PAGE_TABLES, TSS_LIMIT, TSS_START};
 
-const PAGE: u64 = 4096;
 const ENTRIES: u64 = 512;
 const LARGE_PAGE: u64 = 2 << 20;
 /// All that can be asked for in the first instructions lies below 4 GiB.
 const DIRECTORIES: u64 = 4;
 /// Bytes of the page tables: PML4, PDPT and the directories.
-const TABLES_SIZE: usize = ((2 + DIRECTORIES) * PAGE) as usize;
-
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const LARGE: u64 = 1 << 7;
+const TABLES_SIZE: usize = ((2 + DIRECTORIES) * PAGE_SIZE) as usize;
 
 /// Selector of the flat 64-bit code segment, `__BOOT_CS`.
 pub const CODE_SELECTOR: u16 = 0x10;
@@ -35,12 +33,12 @@ pub(super) fn page_tables() -> Vec<u8> {
         let bytes = entries.chain(std::iter::repeat(0)).take(ENTRIES as usize);
         tables.extend(bytes.flat_map(u64::to_le_bytes));
     };
-    let table = |index: u64| PAGE_TABLES + index * PAGE | PRESENT | WRITABLE;
+    let table = |index: u64| (PAGE_TABLES + index * PAGE_SIZE) | PRESENT | WRITABLE;
     push_table(&mut std::iter::once(table(1)));
     push_table(&mut (0..DIRECTORIES).map(|index| table(2 + index)));
     for directory in 0..DIRECTORIES {
         let pages = directory * ENTRIES..(directory + 1) * ENTRIES;
-        push_table(&mut pages.map(|page| page * LARGE_PAGE | PRESENT | WRITABLE | LARGE));
+        push_table(&mut pages.map(|page| (page * LARGE_PAGE) | PRESENT | WRITABLE | LARGE));
     }
     tables
 }
@@ -53,6 +51,12 @@ pub(super) fn gdt() -> Vec<u8> {
     // An available or busy 64-bit TSS takes two entries; loaded in TR it is busy (type 11).
     let task = u64::from(TSS_LIMIT) | (TSS_START & 0xff_ffff) << 16 | 0x8b << 40;
     [0, 0, CODE, DATA, task, TSS_START >> 32].into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+/// TR with what its descriptor in [`gdt`] says.
+pub(super) fn task_segment() -> Segment {
+    let attributes = Segment::PRESENT | 0xb; // a busy 64-bit TSS
+    Segment { selector: TASK_SELECTOR, base: TSS_START, limit: TSS_LIMIT, attributes }
 }
 
 /// The highest valid offset into [`gdt`].
@@ -90,12 +94,23 @@ mod tests {
         assert_eq!(translate(&tables, 0xffff_ffff), 0xffff_ffff);
     }
 
+    /// A descriptor's bytes taken apart, as a segment load does (SDM volume 3, figure 3-8).
+    fn descriptor(gdt: &[u8], selector: u16) -> Segment {
+        let raw = u64_at(gdt, selector.into()).unwrap();
+        let attributes = (raw >> 40) as u16 & 0xf0ff;
+        let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
+        let granular = attributes & 1 << 15 != 0;
+        let limit = if granular { limit << 12 | 0xfff } else { limit };
+        let base = raw >> 16 & 0xff_ffff | raw >> 56 << 24;
+        Segment { selector, base, limit, attributes }
+    }
+
     #[test]
-    fn the_gdt_is_as_long_as_it_says() {
+    fn descriptors_agree_with_the_loaded_segments() {
         let gdt = gdt();
         assert_eq!(gdt.len(), usize::from(GDT_LIMIT) + 1);
-        assert_eq!(u64_at(&gdt, CODE_SELECTOR.into()).unwrap() >> 40 & 0xff, 0x9b);
-        assert_eq!(u64_at(&gdt, DATA_SELECTOR.into()).unwrap() >> 40 & 0xff, 0x93);
-        assert_eq!(u64_at(&gdt, TASK_SELECTOR.into()).unwrap(), 0x0000_8b00_0600_0067);
+        assert_eq!(descriptor(&gdt, CODE_SELECTOR), Segment::CODE64);
+        assert_eq!(descriptor(&gdt, DATA_SELECTOR), Segment::DATA);
+        assert_eq!(descriptor(&gdt, TASK_SELECTOR), task_segment());
     }
 }

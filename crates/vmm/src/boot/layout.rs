@@ -132,7 +132,10 @@ pub const fn virtio_mmio(slot: u32) -> u64 {
     VIRTIO_MMIO_START + slot as u64 * VIRTIO_MMIO_SIZE
 }
 
+const _: () = assert!(ACPI_START + ACPI_SIZE <= HIGH_MEMORY);
+
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
 
@@ -160,7 +163,6 @@ mod tests {
             ACPI_START..ACPI_START + ACPI_SIZE,
         ];
         assert!(areas.windows(2).all(|pair| pair[0].end <= pair[1].start));
-        assert!(ACPI_START + ACPI_SIZE <= HIGH_MEMORY);
     }
 
     #[test]

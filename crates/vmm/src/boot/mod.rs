@@ -93,6 +93,7 @@ pub use error::{BootError, ImageError, InitrdLimit};
 pub use image::{ImageFormat, KernelImage};
 pub use unpack::Compression;
 
+use x86::{DescriptorTable, Gpr, VcpuState};
 use zero_page::ZeroPage;
 
 /// The largest kernel file that is read: a vmlinux with all debugging information stays below.
@@ -127,9 +128,7 @@ pub struct BootConfig {
 
 /// How the boot processor enters the kernel, and what was loaded where.
 ///
-/// The processor is in 64-bit mode with interrupts off: CS is [`CODE_SELECTOR`], the data segments are
-/// [`DATA_SELECTOR`], all flat; TR is [`TASK_SELECTOR`], a busy 64-bit TSS at [`layout::TSS_START`];
-/// CR0.PE, CR0.PG, CR4.PAE, EFER.LME and EFER.LMA are set; the IDT is empty.
+/// [`BootPlan::vcpu_state`] puts it into a processor's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BootPlan {
     /// RIP: the kernel's `startup_64`.
@@ -152,6 +151,24 @@ pub struct BootPlan {
     pub initrd: Option<Range<u64>>,
     /// The version that a bzImage names.
     pub kernel_version: Option<String>,
+}
+
+impl BootPlan {
+    /// The boot processor's state at the kernel's first instruction: 64-bit mode with interrupts off, CS
+    /// [`CODE_SELECTOR`] and the data segments [`DATA_SELECTOR`], all flat; TR [`TASK_SELECTOR`], a busy
+    /// TSS; no IDT, so that an exception before the kernel has one of its own ends in a triple fault.
+    #[must_use]
+    pub fn vcpu_state(&self) -> VcpuState {
+        let mut state = VcpuState::long_mode();
+        state.rip = self.entry;
+        state.gpr[Gpr::Rsi as usize] = self.zero_page;
+        state.gpr[Gpr::Rsp as usize] = self.stack_top;
+        state.cr3 = self.page_tables;
+        state.gdtr = DescriptorTable { base: self.gdt_base, limit: self.gdt_limit };
+        state.idtr = DescriptorTable::default();
+        state.tr = entry::task_segment();
+        state
+    }
 }
 
 /// Reads the files that `config` names and loads them; see [`load`].

@@ -50,9 +50,14 @@ fn everything_is_where_the_plan_says() {
     assert_eq!(u32_at(page, 0x21c), Some(9999));
     let rsdp = u64_at(page, 0x70).unwrap();
     assert_eq!((rsdp, ram.at(rsdp, 8)), (plan.rsdp, &b"RSD PTR "[..]));
-    assert_eq!(u64_at(ram.at(plan.page_tables, 8), 0), Some(plan.page_tables + 0x1000 | 3));
+    assert_eq!(u64_at(ram.at(plan.page_tables, 8), 0), Some((plan.page_tables + 0x1000) | 3));
     let gdt = ram.at(plan.gdt_base, usize::from(plan.gdt_limit) + 1);
     assert_eq!(u64_at(gdt, CODE_SELECTOR.into()), Some(0x00af_9b00_0000_ffff));
+
+    let state = plan.vcpu_state();
+    assert_eq!((state.rip, state.cr3), (plan.entry, plan.page_tables));
+    assert_eq!(state.gpr[x86::Gpr::Rsi as usize], plan.zero_page);
+    assert_eq!(state.rflags & x86::rflags::IF, 0);
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub struct Platform {
 }
 
 /// The tables for `platform` as one block for [`ACPI_START`], which begins with the RSDP.
-pub fn tables(platform: &Platform) -> Result<Vec<u8>, BootError> {
+pub(super) fn tables(platform: &Platform) -> Result<Vec<u8>, BootError> {
     check_count("vCPUs", platform.vcpus, 1, VCPUS_MAX)?;
     check_count("virtio devices", platform.virtio_devices, 0, VIRTIO_MMIO_SLOTS)?;
     let mut block = Block { bytes: vec![0; Rsdp::len()] };
