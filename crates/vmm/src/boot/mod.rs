@@ -83,7 +83,7 @@ mod testing;
 mod tests;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 
 pub use acpi::Platform;
 pub use bzimage::SetupHeader;
@@ -115,15 +115,15 @@ pub trait BootMemory {
     fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), BootError>;
 }
 
-/// What the user asks to boot.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BootConfig {
+/// What is to be booted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootSource<'a> {
     /// Path of a bzImage or vmlinux.
-    pub kernel: PathBuf,
+    pub kernel: &'a Path,
     /// Path of an initramfs image.
-    pub initrd: Option<PathBuf>,
+    pub initrd: Option<&'a Path>,
     /// The kernel's command line.
-    pub cmdline: String,
+    pub cmdline: &'a str,
 }
 
 /// How the boot processor enters the kernel, and what was loaded where.
@@ -171,22 +171,22 @@ impl BootPlan {
     }
 }
 
-/// Reads the files that `config` names and loads them; see [`load`].
+/// Reads the files that `source` names and loads them; see [`load`].
 pub fn prepare(
-    config: &BootConfig,
+    source: &BootSource<'_>,
     platform: &Platform,
     memory: &mut dyn BootMemory,
 ) -> Result<BootPlan, BootError> {
     let ram = memory.ram_ranges().iter().map(|range| range.end.saturating_sub(range.start)).sum();
-    let kernel = file::read("kernel", &config.kernel, KERNEL_FILE_MAX)?;
+    let kernel = file::read("kernel", source.kernel, KERNEL_FILE_MAX)?;
     let kernel = KernelImage::parse(kernel, ram)
-        .map_err(|source| BootError::Kernel { path: config.kernel.clone(), source })?;
-    let initrd = match &config.initrd {
+        .map_err(|error| BootError::Kernel { path: source.kernel.to_owned(), source: error })?;
+    let initrd = match source.initrd {
         // Beyond 4 GiB no kernel can take it: the placement then says so, with its size.
         Some(path) => Some(file::read("initrd", path, layout::DEVICE_HOLE_END)?),
         None => None,
     };
-    load(&kernel, initrd.as_deref(), &config.cmdline, platform, memory)
+    load(&kernel, initrd.as_deref(), source.cmdline, platform, memory)
 }
 
 /// Writes everything that `kernel` needs into `memory` and says how to enter it.

@@ -102,8 +102,8 @@ fn errors_of_files_are_one_line_that_names_them() {
         path
     };
     let run = |kernel: &Path, initrd: Option<PathBuf>| {
-        let config = BootConfig { kernel: kernel.to_owned(), initrd, cmdline: String::new() };
-        prepare(&config, &PLATFORM, &mut Ram::new(RAM))
+        let source = BootSource { kernel, initrd: initrd.as_deref(), cmdline: "" };
+        prepare(&source, &PLATFORM, &mut Ram::new(RAM))
     };
     let good = write("vmlinuz", &packed_kernel(Compression::Xz));
     let cut = write("cut", &packed_kernel(Compression::Xz)[..1500]);
@@ -199,9 +199,9 @@ fn find_kernel(directory: &Path, depth: u32) -> Option<PathBuf> {
 #[test]
 fn debians_kernel_loads() {
     let Some(path) = kit_kernel() else { return };
-    let config = BootConfig { kernel: path, initrd: None, cmdline: "console=ttyS0".to_owned() };
+    let source = BootSource { kernel: &path, initrd: None, cmdline: "console=ttyS0" };
     let mut ram = Ram::new(128 << 20);
-    let plan = prepare(&config, &PLATFORM, &mut ram).unwrap();
+    let plan = prepare(&source, &PLATFORM, &mut ram).unwrap();
     assert_eq!(plan.entry, 0x100_0000);
     assert!(plan.kernel_version.unwrap().contains("Debian"));
     // `startup_64` begins with real code, and the kernel's banner is in its read-only data.
@@ -210,6 +210,6 @@ fn debians_kernel_loads() {
     let image = ram.at(plan.kernel.start, length);
     assert!(image.windows(14).any(|text| text == b"Linux version "));
 
-    let error = prepare(&config, &PLATFORM, &mut Ram::new(32 << 20)).unwrap_err();
+    let error = prepare(&source, &PLATFORM, &mut Ram::new(32 << 20)).unwrap_err();
     assert!(matches!(error, BootError::TooLittleMemory { .. }), "{}", chain(&error));
 }
