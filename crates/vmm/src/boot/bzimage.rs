@@ -42,7 +42,7 @@ pub(super) fn detect(file: &[u8]) -> bool {
 /// The setup header: what a kernel tells its loader, and a loader the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SetupHeader {
-    /// From [`HEADER_START`] on; from 0x5f to 0x9f bytes.
+    /// From `HEADER_START` on; from 0x5f to 0x9f bytes.
     bytes: Vec<u8>,
 }
 
@@ -96,7 +96,7 @@ impl SetupHeader {
         header
     }
 
-    /// The header's bytes, to be put at [`HEADER_START`] of the zero page.
+    /// The header's bytes, to be put at offset 0x1f1 of the zero page.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes

@@ -1,4 +1,5 @@
-//! The state in which the kernel is entered: identity-mapping page tables and a GDT.
+//! The state in which the kernel is entered: identity-mapping page tables and a GDT; and the one piece of
+//! firmware that it may go back to.
 //!
 //! The 64-bit boot protocol (Documentation/arch/x86/boot.rst) asks for paging with the kernel, the zero
 //! page and the command line mapped to themselves, `__BOOT_CS` (0x10) a flat 64-bit code segment,
@@ -8,7 +9,7 @@
 use x86::Segment;
 use x86::paging::{LARGE, PAGE_SIZE, PRESENT, WRITABLE};
 
-use super::layout::{GDT_START, PAGE_TABLES, TSS_LIMIT, TSS_START};
+use super::layout::{GDT_START, PAGE_TABLES, RESET_PORT, RESET_VALUE, TSS_LIMIT, TSS_START};
 
 const ENTRIES: u64 = 512;
 const LARGE_PAGE: u64 = 2 << 20;
@@ -57,6 +58,27 @@ pub(super) fn gdt() -> Vec<u8> {
 pub(super) fn task_segment() -> Segment {
     let attributes = Segment::PRESENT | 0xb; // a busy 64-bit TSS
     Segment { selector: TASK_SELECTOR, base: TSS_START, limit: TSS_LIMIT, attributes }
+}
+
+/// Real-mode code for [`super::layout::RESET_VECTOR`] that writes the ACPI reset register.
+///
+/// On a hardware-reduced machine Linux prefers EFI to the reset register for a restart (6.1:
+/// arch/x86/platform/efi/quirks.c, `efi_reboot_required`), and without EFI goes back to real mode and
+/// jumps to the firmware, unless the command line says otherwise; with `reboot=a` it writes the register
+/// itself.
+pub(super) fn reset_code() -> [u8; 16] {
+    let [low, high] = RESET_PORT.to_le_bytes();
+    let mut code = [0xf4; 16]; // hlt
+    code[..6].copy_from_slice(&[
+        0xb0,
+        RESET_VALUE, // mov al, RESET_VALUE
+        0xba,
+        low,
+        high, // mov dx, RESET_PORT
+        0xee, // out dx, al
+    ]);
+    code[14..].copy_from_slice(&[0xeb, 0xfd]); // jmp to the hlt before
+    code
 }
 
 /// The highest valid offset into [`gdt`].

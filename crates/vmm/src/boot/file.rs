@@ -7,30 +7,32 @@ use std::path::Path;
 
 use super::error::BootError;
 
-/// The content of the regular file or pipe at `path`, at most `limit` bytes. `what` names its purpose.
+/// The content of the regular file at `path`, at most `limit` bytes. `what` names its purpose.
 ///
-/// Pipes are allowed for a shell's `<(...)`; devices are not, since some of them never end.
+/// Anything else is refused before it is opened: pipes and devices may block, or never end.
 pub(super) fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, BootError> {
     let failed = |source| BootError::Read { what, path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if let Some(found) = unreadable_kind(metadata.file_type()) {
+    let metadata = path.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        let found = describe(metadata.file_type());
         return Err(BootError::NotAFile { what, path: path.to_owned(), found });
     }
     if metadata.len() > limit {
         return Err(BootError::FileTooLarge { what, path: path.to_owned(), limit });
     }
+    let file = File::open(path).map_err(failed)?;
     let bytes = read_up_to(&file, limit).map_err(failed)?;
     bytes.ok_or_else(|| BootError::FileTooLarge { what, path: path.to_owned(), limit })
 }
 
-fn unreadable_kind(kind: FileType) -> Option<&'static str> {
+fn describe(kind: FileType) -> &'static str {
     match kind {
-        kind if kind.is_dir() => Some("a directory"),
-        kind if kind.is_char_device() => Some("a character device"),
-        kind if kind.is_block_device() => Some("a block device"),
-        kind if kind.is_socket() => Some("a socket"),
-        _ => None,
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_char_device() => "a character device",
+        kind if kind.is_block_device() => "a block device",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "of an unknown kind",
     }
 }
 

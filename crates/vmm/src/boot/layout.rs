@@ -12,6 +12,7 @@
 //! 0x3_0000  │ free: the kernel puts its start-up trampoline for other processors here
 //! 0x9_fc00  ├──────────────────────────────┤ e820: reserved from here (EBDA_START)
 //! 0xe_0000  │ ACPI: RSDP first, then XSDT, FADT, MADT, DSDT (ACPI_START, ACPI_SIZE)
+//! 0xf_fff0  │ what a guest jumps to for a restart by firmware (RESET_VECTOR)
 //! 0x10_0000 ├──────────────────────────────┤ e820: RAM again (HIGH_MEMORY)
 //!           │ kernel, at the addresses it is linked for (Debian: 16 MiB)
 //!           │ free
@@ -52,7 +53,9 @@ pub const EBDA_START: u64 = 0x9_fc00;
 /// The ACPI tables; the RSDP is at this very address, where a scan finds it too.
 pub const ACPI_START: u64 = 0xe_0000;
 /// Room for the ACPI tables.
-pub const ACPI_SIZE: u64 = 0x2_0000;
+pub const ACPI_SIZE: u64 = 0x1_0000;
+/// 16 bytes of real-mode code that restart the machine: f000:fff0, where a PC's firmware starts.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Start of the RAM that kernels and initrds are loaded into.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -132,7 +135,7 @@ pub const fn virtio_mmio(slot: u32) -> u64 {
     VIRTIO_MMIO_START + slot as u64 * VIRTIO_MMIO_SIZE
 }
 
-const _: () = assert!(ACPI_START + ACPI_SIZE <= HIGH_MEMORY);
+const _: () = assert!(ACPI_START + ACPI_SIZE <= RESET_VECTOR);
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]

@@ -225,6 +225,7 @@ pub fn load(
     memory.write(layout::PAGE_TABLES, &entry::page_tables())?;
     memory.write(layout::GDT_START, &entry::gdt())?;
     memory.write(layout::ACPI_START, &tables)?;
+    memory.write(layout::RESET_VECTOR, &entry::reset_code())?;
 
     Ok(BootPlan {
         entry: kernel.vmlinux().entry,

@@ -2,7 +2,8 @@
 //!
 //! The machine is hardware-reduced (ACPI 6.5, 3.11.1): no PIC, no PIT, no power-management timer, no
 //! system control interrupt; Linux then expects none of them. Power-off goes through the sleep control
-//! register, restart through the reset register, both I/O ports that [`super::layout`] names.
+//! register, restart through the reset register, both I/O ports that [`super::layout`] names (Linux writes
+//! the latter by itself with `reboot=a` only, else by way of the reset vector; see entry.rs).
 //!
 //! | table | content |
 //! |-------|---------|
