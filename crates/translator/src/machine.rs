@@ -171,6 +171,8 @@ pub enum SystemOp {
     Rdgsbase,
     Wrfsbase,
     Wrgsbase,
+    Rdrand,
+    Rdseed,
     Xgetbv,
     Xsetbv,
     Monitor,
