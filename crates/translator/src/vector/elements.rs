@@ -7,7 +7,7 @@ use super::handlers::{open, wait};
 use super::x87;
 use crate::cpu::{Cpu, REG_NONE};
 use crate::decode::operands::{address_size_flag, blank, segment_slot};
-use crate::insn::{Handler, Insn, InsnFlags};
+use crate::insn::{Handler, Insn};
 use crate::interp::Core;
 use crate::machine::{Machine, Stop, VectorKind};
 
@@ -199,7 +199,7 @@ fn gather_elements<M: Machine>(core: &mut Core<M>, insn: &Insn<M>) -> Result<(),
     let mut value = ymm(&core.cpu, to);
     for at in shape.chosen(&mask.clone()) {
         let index = shape.index_at(&indices, at / shape.element as usize);
-        let address = indexed(core, insn, index);
+        let address = core.address_at(insn, index << insn.scale);
         let mut element = [0; 8];
         let element = &mut element[..shape.element.into()];
         let loaded = core.machine.load_bytes(address, element);
@@ -239,18 +239,6 @@ impl Shape {
         let value = u64::from_le_bytes(wide);
         if size == 4 { value as u32 as i32 as i64 as u64 } else { value }
     }
-}
-
-/// The address with a vector index.
-fn indexed<M: Machine>(core: &Core<M>, insn: &Insn<M>, index: u64) -> u64 {
-    let base = core.cpu.regs[(insn.base & 31) as usize];
-    let offset = base.wrapping_add(index << insn.scale).wrapping_add(insn.disp as i64 as u64);
-    let offset = match insn.flags & (InsnFlags::ADDR32 | InsnFlags::ADDR16) {
-        0 => offset,
-        InsnFlags::ADDR32 => offset & 0xffff_ffff,
-        _ => offset & 0xffff,
-    };
-    offset.wrapping_add(core.cpu.segs[(insn.seg & 7) as usize].base)
 }
 
 fn ymm(cpu: &Cpu, index: usize) -> [u8; 32] {

@@ -343,14 +343,14 @@ impl Case {
     }
 
     /// Bytes of the operand that are not compared: addresses of this process, and what the manual leaves
-    /// open.
-    pub(super) fn uncompared(&self) -> &'static [std::ops::Range<usize>] {
+    /// open; from and to.
+    pub(super) fn uncompared(&self) -> &'static [[usize; 2]] {
         match self.instr.mnemonic() {
-            Mnemonic::Fxsave | Mnemonic::Fxsave64 => &[6..24, 28..32, 416..512],
-            mnemonic if is_xsave(mnemonic) => &[5..24, 28..32],
+            Mnemonic::Fxsave | Mnemonic::Fxsave64 => &[[6, 24], [28, 32], [416, 512]],
+            mnemonic if is_xsave(mnemonic) => &[[5, 24], [28, 32]],
             Mnemonic::Fnstenv | Mnemonic::Fnsave => match self.instr.memory_size().size() {
-                14 | 94 => &[6..14],
-                _ => &[12..28],
+                14 | 94 => &[[6, 14]],
+                _ => &[[12, 28]],
             },
             _ => &[],
         }
