@@ -67,14 +67,6 @@ pub(crate) fn pin_to_cpu(cpu: u64) {
     unsafe { libc::sched_setaffinity(0, size_of_val(&set), set.as_ptr().cast()) };
 }
 
-/// Wait for any child of process 1 and give its identity and status.
-pub(crate) fn wait_any() -> Option<(libc::pid_t, libc::c_int)> {
-    let mut status = 0;
-    // SAFETY: `status` is a valid int for the call to fill.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, 0) };
-    (pid > 0).then_some((pid, status))
-}
-
 /// Anonymous memory, page-aligned, unmapped when dropped.
 pub(crate) struct Mapping {
     address: *mut u8,
@@ -85,6 +77,12 @@ impl Mapping {
     /// Readable and writable, and executable too if `protection` says so.
     pub(crate) fn new(length: usize, protection: libc::c_int) -> Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        Self::map(length, protection, flags, -1)
+    }
+
+    /// Where 32-bit code reaches it.
+    pub(crate) fn below_4_gib(length: usize, protection: libc::c_int) -> Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
         Self::map(length, protection, flags, -1)
     }
 

@@ -4,7 +4,16 @@
 //! child process, so that one which goes astray fails and harms no other. All pass on a real
 //! x86-64 processor under Linux; what the processor or kernel lacks is told as skipped.
 
+mod code;
 mod fault;
+mod feature;
+mod paging;
+mod segment;
+mod signal;
+mod simd;
+mod step;
+mod syscall;
+mod time;
 
 use crate::report::emit;
 use std::time::Duration;
@@ -18,6 +27,34 @@ pub(crate) enum Verdict {
     Skipped(&'static str),
 }
 
+impl Verdict {
+    /// Right if every value is what it should be; else the first that is not.
+    fn values(values: &[(&str, u64, u64)]) -> Self {
+        match values.iter().find(|(_, seen, expected)| seen != expected) {
+            None => Self::Ok,
+            Some((name, seen, expected)) => {
+                Self::Wrong(format!("{name}: {seen:#x}, not {expected:#x}"))
+            }
+        }
+    }
+
+    fn of(ok: bool, otherwise: &str) -> Self {
+        if ok { Self::Ok } else { Self::Wrong(otherwise.to_owned()) }
+    }
+
+    /// The first that is not right, else right.
+    fn all(verdicts: impl IntoIterator<Item = Self>) -> Self {
+        verdicts.into_iter().find(|verdict| !matches!(verdict, Self::Ok)).unwrap_or(Self::Ok)
+    }
+
+    fn named(self, name: &str) -> Self {
+        match self {
+            Self::Wrong(why) => Self::Wrong(format!("{name}: {why}")),
+            other => other,
+        }
+    }
+}
+
 type Test = (&'static str, fn() -> Verdict);
 
 /// A test that runs longer hangs: generous, since machines under test may be slow.
@@ -25,7 +62,17 @@ const LONGEST: Duration = Duration::from_secs(120);
 
 /// Run all tests whose name contains `filter`; false if one failed or none was found.
 pub(crate) fn run(filter: &str) -> bool {
-    let all = [fault::TESTS];
+    let all = [
+        fault::TESTS,
+        step::TESTS,
+        syscall::TESTS,
+        segment::TESTS,
+        simd::TESTS,
+        feature::TESTS,
+        code::TESTS,
+        paging::TESTS,
+        time::TESTS,
+    ];
     let chosen: Vec<&Test> =
         all.into_iter().flatten().filter(|(name, _)| name.contains(filter)).collect();
     let failed = chosen.iter().filter(|test| !run_apart(test)).count();
