@@ -4,9 +4,12 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 mod command;
 mod kit;
+mod test;
+mod tidy;
 mod workspace;
 
 #[derive(Parser)]
@@ -20,10 +23,24 @@ struct Cli {
 enum Chore {
     /// Fetch Debian's kernel and busybox, build the guest program and the initramfs, without root
     Guest(kit::GuestArgs),
+    /// Check the project's own rules: dependency direction, unsafe code, file sizes
+    Tidy,
+    /// Prepare the guest kit and run every test of the workspace
+    Test(test::TestArgs),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().chore {
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
         Chore::Guest(args) => kit::prepare(&args).map(drop),
-    }
+        Chore::Tidy => tidy::run(),
+        Chore::Test(args) => test::test(&args),
+    };
+    // Without a backtrace: these errors are for people.
+    done.map_or_else(
+        |error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }

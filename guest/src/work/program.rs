@@ -51,8 +51,7 @@ pub(super) fn shell() -> bool {
 
 fn command(program: &str, args: &[String]) -> Command {
     let mut command = Command::new(program);
-    let environment =
-        [("PATH", SEARCH_PATH), ("HOME", "/"), ("TERM", "linux"), ("LC_ALL", "C.UTF-8")];
+    let environment = [("PATH", SEARCH_PATH), ("HOME", "/"), ("TERM", "linux"), ("LC_ALL", "C")];
     command.args(args).env_clear().envs(environment);
     command
 }

@@ -8,7 +8,7 @@ use crate::command::{find_program, output, run};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Package lists older than this are fetched anew before anything is downloaded: a mirror
@@ -54,13 +54,15 @@ impl Apt {
         first_depends(&text).with_context(|| format!("{package} depends on nothing: {text}"))
     }
 
-    /// The packages and all that they need, without recommendations.
+    /// The packages and all that they need on a machine that has nothing yet, without
+    /// recommendations: apt's own choice, from a simulated installation.
     pub(crate) fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
-        let options = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"]
-            .map(|relation| format!("--no-{relation}"));
-        let text =
-            output(self.cache().arg("depends").arg("--recurse").args(options).args(packages))?;
-        Ok(closure_names(&text))
+        let nothing = self.folder.join("nothing-installed");
+        fs::write(&nothing, "").with_context(|| format!("write {}", nothing.display()))?;
+        let mut get = self.get();
+        get.arg("-o").arg(format!("Dir::State::status={}", nothing.display()));
+        get.args(["--simulate", "--no-install-recommends", "install"]).args(packages);
+        Ok(installed_names(&output(&mut get)?))
     }
 
     /// Download the packages, unless they are here already; returns the files, in order.
@@ -77,13 +79,14 @@ impl Apt {
         files.iter().map(|file| file.checked(&debs)).collect()
     }
 
+    /// What each package's file is called; apt is asked once, for it is slow to start.
     fn file_names(&self, packages: &[String]) -> Result<Vec<PackageFile>> {
+        let text = output(self.get().args(["-qq", "download", "--print-uris"]).args(packages))?;
         packages
             .iter()
             .map(|package| {
-                let text = output(self.get().args(["-qq", "download", "--print-uris", package]))?;
-                PackageFile::parse(package, &text)
-                    .with_context(|| format!("apt-get tells no file for {package}: {text}"))
+                PackageFile::find(package, &text)
+                    .with_context(|| format!("apt-get tells no file for {package}"))
             })
             .collect()
     }
@@ -118,10 +121,35 @@ impl Apt {
     }
 }
 
-/// Unpack a package into `into`, links between folders that exist there already kept.
+/// Unpack a package into `into`.
 pub(crate) fn unpack(deb: &Path, into: &Path) -> Result<()> {
     fs::create_dir_all(into).with_context(|| format!("create {}", into.display()))?;
     run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into))
+}
+
+/// Unpack a package into a root folder whose `/bin` and `/lib` are links, which `dpkg-deb -x`
+/// would replace; documentation is left out.
+pub(crate) fn unpack_merged(deb: &Path, into: &Path) -> Result<()> {
+    let mut archive = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start dpkg-deb")?;
+    let piped = archive.stdout.take().context("dpkg-deb has an output")?;
+    let status = Command::new("tar")
+        .args(["-x", "--keep-directory-symlink", "--no-same-owner", "--no-same-permissions"])
+        .args(["doc", "man", "locale", "info"].map(|dir| format!("--exclude=./usr/share/{dir}/*")))
+        .arg("-C")
+        .arg(into)
+        .stdin(piped)
+        .status()
+        .context("start tar")?;
+    if !archive.wait()?.success() || !status.success() {
+        bail!("{}: cannot be unpacked: delete it and try again", deb.display());
+    }
+    Ok(())
 }
 
 /// What overrides the host's configuration: our folders, no privileged download user (it could
@@ -152,13 +180,16 @@ struct PackageFile {
 }
 
 impl PackageFile {
-    /// From a line of `--print-uris`: 'address' name size checksum.
-    fn parse(package: &str, text: &str) -> Option<Self> {
-        let mut words =
-            text.lines().find(|line| line.starts_with('\''))?.split_whitespace().skip(1);
-        let name = words.next()?.to_owned();
-        let size = words.next()?.parse().ok()?;
-        Some(Self { package: package.to_owned(), name, size })
+    /// From the line of `--print-uris` whose file is the package's:
+    /// `'address' name_version_architecture.deb size checksum`.
+    fn find(package: &str, text: &str) -> Option<Self> {
+        text.lines().filter(|line| line.starts_with('\'')).find_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let name = words.next()?.to_owned();
+            let size = words.next()?.parse().ok()?;
+            let ours = name.split('_').next() == Some(package);
+            ours.then(|| Self { package: package.to_owned(), name, size })
+        })
     }
 
     fn is_complete(&self, debs: &Path) -> bool {
@@ -179,17 +210,10 @@ fn first_depends(text: &str) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
-/// Names at the start of a line are packages; virtual ones stand in angle brackets.
-fn closure_names(text: &str) -> Vec<String> {
-    let mut names: Vec<_> = text
-        .lines()
-        .filter(|line| line.starts_with(|c: char| c.is_ascii_alphanumeric()))
-        .filter(|line| !line.contains(':'))
-        .map(str::to_owned)
-        .collect();
-    names.sort();
-    names.dedup();
-    names
+/// A simulated installation says `Inst NAME (VERSION ...)` for each package.
+fn installed_names(text: &str) -> Vec<String> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("Inst "));
+    lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -204,18 +228,17 @@ mod tests {
     }
 
     #[test]
-    fn a_closure_leaves_out_virtual_packages_and_relations() {
-        let text =
-            "gzip\n  PreDepends: libc6\nlibc6\n<debconf-2.0>\n  debconf\npython3:any\nlibc6\n";
-        assert_eq!(closure_names(text), ["gzip", "libc6"]);
+    fn a_simulated_installation_names_packages() {
+        let text = "Reading...\nInst libc6 (2.36 Debian:12 [amd64])\nConf libc6 (2.36)\nInst gzip (1.12)\n";
+        assert_eq!(installed_names(text), ["libc6", "gzip"]);
     }
 
     #[test]
     fn a_printed_address_gives_file_and_size() {
-        let file =
-            PackageFile::parse("gzip", "'http://x/y.deb' gzip_1%3a2_amd64.deb 15 SHA256:0\n");
-        let file = file.unwrap();
+        let text = "'http://x/z.deb' zip_1_all.deb 9 SHA256:0\n\
+                    'http://x/y.deb' gzip_1%3a2_amd64.deb 15 SHA256:0\n";
+        let file = PackageFile::find("gzip", text).unwrap();
         assert_eq!((file.name.as_str(), file.size), ("gzip_1%3a2_amd64.deb", 15));
-        assert!(PackageFile::parse("gzip", "E: no such package\n").is_none());
+        assert!(PackageFile::find("gzip", "E: no such package\n").is_none());
     }
 }

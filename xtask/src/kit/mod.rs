@@ -15,6 +15,7 @@
 
 mod apt;
 mod cpio;
+mod disk;
 mod initramfs;
 mod modules;
 mod program;
@@ -31,6 +32,9 @@ pub(crate) struct GuestArgs {
     /// Also fetch linux-image-amd64, the kernel for ordinary machines
     #[arg(long)]
     full: bool,
+    /// Also build a disk image with Debian's bash, coreutils, gzip, python3 and sqlite3
+    #[arg(long)]
+    disk: bool,
     /// Fetch everything anew, to follow Debian's updates
     #[arg(long)]
     refresh: bool,
@@ -43,6 +47,13 @@ pub(crate) struct GuestArgs {
     /// A statically linked busybox, for hosts without apt
     #[arg(long, value_name = "PATH")]
     busybox: Option<PathBuf>,
+}
+
+impl GuestArgs {
+    /// What tests need: the disk image too.
+    pub(crate) fn with_disk() -> Self {
+        Self { disk: true, ..Self::default() }
+    }
 }
 
 /// A kernel with the modules that a guest needs.
@@ -98,6 +109,10 @@ impl Kit {
         Ok(Self { folder })
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub(crate) fn kernel(&self) -> Kernel {
         Kernel { folder: self.folder.join("kernel") }
     }
@@ -109,6 +124,11 @@ impl Kit {
 
     pub(crate) fn initramfs(&self) -> PathBuf {
         self.folder.join("initramfs.cpio")
+    }
+
+    /// An ext4 file system, not to be written to: give a guest an overlay.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder.join("disk.img")
     }
 
     fn full_initramfs(&self) -> PathBuf {
@@ -140,6 +160,9 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
     }
     if kit.full_kernel().image().is_file() {
         initramfs::build(&kit.full_initramfs(), &kit.full_kernel().modules(), &kit)?;
+    }
+    if args.disk && (args.refresh || !kit.disk().is_file()) {
+        disk::build(&kit)?;
     }
     eprintln!("kit: ready in {}", kit.folder.display());
     Ok(kit)
