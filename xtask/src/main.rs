@@ -6,8 +6,10 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+mod bench;
 mod command;
 mod kit;
+mod machine;
 mod test;
 mod tidy;
 mod workspace;
@@ -27,6 +29,9 @@ enum Chore {
     Tidy,
     /// Prepare the guest kit and run every test of the workspace
     Test(test::TestArgs),
+    /// Benchmarks, each side by side with what it is compared to
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +39,7 @@ fn main() -> ExitCode {
         Chore::Guest(args) => kit::prepare(&args).map(drop),
         Chore::Tidy => tidy::run(),
         Chore::Test(args) => test::test(&args),
+        Chore::Bench(bench) => bench::run(&bench),
     };
     // Without a backtrace: these errors are for people.
     done.map_or_else(

@@ -6,6 +6,8 @@ use std::arch::x86_64::*;
 
 pub(super) const TESTS: &[Test] = &[("cpuid-features", features), ("cpuid-leaves", leaves)];
 
+type Check = (&'static str, bool, fn() -> bool);
+
 /// One check: the feature's name, whether it is offered, and the instruction's result.
 macro_rules! offered {
     ($feature:tt, $check:ident) => {
@@ -15,7 +17,7 @@ macro_rules! offered {
 }
 
 fn features() -> Verdict {
-    let checks: [(&str, bool, fn() -> bool); 18] = [
+    let checks: [Check; 18] = [
         offered!("sse3", sse3),
         offered!("ssse3", ssse3),
         offered!("sse4.1", sse41),

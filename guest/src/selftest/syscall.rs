@@ -30,7 +30,7 @@ fn syscall_numbers() -> Verdict {
     let numbers = [9999, -1, i64::MIN, 0x7fff_ffff, 1 << 40];
     // The kernel looks at 32 bits: 2^40 is call 0, a read from descriptor "rdi", which fails in
     // ways of its own; so is it for i64::MIN. What matters is that both come back.
-    let told = numbers.map(|number| raw_without_arguments(number));
+    let told = numbers.map(raw_without_arguments);
     Verdict::values(&[
         ("9999", told[0] as u64, none as u64),
         ("-1", told[1] as u64, none as u64),

@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Barrier, Condvar, Mutex};
 use std::thread;
 
+type Check = (&'static str, fn(u64) -> bool);
+
 const ROUNDS: u64 = 20_000;
 
 pub(super) fn run(threads: u64) -> bool {
     let threads = threads.clamp(2, 64);
     emit("smp", &[("threads", threads.into()), ("cpus", cpus_online().into())]);
-    let checks: [(&str, fn(u64) -> bool); 7] = [
+    let checks: [Check; 7] = [
         ("add", atomic_add),
         ("compare-exchange", compare_exchange),
         ("compare-exchange-16", compare_exchange_16),
