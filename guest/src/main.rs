@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! fathom.run=WORK[:ARGS]     what to do; may be given several times, done in order
-//! fathom.seconds=N           how long a phase lasts
+//! fathom.seconds=N           how long a phase lasts, 9 if not said
 //! fathom.file=MIB            the size of the file that `phases` reads
 //! fathom.modules=none        load no modules
 //! fathom.end=poweroff|reboot|halt|panic|stay

@@ -37,7 +37,7 @@ impl Default for Request {
     fn default() -> Self {
         Self {
             works: Vec::new(),
-            phase: Duration::from_secs(12),
+            phase: Duration::from_secs(9),
             file_mib: 40,
             load_modules: true,
             end: End::default(),

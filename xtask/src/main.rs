@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod bench;
 mod command;
+mod demo;
 mod kit;
 mod machine;
 mod test;
@@ -29,6 +30,8 @@ enum Chore {
     Tidy,
     /// Prepare the guest kit and run every test of the workspace
     Test(test::TestArgs),
+    /// Boot a guest that touches known amounts of memory, and show what Fathom sees of it
+    Demo(demo::DemoArgs),
     /// Benchmarks, each side by side with what it is compared to
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Chore::Guest(args) => kit::prepare(&args).map(drop),
         Chore::Tidy => tidy::run(),
         Chore::Test(args) => test::test(&args),
+        Chore::Demo(args) => demo::run(&args),
         Chore::Bench(bench) => bench::run(&bench),
     };
     // Without a backtrace: these errors are for people.

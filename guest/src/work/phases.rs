@@ -1,7 +1,8 @@
 //! Phases of known working sets.
 //!
 //! An idle phase, then one phase for each size given: every page of that much memory written
-//! again and again. Then a file is read twice: from disk, and from the page cache.
+//! again and again. Then, after a moment of quiet, a file is read twice: from disk, and from
+//! the page cache.
 //!
 //! Each phase says `begin`, `steady` once everything has been touched for the first time (what
 //! came before is the kernel giving memory), and `end`. `bytes` is what the phase touches;
@@ -25,17 +26,21 @@ const STRUCT_PAGE: u64 = 64;
 /// Entries in a page table.
 const TABLE_ENTRIES: u64 = 512;
 
+/// Long enough for a window of 10 s to see a reading phase of 9 s, and nothing before it.
+const SETTLE: Duration = Duration::from_secs(3);
+
 pub(super) fn run(sizes_mib: &[u64], request: &Request) -> bool {
-    idle(request.phase);
+    quiet("idle", request.phase + SETTLE);
     let mut ok = true;
     for &mib in sizes_mib {
         ok &= touch(mib, request.phase);
     }
+    quiet("settle", SETTLE);
     ok & read_twice(request)
 }
 
-fn idle(length: Duration) {
-    let phase = Phase { name: "idle", bytes: 0, kernel_bytes: 0 };
+fn quiet(name: &'static str, length: Duration) {
+    let phase = Phase { name, bytes: 0, kernel_bytes: 0 };
     phase.says("begin");
     phase.says("steady");
     std::thread::sleep(length);
