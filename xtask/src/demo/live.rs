@@ -12,6 +12,8 @@ pub(super) struct Live {
     /// On a terminal the line is drawn over itself; in a file, lines follow each other.
     terminal: bool,
     drawn: bool,
+    /// What was said last where nothing can be drawn over.
+    said: String,
 }
 
 /// A full bar.
@@ -20,7 +22,7 @@ const BAR_WIDTH: u64 = 32;
 
 impl Live {
     pub(super) fn new(name: &'static str) -> Self {
-        Self { name, terminal: std::io::stderr().is_terminal(), drawn: false }
+        Self { name, terminal: std::io::stderr().is_terminal(), drawn: false, said: String::new() }
     }
 
     /// A line that stays.
@@ -29,7 +31,7 @@ impl Live {
         eprintln!("{text}");
     }
 
-    /// How things are: once a second.
+    /// How things are: once a second, but in a file only when the guest does something else.
     pub(super) fn show(&mut self, elapsed: Duration, phase: Option<&Phase>) {
         let top = top(self.name);
         let doing = phase.map_or("booting".to_owned(), describe);
@@ -45,7 +47,7 @@ impl Live {
             // A terminal that is gone needs no picture.
             let _ = std::io::stderr().flush();
             self.drawn = true;
-        } else {
+        } else if std::mem::replace(&mut self.said, doing.clone()) != doing {
             eprintln!("{line}");
         }
     }

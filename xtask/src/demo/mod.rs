@@ -49,7 +49,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     eprintln!("booting Debian's kernel with {MEMORY_MIB} MiB, without KVM");
     let guest = Guest::new(&kit, &words).disk(&disk).named(NAME, &report);
     let phases = follow(guest.start(Vmm::Fathom)?)?;
-    let report = Report::read(&report)?;
+    let mut report = Report::read(&report)?;
+    report.align(phases.process_seconds);
     let rows = phases::compare(&phases.done, &report.working_set);
     print_table(&rows);
     print_machine(&report);
@@ -83,6 +84,7 @@ fn follow(mut guest: Running) -> Result<Phases> {
     }
     live.finish();
     guest.check_end()?;
+    phases.process_seconds = guest.elapsed().as_secs_f64();
     if phases.done.is_empty() {
         bail!("the guest ended without a phase: see its console with fathom run");
     }

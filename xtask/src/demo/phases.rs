@@ -47,6 +47,8 @@ impl Row {
 pub(super) struct Phases {
     pub(super) done: Vec<Phase>,
     pub(super) current: Option<Phase>,
+    /// From start to end of the VMM's process.
+    pub(super) process_seconds: f64,
     /// When the last phase stopped touching what it touched.
     active_until: f64,
 }
@@ -82,6 +84,9 @@ impl Phases {
     }
 }
 
+/// What the guest says reaches us a moment later, and the VM's clock starts a moment after ours.
+const SLACK: f64 = 0.2;
+
 impl Phase {
     fn is_idle(&self) -> bool {
         self.bytes == 0
@@ -102,7 +107,6 @@ impl Phase {
 
     /// Windows of 1 s that lie in the steady part; each holds many passes over the memory.
     fn within_second(&self, sample: &Sample) -> Option<u64> {
-        const SLACK: f64 = 0.2;
         let from = sample.t_seconds - 1.0;
         let inside = from >= self.steady + SLACK && sample.t_seconds <= self.end - SLACK;
         sample.window_1s_bytes.filter(|_| inside)
@@ -111,8 +115,8 @@ impl Phase {
     /// Windows of 10 s that hold the one pass over the file, and nothing before it.
     fn within_ten(&self, sample: &Sample) -> Option<u64> {
         let from = sample.t_seconds - 10.0;
-        let whole = from <= self.begin && sample.t_seconds >= self.steady;
-        let inside = from >= self.quiet_since && sample.t_seconds <= self.end;
+        let whole = from <= self.begin - SLACK && sample.t_seconds >= self.steady + SLACK;
+        let inside = from >= self.quiet_since + SLACK && sample.t_seconds <= self.end - SLACK;
         sample.window_10s_bytes.filter(|_| whole && inside)
     }
 
@@ -151,7 +155,8 @@ pub(super) fn compare(phases: &[Phase], samples: &[Sample]) -> Vec<Row> {
 
 impl Phase {
     fn idle_within_ten(&self, sample: &Sample) -> Option<u64> {
-        let inside = sample.t_seconds - 10.0 >= self.begin && sample.t_seconds <= self.end;
+        let from = sample.t_seconds - 10.0;
+        let inside = from >= self.begin + SLACK && sample.t_seconds <= self.end - SLACK;
         sample.window_10s_bytes.filter(|_| inside)
     }
 }

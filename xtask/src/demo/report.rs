@@ -31,7 +31,19 @@ pub(super) struct Sample {
     pub(super) window_60s_bytes: Option<u64>,
 }
 
+/// A larger difference is not a start but a mistake.
+const SHIFT_MAX: f64 = 5.0;
+
 impl Report {
+    /// The VM's clock starts when the VM does, ours when its process does, which has a kernel to
+    /// unpack first: shift the samples so that both end together.
+    pub(super) fn align(&mut self, process_seconds: f64) {
+        let shift = process_seconds - self.wall_seconds;
+        if (0.0..SHIFT_MAX).contains(&shift) {
+            self.working_set.iter_mut().for_each(|sample| sample.t_seconds += shift);
+        }
+    }
+
     pub(super) fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("read {}: did fathom write it?", file.display()))?;
@@ -42,6 +54,16 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samples_are_shifted_by_the_time_to_start() {
+        let mut report = Report { wall_seconds: 10.0, ..Report::default() };
+        report.working_set.push(Sample { t_seconds: 1.0, ..Sample::default() });
+        report.align(10.5);
+        assert_eq!(report.working_set[0].t_seconds, 1.5);
+        report.align(100.0);
+        assert_eq!(report.working_set[0].t_seconds, 1.5);
+    }
 
     #[test]
     fn missing_and_unknown_fields_do_no_harm() {
