@@ -59,7 +59,13 @@ fn render(
             .label(label)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(TRUTH).draw()?;
+    let labels = SeriesLabelPosition::UpperLeft;
+    chart
+        .configure_series_labels()
+        .position(labels)
+        .background_style(WHITE)
+        .border_style(TRUTH)
+        .draw()?;
     root.present()?;
     Ok(())
 }
