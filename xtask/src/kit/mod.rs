@@ -10,6 +10,7 @@
 //! .kit/initramfs.cpio       /init is the guest program; with the cloud kernel's modules
 //! .kit/initramfs-full.cpio  the same for linux-image-amd64
 //! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3
+//!                           and /check.sh, which shows that they work
 //! .kit/apt/                 package lists and downloads, ours alone
 //! ```
 
@@ -161,8 +162,8 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
     if kit.full_kernel().image().is_file() {
         initramfs::build(&kit.full_initramfs(), &kit.full_kernel().modules(), &kit)?;
     }
-    if args.disk && (args.refresh || !kit.disk().is_file()) {
-        disk::build(&kit)?;
+    if args.disk {
+        disk::build(&kit, args.refresh)?;
     }
     eprintln!("kit: ready in {}", kit.folder.display());
     Ok(kit)
