@@ -1,16 +1,19 @@
-//! Console output: to a sink, with a look at it on the way.
+//! Console output: to a sink, with a look at every line on the way.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::thread;
 use std::time::Duration;
 
+/// Longest line handed to the hook, in bytes; what follows on the same line is not looked at.
+pub const LINE_LIMIT: usize = 4096;
+
 /// How long to wait before writing again to a sink that is full for now.
 const RETRY_AFTER: Duration = Duration::from_millis(1);
 
-/// Called with the bytes of the console's output as they come, often one at a time. On the thread
-/// that sends them, with the device locked: it must be quick and must not call into a device.
-pub type OutputHook = Box<dyn FnMut(&[u8]) + Send>;
+/// Called with each complete line, without its end. On the thread that wrote the line's end, with
+/// the device locked: it must be quick and must not call into a device.
+pub type LineHook = Box<dyn FnMut(&[u8]) + Send>;
 
 /// Where a console's output goes.
 ///
@@ -19,19 +22,21 @@ pub type OutputHook = Box<dyn FnMut(&[u8]) + Send>;
 /// are counted, and never fails the guest.
 pub struct Output {
     sink: Box<dyn Write + Send>,
-    hook: Option<OutputHook>,
+    hook: Option<LineHook>,
+    /// The line so far; len <= LINE_LIMIT. Kept only while there is a hook.
+    line: Vec<u8>,
     lost_bytes: u64,
 }
 
 impl Output {
     /// Output into `sink`.
     pub fn new(sink: impl Write + Send + 'static) -> Self {
-        Self { sink: Box::new(sink), hook: None, lost_bytes: 0 }
+        Self { sink: Box::new(sink), hook: None, line: Vec::new(), lost_bytes: 0 }
     }
 
-    /// The same output, also shown to `hook`, whether the sink takes it or not.
+    /// The same output, each line also shown to `hook`.
     #[must_use]
-    pub fn with_hook(mut self, hook: OutputHook) -> Self {
+    pub fn with_line_hook(mut self, hook: LineHook) -> Self {
         self.hook = Some(hook);
         self
     }
@@ -44,8 +49,8 @@ impl Output {
             }
             self.lost_bytes += bytes.len() as u64;
         }
-        if let Some(hook) = &mut self.hook {
-            hook(bytes);
+        if self.hook.is_some() {
+            self.scan(bytes);
         }
     }
 
@@ -68,6 +73,24 @@ impl Output {
                 Err(error) => wait_if_busy(error)?,
             }
         }
+    }
+
+    fn scan(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.end_line(),
+                b'\r' => {}
+                _ if self.line.len() < LINE_LIMIT => self.line.push(byte),
+                _ => {}
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        if let Some(hook) = &mut self.hook {
+            hook(&self.line);
+        }
+        self.line.clear();
     }
 }
 
@@ -134,22 +157,36 @@ mod tests {
         }
     }
 
-    fn hook() -> (Shared, OutputHook) {
-        let seen = Shared::default();
-        let sink = seen.clone();
-        (seen, Box::new(move |bytes| sink.0.lock().unwrap().extend_from_slice(bytes)))
+    fn lines() -> (Arc<Mutex<Vec<String>>>, LineHook) {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let hook = move |line: &[u8]| {
+            sink.lock().unwrap().push(String::from_utf8_lossy(line).into_owned());
+        };
+        (seen, Box::new(hook))
     }
 
     #[test]
-    fn sink_and_hook_see_the_same_bytes() {
-        let (seen, hook) = hook();
+    fn lines_are_put_together_from_single_bytes() {
+        let (seen, hook) = lines();
         let shared = Shared::default();
-        let mut output = Output::new(shared.clone()).with_hook(hook);
-        for byte in b"one\r\ntwo" {
+        let mut output = Output::new(shared.clone()).with_line_hook(hook);
+        for byte in b"one\r\ntwo\r\nrest" {
             output.send(&[*byte]);
         }
-        assert_eq!(*seen.0.lock().unwrap(), b"one\r\ntwo");
-        assert_eq!(*shared.0.lock().unwrap(), b"one\r\ntwo");
+        assert_eq!(*seen.lock().unwrap(), ["one", "two"]);
+        assert_eq!(*shared.0.lock().unwrap(), b"one\r\ntwo\r\nrest");
+    }
+
+    #[test]
+    fn an_endless_line_takes_bounded_memory() {
+        let (seen, hook) = lines();
+        let mut output = Output::new(io::sink()).with_line_hook(hook);
+        output.send(&vec![b'x'; 3 * LINE_LIMIT]);
+        output.send(b"\nnext\n");
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen[0].len(), LINE_LIMIT);
+        assert_eq!(seen[1], "next");
     }
 
     #[test]
@@ -162,11 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_sink_is_counted_and_the_hook_still_sees() {
-        let (seen, hook) = hook();
-        let mut output = Output::new(Broken).with_hook(hook);
+    fn a_broken_sink_is_counted_and_lines_are_still_seen() {
+        let (seen, hook) = lines();
+        let mut output = Output::new(Broken).with_line_hook(hook);
         output.send(b"gone\n");
         assert_eq!(output.lost_bytes(), 5);
-        assert_eq!(*seen.0.lock().unwrap(), b"gone\n");
+        assert_eq!(*seen.lock().unwrap(), ["gone"]);
     }
 }
