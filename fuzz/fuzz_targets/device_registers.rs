@@ -44,7 +44,11 @@ impl Machine {
             ports.insert(base.into(), len, device).expect("no overlap");
         };
         port(serial::COM1_BASE, serial::PORT_COUNT, Arc::clone(&serial) as Arc<_>);
-        port(reset::SLEEP_CONTROL_PORT, reset::PORT_COUNT, Arc::new(Reset::new(Arc::clone(&power))));
+        port(
+            reset::SLEEP_CONTROL_PORT,
+            reset::PORT_COUNT,
+            Arc::new(Reset::new(Arc::clone(&power))),
+        );
         let i8042 = Arc::new(I8042::new(Arc::clone(&power)));
         port(reset::I8042_COMMAND_PORT, reset::I8042_PORT_COUNT, i8042);
         port(pvpanic::PORT, pvpanic::PORT_COUNT, Arc::new(PvPanic::new(power)));
