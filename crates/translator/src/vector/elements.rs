@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use super::handlers::{open, wait};
+use super::handlers::{deliver, fetch, open, wait};
 use super::x87;
 use crate::cpu::{Cpu, REG_NONE};
 use crate::decode::operands::{address_size_flag, blank, segment_slot};
@@ -167,7 +167,7 @@ fn masked_load<M: Machine>(core: &mut Core<M>, insn: &Insn<M>) -> Result<(), Sto
     let mut value = [0; 32];
     for at in shape.chosen(&mask) {
         let address = va.wrapping_add(at as u64);
-        core.machine.load_bytes(address, &mut value[shape.range(at)])?;
+        fetch(&mut core.machine, address, &mut value[shape.range(at)])?;
     }
     set_ymm(&mut core.cpu, insn.src.into(), &value);
     Ok(())
@@ -183,7 +183,7 @@ fn masked_store<M: Machine>(core: &mut Core<M>, insn: &Insn<M>) -> Result<(), St
         core.machine.probe_store(va.wrapping_add(at as u64), shape.element.into())?;
     }
     for at in shape.chosen(&mask) {
-        core.machine.store_bytes(va.wrapping_add(at as u64), &value[shape.range(at)])?;
+        deliver(&mut core.machine, va.wrapping_add(at as u64), &value[shape.range(at)])?;
     }
     Ok(())
 }
@@ -202,7 +202,7 @@ fn gather_elements<M: Machine>(core: &mut Core<M>, insn: &Insn<M>) -> Result<(),
         let address = core.address_at(insn, index << insn.scale);
         let mut element = [0; 8];
         let element = &mut element[..shape.element.into()];
-        let loaded = core.machine.load_bytes(address, element);
+        let loaded = fetch(&mut core.machine, address, element);
         if let Err(stop) = loaded {
             set_ymm(&mut core.cpu, to, &value);
             set_ymm(&mut core.cpu, mask_register, &mask);

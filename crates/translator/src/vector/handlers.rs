@@ -46,7 +46,7 @@ pub(super) fn load<M: Machine, const SIZE: usize>(
     open(core, insn)?;
     let va = operand::<M, SIZE>(core, insn)?;
     let mut buffer = Buffer([0; SIZE]);
-    core.machine.load_bytes(va, &mut buffer.0)?;
+    fetch(&mut core.machine, va, &mut buffer.0)?;
     // SAFETY: the buffer has the size of the operand.
     unsafe { execute(core, insn, buffer.0.as_mut_ptr()) }
 }
@@ -61,7 +61,7 @@ pub(super) fn store<M: Machine, const SIZE: usize>(
     let mut buffer = Buffer([0; SIZE]);
     // SAFETY: the buffer has the size of the operand.
     unsafe { execute(core, insn, buffer.0.as_mut_ptr()) }?;
-    core.machine.store_bytes(va, &buffer.0)
+    deliver(&mut core.machine, va, &buffer.0)
 }
 
 /// A memory operand of any size that is written by an instruction that also changes registers or MXCSR:
@@ -148,6 +148,36 @@ fn operand<M: Machine, const SIZE: usize>(core: &mut Core<M>, insn: &Insn<M>) ->
         return Err(core.machine.raise(Exception::GP0));
     }
     Ok(va)
+}
+
+/// Loads an operand; the sizes that integers have too are as atomic as theirs (SDM volume 3, 9.1.1).
+#[inline(always)]
+pub(super) fn fetch<M: Machine>(machine: &mut M, va: u64, into: &mut [u8]) -> Result<(), Stop> {
+    match into.len() {
+        1 => into.copy_from_slice(&machine.load::<u8>(va)?.to_le_bytes()),
+        2 => into.copy_from_slice(&machine.load::<u16>(va)?.to_le_bytes()),
+        4 => into.copy_from_slice(&machine.load::<u32>(va)?.to_le_bytes()),
+        8 => into.copy_from_slice(&machine.load::<u64>(va)?.to_le_bytes()),
+        _ => return machine.load_bytes(va, into),
+    }
+    Ok(())
+}
+
+/// Stores an operand as [`fetch`] loads it.
+#[inline(always)]
+pub(super) fn deliver<M: Machine>(machine: &mut M, va: u64, from: &[u8]) -> Result<(), Stop> {
+    let mut wide = [0; 8];
+    if matches!(from.len(), 1 | 2 | 4 | 8) {
+        wide[..from.len()].copy_from_slice(from);
+    }
+    let value = u64::from_le_bytes(wide);
+    match from.len() {
+        1 => machine.store(va, value as u8),
+        2 => machine.store(va, value as u16),
+        4 => machine.store(va, value as u32),
+        8 => machine.store(va, value),
+        _ => machine.store_bytes(va, from),
+    }
 }
 
 /// Runs the thunk.

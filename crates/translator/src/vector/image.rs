@@ -18,8 +18,8 @@ pub(super) const MXCSR_MASK: u32 = 0xffff;
 /// FCW after FNINIT.
 pub(super) const FCW_DEFAULT: u16 = 0x37f;
 
-/// ES and B of the x87 status word: an unmasked exception is pending. A processor may take a loaded ES at
-/// its word, and raise #MF in the thunk.
+/// ES and B of the x87 status word: an unmasked exception is pending. A processor may take ES at its word
+/// whatever the flags are, so no thunk that waits may run with it set: #MF would be this process's.
 const FSW_SUMMARY: u16 = 1 << 7 | 1 << 15;
 
 impl FpuState {
@@ -35,9 +35,16 @@ impl FpuState {
         u16::from_le_bytes([self.image[2], self.image[3]])
     }
 
-    /// Whether an unmasked x87 exception waits for the next waiting instruction (SDM volume 1, 8.7).
+    /// Whether an exception waits for the next waiting x87 instruction (SDM volume 1, 8.7): the summary bit
+    /// says so, or an unmasked flag does.
+    #[inline(always)]
     #[must_use]
     pub fn x87_pending(&self) -> bool {
+        self.fsw() & FSW_SUMMARY != 0 || self.x87_unmasked()
+    }
+
+    #[inline(always)]
+    fn x87_unmasked(&self) -> bool {
         self.fsw() & !self.fcw() & 0x3f != 0
     }
 
@@ -80,7 +87,7 @@ impl FpuState {
     pub fn sanitize(&mut self) {
         self.set_mxcsr(self.mxcsr());
         let flags = self.fsw() & !FSW_SUMMARY;
-        let status = if self.x87_pending() { flags | FSW_SUMMARY } else { flags };
+        let status = if self.x87_unmasked() { flags | FSW_SUMMARY } else { flags };
         self.set_bytes(2, status.to_le_bytes());
     }
 
