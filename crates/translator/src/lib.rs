@@ -13,6 +13,7 @@
 //! ```
 //!
 //! Unsafe code is confined to `vector`, where generated host instructions run.
+#![deny(unsafe_code)]
 
 pub mod block;
 mod cpu;
