@@ -1,0 +1,144 @@
+//! A disk as asked for, and as checked.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+use super::overlay::{self, Identity};
+use super::raw::Raw;
+use super::storage::Storage;
+use super::{DiskError, SECTOR};
+
+/// The one queue: requests.
+pub(super) const REQUESTS: usize = 0;
+/// Queue sizes.
+pub(super) const QUEUES: &[u16] = &[256];
+
+/// Bytes of a disk's identity.
+pub(super) const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// A disk as asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// Raw image or block device.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Where the guest's writes go instead of `path`; made if it does not exist.
+    pub overlay: Option<PathBuf>,
+    /// What the guest sees as the disk's serial number, cut to 20 bytes; none if empty.
+    pub serial: String,
+}
+
+/// A disk whose files are open, locked and checked.
+pub struct DiskPlan {
+    pub(super) storage: Box<dyn Storage>,
+    pub(super) sectors: u64,
+    pub(super) read_only: bool,
+    pub(super) id: [u8; ID_LEN],
+}
+
+impl DiskConfig {
+    /// Opens and checks the disk's files.
+    ///
+    /// # Errors
+    /// A file is missing, not readable, not a raw image, in use, or an overlay of something else.
+    pub fn plan(&self) -> Result<DiskPlan, DiskError> {
+        if self.read_only && self.overlay.is_some() {
+            return Err(DiskError::ReadOnlyOverlay { path: self.path.clone() });
+        }
+        let shared = self.read_only || self.overlay.is_some();
+        let mut image = open(&self.path, !shared)?;
+        let size = size(&self.path, &mut image)?;
+        let storage: Box<dyn Storage> = match &self.overlay {
+            None => Box::new(Raw(image)),
+            Some(path) => Box::new(self.overlay(path, image, size)?),
+        };
+        Ok(DiskPlan {
+            storage,
+            sectors: size / SECTOR,
+            read_only: self.read_only,
+            id: id(&self.serial),
+        })
+    }
+
+    fn overlay(
+        &self,
+        path: &Path,
+        image: File,
+        size: u64,
+    ) -> Result<overlay::Overlay<File>, DiskError> {
+        let identity = Identity::of(&image, size).map_err(host(&self.path, "read attributes"))?;
+        let failed = |source| DiskError::Overlay { path: path.to_path_buf(), source };
+        overlay::open(path, image, identity).map_err(failed)
+    }
+}
+
+/// Opens an image, alone for writing or together with others for reading.
+fn open(path: &Path, write: bool) -> Result<File, DiskError> {
+    let file = OpenOptions::new().read(true).write(write).open(path).map_err(host(path, "open"))?;
+    let kind = file.metadata().map_err(host(path, "read attributes"))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotADisk { path: path.to_path_buf() });
+    }
+    let how = if write {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
+    };
+    match flock(&file, how) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::InUse { path: path.to_path_buf() }),
+        Err(error) => Err(host(path, "lock")(error.into())),
+    }
+}
+
+fn size(path: &Path, image: &mut File) -> Result<u64, DiskError> {
+    // Seeking also tells the size of a block device.
+    let size = image.seek(SeekFrom::End(0)).map_err(host(path, "find its size"))?;
+    if size == 0 || !size.is_multiple_of(SECTOR) {
+        return Err(DiskError::Size { path: path.to_path_buf(), size });
+    }
+    let mut magic = [0; 4];
+    image.rewind().map_err(host(path, "read"))?;
+    image.read_exact(&mut magic).map_err(host(path, "read"))?;
+    match &magic {
+        b"QFI\xfb" => Err(DiskError::Format { path: path.to_path_buf(), format: "qcow2" }),
+        b"KDMV" => Err(DiskError::Format { path: path.to_path_buf(), format: "VMDK" }),
+        _ => Ok(size),
+    }
+}
+
+fn id(serial: &str) -> [u8; ID_LEN] {
+    let mut id = [0; ID_LEN];
+    for (to, from) in id.iter_mut().zip(serial.bytes()) {
+        *to = from;
+    }
+    id
+}
+
+fn host(path: &Path, operation: &'static str) -> impl FnOnce(std::io::Error) -> DiskError {
+    move |source| DiskError::Host { path: path.to_path_buf(), operation, source }
+}
+
+impl DiskPlan {
+    /// Size in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+}
+
+impl fmt::Debug for DiskPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskPlan")
+            .field("sectors", &self.sectors)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}

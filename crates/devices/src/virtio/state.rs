@@ -1,0 +1,65 @@
+//! Saved and counted forms of every device.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::DeviceKind;
+use super::balloon::{BalloonMetrics, BalloonState};
+use super::block::{DiskMetrics, DiskState};
+use super::console::{ConsoleMetrics, ConsoleState};
+use super::queue::QueueError;
+use super::rng::{RngMetrics, RngState};
+
+/// What a device saves beside its transport.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A balloon.
+    Balloon(BalloonState),
+    /// A disk.
+    Block(DiskState),
+    /// A console.
+    Console(ConsoleState),
+    /// An entropy source.
+    Rng(RngState),
+}
+
+/// What a device has counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceMetrics {
+    /// A balloon.
+    Balloon(BalloonMetrics),
+    /// A disk.
+    Block(DiskMetrics),
+    /// A console.
+    Console(ConsoleMetrics),
+    /// An entropy source.
+    Rng(RngMetrics),
+}
+
+/// A saved device cannot be taken up.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RestoreError {
+    /// The state belongs to another kind of device.
+    #[error("saved state is not a {expected:?} device's: the machines differ")]
+    Kind {
+        /// What is being restored.
+        expected: DeviceKind,
+    },
+    /// The state belongs to a device with other queues.
+    #[error("saved device has {saved} queues, this one {expected}: the machines differ")]
+    Queues {
+        /// In the state.
+        saved: usize,
+        /// In the device.
+        expected: usize,
+    },
+    /// The state belongs to a device that differs in what it offers.
+    #[error("saved device differs: {what}")]
+    Differs {
+        /// In what.
+        what: String,
+    },
+    /// A queue's state is impossible.
+    #[error("saved queue: {0}")]
+    Queue(#[from] QueueError),
+}
