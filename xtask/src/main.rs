@@ -1,2 +1,56 @@
-//! Chores.
-fn main() {}
+//! Every chore of the project: `cargo xtask guest`, `test`, `tidy`, `demo`, `bench`.
+//!
+//! Continuous integration runs the same commands as a person does.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+mod bench;
+mod command;
+mod demo;
+mod kit;
+mod machine;
+mod test;
+mod tidy;
+mod workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's chores", version)]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Fetch Debian's kernel and busybox, build the guest program and the initramfs, without root
+    Guest(kit::GuestArgs),
+    /// Check the project's own rules: dependency direction, unsafe code, file sizes
+    Tidy,
+    /// Prepare the guest kit and run every test of the workspace
+    Test(test::TestArgs),
+    /// Boot a guest that touches known amounts of memory, and show what Fathom sees of it
+    Demo(demo::DemoArgs),
+    /// Benchmarks, each side by side with what it is compared to
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
+        Chore::Guest(args) => kit::prepare(&args).map(drop),
+        Chore::Tidy => tidy::run(),
+        Chore::Test(args) => test::test(&args),
+        Chore::Demo(args) => demo::run(&args),
+        Chore::Bench(bench) => bench::run(&bench),
+    };
+    // Without a backtrace: these errors are for people.
+    done.map_or_else(
+        |error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}

@@ -54,10 +54,8 @@ pub mod rtc;
 pub mod serial;
 mod sync;
 pub mod terminal;
-// pub mod virtio;
+pub mod virtio;
 
 pub use irq::IrqLine;
+pub use memory::DeviceView;
 pub use notify::Notifier;
-
-/// The view of guest memory that devices work through.
-pub type DeviceView = vm_memory::GuestMemoryMmap<()>;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{Error as EventError, EventOps, EventSet, EventSubscriber, Events};
 
-use crate::sync::lock;
 use crate::Notifier;
+use crate::sync::lock;
 
 mod escape;
 #[cfg(test)]
@@ -217,8 +217,6 @@ impl EventSubscriber for InputPump {
 
 impl fmt::Debug for InputPump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InputPump")
-            .field("watch", &lock(&self.inner).watch)
-            .finish_non_exhaustive()
+        f.debug_struct("InputPump").field("watch", &lock(&self.inner).watch).finish_non_exhaustive()
     }
 }

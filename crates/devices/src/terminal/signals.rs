@@ -31,8 +31,7 @@ impl ExitSignals {
     pub fn new(on_signal: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
         reader.set_nonblocking(true)?;
-        let mut signals =
-            Self { reader, registered: Vec::new(), on_signal: Box::new(on_signal) };
+        let mut signals = Self { reader, registered: Vec::new(), on_signal: Box::new(on_signal) };
         let stopping = Arc::new(AtomicBool::new(false));
         for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
             // In this order: the first signal finds the flag down and then raises it.

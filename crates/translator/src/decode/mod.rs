@@ -1,1 +1,87 @@
 //! From bytes to [`Insn`]s: iced-x86 decodes, selectors choose handlers and lay out operands.
+//!
+//! Decoding depends on the bytes and the [`Mode`] alone: branch displacements and RIP-relative operands
+//! are relative to the next instruction, so that a block may be mapped anywhere.
+
+mod integer;
+pub(crate) mod operands;
+pub mod system;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+
+use crate::block::Mode;
+use crate::insn::Insn;
+use crate::machine::Machine;
+
+/// Longest run of instructions decoded into one block.
+pub const BLOCK_LIMIT: usize = 64;
+
+/// Longest x86 instruction, in bytes (SDM volume 2, 2.3.11).
+pub const MAX_LEN: usize = 15;
+
+/// What [`decode_block`] found.
+#[derive(Debug)]
+pub struct DecodedBlock<M: Machine> {
+    /// Empty only where `crosses`.
+    pub insns: Vec<Insn<M>>,
+    /// Bytes covered by `insns`.
+    pub len: u32,
+    /// The first instruction reaches beyond the bytes given: gather [`MAX_LEN`] bytes from both pages and
+    /// call [`decode_crossing`].
+    pub crosses: bool,
+}
+
+/// Decodes at most `limit` instructions from `bytes`, which reach from the first instruction to the end
+/// of its page. The block ends with the first instruction that may branch, or that may change the mode,
+/// the translations or whether interrupts are taken; or before one that reaches beyond `bytes`.
+#[must_use]
+pub fn decode_block<M: Machine>(bytes: &[u8], mode: Mode, limit: usize) -> DecodedBlock<M> {
+    let mut decoder = Decoder::new(mode.width as u32, bytes, OPTIONS);
+    let mut insns = Vec::with_capacity(8);
+    let mut instr = Instruction::default();
+    let mut len = 0;
+    while insns.len() < limit {
+        decoder.decode_out(&mut instr);
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return DecodedBlock { crosses: insns.is_empty(), insns, len };
+        }
+        let (insn, ends) = select(&instr);
+        len += u32::from(insn.len);
+        insns.push(insn);
+        if ends || len as usize >= bytes.len() {
+            break;
+        }
+    }
+    DecodedBlock { insns, len, crosses: false }
+}
+
+/// Decodes the one instruction at the start of `bytes`, which are up to [`MAX_LEN`] bytes from two pages.
+/// `None` where even these do not suffice.
+#[must_use]
+pub fn decode_crossing<M: Machine>(bytes: &[u8], mode: Mode) -> Option<Insn<M>> {
+    let mut decoder = Decoder::new(mode.width as u32, bytes, OPTIONS);
+    let instr = decoder.decode();
+    (decoder.last_error() != DecoderError::NoMoreBytes).then(|| select(&instr).0)
+}
+
+/// Hint opcodes (ENDBR, RDSSP, BNDxx, PREFETCHxx, CLDEMOTE) do nothing on a processor that has neither CET
+/// nor MPX, and prefetches need no work here: all of them are decoded as NOP.
+const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
+
+/// The instruction in executable form, and whether a block must end with it.
+fn select<M: Machine>(instr: &Instruction) -> (Insn<M>, bool) {
+    if let Some(selected) = system::select(instr) {
+        return selected;
+    }
+    if instr.is_invalid() && instr.len() >= MAX_LEN {
+        return (integer::too_long(instr), true);
+    }
+    let branches = instr.flow_control() != FlowControl::Next;
+    if let Some(insn) = integer::select(instr) {
+        return (insn, branches);
+    }
+    if let Some(insn) = crate::vector::select(instr) {
+        return (insn, branches);
+    }
+    (system::undefined(instr), true)
+}

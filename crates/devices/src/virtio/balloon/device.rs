@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 
 use super::config::{
-    DEFLATE, F_DEFLATE_ON_OOM, F_MUST_TELL_HOST, F_REPORTING, F_STATISTICS, INFLATE, PAGE_SIZE, PAGES_LIMIT, QUEUES,
+    DEFLATE, F_DEFLATE_ON_OOM, F_MUST_TELL_HOST, F_REPORTING, F_STATISTICS, INFLATE, PAGE_SIZE,
+    PAGES_LIMIT, QUEUES,
 };
 use super::handle::Shared;
 use super::statistics::BYTES_LIMIT;
@@ -123,11 +124,7 @@ impl Balloon {
     }
 
     /// Giving the request back is the question; the next request is the answer (5.5.6.3).
-    fn ask_for_statistics(
-        &mut self,
-        index: usize,
-        turn: &mut Turn<'_>,
-    ) -> Result<(), GuestError> {
+    fn ask_for_statistics(&mut self, index: usize, turn: &mut Turn<'_>) -> Result<(), GuestError> {
         if !self.shared().statistics_wanted() {
             return Ok(());
         }

@@ -7,8 +7,8 @@
 mod config;
 mod device;
 mod handle;
-mod memory;
 mod metrics;
+mod pages;
 mod state;
 mod statistics;
 #[cfg(test)]
@@ -19,8 +19,8 @@ use thiserror::Error;
 pub use config::{BalloonConfig, PAGE_SIZE};
 pub use device::Balloon;
 pub use handle::BalloonHandle;
-pub use memory::{BalloonMemory, PageNumber, PageRange};
 pub use metrics::BalloonMetrics;
+pub use pages::{BalloonMemory, FrameBalloon, PageNumber, PageRange};
 pub use state::BalloonState;
 pub use statistics::GuestStatistics;
 

@@ -5,14 +5,14 @@ use std::io;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::Permissions;
 
 use super::config::{ID_LEN, QUEUES, REQUESTS};
 use super::request::{Operation, RANGE_LEN, Request, SectorRange, Status};
 use super::{DiskMetrics, DiskPlan, DiskState, SECTOR};
-use crate::virtio::queue::QueueError;
+use crate::virtio::queue::{GuestBuffer, QueueError};
 use crate::virtio::{
     DeviceKind, DeviceMetrics, DeviceState, GuestError, RestoreError, Turn, VirtioDevice,
     read_space,
@@ -94,8 +94,8 @@ impl Disk {
     fn read(&mut self, request: &Request, turn: &Turn<'_>) -> Outcome {
         let len = request.to_guest.len();
         let offset = self.range(request.sector, len)?;
-        let slices = request.to_guest.slices(turn.memory(), Permissions::Write)?;
-        self.plan.storage.read(offset, &slices)?;
+        let buffer = GuestBuffer::new(turn.memory(), request.to_guest.clone());
+        self.plan.storage.read(offset, &buffer)?;
         self.metrics.reads += 1;
         self.metrics.read_bytes += len;
         Ok(len)
@@ -105,8 +105,8 @@ impl Disk {
         self.check_writable()?;
         let len = request.from_guest.len();
         let offset = self.range(request.sector, len)?;
-        let slices = request.from_guest.slices(turn.memory(), Permissions::Read)?;
-        self.plan.storage.write(offset, &slices)?;
+        let buffer = GuestBuffer::new(turn.memory(), request.from_guest.clone());
+        self.plan.storage.write(offset, &buffer)?;
         self.metrics.writes += 1;
         self.metrics.written_bytes += len;
         Ok(0)

@@ -1,19 +1,28 @@
 //! A host file, behind a trait so that tests can make it fail and lose what was not synced.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
 
+use memory::Access;
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::Errno;
-use vm_memory::VolatileSlice;
+
+use crate::virtio::queue::GuestBuffer;
 
 /// What storage needs of a file.
 pub(super) trait HostFile: Send {
     /// Fills `to` from `offset` on; the end of the file is an error.
-    fn read_at(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()>;
+    fn read_guest(&self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()>;
 
     /// Writes all of `from` at `offset`.
-    fn write_at(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()>;
+    fn write_guest(&self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()>;
+
+    /// As [`read_guest`](Self::read_guest), into the VMM's own memory.
+    fn read_host(&self, offset: u64, to: &mut [u8]) -> io::Result<()>;
+
+    /// As [`write_guest`](Self::write_guest), from the VMM's own memory.
+    fn write_host(&self, offset: u64, from: &[u8]) -> io::Result<()>;
 
     /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
@@ -26,12 +35,36 @@ pub(super) trait HostFile: Send {
 }
 
 impl HostFile for File {
-    fn read_at(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
-        memory::vectored::read_exact_at(self, offset, to)
+    fn read_guest(&self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
+        let mut done = 0;
+        while done < to.len() {
+            let rest = to.part(done, to.len() - done)?.pin(Access::Write)?;
+            match memory::read_at(self, offset + done, &rest)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                read => done += read as u64,
+            }
+        }
+        Ok(())
     }
 
-    fn write_at(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        memory::vectored::write_all_at(self, offset, from)
+    fn write_guest(&self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()> {
+        let mut done = 0;
+        while done < from.len() {
+            let rest = from.part(done, from.len() - done)?.pin(Access::Read)?;
+            match memory::write_at(self, offset + done, &rest)? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                written => done += written as u64,
+            }
+        }
+        Ok(())
+    }
+
+    fn read_host(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(to, offset)
+    }
+
+    fn write_host(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.write_all_at(from, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -55,19 +88,14 @@ fn allocate(file: &File, how: FallocateFlags, offset: u64, len: u64) -> io::Resu
     }
 }
 
-/// Reads into an ordinary buffer.
-pub(super) fn read_buffer(file: &dyn HostFile, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-    file.read_at(offset, &[VolatileSlice::from(bytes)])
-}
-
 /// Writes `len` zero bytes.
 pub(super) fn write_zero_bytes(file: &dyn HostFile, offset: u64, len: u64) -> io::Result<()> {
     const CHUNK: u64 = 64 << 10;
-    let mut zeros = vec![0; len.min(CHUNK) as usize];
+    let zeros = vec![0; len.min(CHUNK) as usize];
     let mut done = 0;
     while done < len {
         let part = (len - done).min(CHUNK) as usize;
-        file.write_at(offset + done, &[VolatileSlice::from(&mut zeros[..part])])?;
+        file.write_host(offset + done, &zeros[..part])?;
         done += part as u64;
     }
     Ok(())

@@ -2,21 +2,20 @@
 
 use std::io;
 
-use vm_memory::VolatileSlice;
-
 use super::file::{HostFile, write_zero_bytes};
 use super::storage::Storage;
+use crate::virtio::queue::GuestBuffer;
 
 /// A raw image.
 pub(super) struct Raw<F>(pub(super) F);
 
 impl<F: HostFile> Storage for Raw<F> {
-    fn read(&mut self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
-        self.0.read_at(offset, to)
+    fn read(&mut self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
+        self.0.read_guest(offset, to)
     }
 
-    fn write(&mut self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        self.0.write_at(offset, from)
+    fn write(&mut self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()> {
+        self.0.write_guest(offset, from)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -28,8 +27,7 @@ impl<F: HostFile> Storage for Raw<F> {
     }
 
     fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let zeroed =
-            if unmap { self.0.punch(offset, len)? } else { self.0.zero(offset, len)? };
+        let zeroed = if unmap { self.0.punch(offset, len)? } else { self.0.zero(offset, len)? };
         if zeroed { Ok(()) } else { write_zero_bytes(&self.0, offset, len) }
     }
 }

@@ -112,21 +112,7 @@ pub(super) struct SectorRange {
 
 impl SectorRange {
     pub(super) fn parse(bytes: &[u8; RANGE_LEN]) -> Self {
-        let [
-            s0,
-            s1,
-            s2,
-            s3,
-            s4,
-            s5,
-            s6,
-            s7,
-            c0,
-            c1,
-            c2,
-            c3,
-            flags @ ..,
-        ] = *bytes;
+        let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, flags @ ..] = *bytes;
         Self {
             sector: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
             count: u32::from_le_bytes([c0, c1, c2, c3]),

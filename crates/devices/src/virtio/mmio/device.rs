@@ -488,8 +488,7 @@ fn empty(max: u16) -> QueueState {
 }
 
 fn saved(slot: &QueueSlot) -> QueueState {
-    let (next_available, next_used) =
-        slot.queue.as_ref().map_or((0, 0), |queue| queue.positions());
+    let (next_available, next_used) = slot.queue.as_ref().map_or((0, 0), VirtQueue::positions);
     QueueState { next_available, next_used, ..slot.setup }
 }
 

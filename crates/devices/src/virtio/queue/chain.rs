@@ -1,8 +1,8 @@
 //! One descriptor chain, whole and checked.
 
+use memory::Gpa;
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestMemory, Permissions};
 
 use super::{QueueError, Segment, Segments};
 use crate::DeviceView;
@@ -41,17 +41,17 @@ impl Chain {
     }
 
     fn add(&mut self, descriptor: &Descriptor, memory: &DeviceView) -> Result<(), QueueError> {
-        let (part, access) = if descriptor.is_write_only() {
-            (&mut self.writable, Permissions::Write)
-        } else if self.writable.is_empty() {
-            (&mut self.readable, Permissions::Read)
+        let part = if descriptor.is_write_only() {
+            &mut self.writable
+        } else if self.writable.pieces() == 0 {
+            &mut self.readable
         } else {
             return Err(QueueError::Order { head: self.head });
         };
-        let segment = Segment { address: descriptor.addr(), len: u64::from(descriptor.len()) };
-        let inside = segment.address.0.checked_add(segment.len).is_some()
-            && memory.check_range(segment.address, segment.len as usize, access);
-        if !inside {
+        let segment = Segment { address: Gpa(descriptor.addr().0), len: descriptor.len().into() };
+        // An empty buffer is inside memory anywhere, so its end is checked too.
+        let ends = segment.address.checked_add(segment.len).is_some();
+        if !ends || !memory.contains(segment.address, segment.len as usize) {
             return Err(segment.outside());
         }
         part.push(segment);

@@ -22,7 +22,7 @@ mod segments;
 mod tests;
 
 pub use chain::Chain;
-pub use segments::{Segment, Segments};
+pub use segments::{GuestBuffer, Segment, Segments};
 
 /// The guest broke a rule of virtqueues.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -71,6 +71,12 @@ pub enum QueueError {
         want: u64,
         /// Bytes there.
         have: u64,
+    },
+    /// A source of memory failed: not the guest's doing, but the request cannot be served.
+    #[error("memory at {address:#x} cannot be brought back")]
+    Absent {
+        /// Guest-physical address.
+        address: u64,
     },
     /// A buffer outside guest memory.
     #[error("buffer {address:#x}+{len:#x} is outside guest memory")]

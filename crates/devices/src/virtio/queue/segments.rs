@@ -1,15 +1,20 @@
 //! Scattered guest buffers, used as one.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
+use std::io;
+
+use memory::{Access, AccessError, Gpa, PinnedSlice};
 
 use super::QueueError;
 use crate::DeviceView;
+
+/// IOV_MAX.
+const PIECES_A_CALL: usize = 1024;
 
 /// A contiguous guest buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Guest-physical address.
-    pub address: GuestAddress,
+    pub address: Gpa,
     /// Length in bytes, at most 4 GiB.
     pub len: u64,
 }
@@ -17,6 +22,13 @@ pub struct Segment {
 impl Segment {
     pub(super) fn outside(&self) -> QueueError {
         QueueError::Buffer { address: self.address.0, len: self.len }
+    }
+
+    fn failed(&self, error: &AccessError) -> QueueError {
+        match error {
+            AccessError::OutsideRam { .. } => self.outside(),
+            AccessError::Resolve(_) => QueueError::Absent { address: self.address.0 },
+        }
     }
 }
 
@@ -34,9 +46,14 @@ impl Segments {
         self.len
     }
 
-    /// Whether there is no piece. A piece of length zero is a piece.
+    /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.len == 0
+    }
+
+    /// How many pieces there are, those of length zero too.
+    pub fn pieces(&self) -> usize {
+        self.list.len()
     }
 
     /// The pieces.
@@ -44,7 +61,7 @@ impl Segments {
         self.list.iter()
     }
 
-    pub(super) fn push(&mut self, segment: Segment) {
+    pub(crate) fn push(&mut self, segment: Segment) {
         self.len += segment.len;
         self.list.push(segment);
     }
@@ -58,7 +75,7 @@ impl Segments {
                 front.push(Segment { len: taken, ..segment });
             }
             if taken < segment.len {
-                let address = GuestAddress(segment.address.0 + taken);
+                let address = Gpa(segment.address.0 + taken);
                 back.push(Segment { address, len: segment.len - taken });
             }
         }
@@ -78,7 +95,7 @@ impl Segments {
         let mut done = 0;
         for segment in self.window(offset, bytes.len() as u64)? {
             let part = &mut bytes[done..done + segment.len as usize];
-            memory.read_slice(part, segment.address).map_err(|_| segment.outside())?;
+            memory.read(segment.address, part).map_err(|error| segment.failed(&error))?;
             done += part.len();
         }
         Ok(())
@@ -92,29 +109,10 @@ impl Segments {
         let mut done = 0;
         for segment in self.window(offset, bytes.len() as u64)? {
             let part = &bytes[done..done + segment.len as usize];
-            memory.write_slice(part, segment.address).map_err(|_| segment.outside())?;
+            memory.write(segment.address, part).map_err(|error| segment.failed(&error))?;
             done += part.len();
         }
         Ok(())
-    }
-
-    /// The pieces as host slices, for I/O straight into and out of guest memory.
-    ///
-    /// # Errors
-    /// A piece is no longer guest memory.
-    pub fn slices<'a>(
-        &self,
-        memory: &'a DeviceView,
-        access: Permissions,
-    ) -> Result<Vec<VolatileSlice<'a>>, QueueError> {
-        let mut slices = Vec::with_capacity(self.list.len());
-        for segment in &self.list {
-            let parts = memory.get_slices(segment.address, segment.len as usize, access);
-            for part in parts.map_err(|_| segment.outside())? {
-                slices.push(part.map_err(|_| segment.outside())?);
-            }
-        }
-        Ok(slices)
     }
 
     /// The pieces that make up bytes `offset .. offset + len`.
@@ -125,7 +123,7 @@ impl Segments {
             let skipped = skip.min(segment.len);
             let taken = left.min(segment.len - skipped);
             if taken > 0 {
-                let address = GuestAddress(segment.address.0 + skipped);
+                let address = Gpa(segment.address.0 + skipped);
                 pieces.push(Segment { address, len: taken });
             }
             (skip, left) = (skip - skipped, left - taken);
@@ -134,5 +132,68 @@ impl Segments {
             return Err(QueueError::Short { want: offset.saturating_add(len), have: self.len });
         }
         Ok(pieces)
+    }
+}
+
+/// A scattered buffer together with the memory it lies in: what a disk reads into or writes from.
+#[derive(Clone, Debug)]
+pub struct GuestBuffer<'m> {
+    memory: &'m DeviceView,
+    segments: Segments,
+}
+
+impl<'m> GuestBuffer<'m> {
+    /// The buffer `segments` of `memory`.
+    pub fn new(memory: &'m DeviceView, segments: Segments) -> Self {
+        Self { memory, segments }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.segments.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes `offset .. offset + len` as a buffer of their own.
+    ///
+    /// # Errors
+    /// The buffer ends before.
+    pub fn part(&self, offset: u64, len: u64) -> io::Result<Self> {
+        let pieces = self.segments.window(offset, len).map_err(io::Error::other)?;
+        let mut segments = Segments::default();
+        pieces.into_iter().for_each(|piece| segments.push(piece));
+        Ok(Self { memory: self.memory, segments })
+    }
+
+    /// Copies the whole buffer out of guest memory.
+    ///
+    /// # Errors
+    /// Guest memory cannot be read.
+    pub fn to_vec(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.len() as usize];
+        self.segments.read(self.memory, 0, &mut bytes).map_err(io::Error::other)?;
+        Ok(bytes)
+    }
+
+    /// Copies `bytes` to the start of the buffer.
+    ///
+    /// # Errors
+    /// They are more than the buffer holds, or guest memory cannot be written.
+    pub fn copy_from(&self, bytes: &[u8]) -> io::Result<()> {
+        self.segments.write(self.memory, 0, bytes).map_err(io::Error::other)
+    }
+
+    /// Holds the first pieces in place for file I/O, as many as one system call takes.
+    ///
+    /// # Errors
+    /// A frame cannot be made resident.
+    pub fn pin(&self, access: Access) -> io::Result<Vec<PinnedSlice<'m>>> {
+        let pieces = self.segments.list.iter().take(PIECES_A_CALL);
+        let slice = |piece: &Segment| self.memory.slice(piece.address, piece.len as usize, access);
+        pieces.map(slice).collect::<Result<_, _>>().map_err(io::Error::other)
     }
 }

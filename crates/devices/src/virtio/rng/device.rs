@@ -69,7 +69,7 @@ impl VirtioDevice for Rng {
 
     fn serve_queue(&mut self, _index: usize, turn: &mut Turn<'_>) -> Result<(), GuestError> {
         while let Some(chain) = turn.next(REQUESTS)? {
-            if chain.writable.len() == 0 {
+            if chain.writable.is_empty() {
                 let rule = "a request without a writable buffer";
                 return Err(GuestError::Device { kind: DeviceKind::Rng, rule });
             }

@@ -4,10 +4,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
-use vm_memory::VolatileSlice;
-
 use super::header::{BITMAP_OFFSET, Header, PAGE_LEN};
-use crate::virtio::block::file::{HostFile, read_buffer};
+use crate::virtio::block::file::HostFile;
 
 const BITS_A_WORD: u64 = 64;
 const WORDS_A_PAGE: usize = PAGE_LEN as usize / size_of::<u64>();
@@ -28,7 +26,7 @@ impl Bitmap {
 
     pub(super) fn read(header: &Header, file: &dyn HostFile) -> io::Result<Self> {
         let mut bytes = vec![0; header.bitmap_len() as usize];
-        read_buffer(file, BITMAP_OFFSET, &mut bytes)?;
+        file.read_host(BITMAP_OFFSET, &mut bytes)?;
         let mut bitmap = Self::empty(header);
         for (word, bytes) in bitmap.words.iter_mut().zip(bytes.as_chunks().0) {
             *word = u64::from_le_bytes(*bytes);
@@ -71,9 +69,9 @@ impl Bitmap {
     pub(super) fn write_changes(&mut self, file: &dyn HostFile) -> io::Result<bool> {
         for &page in &self.changed_pages {
             let words = &self.words[page * WORDS_A_PAGE..][..WORDS_A_PAGE];
-            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             let offset = BITMAP_OFFSET + page as u64 * PAGE_LEN;
-            file.write_at(offset, &[VolatileSlice::from(&mut bytes[..])])?;
+            file.write_host(offset, &bytes)?;
         }
         let any = self.has_changes();
         self.changed_pages.clear();

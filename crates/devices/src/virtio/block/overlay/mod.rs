@@ -21,14 +21,13 @@ mod tests;
 use std::io;
 use std::ops::Range;
 
-use vm_memory::VolatileSlice;
-
-use super::file::{HostFile, read_buffer, write_zero_bytes};
-use super::storage::{Cutter, Storage, total};
+use super::file::{HostFile, write_zero_bytes};
+use super::storage::Storage;
+use crate::virtio::queue::GuestBuffer;
 use bitmap::Bitmap;
 pub use error::OverlayError;
-pub(super) use header::{CLUSTER_LEN, Identity};
 use header::Header;
+pub(super) use header::{CLUSTER_LEN, Identity};
 pub(super) use open::open;
 
 /// An overlay in use.
@@ -56,11 +55,8 @@ impl<F: HostFile> Overlay<F> {
     /// The clusters that lie wholly inside the range; the last one may be cut by the disk's end.
     fn covered(&self, offset: u64, len: u64) -> Range<u64> {
         let end = offset + len;
-        let last = if end == self.header.disk_len {
-            end.div_ceil(CLUSTER_LEN)
-        } else {
-            end / CLUSTER_LEN
-        };
+        let last =
+            if end == self.header.disk_len { end.div_ceil(CLUSTER_LEN) } else { end / CLUSTER_LEN };
         let first = offset.div_ceil(CLUSTER_LEN);
         first..last.max(first)
     }
@@ -84,8 +80,8 @@ impl<F: HostFile> Overlay<F> {
         }
         let bytes = self.bytes_of(cluster);
         let mut copy = vec![0; (bytes.end - bytes.start) as usize];
-        read_buffer(&self.image, bytes.start, &mut copy)?;
-        self.file.write_at(self.place(bytes.start), &[VolatileSlice::from(&mut copy[..])])
+        self.image.read_host(bytes.start, &mut copy)?;
+        self.file.write_host(self.place(bytes.start), &copy)
     }
 
     /// Prepares the clusters at both ends of a write; those between are overwritten whole.
@@ -114,26 +110,25 @@ impl<F: HostFile> Overlay<F> {
 }
 
 impl<F: HostFile> Storage for Overlay<F> {
-    fn read(&mut self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
-        let (mut at, end) = (offset, offset + total(to));
-        let mut cutter = Cutter::new(to);
+    fn read(&mut self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
+        let (mut at, end) = (offset, offset + to.len());
         while at < end {
             let (here, next) = self.bitmap.run(at / CLUSTER_LEN);
             let run_end = next.saturating_mul(CLUSTER_LEN).min(end);
-            let part = cutter.cut(run_end - at);
+            let part = to.part(at - offset, run_end - at)?;
             if here {
-                self.file.read_at(self.place(at), &part)?;
+                self.file.read_guest(self.place(at), &part)?;
             } else {
-                self.image.read_at(at, &part)?;
+                self.image.read_guest(at, &part)?;
             }
             at = run_end;
         }
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        let touched = self.fill_ends(offset, total(from))?;
-        self.file.write_at(self.place(offset), from)?;
+    fn write(&mut self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()> {
+        let touched = self.fill_ends(offset, from.len())?;
+        self.file.write_guest(self.place(offset), from)?;
         self.bitmap.set(touched);
         Ok(())
     }

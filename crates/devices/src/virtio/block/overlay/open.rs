@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::bitmap::Bitmap;
 use super::header::{HEADER_LEN, Header, Identity};
 use super::{Overlay, OverlayError};
-use crate::virtio::block::file::read_buffer;
+use crate::virtio::block::file::HostFile;
 
 /// Opens the overlay at `path` over `image`, or makes it.
 ///
@@ -47,7 +47,7 @@ fn open_existing(
 ) -> Result<Overlay<File>, OverlayError> {
     lock(&file)?;
     let mut bytes = [0; HEADER_LEN];
-    read_buffer(&file, 0, &mut bytes).map_err(|_| OverlayError::NotAnOverlay)?;
+    file.read_host(0, &mut bytes).map_err(|_| OverlayError::NotAnOverlay)?;
     let header = Header::decode(&bytes)?;
     if header.image != identity {
         return Err(OverlayError::OtherImage {

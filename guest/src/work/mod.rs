@@ -1,0 +1,44 @@
+//! The workloads.
+
+mod alloc_free;
+mod integer;
+mod phases;
+mod program;
+mod smp;
+
+use crate::report::emit;
+use crate::request::{Request, Work};
+use crate::selftest;
+
+/// For the usage line.
+pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS alloc-free:MIB \
+     smp:THREADS selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
+
+/// Do all that is asked, in order; false if anything failed.
+pub(crate) fn run_all(request: &Request) -> bool {
+    let mut ok = true;
+    for work in &request.works {
+        ok &= run(work, request);
+    }
+    ok
+}
+
+fn run(work: &Work, request: &Request) -> bool {
+    match work.name.as_str() {
+        // Being here is all that was asked.
+        "boot" => true,
+        "phases" => phases::run(&work.numbers(), request),
+        "integer" => integer::run(work.number_or(100)),
+        "alloc-free" => alloc_free::run(work.number_or(64), request.phase),
+        "smp" => smp::run(work.number_or(crate::sys::cpus_online())),
+        "selftest" => selftest::run(&work.args),
+        "tests" => selftest::run("") & smp::run(crate::sys::cpus_online()) & integer::run(20),
+        "exec" => program::run(&work.command()),
+        "disk" => program::run_from_disk(&work.command()),
+        "sh" => program::shell(),
+        name => {
+            emit("unknown", &[("name", name.into()), ("known", NAMES.into())]);
+            false
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Benchmarks: two things side by side in one run, so that the machine's own speed cancels out.
+
+mod boot;
+mod mips;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// Debian's kernel to /init: Fathom and QEMU's translator, by turns
+    Boot(boot::BootArgs),
+    /// Integer loops of a known number of instructions
+    Mips(mips::MipsArgs),
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Boot(args) => boot::run(args),
+        Bench::Mips(args) => mips::run(args),
+    }
+}
+
+/// The middle one; of an even number, the upper of the two in the middle.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(Vec::new()), None);
+    }
+}

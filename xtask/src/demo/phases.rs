@@ -1,0 +1,228 @@
+//! What the guest says it touches, against what Fathom saw.
+
+use super::report::Sample;
+use crate::machine::Event;
+
+/// One phase of the workload, in seconds since the VMM was started.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Phase {
+    pub(super) name: String,
+    /// What the program touches, and what the kernel touches for it (page tables, page structs).
+    pub(super) bytes: u64,
+    pub(super) begin: f64,
+    /// Everything has been touched once.
+    pub(super) steady: f64,
+    pub(super) end: f64,
+    /// Since when nothing else has been touched.
+    quiet_since: f64,
+}
+
+/// A phase with its measured working set.
+pub(super) struct Row {
+    pub(super) phase: Phase,
+    /// With the idle guest's own working set.
+    pub(super) truth: u64,
+    pub(super) measured: Option<u64>,
+    /// Seconds that the window spans.
+    pub(super) window: u64,
+}
+
+/// Deviation that counts as right: the larger of both.
+const TOLERANCE_PERCENT: u64 = 3;
+const TOLERANCE_BYTES: u64 = 1 << 20;
+
+impl Row {
+    pub(super) fn deviation(&self) -> Option<i64> {
+        Some(self.measured?.cast_signed() - self.truth.cast_signed())
+    }
+
+    pub(super) fn is_right(&self) -> bool {
+        let allowed = (self.truth * TOLERANCE_PERCENT / 100).max(TOLERANCE_BYTES);
+        self.deviation().is_some_and(|deviation| deviation.unsigned_abs() <= allowed)
+    }
+}
+
+/// Follows the guest's events.
+#[derive(Default)]
+pub(super) struct Phases {
+    pub(super) done: Vec<Phase>,
+    pub(super) current: Option<Phase>,
+    /// From start to end of the VMM's process.
+    pub(super) process_seconds: f64,
+    /// When the last phase stopped touching what it touched.
+    active_until: f64,
+}
+
+impl Phases {
+    /// Take notice of an event; the phase that it is about, if it is about one.
+    pub(super) fn notice(&mut self, event: &Event) -> Option<&Phase> {
+        if !event.is("phase") {
+            return None;
+        }
+        let now = event.at.as_secs_f64();
+        match event.text("state") {
+            "begin" => {
+                let bytes = event.number("bytes") + event.number("kernel_bytes");
+                let (name, quiet_since) = (event.text("name").to_owned(), self.active_until);
+                let phase = Phase { name, bytes, begin: now, steady: now, end: now, quiet_since };
+                self.current = Some(phase);
+                self.current.as_ref()
+            }
+            "steady" => {
+                let phase = self.current.as_mut()?;
+                phase.steady = now;
+                Some(phase)
+            }
+            _ => {
+                let mut phase = self.current.take()?;
+                phase.end = now;
+                self.active_until = phase.active_until();
+                self.done.push(phase);
+                self.done.last()
+            }
+        }
+    }
+}
+
+/// What the guest says reaches us a moment later, and the VM's clock starts a moment after ours.
+const SLACK: f64 = 0.2;
+
+impl Phase {
+    fn is_idle(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The file is read once and then left alone; memory is touched to the end.
+    fn reads(&self) -> bool {
+        self.name.contains("read")
+    }
+
+    fn active_until(&self) -> f64 {
+        match (self.is_idle(), self.reads()) {
+            (true, _) => self.begin,
+            (_, true) => self.steady,
+            _ => self.end,
+        }
+    }
+
+    /// Windows of 1 s that lie in the steady part; each holds many passes over the memory.
+    fn within_second(&self, sample: &Sample) -> Option<u64> {
+        let from = sample.t_seconds - 1.0;
+        let inside = from >= self.steady + SLACK && sample.t_seconds <= self.end - SLACK;
+        sample.window_1s_bytes.filter(|_| inside)
+    }
+
+    /// Windows of 10 s that hold the one pass over the file, and nothing before it.
+    fn within_ten(&self, sample: &Sample) -> Option<u64> {
+        let from = sample.t_seconds - 10.0;
+        let whole = from <= self.begin - SLACK && sample.t_seconds >= self.steady + SLACK;
+        let inside = from >= self.quiet_since + SLACK && sample.t_seconds <= self.end - SLACK;
+        sample.window_10s_bytes.filter(|_| whole && inside)
+    }
+
+    fn measured(&self, samples: &[Sample], window: u64) -> Option<u64> {
+        let figures = samples.iter().filter_map(|sample| match window {
+            1 => self.within_second(sample),
+            _ => self.within_ten(sample),
+        });
+        middle(figures.collect())
+    }
+}
+
+/// One row for each phase in which something is touched, and one for the idle guest, whose
+/// working set over a window of the same length is part of every other's.
+pub(super) fn compare(phases: &[Phase], samples: &[Sample]) -> Vec<Row> {
+    let idle = phases.iter().find(|phase| phase.is_idle());
+    let idle_over = |window| {
+        let in_ten = |sample: &Sample| idle.and_then(|phase| phase.idle_within_ten(sample));
+        match window {
+            1 => idle.and_then(|phase| phase.measured(samples, 1)),
+            _ => middle(samples.iter().filter_map(in_ten).collect()),
+        }
+    };
+    let busy = phases.iter().filter(|phase| !phase.is_idle()).map(|phase| {
+        let window = if phase.reads() { 10 } else { 1 };
+        let truth = phase.bytes + idle_over(window).unwrap_or(0);
+        let measured = phase.measured(samples, window);
+        Row { phase: phase.clone(), truth, measured, window }
+    });
+    let idle_row = idle.map(|phase| {
+        let seen = idle_over(1);
+        Row { phase: phase.clone(), truth: seen.unwrap_or(0), measured: seen, window: 1 }
+    });
+    idle_row.into_iter().chain(busy).collect()
+}
+
+impl Phase {
+    fn idle_within_ten(&self, sample: &Sample) -> Option<u64> {
+        let from = sample.t_seconds - 10.0;
+        let inside = from >= self.begin + SLACK && sample.t_seconds <= self.end - SLACK;
+        sample.window_10s_bytes.filter(|_| inside)
+    }
+}
+
+fn middle(mut figures: Vec<u64>) -> Option<u64> {
+    figures.sort_unstable();
+    figures.get(figures.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn phase(name: &str, mib: u64, begin: f64, steady: f64, end: f64, quiet_since: f64) -> Phase {
+        Phase { name: name.into(), bytes: mib * MIB, begin, steady, end, quiet_since }
+    }
+
+    /// One sample a second: what a perfect census would give.
+    fn samples(one: impl Fn(f64) -> u64, ten: impl Fn(f64) -> u64) -> Vec<Sample> {
+        (1..60)
+            .map(|second| {
+                let t_seconds = f64::from(second) + 0.1;
+                Sample {
+                    t_seconds,
+                    window_1s_bytes: Some(one(t_seconds) * MIB),
+                    window_10s_bytes: Some(ten(t_seconds) * MIB),
+                    window_60s_bytes: None,
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_steady_phase_is_judged_by_seconds_inside_it() {
+        let phases =
+            [phase("idle", 0, 0.0, 0.0, 12.0, 0.0), phase("touch", 30, 12.0, 13.0, 21.0, 0.0)];
+        let seen = samples(|t| if t > 14.0 && t < 21.0 { 32 } else { 2 }, |_| 99);
+        let rows = compare(&phases, &seen);
+        assert_eq!(rows.len(), 2);
+        assert_eq!((rows[1].truth, rows[1].measured), (32 * MIB, Some(32 * MIB)));
+        assert!(rows.iter().all(Row::is_right));
+    }
+
+    #[test]
+    fn reading_is_judged_by_windows_that_hold_it_and_nothing_else() {
+        let phases =
+            [phase("idle", 0, 0.0, 0.0, 12.0, 0.0), phase("read", 40, 24.0, 26.0, 33.0, 21.0)];
+        // A window that reaches back before 21 s would see more.
+        let seen = samples(|_| 2, |t| if t < 31.0 { 90 } else { 43 });
+        let rows = compare(&phases, &seen);
+        assert_eq!(rows[1].measured, Some(43 * MIB));
+        assert_eq!(rows[1].window, 10);
+    }
+
+    #[test]
+    fn a_wrong_measurement_is_seen() {
+        let row = |measured| Row {
+            phase: phase("touch", 30, 0.0, 0.0, 9.0, 0.0),
+            truth: 100 * MIB,
+            measured,
+            window: 1,
+        };
+        assert!(row(Some(103 * MIB)).is_right());
+        assert!(!row(Some(104 * MIB)).is_right());
+        assert!(!row(None).is_right());
+    }
+}

@@ -1,0 +1,101 @@
+//! The disk image: an ext4 file system with a small Debian, made by an ordinary user.
+//!
+//! Packages are unpacked, not installed: none of their scripts runs. `mke2fs -d` fills the file
+//! system from a folder, so nothing is mounted.
+
+use super::{Kit, apt};
+use crate::command::{find_program, run};
+use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+const PACKAGES: [&str; 5] = ["bash", "coreutils", "gzip", "python3", "sqlite3"];
+/// Sparse: what is free costs nothing on the host.
+const SIZE: &str = "320M";
+
+const CHECK_SCRIPT: &str = include_str!("check.sh");
+/// Raise it when an image made before is no longer good.
+const LAYOUT: u32 = 2;
+
+/// Build the image unless there is one by the same recipe.
+pub(super) fn build(kit: &Kit, refresh: bool) -> Result<()> {
+    let recipe = format!("layout {LAYOUT}, {SIZE}\n{}\n{CHECK_SCRIPT}", PACKAGES.join(" "));
+    let kept = kit.disk().with_extension("recipe");
+    let same = kit.disk().is_file() && fs::read_to_string(&kept).is_ok_and(|old| old == recipe);
+    if same && !refresh {
+        return Ok(());
+    }
+    make(kit)?;
+    fs::write(&kept, recipe).with_context(|| format!("write {}", kept.display()))
+}
+
+fn make(kit: &Kit) -> Result<()> {
+    let mke2fs = find_program("mke2fs").context("mke2fs is missing: apt-get install e2fsprogs")?;
+    let apt = kit.apt()?;
+    let packages = apt.closure(&PACKAGES)?;
+    let files = apt.download(&packages)?;
+    eprintln!("kit: building a disk image from {} packages", files.len());
+    let root = tempfile::tempdir_in(&kit.folder)?;
+    lay_out(root.path())?;
+    for deb in &files {
+        apt::unpack_merged(deb, root.path())?;
+    }
+    finish(root.path())?;
+    let image = kit.disk();
+    let new = image.with_extension("new");
+    if new.exists() {
+        fs::remove_file(&new)?;
+    }
+    run(Command::new(mke2fs)
+        .args([
+            "-q",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-L",
+            "fathom",
+            "-m",
+            "0",
+            "-E",
+            "root_owner=0:0",
+            "-d",
+        ])
+        .arg(root.path())
+        .arg(&new)
+        .arg(SIZE))?;
+    fs::rename(&new, &image).with_context(|| format!("replace {}", image.display()))
+}
+
+/// Debian's merged `/usr`: packages still carry files under `/bin` and `/lib`.
+fn lay_out(root: &Path) -> Result<()> {
+    for name in ["bin", "lib", "lib64", "sbin"] {
+        fs::create_dir_all(root.join("usr").join(name))?;
+        symlink(format!("usr/{name}"), root.join(name))?;
+    }
+    for name in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
+        fs::create_dir(root.join(name))?;
+    }
+    Ok(())
+}
+
+/// What installation scripts would have made.
+fn finish(root: &Path) -> Result<()> {
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\n")?;
+    fs::write(root.join("etc/hostname"), "fathom\n")?;
+    // By this script a guest shows that all of them work.
+    fs::write(root.join("check.sh"), CHECK_SCRIPT)?;
+    fs::set_permissions(root.join("check.sh"), fs::Permissions::from_mode(0o755))?;
+    let shell = root.join("bin/sh");
+    if !shell.exists() {
+        symlink("bash", &shell)?;
+    }
+    let awk = root.join("bin/awk");
+    if !awk.exists() && root.join("bin/mawk").exists() {
+        symlink("mawk", &awk)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! The initramfs: our guest program as `/init`, busybox beside it, the modules to load.
+
+use super::cpio::CpioWriter;
+use super::{Kit, write_changed};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+
+/// Build the archive unless it is there already, just so.
+///
+/// It is two archives, one after the other: what comes from the distribution, and what is ours.
+pub(super) fn build(file: &Path, modules: &Path, kit: &Kit) -> Result<()> {
+    let mut bytes = distribution_part(modules, &kit.busybox())?;
+    bytes.extend(own_part(&kit.guest_program())?);
+    write_changed(file, &bytes)
+}
+
+fn distribution_part(modules: &Path, busybox: &Path) -> Result<Vec<u8>> {
+    let mut cpio = CpioWriter::new(Vec::new());
+    for folder in ["bin", "dev", "disk", "etc", "modules", "proc", "sys", "tmp"] {
+        cpio.directory(folder)?;
+    }
+    cpio.character_device("dev/console", (5, 1))?;
+    cpio.character_device("dev/null", (1, 3))?;
+    cpio.file("bin/busybox", 0o755, &read(busybox)?)?;
+    cpio.symlink("bin/sh", "busybox")?;
+    let order = read(&modules.join("order"))?;
+    for name in String::from_utf8_lossy(&order).lines() {
+        cpio.file(&format!("modules/{name}"), 0o644, &read(&modules.join(name))?)?;
+    }
+    cpio.file("modules/order", 0o644, &order)?;
+    Ok(cpio.finish()?)
+}
+
+fn own_part(guest_program: &Path) -> Result<Vec<u8>> {
+    let mut cpio = CpioWriter::new(Vec::new());
+    cpio.file("init", 0o755, &read(guest_program)?)?;
+    Ok(cpio.finish()?)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("read {}", file.display()))
+}

@@ -1,0 +1,254 @@
+//! The guest kit: kernel, modules, busybox, our guest program, initramfs and disk image.
+//!
+//! Everything lies in `.kit/` at the workspace root, or in `$FATHOM_KIT`, and is made once:
+//!
+//! ```text
+//! .kit/kernel/vmlinuz       Debian's cloud kernel         .kit/full/vmlinuz   linux-image-amd64
+//! .kit/kernel/modules/      NAME.ko, and `order`          .kit/full/modules/
+//! .kit/busybox              statically linked
+//! .kit/guest                our guest program, statically linked
+//! .kit/initramfs.cpio       /init is the guest program; with the cloud kernel's modules
+//! .kit/initramfs-full.cpio  the same for linux-image-amd64
+//! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3
+//!                           and /check.sh, which shows that they work
+//! .kit/apt/                 package lists and downloads, ours alone
+//! ```
+
+mod apt;
+mod cpio;
+mod disk;
+mod initramfs;
+mod modules;
+mod program;
+
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use apt::Apt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What `cargo xtask guest` takes.
+#[derive(clap::Args, Default)]
+pub(crate) struct GuestArgs {
+    /// Also fetch linux-image-amd64, the kernel for ordinary machines
+    #[arg(long)]
+    full: bool,
+    /// Also build a disk image with Debian's bash, coreutils, gzip, python3 and sqlite3
+    #[arg(long)]
+    disk: bool,
+    /// Fetch everything anew, to follow Debian's updates
+    #[arg(long)]
+    refresh: bool,
+    /// A kernel of your own (bzImage or ELF), for hosts without apt
+    #[arg(long, value_name = "PATH", requires = "modules")]
+    kernel: Option<PathBuf>,
+    /// The /lib/modules/VERSION folder that belongs to --kernel
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    modules: Option<PathBuf>,
+    /// A statically linked busybox, for hosts without apt
+    #[arg(long, value_name = "PATH")]
+    busybox: Option<PathBuf>,
+}
+
+impl GuestArgs {
+    /// What tests need: the disk image too.
+    pub(crate) fn with_disk() -> Self {
+        Self { disk: true, ..Self::default() }
+    }
+}
+
+/// A kernel with the modules that a guest needs.
+pub(crate) struct Kernel {
+    folder: PathBuf,
+}
+
+impl Kernel {
+    pub(crate) fn image(&self) -> PathBuf {
+        self.folder.join("vmlinuz")
+    }
+
+    /// One `NAME.ko` each, and `order`: their names in load order.
+    fn modules(&self) -> PathBuf {
+        self.folder.join("modules")
+    }
+
+    /// Put a kernel and its modules in place, whole or not at all.
+    fn install(&self, image: &Path, modules_folder: &Path) -> Result<()> {
+        let modules = modules::gather(modules_folder)?;
+        let parent = self.folder.parent().context("a kernel lies in the kit")?;
+        let new = tempfile::tempdir_in(parent)?;
+        copy(image, &new.path().join("vmlinuz"))?;
+        fs::create_dir(new.path().join("modules"))?;
+        let mut order = String::new();
+        for module in &modules {
+            let name = format!("{}.ko", module.name);
+            fs::write(new.path().join("modules").join(&name), &module.content)?;
+            order += &format!("{name}\n");
+        }
+        fs::write(new.path().join("modules/order"), order)?;
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder)?;
+        }
+        let new = new.keep();
+        fs::rename(&new, &self.folder)
+            .with_context(|| format!("put the kernel into {}", self.folder.display()))
+    }
+}
+
+/// The kit's folder and what lies in it.
+pub(crate) struct Kit {
+    folder: PathBuf,
+}
+
+impl Kit {
+    /// The kit of this workspace; its folder is made if missing.
+    pub(crate) fn open() -> Result<Self> {
+        let folder = std::env::var_os("FATHOM_KIT")
+            .map_or_else(|| workspace::root().join(".kit"), PathBuf::from);
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let folder = folder.canonicalize()?;
+        Ok(Self { folder })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel {
+        Kernel { folder: self.folder.join("kernel") }
+    }
+
+    /// linux-image-amd64.
+    pub(crate) fn full_kernel(&self) -> Kernel {
+        Kernel { folder: self.folder.join("full") }
+    }
+
+    pub(crate) fn initramfs(&self) -> PathBuf {
+        self.folder.join("initramfs.cpio")
+    }
+
+    /// An ext4 file system, not to be written to: give a guest an overlay.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder.join("disk.img")
+    }
+
+    fn full_initramfs(&self) -> PathBuf {
+        self.folder.join("initramfs-full.cpio")
+    }
+
+    fn busybox(&self) -> PathBuf {
+        self.folder.join("busybox")
+    }
+
+    fn guest_program(&self) -> PathBuf {
+        self.folder.join("guest")
+    }
+
+    fn apt(&self) -> Result<Apt> {
+        Apt::open(&self.folder.join("apt"))
+    }
+}
+
+/// Make everything that is missing; quick when nothing is.
+pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
+    let kit = Kit::open()?;
+    fetch_kernel(&kit, args)?;
+    fetch_busybox(&kit, args)?;
+    program::build(&kit.guest_program())?;
+    initramfs::build(&kit.initramfs(), &kit.kernel().modules(), &kit)?;
+    if args.full {
+        fetch_full_kernel(&kit, args)?;
+    }
+    if kit.full_kernel().image().is_file() {
+        initramfs::build(&kit.full_initramfs(), &kit.full_kernel().modules(), &kit)?;
+    }
+    if args.disk {
+        disk::build(&kit, args.refresh)?;
+    }
+    eprintln!("kit: ready in {}", kit.folder.display());
+    Ok(kit)
+}
+
+fn fetch_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
+    let kernel = kit.kernel();
+    if let (Some(image), Some(modules)) = (&args.kernel, &args.modules) {
+        return kernel.install(image, modules);
+    }
+    if kernel.image().is_file() && !args.refresh {
+        return Ok(());
+    }
+    install_package(kit, "linux-image-cloud-amd64", &kernel)
+}
+
+fn fetch_full_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
+    let kernel = kit.full_kernel();
+    if kernel.image().is_file() && !args.refresh {
+        return Ok(());
+    }
+    install_package(kit, "linux-image-amd64", &kernel)
+}
+
+fn install_package(kit: &Kit, meta_package: &str, kernel: &Kernel) -> Result<()> {
+    let apt = kit.apt()?;
+    let package = apt.first_dependency(meta_package)?;
+    eprintln!("kit: {meta_package} is {package}");
+    let files = apt.download(&[package])?;
+    let unpacked = tempfile::tempdir_in(&kit.folder)?;
+    for deb in &files {
+        apt::unpack(deb, unpacked.path())?;
+    }
+    let image = only_entry(&unpacked.path().join("boot"), "vmlinuz-")?;
+    // Debian 13 and later keep modules under usr/lib.
+    let modules = ["lib/modules", "usr/lib/modules"].map(|dir| unpacked.path().join(dir));
+    let modules = modules.iter().find(|dir| dir.is_dir()).context("the package has no modules")?;
+    kernel.install(&image, &only_entry(modules, "")?)
+}
+
+fn fetch_busybox(kit: &Kit, args: &GuestArgs) -> Result<()> {
+    if let Some(busybox) = &args.busybox {
+        return copy(busybox, &kit.busybox());
+    }
+    if kit.busybox().is_file() && !args.refresh {
+        return Ok(());
+    }
+    let files = kit.apt()?.download(&["busybox-static".to_owned()])?;
+    let unpacked = tempfile::tempdir_in(&kit.folder)?;
+    for deb in &files {
+        apt::unpack(deb, unpacked.path())?;
+    }
+    let places = ["bin/busybox", "usr/bin/busybox"].map(|file| unpacked.path().join(file));
+    let busybox = places.iter().find(|file| file.is_file()).context("no busybox in its package")?;
+    copy(busybox, &kit.busybox())
+}
+
+/// The one entry of `folder` whose name starts so.
+fn only_entry(folder: &Path, start: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(start) {
+            found.push(entry.path());
+        }
+    }
+    match <[PathBuf; 1]>::try_from(found) {
+        Ok([one]) => Ok(one),
+        Err(found) => bail!("{}: {} entries {start}*, not one", folder.display(), found.len()),
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)
+        .map(drop)
+        .with_context(|| format!("copy {} to {}", from.display(), to.display()))
+}
+
+/// Write unless the file holds just that already, and never half of it.
+fn write_changed(file: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(file).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let new = file.with_extension("new");
+    fs::write(&new, content).with_context(|| format!("write {}", new.display()))?;
+    fs::rename(&new, file).with_context(|| format!("replace {}", file.display()))
+}

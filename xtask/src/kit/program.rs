@@ -1,0 +1,34 @@
+//! Building the guest program: statically linked, so that an initramfs needs nothing else.
+
+use super::write_changed;
+use crate::command::run;
+use crate::workspace;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Build `guest` in a target folder of its own (its flags differ) and copy it to `file`.
+pub(super) fn build(file: &Path) -> Result<()> {
+    let target_dir = workspace::root().join("target/guest");
+    eprintln!("kit: building the guest program");
+    let mut cargo = workspace::cargo();
+    cargo
+        .args(["build", "--quiet", "--release", "--package", "guest", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
+    run(&mut cargo)?;
+    let built = target_dir.join(TARGET).join("release/guest");
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    write_changed(file, &bytes)?;
+    make_executable(file)
+}
+
+fn make_executable(file: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("make {} executable", file.display()))
+}

@@ -1,0 +1,295 @@
+//! Running a guest of the kit in Fathom or in QEMU, and reading what its program says.
+
+use crate::command::{find_program, run};
+use crate::kit::{Kernel, Kit};
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// Which program runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vmm {
+    /// `target/release/fathom run --engine translate`
+    Fathom,
+    /// Debian's QEMU with its own translator
+    Qemu,
+}
+
+impl Vmm {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fathom => "fathom",
+            Self::Qemu => "qemu tcg",
+        }
+    }
+}
+
+/// A guest of the kit.
+pub(crate) struct Guest {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    cmdline: String,
+    disk: Option<PathBuf>,
+    /// For Fathom only: the VM's name and the report to write.
+    named: Option<(String, PathBuf)>,
+}
+
+/// Guests of benchmarks and demo have so much memory.
+pub(crate) const MEMORY_MIB: u64 = 256;
+
+/// One processor, a serial console, a reboot that ends the VMM.
+const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t";
+
+impl Guest {
+    /// With the kit's cloud kernel and initramfs, and `words` for the guest program.
+    pub(crate) fn new(kit: &Kit, words: &str) -> Self {
+        let kernel: Kernel = kit.kernel();
+        let cmdline = format!("{CMDLINE} {words}");
+        Self {
+            kernel: kernel.image(),
+            initramfs: kit.initramfs(),
+            cmdline,
+            disk: None,
+            named: None,
+        }
+    }
+
+    /// A raw disk, read only.
+    pub(crate) fn disk(self, path: &Path) -> Self {
+        Self { disk: Some(path.to_owned()), ..self }
+    }
+
+    pub(crate) fn named(self, name: &str, report: &Path) -> Self {
+        Self { named: Some((name.to_owned(), report.to_owned())), ..self }
+    }
+
+    /// Start it. The console is read in the background from now on.
+    pub(crate) fn start(&self, vmm: Vmm) -> Result<Running> {
+        let mut command = match vmm {
+            Vmm::Fathom => self.fathom(),
+            Vmm::Qemu => self.qemu()?,
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| {
+            format!("start {}: is it built?", command.get_program().to_string_lossy())
+        })?;
+        let lines = read_lines(child.stdout.take().context("the guest has a console")?);
+        let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
+        Ok(Running { vmm, child, started, lines, errors, console: Vec::new() })
+    }
+
+    fn fathom(&self) -> Command {
+        let mut command = Command::new(fathom_program());
+        command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initramfs);
+        command.args(["--cmdline", &self.cmdline, "--engine", "translate"]);
+        command.args(["--memory", &format!("{MEMORY_MIB}M")]);
+        if let Some(disk) = &self.disk {
+            command.arg("--disk").arg(format!("{},ro", disk.display()));
+        }
+        if let Some((name, report)) = &self.named {
+            command.args(["--name", name]).arg("--report").arg(report);
+        }
+        command
+    }
+
+    fn qemu(&self) -> Result<Command> {
+        let program = find_program("qemu-system-x86_64").context(
+            "qemu-system-x86_64 is missing, and this compares with it: \
+             apt-get install --no-install-recommends qemu-system-x86",
+        )?;
+        let mut command = Command::new(program);
+        command.args(["-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", "max"]);
+        command.args(["-m", &MEMORY_MIB.to_string(), "-nodefaults", "-no-user-config"]);
+        command.args(["-nographic", "-serial", "stdio", "-no-reboot"]);
+        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
+        command.args(["-append", &format!("{}{}", self.cmdline, known_clock_rate())]);
+        if let Some(disk) = &self.disk {
+            let drive = format!("id=d,file={},format=raw,if=none,readonly=on", disk.display());
+            command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=d"]);
+        }
+        Ok(command)
+    }
+}
+
+/// QEMU's microvm without KVM has only the PIT for its guest to measure the time-stamp counter
+/// by, which fails on a busy host and hangs the boot. Its counter is the host's: where the host
+/// is itself a VM, the clock rate it tells is the counter's.
+fn known_clock_rate() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        line.split_once(':').map(|(_, value)| value.trim())
+    };
+    let is_vm = value("flags").is_some_and(|flags| flags.contains(" hypervisor"));
+    match value("cpu MHz").and_then(|mhz| mhz.parse::<f64>().ok()) {
+        Some(mhz) if is_vm => format!(" tsc_early_khz={:.0}", mhz * 1000.0),
+        _ => String::new(),
+    }
+}
+
+/// Build Fathom as it is measured.
+pub(crate) fn build_fathom() -> Result<()> {
+    eprintln!("building fathom (release)");
+    run(workspace::cargo().args(["build", "--release", "--package", "fathom"]))
+}
+
+pub(crate) fn fathom_program() -> PathBuf {
+    workspace::target().join("release/fathom")
+}
+
+/// What the guest program said: an object with `event` and more.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    /// Since the VMM was started.
+    pub(crate) at: Duration,
+    fields: Value,
+}
+
+impl Event {
+    /// The kernel's own messages may stand before it on the same line.
+    fn parse(at: Duration, line: &str) -> Option<Self> {
+        let (_, json) = line.split_once("@fathom ")?;
+        let fields: Value = serde_json::from_str(json.trim_end()).ok()?;
+        fields.get("event")?.as_str()?;
+        Some(Self { at, fields })
+    }
+
+    pub(crate) fn is(&self, event: &str) -> bool {
+        self.text("event") == event
+    }
+
+    /// A field that is a text; empty if there is none such.
+    pub(crate) fn text(&self, name: &str) -> &str {
+        self.fields.get(name).and_then(Value::as_str).unwrap_or("")
+    }
+
+    /// A field that is a number; 0 if there is none such.
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        self.fields.get(name).and_then(Value::as_u64).unwrap_or(0)
+    }
+}
+
+/// A guest that runs; stopped when dropped.
+pub(crate) struct Running {
+    vmm: Vmm,
+    child: Child,
+    started: Instant,
+    lines: Receiver<(Instant, String)>,
+    errors: Receiver<(Instant, String)>,
+    console: Vec<String>,
+}
+
+/// What [`Running::next`] has to say.
+pub(crate) enum Next {
+    Event(Event),
+    /// Nothing within the time given.
+    Quiet,
+    /// The console is closed.
+    Ended,
+}
+
+impl Running {
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Wait for the guest program to say something, `patience` at most.
+    pub(crate) fn next(&mut self, patience: Duration) -> Next {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok((when, line)) => {
+                    let event = Event::parse(when - self.started, &line);
+                    self.console.push(line);
+                    if let Some(event) = event {
+                        return Next::Event(event);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => return Next::Quiet,
+                Err(RecvTimeoutError::Disconnected) => return Next::Ended,
+            }
+        }
+    }
+
+    /// Gather events until the guest ends; an error with the last of the console if it does not
+    /// end well or within `limit`.
+    pub(crate) fn finish(mut self, limit: Duration) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        loop {
+            match self.next(limit.saturating_sub(self.elapsed())) {
+                Next::Event(event) => events.push(event),
+                Next::Ended => break,
+                Next::Quiet => bail!(self.complaint(&format!("did not end within {limit:?}"))),
+            }
+        }
+        self.check_end()?;
+        Ok(events)
+    }
+
+    /// After [`Next::Ended`]: an error unless the program's exit status says all was well.
+    pub(crate) fn check_end(&mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!(self.complaint(&format!("ended with {status}")));
+        }
+        Ok(())
+    }
+
+    fn complaint(&self, what: &str) -> String {
+        let errors: Vec<String> = self.errors.try_iter().map(|(_, line)| line).collect();
+        let last = &self.console[self.console.len().saturating_sub(15)..];
+        let shown = [last, errors.as_slice()].concat().join("\n  ");
+        format!("{}: the guest {what}; it said last:\n  {shown}", self.vmm.name())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already, or to be ended: either is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Read on a thread, each line with the time of its arrival; the channel closes at the end.
+fn read_lines(source: impl Read + Send + 'static) -> Receiver<(Instant, String)> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(source);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send((Instant::now(), text)).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_found_behind_a_message_of_the_kernel() {
+        let line = "[    1.5] clocksource: @fathom {\"event\":\"phase\",\"mib\":30}\r\n";
+        let event = Event::parse(Duration::ZERO, line).unwrap();
+        assert!(event.is("phase"));
+        assert_eq!((event.number("mib"), event.number("none"), event.text("name")), (30, 0, ""));
+    }
+
+    #[test]
+    fn what_is_torn_is_no_event() {
+        assert!(Event::parse(Duration::ZERO, "@fathom {\"event\":\"pha").is_none());
+        assert!(Event::parse(Duration::ZERO, "@fathom {\"name\":1}").is_none());
+    }
+}
