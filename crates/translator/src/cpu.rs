@@ -23,6 +23,19 @@ pub enum Width {
     Bits64 = 64,
 }
 
+impl Width {
+    /// The bits of RIP that count.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        match self {
+            Self::Bits16 => 0xffff,
+            Self::Bits32 => 0xffff_ffff,
+            Self::Bits64 => u64::MAX,
+        }
+    }
+}
+
 /// The XSAVE image (standard format) in which SSE, AVX and x87 state lives between instructions.
 #[derive(Clone)]
 #[repr(C, align(64))]
@@ -86,11 +99,7 @@ impl Cpu {
     /// Sets RIP, cut to the width of the code segment.
     #[inline(always)]
     pub fn set_rip(&mut self, rip: u64) {
-        self.regs[REG_RIP as usize] = match self.width {
-            Width::Bits64 => rip,
-            Width::Bits32 => rip & 0xffff_ffff,
-            Width::Bits16 => rip & 0xffff,
-        };
+        self.regs[REG_RIP as usize] = rip & self.width.mask();
     }
 
     /// Whether all `bits` of RFLAGS are set.

@@ -3,7 +3,8 @@
 //! Decoding depends on the bytes and the [`Mode`] alone: branch displacements and RIP-relative operands
 //! are relative to the next instruction, so that a block may be mapped anywhere.
 
-mod operands;
+mod integer;
+pub(crate) mod operands;
 pub mod system;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
@@ -11,8 +12,6 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 use crate::block::Mode;
 use crate::insn::Insn;
 use crate::machine::Machine;
-
-pub(crate) use operands::{blank, memory_operand, slot};
 
 /// Longest run of instructions decoded into one block.
 pub const BLOCK_LIMIT: usize = 64;
@@ -74,7 +73,13 @@ fn select<M: Machine>(instr: &Instruction) -> (Insn<M>, bool) {
     if let Some(selected) = system::select(instr) {
         return selected;
     }
+    if instr.is_invalid() && instr.len() >= MAX_LEN {
+        return (integer::too_long(instr), true);
+    }
     let branches = instr.flow_control() != FlowControl::Next;
+    if let Some(insn) = integer::select(instr) {
+        return (insn, branches);
+    }
     if let Some(insn) = crate::vector::select(instr) {
         return (insn, branches);
     }

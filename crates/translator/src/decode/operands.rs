@@ -157,3 +157,15 @@ pub(crate) fn operand_slot(instr: &Instruction, op: u32) -> u8 {
         _ => REG_NONE,
     }
 }
+
+/// Segment and address size, in bytes, of a string instruction's memory operand.
+pub(crate) fn string_operand(instr: &Instruction, op: u32) -> (Register, usize) {
+    match instr.op_kind(op) {
+        OpKind::MemorySegSI => (instr.memory_segment(), 2),
+        OpKind::MemorySegESI => (instr.memory_segment(), 4),
+        OpKind::MemoryESDI => (Register::ES, 2),
+        OpKind::MemoryESEDI => (Register::ES, 4),
+        OpKind::MemoryESRDI => (Register::ES, 8),
+        _ => (instr.memory_segment(), 8),
+    }
+}

@@ -40,6 +40,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::operands::{
     address_size_flag, blank, has_memory, is_64, operand_slot, segment_number, segment_slot,
+    string_operand,
 };
 use crate::cpu::REG_NONE;
 use crate::insn::{Handler, Insn, InsnFlags};
@@ -307,18 +308,6 @@ fn string<M: Machine>(insn: &mut Insn<M>, instr: &Instruction, memory: u32) {
     let (segment, size) = string_operand(instr, memory);
     insn.seg = segment_slot(instr, segment);
     insn.flags |= address_size_flag(instr, size);
-}
-
-/// Segment and address size, in bytes, of a string instruction's memory operand.
-pub(super) fn string_operand(instr: &Instruction, op: u32) -> (Register, usize) {
-    match instr.op_kind(op) {
-        OpKind::MemorySegSI => (instr.memory_segment(), 2),
-        OpKind::MemorySegESI => (instr.memory_segment(), 4),
-        OpKind::MemoryESDI => (Register::ES, 2),
-        OpKind::MemoryESEDI => (Register::ES, 4),
-        OpKind::MemoryESRDI => (Register::ES, 8),
-        _ => (instr.memory_segment(), 8),
-    }
 }
 
 fn far_pointer_segment(mnemonic: Mnemonic) -> u32 {

@@ -1,8 +1,7 @@
 //! A processor core and its loop over a block.
 
 use crate::block::Block;
-use crate::cpu::Cpu;
-use crate::insn::{Insn, InsnFlags};
+use crate::cpu::{Cpu, REG_RIP};
 use crate::machine::{Machine, Stop};
 
 /// Registers together with what they are plugged into.
@@ -29,9 +28,13 @@ impl<M: Machine> Core<M> {
     #[inline]
     pub fn run_block(&mut self, block: &Block<M>, single: bool) -> Outcome {
         let insns = if single { &block.insns[..1] } else { &block.insns[..] };
+        let mask = self.cpu.width.mask();
+        // Only a block's last instruction writes RIP itself, so it need not be read back between.
+        let mut rip = self.cpu.rip();
         for (done, insn) in insns.iter().enumerate() {
-            let start = self.cpu.rip();
-            self.cpu.set_rip(start.wrapping_add(u64::from(insn.len)));
+            let start = rip;
+            rip = start.wrapping_add(u64::from(insn.len)) & mask;
+            self.cpu.regs[REG_RIP as usize] = rip;
             if let Err(stop) = (insn.handler)(self, insn) {
                 return self.stopped(stop, start, done as u64);
             }
@@ -60,27 +63,5 @@ impl<M: Machine> Core<M> {
                 Outcome::Retry
             }
         }
-    }
-
-    /// The linear address of the memory operand.
-    #[inline(always)]
-    #[must_use]
-    pub fn address(&self, insn: &Insn<M>) -> u64 {
-        let offset = self.offset(insn);
-        offset.wrapping_add(self.cpu.segs[(insn.seg & 7) as usize].base)
-    }
-
-    /// The effective address (offset in its segment) of the memory operand, as LEA computes it.
-    #[inline(always)]
-    #[must_use]
-    pub fn offset(&self, insn: &Insn<M>) -> u64 {
-        let regs = &self.cpu.regs;
-        let base = regs[(insn.base & 31) as usize];
-        let index = regs[(insn.index & 31) as usize] << (insn.scale & 3);
-        let sum = base.wrapping_add(index).wrapping_add(insn.disp as i64 as u64);
-        if insn.flags & (InsnFlags::ADDR32 | InsnFlags::ADDR16) == 0 {
-            return sum;
-        }
-        if insn.flags & InsnFlags::ADDR32 != 0 { sum & 0xffff_ffff } else { sum & 0xffff }
     }
 }
