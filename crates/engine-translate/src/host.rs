@@ -99,3 +99,19 @@ pub(crate) unsafe fn copy(to: usize, from: usize, len: usize) {
         asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags));
     }
 }
+
+/// Stores the low `size` bytes of `value` `count` times, ascending.
+///
+/// # Safety
+/// `at` is mapped writable for `size * count` bytes.
+pub(crate) unsafe fn fill(at: usize, value: u64, size: usize, count: usize) {
+    // SAFETY: the caller's promise; DF is clear in Rust code by the ABI.
+    unsafe {
+        match size {
+            1 => asm!("rep stosb", in("al") value as u8, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
+            2 => asm!("rep stosw", in("ax") value as u16, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
+            4 => asm!("rep stosd", in("eax") value as u32, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
+            _ => asm!("rep stosq", in("rax") value, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
+        }
+    }
+}

@@ -38,7 +38,6 @@ pub(crate) struct Tlb {
 pub(crate) struct Rights {
     pub(crate) read: bool,
     pub(crate) write: bool,
-    pub(crate) global: bool,
     pub(crate) large: bool,
 }
 
@@ -59,6 +58,11 @@ impl Tlb {
     #[inline(always)]
     pub(crate) fn tag(&self, va: u64, size: usize) -> u64 {
         va.wrapping_add(size as u64 - 1) & !0xfff | self.asid
+    }
+
+    #[inline(always)]
+    pub(crate) fn asid(&self) -> u64 {
+        self.asid
     }
 
     pub(crate) fn set_user(&mut self, user: bool) {

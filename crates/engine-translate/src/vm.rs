@@ -1,6 +1,5 @@
 //! What the vCPUs of a VM share.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{EngineError, Vcpu, Vm, VmSpec};
@@ -11,7 +10,6 @@ use crate::apic::{Delivery, Inbox, IoApic, Message};
 use crate::attention::{Attention, Generation};
 use crate::clock;
 use crate::system::System;
-use crate::timer::Timer;
 use crate::vcpu::TranslateVcpu;
 
 /// Bytes of decoded blocks kept for a VM: a booted Debian has about twelve megabytes of them.
@@ -24,13 +22,12 @@ pub(crate) struct Shared {
     pub(crate) vcpus: Vec<Peer>,
     pub(crate) generation: Generation,
     io_apic: Mutex<IoApic>,
-    pub(crate) timer: Timer,
     /// Makes a guest TSC that starts near zero from the host's.
     pub(crate) tsc_offset: u64,
+    /// Held from marking a frame as code until its blocks are in the cache.
+    pub(crate) decoding: Mutex<()>,
     /// Held while a locked access that crosses a page is made.
     pub(crate) split_lock: Mutex<()>,
-    /// Counts writes to frames with code; see `System::code_written`.
-    pub(crate) code_generation: AtomicU64,
 }
 
 /// What is known of a vCPU outside its thread.
@@ -43,16 +40,15 @@ pub(crate) struct Peer {
 impl Shared {
     pub(crate) fn new(spec: VmSpec) -> Result<Arc<Self>, EngineError> {
         let vcpus = (0..spec.vcpus).map(|_| Peer::default()).collect();
-        let shared = Arc::new_cyclic(|weak: &Weak<Self>| Self {
+        let shared = Arc::new(Self {
             memory: spec.memory,
             blocks: BlockCache::new(BLOCKS_LIMIT),
             vcpus,
             generation: Generation::default(),
             io_apic: Mutex::default(),
-            timer: Timer::new(Weak::clone(weak)),
             tsc_offset: clock::host_tsc().wrapping_neg(),
+            decoding: Mutex::new(()),
             split_lock: Mutex::new(()),
-            code_generation: AtomicU64::new(0),
         });
         shared.memory.set_observer(Arc::new(Observer(Arc::downgrade(&shared))));
         Ok(shared)

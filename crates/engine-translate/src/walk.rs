@@ -29,7 +29,6 @@ pub(crate) struct Translation {
     pub(crate) gpa: u64,
     /// Writes are allowed and the dirty bit is set, so they need no further walk.
     pub(crate) writable: bool,
-    pub(crate) global: bool,
     pub(crate) large: bool,
 }
 
@@ -57,7 +56,7 @@ pub(crate) fn translate(
 ) -> Result<Translation, Failed> {
     if !paging.enabled {
         let gpa = va & 0xffff_ffff;
-        return Ok(Translation { gpa, writable: true, global: false, large: false });
+        return Ok(Translation { gpa, writable: true, large: false });
     }
     // A changed entry starts the walk over: another vCPU wrote it between our load and our update.
     loop {
@@ -121,7 +120,6 @@ fn attempt(
         return Ok(Some(Translation {
             gpa: entry & paging::ADDRESS & !(span - 1) | va & (span - 1),
             writable: may_write && (entry | dirty) & paging::DIRTY != 0,
-            global: entry & paging::GLOBAL != 0,
             large: level > 0,
         }));
     }
