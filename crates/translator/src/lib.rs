@@ -26,4 +26,4 @@ pub use block::{Block, BlockCache, Mode};
 pub use cpu::{Cpu, FpuState, HIGH_BYTE, REG_NONE, REG_RIP, RSP, SEG_NONE, Width};
 pub use insn::{Handler, Insn, InsnFlags};
 pub use interp::{Core, Outcome};
-pub use machine::{Machine, Stop, SystemOp, Word};
+pub use machine::{Machine, Stop, SystemOp, VectorKind, Word};

@@ -187,6 +187,26 @@ pub enum SystemOp {
     Undefined,
 }
 
+/// Which state a vector or x87 instruction touches, hence which control bits decide whether it may
+/// (SDM volume 1, 13.1 and 13.2; volume 3, 2.5 and chapter 13).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum VectorKind {
+    /// x87 instructions, FXSAVE and FXRSTOR: #NM where CR0.EM or CR0.TS.
+    X87,
+    /// WAIT: #NM where CR0.MP and CR0.TS.
+    Wait,
+    /// #UD where CR0.EM; #NM where CR0.TS.
+    Mmx,
+    /// #UD where CR0.EM or not CR4.OSFXSR; #NM where CR0.TS.
+    Sse,
+    /// #UD where not CR4.OSXSAVE or not both XCR0.SSE and XCR0.AVX (and outside protected mode); #NM where
+    /// CR0.TS.
+    Avx,
+    /// The XSAVE family: #UD where not CR4.OSXSAVE; #NM where CR0.TS.
+    Xsave,
+}
+
 /// Memory and privilege as a core sees them. All addresses are linear (segment base added).
 ///
 /// Contract: a memory method returns `Err` only with `Fault` or `Retry`, and has then had no effect on
@@ -234,6 +254,10 @@ pub trait Machine: Sized {
     /// Whether the core should come back to its caller soon (an interrupt, a request): long instructions
     /// ask between chunks.
     fn attention(&self) -> bool;
+
+    /// The exception that the control registers demand of an instruction of this kind, #UD or #NM. Asked
+    /// by each vector and x87 instruction, so it must be one inlined load and branch.
+    fn vector_gate(&self, kind: VectorKind) -> Option<Exception>;
 
     /// Notes an exception and gives the stop to return.
     fn raise(&mut self, exception: Exception) -> Stop;

@@ -146,7 +146,7 @@ pub(crate) fn slot(register: Register) -> u8 {
         Register::CH => HIGH_BYTE | 1,
         Register::DH => HIGH_BYTE | 2,
         Register::BH => HIGH_BYTE | 3,
-        _ => register.number() as u8 & 15,
+        _ => register.full_register().number() as u8 & 15,
     }
 }
 

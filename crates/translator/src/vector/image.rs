@@ -1,0 +1,88 @@
+//! Fields of the XSAVE image (SDM volume 1, 10.5.1 and 13.4; table 10-2).
+
+use crate::cpu::FpuState;
+
+/// Offset of MXCSR.
+pub(super) const MXCSR: usize = 24;
+/// Offset of XMM0; one register each 16 bytes.
+pub(super) const XMM: usize = 160;
+/// Offset of the XSAVE header.
+pub(super) const HEADER: usize = 512;
+/// Offset of the upper half of YMM0 in both formats, as no component stands before it.
+pub(super) const YMM_HIGH: usize = 576;
+
+/// MXCSR after reset: all exceptions masked, round to nearest.
+pub(super) const MXCSR_DEFAULT: u32 = 0x1f80;
+/// The bits of MXCSR that may be set: MXCSR_MASK of a processor with DAZ.
+pub(super) const MXCSR_MASK: u32 = 0xffff;
+/// FCW after FNINIT.
+pub(super) const FCW_DEFAULT: u16 = 0x37f;
+
+impl FpuState {
+    /// The x87 control word.
+    #[must_use]
+    pub fn fcw(&self) -> u16 {
+        u16::from_le_bytes([self.image[0], self.image[1]])
+    }
+
+    /// The x87 status word.
+    #[must_use]
+    pub fn fsw(&self) -> u16 {
+        u16::from_le_bytes([self.image[2], self.image[3]])
+    }
+
+    /// Whether an unmasked x87 exception waits for the next waiting instruction (SDM volume 1, 8.7).
+    #[must_use]
+    pub fn x87_pending(&self) -> bool {
+        self.fsw() & !self.fcw() & 0x3f != 0
+    }
+
+    /// MXCSR.
+    #[must_use]
+    pub fn mxcsr(&self) -> u32 {
+        u32::from_le_bytes(self.bytes(MXCSR))
+    }
+
+    /// Sets MXCSR. Reserved bits are cleared: thunks load the value, and the host would refuse them.
+    pub fn set_mxcsr(&mut self, value: u32) {
+        self.set_bytes(MXCSR, (value & MXCSR_MASK).to_le_bytes());
+    }
+
+    /// XMM `index`, 0 to 15.
+    #[must_use]
+    pub fn xmm(&self, index: usize) -> u128 {
+        u128::from_le_bytes(self.bytes(XMM + 16 * index))
+    }
+
+    /// Sets XMM `index`, 0 to 15; the upper half of the YMM register stays.
+    pub fn set_xmm(&mut self, index: usize, value: u128) {
+        self.set_bytes(XMM + 16 * index, value.to_le_bytes());
+    }
+
+    /// The upper half of YMM `index`, 0 to 15.
+    #[must_use]
+    pub fn ymm_high(&self, index: usize) -> u128 {
+        u128::from_le_bytes(self.bytes(YMM_HIGH + 16 * index))
+    }
+
+    /// Sets the upper half of YMM `index`, 0 to 15.
+    pub fn set_ymm_high(&mut self, index: usize, value: u128) {
+        self.set_bytes(YMM_HIGH + 16 * index, value.to_le_bytes());
+    }
+
+    /// Makes an image that came from outside safe to run on: MXCSR without reserved bits. Whoever writes
+    /// [`FpuState::image`] directly must call this before the next instruction runs.
+    pub fn sanitize(&mut self) {
+        self.set_mxcsr(self.mxcsr());
+    }
+
+    pub(super) fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.image[offset..offset + N]);
+        bytes
+    }
+
+    pub(super) fn set_bytes<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) {
+        self.image[offset..offset + N].copy_from_slice(&bytes);
+    }
+}
