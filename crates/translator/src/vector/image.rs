@@ -18,6 +18,10 @@ pub(super) const MXCSR_MASK: u32 = 0xffff;
 /// FCW after FNINIT.
 pub(super) const FCW_DEFAULT: u16 = 0x37f;
 
+/// ES and B of the x87 status word: an unmasked exception is pending. A processor may take a loaded ES at
+/// its word, and raise #MF in the thunk.
+const FSW_SUMMARY: u16 = 1 << 7 | 1 << 15;
+
 impl FpuState {
     /// The x87 control word.
     #[must_use]
@@ -70,10 +74,14 @@ impl FpuState {
         self.set_bytes(YMM_HIGH + 16 * index, value.to_le_bytes());
     }
 
-    /// Makes an image that came from outside safe to run on: MXCSR without reserved bits. Whoever writes
+    /// Makes an image that came from outside safe to run on: MXCSR without reserved bits, and the summary
+    /// bits of the x87 status word, ES and B, in accord with its flags. Whoever writes
     /// [`FpuState::image`] directly must call this before the next instruction runs.
     pub fn sanitize(&mut self) {
         self.set_mxcsr(self.mxcsr());
+        let flags = self.fsw() & !FSW_SUMMARY;
+        let status = if self.x87_pending() { flags | FSW_SUMMARY } else { flags };
+        self.set_bytes(2, status.to_le_bytes());
     }
 
     pub(super) fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {

@@ -249,6 +249,7 @@ fn load_x87(cpu: &mut Cpu, area: &[u8; HEADER]) {
     cpu.fpu.image[..5].copy_from_slice(&area[..5]);
     cpu.fpu.image[5..MXCSR].fill(0);
     cpu.fpu.image[32..XMM].copy_from_slice(&area[32..XMM]);
+    cpu.fpu.sanitize();
     x87::normalise(cpu);
 }
 

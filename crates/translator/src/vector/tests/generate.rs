@@ -342,6 +342,10 @@ impl Case {
         matches!(self.instr.mnemonic(), Dppd | Dpps | Vdppd | Vdpps)
     }
 
+    pub(super) fn is_sha(&self) -> bool {
+        self.instr.cpuid_features() == [iced_x86::CpuidFeature::SHA]
+    }
+
     /// Bytes of the operand that are not compared: addresses of this process, and what the manual leaves
     /// open; from and to.
     pub(super) fn uncompared(&self) -> &'static [[usize; 2]] {

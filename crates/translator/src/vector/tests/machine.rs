@@ -1,6 +1,6 @@
 //! A machine whose memory is a window of this process.
 
-use x86::Exception;
+use x86::{Exception, Vector};
 
 use crate::insn::Insn;
 use crate::interp::Core;
@@ -9,8 +9,8 @@ use crate::machine::{Machine, Stop, SystemOp, VectorKind, Word};
 pub(super) struct Flat {
     window: std::ops::Range<u64>,
     pub(super) raised: Option<Exception>,
-    /// What the gate answers.
-    pub(super) closed: Option<Exception>,
+    /// The kind that the gate keeps out.
+    pub(super) closed: Option<VectorKind>,
 }
 
 impl Flat {
@@ -89,8 +89,8 @@ impl Machine for Flat {
         false
     }
 
-    fn vector_gate(&self, _: VectorKind) -> Option<Exception> {
-        self.closed
+    fn vector_gate(&self, kind: VectorKind) -> Option<Exception> {
+        (self.closed == Some(kind)).then_some(Exception::new(Vector::NM))
     }
 
     fn raise(&mut self, exception: Exception) -> Stop {

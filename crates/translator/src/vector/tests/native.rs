@@ -11,6 +11,7 @@ use x86::{Vector, rflags};
 
 use super::random::Random;
 use crate::cpu::{Cpu, Width};
+use crate::vector::features;
 use crate::vector::image::{MXCSR, XMM, YMM_HIGH};
 
 const PAGE: usize = 4096;
@@ -179,7 +180,9 @@ impl Native {
         code.push(Ok(Instruction::with(Code::Fninit)));
         let mxcsr = absolute(self.field(std::mem::offset_of!(Exchange, mxcsr)));
         code.push(Instruction::with1(Code::Ldmxcsr_m32, mxcsr));
-        code.push(Ok(Instruction::with(Code::VEX_Vzeroupper)));
+        if features::host_features().xcr0 & 4 != 0 {
+            code.push(Ok(Instruction::with(Code::VEX_Vzeroupper)));
+        }
         for register in SAVED.into_iter().rev() {
             code.push(Instruction::with1(Code::Pop_r64, register));
         }
@@ -210,9 +213,10 @@ impl Assembly {
         self.at += self.encoder.encode(&instr, self.at).expect("encodable") as u64;
     }
 
-    /// EDX:EAX = x87, SSE and AVX.
+    /// EDX:EAX = x87, SSE and AVX, as far as the host has it.
     fn mask(&mut self) {
-        self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, 7));
+        let mask = features::host_features().xcr0 as i32;
+        self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, mask));
         self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EDX, 0));
     }
 
@@ -269,7 +273,7 @@ impl State {
         let high = random.bytes::<256>();
         state.image[YMM_HIGH..YMM_HIGH + 256].copy_from_slice(&high);
         state.image[YMM_HIGH] |= 1;
-        state.image[512] = 7;
+        state.image[512] = features::host_features().xcr0 as u8;
         let mxcsr = random_mxcsr(random);
         state.image[MXCSR..MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
         state.gpr = std::array::from_fn(|_| u64::from_le_bytes(random.bytes::<8>()));
@@ -284,7 +288,11 @@ impl State {
         if !random.one_in(16) {
             flags &= masks;
         }
-        let pending = u64::from(flags & !masks != 0);
+        let mut pending = u64::from(flags & !masks != 0);
+        if random.one_in(32) {
+            // A summary bit that contradicts the flags, as a hostile image may have it.
+            pending ^= 1;
+        }
         let stack_fault = u64::from(flags & 1 != 0 && random.one_in(2)) << 6;
         let conditions = random.next() & 0x4700;
         let top = if random.one_in(2) { 0 } else { random.below(8) << 11 };
@@ -303,8 +311,9 @@ impl State {
         cpu.regs[..16].copy_from_slice(&self.gpr);
         cpu.rflags = self.flags;
         cpu.fpu.image = self.image;
+        cpu.fpu.sanitize();
         cpu.width = Width::Bits64;
-        cpu.xcr0 = 7;
+        cpu.xcr0 = features::host_features().xcr0;
     }
 
     pub(super) fn leave(cpu: &Cpu) -> Self {
