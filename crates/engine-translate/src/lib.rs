@@ -46,9 +46,9 @@ pub struct TranslateEngine(());
 impl TranslateEngine {
     /// Prepares what all VMs share: the generated code's memory, and the TSC's frequency.
     pub fn new() -> Result<Self, EngineError> {
-        translator::vector::prepare().map_err(|source| EngineError::Host {
+        translator::vector::prepare().map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
-            source,
+            source: std::io::Error::other(error),
         })?;
         clock::tsc_hz();
         Ok(Self(()))
