@@ -1,5 +1,7 @@
 //! What the messages carry.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Answer to `GET /fathom/version`.
@@ -38,8 +40,8 @@ pub struct VmStatus {
     pub guest_cpu_seconds: f64,
     /// The same since the last time that somebody asked; 100 is one host CPU.
     pub guest_cpu_percent: f64,
-    /// Times that a vCPU left guest code for the VMM.
-    pub exits: u64,
+    /// Times that a vCPU left guest code for the VMM, by kind.
+    pub exits: BTreeMap<String, u64>,
 }
 
 /// Whether a guest runs.
