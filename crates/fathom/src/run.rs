@@ -23,18 +23,21 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 
     let vm = vmm::start(plan).map_err(blame)?;
-    let outcome = {
+    let (outcome, written) = {
         let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;
         let control = Arc::new(HandleControl::new(vm.clone()));
         let _server = Server::start(claim, control).map_err(|error| abandon(&vm, error))?;
         // On a terminal in raw mode a line feed does not return to the margin.
         eprint!("fathom: {line}{}", if vm.has_terminal() { "\r\n" } else { "\n" });
-        vm.wait()
+        let outcome = vm.wait();
+        // Before the name is free: who waits for that, as `fathom stop` does, finds the report.
+        let written = match (&report, vm.report()) {
+            (Some(path), Some(figures)) => report::write(path, figures, &outcome),
+            _ => Ok(()),
+        };
+        (outcome, written)
     };
-
-    if let (Some(path), Some(figures)) = (&report, vm.report()) {
-        report::write(path, figures, &outcome)?;
-    }
+    written?;
     match outcome {
         Ok(Outcome::Poweroff | Outcome::Stopped) => Ok(ExitCode::from(SUCCESS)),
         Ok(Outcome::Panic) => {
