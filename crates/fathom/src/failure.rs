@@ -1,6 +1,6 @@
 //! How a command fails: one line on standard error, and a status.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::process::ExitCode;
 
 use api::{ClientError, DirectoryError};
@@ -27,12 +27,12 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    pub(crate) fn usage(error: impl Display) -> Self {
-        Self::Usage(error.to_string())
+    pub(crate) fn usage(error: impl Error) -> Self {
+        Self::Usage(with_causes(&error))
     }
 
-    pub(crate) fn host(error: impl Display) -> Self {
-        Self::Host(error.to_string())
+    pub(crate) fn host(error: impl Error) -> Self {
+        Self::Host(with_causes(&error))
     }
 
     /// Prints the line; the status of the process.
@@ -60,6 +60,31 @@ impl From<DirectoryError> for Failure {
             DirectoryError::Unsafe { .. } | DirectoryError::Host { .. } => Self::host(error),
         }
     }
+}
+
+/// The error and what caused it, but for causes that it has in its own words already.
+fn with_causes(error: &dyn Error) -> String {
+    let mut line = without_number(&error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = without_number(&error.to_string());
+        if !line.contains(&text) {
+            line += ": ";
+            line += &text;
+        }
+        cause = error.source();
+    }
+    line
+}
+
+/// The standard library adds ` (os error 2)` to the host's words.
+fn without_number(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut line = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        line += part.split_once(')').map_or(part, |(_, rest)| rest);
+    }
+    line
 }
 
 /// Arguments that clap refused. Help goes to standard output as clap lays it out; a refusal becomes one line.
@@ -101,6 +126,23 @@ mod tests {
         let text = refusal(&error.to_string());
         assert!(!text.contains('\n'));
         text
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    enum Outer {
+        #[error("cannot boot x")]
+        Silent(#[source] std::io::Error),
+        #[error("open y: {0}: check it")]
+        Telling(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let cause = || std::io::Error::from_raw_os_error(2);
+        let line = Failure::host(Outer::Silent(cause())).to_string();
+        assert_eq!(line, "cannot boot x: No such file or directory");
+        let line = Failure::usage(Outer::Telling(cause())).to_string();
+        assert_eq!(line, "open y: No such file or directory: check it");
     }
 
     #[test]
