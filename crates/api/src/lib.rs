@@ -1,1 +1,69 @@
-//! Wire types and the small HTTP protocol of the per-VM socket.
+//! Wire types, and the small HTTP server and client of the per-VM socket.
+//!
+//! Each VM process listens on a UNIX socket in a directory that only its user may enter
+//! ([`SocketDirectory`]). On it runs HTTP/1.1 with JSON bodies:
+//!
+//! ```text
+//! GET /fathom/version                     -> 200 Version
+//! GET /fathom/vm                          -> 200 VmStatus
+//! PUT /fathom/vm/pause | resume | stop    -> 204
+//! PUT /fathom/vm/balloon  BalloonTarget   -> 204
+//!                              anything else -> 4xx, 5xx  Fault
+//! ```
+//!
+//! Everything of ours is under `/fathom/`; the paths beside it are kept for Firecracker's API, whose
+//! manner (204, `fault_message`) this one follows.
+//!
+//! ```text
+//!  peer -- Server -- http (bytes -> request) -- route (request -> Call) -- VmControl -- the VM
+//! ```
+//!
+//! *Not* here: any knowledge of a VM. The server calls a [`VmControl`]; the types are only for the wire.
+//! The server is synchronous, with one thread a connection and limits on all that a peer can send, because
+//! a VM has few clients and its process should carry little.
+//!
+//! ```
+//! # use std::{sync::Arc, time::Duration};
+//! use api::{BalloonTarget, Client, ControlError, Server, SocketDirectory, VmControl, VmStatus};
+//!
+//! struct Idle;
+//!
+//! impl VmControl for Idle {
+//!     fn status(&self) -> Result<VmStatus, ControlError> {
+//!         Ok(VmStatus { name: "idle".to_owned(), ..VmStatus::default() })
+//!     }
+//!     fn pause(&self) -> Result<(), ControlError> {
+//!         Err(ControlError::State("the guest has ended".to_owned()))
+//!     }
+//!     // ...
+//! #   fn resume(&self) -> Result<(), ControlError> { Ok(()) }
+//! #   fn stop(&self) -> Result<(), ControlError> { Ok(()) }
+//! #   fn set_balloon(&self, _: BalloonTarget) -> Result<(), ControlError> { Ok(()) }
+//! }
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("fathom");
+//! let directory = SocketDirectory::at(path)?;
+//! let server = Server::start(directory.claim("idle")?, Arc::new(Idle))?;
+//! let client = directory.client("idle");
+//! assert_eq!(client.status()?.name, "idle");
+//! assert_eq!(client.pause().unwrap_err().to_string(), "VM `idle`: the guest has ended");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod client;
+mod control;
+mod directory;
+mod http;
+mod report;
+mod route;
+mod server;
+mod wire;
+
+pub use client::{Client, ClientError};
+pub use control::{ControlError, VmControl};
+pub use directory::{Claim, DirectoryError, SocketDirectory};
+pub use report::{Report, WorkingSetSample};
+pub use server::Server;
+pub use wire::{BalloonTarget, Fault, RunState, Version, VmStatus, WorkingSet};

@@ -1,1 +1,82 @@
 //! A full x86-64 system CPU over the translator: MMU, exceptions, interrupt controllers, clocks.
+//!
+//! ```text
+//!   Vcpu::run: look around -> deliver events -> run blocks -+-> Exit
+//!                  ^                                        |
+//!                  +----------------------------------------+
+//!   run blocks: jump cache -> translator::Core::run_block -> System (impl Machine)
+//!                                                              tlb -> walk -> memory::resolve
+//! ```
+//!
+//! What it is *not*: it names no device (an access outside RAM is an exit), and it decodes nothing itself.
+//! Long mode and what leads to it (real mode, unpaged protected mode) is all there is: no 32-bit paging, no
+//! virtual-8086 mode, no task switches, no call gates, no hardware breakpoints.
+
+mod access;
+mod apic;
+mod attention;
+mod clock;
+mod cpuid;
+mod exceptions;
+mod fetch;
+mod host;
+mod instructions;
+mod registers;
+mod segments;
+mod state;
+mod system;
+mod tlb;
+mod vcpu;
+mod vm;
+mod walk;
+
+use std::sync::{Arc, Mutex};
+
+use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
+
+use crate::vm::{Shared, TranslateVm};
+
+/// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.
+const MAX_VCPUS: u32 = 64;
+
+/// The engine that needs nothing but an x86-64 Linux process.
+#[derive(Debug)]
+pub struct TranslateEngine(());
+
+impl TranslateEngine {
+    /// Prepares what all VMs share: the generated code's memory, and the TSC's frequency.
+    pub fn new() -> Result<Self, EngineError> {
+        translator::vector::prepare().map_err(|error| EngineError::Host {
+            action: "map memory for generated code".into(),
+            source: std::io::Error::other(error),
+        })?;
+        clock::tsc_hz();
+        Ok(Self(()))
+    }
+}
+
+impl Engine for TranslateEngine {
+    fn name(&self) -> &'static str {
+        "translate"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            counts_instructions: true,
+            access_tracking: Tracking::Exact,
+            write_tracking: Tracking::Exact,
+            max_vcpus: MAX_VCPUS,
+        }
+    }
+
+    fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>, EngineError> {
+        if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
+            return Err(EngineError::Unsupported(format!(
+                "{} vcpus: this engine runs 1 to {MAX_VCPUS}",
+                spec.vcpus
+            )));
+        }
+        let shared = Shared::new(spec)?;
+        Ok(Arc::new(TranslateVm { shared, made: Mutex::default() }))
+    }
+}

@@ -1,2 +1,44 @@
-//! The command line.
-fn main() {}
+//! The command line: parses, wires the crates together, reports. It decides nothing about a VM.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod doctor;
+mod failure;
+mod list;
+mod log;
+mod run;
+mod text;
+mod top;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    log::start();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::bad_arguments(&error),
+    };
+    match execute(arguments.command) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn execute(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::List(arguments) => list::list(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
+        Command::Pause(vm) => verbs::pause(&vm),
+        Command::Resume(vm) => verbs::resume(&vm),
+        Command::Stop(vm) => verbs::stop(&vm),
+        Command::Balloon(arguments) => verbs::balloon(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
+    }
+}

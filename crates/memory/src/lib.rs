@@ -48,6 +48,7 @@ pub use pin::{AccessError, PinnedSlice, read_at, write_at};
 pub use revoke::{MappingObserver, Revocation};
 pub use source::{Source, SourceError, SourceId};
 pub use table::{FrameCounts, FrameFacts, FrameState};
+pub use userfault::{UserFaults, open_userfaultfd};
 pub use view::DeviceView;
 pub use vm_memory_traits::{FrameTracking, LoaderRegion, LoaderView, SlicePin};
 
@@ -61,6 +62,7 @@ mod ram;
 mod revoke;
 mod source;
 mod table;
+mod userfault;
 mod view;
 mod vm_memory_traits;
 mod word;

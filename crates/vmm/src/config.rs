@@ -20,7 +20,7 @@ pub use error::ConfigError;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan};
 
 /// The command line of a guest for which none was asked: a serial console, and a reset after a panic.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1";
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=a panic=1";
 
 /// A VM as asked for, unchecked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,5 +1,32 @@
 //! One virtual machine: configuration, plan, boot, run states, events.
+//!
+//! ```text
+//!   VmConfig --VmPlan::new--> VmPlan --start--> VmHandle --wait--> Outcome
+//!    asked                    checked            running
+//! ```
+//!
+//! What it is *not*: it knows no wire format and no command line, and it never looks into an engine: it
+//! answers exits from the buses, and runs devices on one I/O thread.
 #![forbid(unsafe_code)]
 
+mod board;
 pub mod boot;
 pub mod config;
+mod console;
+mod control;
+mod error;
+mod guest_ram;
+mod handle;
+mod io_thread;
+mod machine;
+mod outcome;
+mod panic_watch;
+mod status;
+mod vcpu_thread;
+mod working_set_clock;
+
+pub use control::RunState;
+pub use error::{RequestError, VmError};
+pub use handle::{VmHandle, start};
+pub use outcome::Outcome;
+pub use status::{RunReport, VmStatus, WorkingSet, WorkingSetPoint};

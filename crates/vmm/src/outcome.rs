@@ -2,7 +2,7 @@
 
 /// How one life of the machine ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum End {
+pub(crate) enum End {
     /// The guest powered off.
     Poweroff,
     /// The guest asked for a reset.

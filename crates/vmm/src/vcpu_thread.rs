@@ -24,12 +24,17 @@ pub(crate) struct VcpuShared {
 #[derive(Debug, Default)]
 pub(crate) struct VcpuFacts {
     /// Kernel thread id; 0 before the thread runs.
-    pub(crate) tid: AtomicU64,
+    tid: AtomicU64,
     exits: Mutex<BTreeMap<&'static str, u64>>,
     counters: Mutex<Counters>,
 }
 
 impl VcpuFacts {
+    /// Kernel id of the thread, once it runs.
+    pub(crate) fn tid(&self) -> Option<u64> {
+        Some(self.tid.load(Ordering::Relaxed)).filter(|&tid| tid != 0)
+    }
+
     /// Exits so far by kind.
     pub(crate) fn exits(&self) -> BTreeMap<&'static str, u64> {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner).clone()

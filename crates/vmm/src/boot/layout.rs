@@ -85,15 +85,15 @@ pub const IO_APIC_ID: u8 = 0;
 pub const LOCAL_APIC_START: u64 = 0xfee0_0000;
 
 /// First I/O port of COM1, a 16550A with eight registers.
-pub const SERIAL_PORT: u16 = 0x3f8;
+pub const SERIAL_PORT: u16 = devices::serial::COM1_BASE;
 /// Interrupt of COM1, edge-triggered.
-pub const SERIAL_GSI: u32 = 4;
+pub const SERIAL_GSI: u32 = devices::serial::COM1_IRQ;
 
 /// I/O port of the pvpanic device, one byte.
 ///
 /// A read gives the events that the device understands ([`PVPANIC_PANICKED`] |
 /// [`PVPANIC_CRASH_LOADED`]); Linux reports only those. A write of one of them reports it.
-pub const PVPANIC_PORT: u16 = 0x505;
+pub const PVPANIC_PORT: u16 = devices::pvpanic::PORT;
 /// Pvpanic event: the guest's kernel has panicked.
 pub const PVPANIC_PANICKED: u8 = 1 << 0;
 /// Pvpanic event: it has panicked and a crash kernel takes over.
@@ -102,17 +102,17 @@ pub const PVPANIC_CRASH_LOADED: u8 = 1 << 1;
 /// I/O port of the ACPI sleep control register, one byte (ACPI 6.5, 4.8.3.7).
 ///
 /// A write with [`SLEEP_ENABLE`] set enters the state in bits 2 to 4; [`SLEEP_S5`] is power-off.
-pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+pub const SLEEP_CONTROL_PORT: u16 = devices::reset::SLEEP_CONTROL_PORT;
 /// I/O port of the ACPI sleep status register, one byte: reads as 0, writes are ignored.
-pub const SLEEP_STATUS_PORT: u16 = 0x601;
+pub const SLEEP_STATUS_PORT: u16 = devices::reset::SLEEP_STATUS_PORT;
 /// I/O port of the ACPI reset register, one byte: a write of [`RESET_VALUE`] restarts the machine.
-pub const RESET_PORT: u16 = 0x602;
+pub const RESET_PORT: u16 = devices::reset::RESET_PORT;
 /// The value that resets; others are ignored.
-pub const RESET_VALUE: u8 = 1;
+pub const RESET_VALUE: u8 = devices::reset::RESET_VALUE;
 /// `SLP_EN` in the sleep control register.
 pub const SLEEP_ENABLE: u8 = 1 << 5;
 /// `SLP_TYP` that stands for S5 here, as the DSDT's `\_S5` says.
-pub const SLEEP_TYPE_S5: u8 = 5;
+pub const SLEEP_TYPE_S5: u8 = devices::reset::SLEEP_TYPE_S5;
 /// What the guest writes to [`SLEEP_CONTROL_PORT`] to power off.
 pub const SLEEP_S5: u8 = SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE;
 

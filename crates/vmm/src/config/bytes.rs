@@ -56,7 +56,7 @@ fn shift_of(suffix: &str) -> Option<u32> {
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (letter, shift) in SUFFIXES {
-            if self.0 >> shift > 0 && self.0 % (1 << shift) == 0 {
+            if self.0 >> shift > 0 && self.0.is_multiple_of(1 << shift) {
                 return write!(f, "{}{letter}", self.0 >> shift);
             }
         }

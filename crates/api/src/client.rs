@@ -1,0 +1,212 @@
+//! The client: one request a connection.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use serde::de::DeserializeOwned;
+
+use crate::http::{Connection, ReadError, Response, read_response, write_request};
+use crate::wire::{BalloonTarget, Fault, Version, VmStatus};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Speaks to the VM of one name. Keeps nothing open between calls.
+#[derive(Clone, Debug)]
+pub struct Client {
+    name: String,
+    path: PathBuf,
+    timeout: Duration,
+}
+
+/// Why a VM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens under that name.
+    #[error("no VM `{name}` is running: `fathom list` shows those that are")]
+    NotRunning {
+        /// The name.
+        name: String,
+    },
+    /// It said no, and why.
+    #[error("VM `{name}`: {message}")]
+    Fault {
+        /// The name.
+        name: String,
+        /// HTTP status.
+        status: u16,
+        /// One line.
+        message: String,
+    },
+    /// It did not answer in time.
+    #[error(
+        "VM `{name}` did not answer within {seconds} s: its process may be stopped or overloaded"
+    )]
+    Silent {
+        /// The name.
+        name: String,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// It ended while it was asked.
+    #[error("VM `{name}` ended before it answered")]
+    Gone {
+        /// The name.
+        name: String,
+    },
+    /// It answered something that we do not understand.
+    #[error("VM `{name}` answered strangely: {reason}: is it run by another version?")]
+    Protocol {
+        /// The name.
+        name: String,
+        /// What was strange.
+        reason: String,
+    },
+    /// The host failed.
+    #[error("socket {path}: {source}")]
+    Host {
+        /// The socket.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+impl Client {
+    /// A client of the VM `name` that listens at `path`.
+    pub(crate) fn new(name: &str, path: PathBuf) -> Self {
+        Self { name: name.to_owned(), path, timeout: TIMEOUT }
+    }
+
+    /// The same, waiting no longer than `timeout` for each answer (5 s otherwise).
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How the VM is.
+    pub fn status(&self) -> Result<VmStatus, ClientError> {
+        self.get("/fathom/vm")
+    }
+
+    /// Which version runs it.
+    pub fn version(&self) -> Result<Version, ClientError> {
+        self.get("/fathom/version")
+    }
+
+    /// Stops its vCPUs.
+    pub fn pause(&self) -> Result<(), ClientError> {
+        self.put("/fathom/vm/pause", None)
+    }
+
+    /// Lets its vCPUs go on.
+    pub fn resume(&self) -> Result<(), ClientError> {
+        self.put("/fathom/vm/resume", None)
+    }
+
+    /// Ends it.
+    pub fn stop(&self) -> Result<(), ClientError> {
+        self.put("/fathom/vm/stop", None)
+    }
+
+    /// Sets what its balloon is to hold.
+    pub fn set_balloon(&self, target: BalloonTarget) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(&target).map_err(|error| self.strange(error))?;
+        self.put("/fathom/vm/balloon", Some(&body))
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let response = self.ask("GET", path, None)?;
+        serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
+    }
+
+    fn put(&self, path: &str, body: Option<&[u8]>) -> Result<(), ClientError> {
+        self.ask("PUT", path, body).map(drop)
+    }
+
+    /// One request; anything but a success is an error.
+    fn ask(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<Response, ClientError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut connection = self.connect().map_err(|error| self.no_connection(error))?;
+        // A server that refuses the connection answers and closes without reading: its answer counts.
+        let written = write_request(&mut connection, method, path, body);
+        let response = match (read_response(&mut connection, deadline), written) {
+            (Ok(response), _) => response,
+            (Err(_), Err(error)) => return Err(self.no_connection(error)),
+            (Err(error), Ok(())) => return Err(self.no_response(error)),
+        };
+        if (200..300).contains(&response.status) {
+            return Ok(response);
+        }
+        let fault = serde_json::from_slice::<Fault>(&response.body);
+        let message = fault.map_or_else(
+            |_| format!("HTTP status {}", response.status),
+            |fault| one_line(&fault.fault_message),
+        );
+        Err(ClientError::Fault { name: self.name.clone(), status: response.status, message })
+    }
+
+    /// Not `UnixStream::connect`, which waits for ever when the backlog of a stopped process is full.
+    fn connect(&self) -> io::Result<Connection> {
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // connect() on a UNIX socket waits as long as a send may: unix(7), net/unix/af_unix.c.
+        set_socket_timeout(&socket, Timeout::Send, Some(self.timeout))?;
+        connect(&socket, &SocketAddrUnix::new(&self.path)?)?;
+        Connection::new(UnixStream::from(socket))
+    }
+
+    fn no_connection(&self, error: io::Error) -> ClientError {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => self.not_running(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.silent(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.gone(),
+            _ => ClientError::Host { path: self.path.clone(), source: error },
+        }
+    }
+
+    fn no_response(&self, error: ReadError) -> ClientError {
+        match error {
+            ReadError::Closed { partial: false } => self.gone(),
+            ReadError::Closed { partial: true } => self.strange("half an answer"),
+            ReadError::Timeout { .. } => self.silent(),
+            ReadError::Refused(fail) => self.strange(fail.message),
+            ReadError::Io(source) => ClientError::Host { path: self.path.clone(), source },
+        }
+    }
+
+    fn not_running(&self) -> ClientError {
+        ClientError::NotRunning { name: one_line(&self.name) }
+    }
+
+    fn silent(&self) -> ClientError {
+        ClientError::Silent { name: self.name.clone(), seconds: self.timeout.as_secs() }
+    }
+
+    fn gone(&self) -> ClientError {
+        ClientError::Gone { name: self.name.clone() }
+    }
+
+    fn strange(&self, reason: impl ToString) -> ClientError {
+        let reason = one_line(&reason.to_string());
+        ClientError::Protocol { name: self.name.clone(), reason }
+    }
+
+    /// Where the VM listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Somebody else's text, made fit for a terminal.
+fn one_line(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,32 @@
+//! What the server asks of the VM.
+
+use crate::wire::{BalloonTarget, VmStatus};
+
+/// A VM that can be looked at and driven. Called from many threads at a time; may block while the VM does
+/// what was asked, but not for longer than a client waits (3 s).
+pub trait VmControl: Send + Sync {
+    /// How it is.
+    fn status(&self) -> Result<VmStatus, ControlError>;
+    /// Stops every vCPU; no error if they stand still already.
+    fn pause(&self) -> Result<(), ControlError>;
+    /// Lets the vCPUs go on; no error if they run already.
+    fn resume(&self) -> Result<(), ControlError>;
+    /// Ends the VM. Returns as soon as that is certain.
+    fn stop(&self) -> Result<(), ControlError>;
+    /// Sets what the balloon is to hold. Returns at once; the guest needs time.
+    fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError>;
+}
+
+/// Why the VM did not do it; each message is one line for the user.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The peer asked for something impossible: 400.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not in this state of the VM: 409.
+    #[error("{0}")]
+    State(String),
+    /// The VM or the host failed: 500.
+    #[error("{0}")]
+    Failed(String),
+}

@@ -1,0 +1,44 @@
+//! Our own verbs.
+
+use super::{no_such_path, wrong_method};
+use crate::http::{Fail, Request};
+use crate::wire::BalloonTarget;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FathomCall {
+    Version,
+    Status,
+    Pause,
+    Resume,
+    Stop,
+    Balloon(BalloonTarget),
+}
+
+/// `rest`: the segments of the path after `/fathom/`.
+pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail> {
+    match rest {
+        ["version"] => get(request, FathomCall::Version),
+        ["vm"] => get(request, FathomCall::Status),
+        ["vm", "pause"] => put(request, FathomCall::Pause),
+        ["vm", "resume"] => put(request, FathomCall::Resume),
+        ["vm", "stop"] => put(request, FathomCall::Stop),
+        ["vm", "balloon"] if request.method == "PUT" => balloon(request),
+        ["vm", "balloon"] => Err(wrong_method(request, "PUT")),
+        _ => Err(no_such_path(&request.path)),
+    }
+}
+
+fn get(request: &Request, call: FathomCall) -> Result<FathomCall, Fail> {
+    if request.method == "GET" { Ok(call) } else { Err(wrong_method(request, "GET")) }
+}
+
+fn put(request: &Request, call: FathomCall) -> Result<FathomCall, Fail> {
+    if request.method == "PUT" { Ok(call) } else { Err(wrong_method(request, "PUT")) }
+}
+
+fn balloon(request: &Request) -> Result<FathomCall, Fail> {
+    let target: BalloonTarget = serde_json::from_slice(&request.body).map_err(|error| {
+        Fail::new(400, format!("body: {error}: send {{\"target_bytes\": NUMBER}}"))
+    })?;
+    Ok(FathomCall::Balloon(target))
+}

@@ -1,0 +1,105 @@
+//! One connection: requests in turn, each answered.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::control::{ControlError, VmControl};
+use crate::http::{Connection, Fail, ReadError, Request, read_request};
+use crate::route::{Call, FathomCall, route};
+use crate::wire::Version;
+
+/// Longest silence before a request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time from the first byte of a request to its last.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until the peer leaves, errs, is silent for too long, or `stopping` is set.
+pub(super) fn serve(stream: UnixStream, control: &dyn VmControl, stopping: &AtomicBool) {
+    let mut connection = match Connection::new(stream) {
+        Ok(connection) => connection,
+        Err(error) => return tracing::warn!("api connection: {error}"),
+    };
+    // A peer that does not take its answer has lost it.
+    while let Ok(true) = serve_one(&mut connection, control, stopping) {}
+}
+
+/// One request. `Ok(true)`: there may be another.
+fn serve_one(
+    connection: &mut Connection,
+    control: &dyn VmControl,
+    stopping: &AtomicBool,
+) -> io::Result<bool> {
+    let now = Instant::now();
+    let request =
+        match read_request(connection, now + IDLE_TIMEOUT, || Instant::now() + REQUEST_TIMEOUT) {
+            Ok(request) => request,
+            Err(error) => {
+                if let Some(fail) = answer_to(error) {
+                    connection.write_fail(&fail, false)?;
+                }
+                return Ok(false);
+            }
+        };
+    let keep_alive = request.keep_alive && !stopping.load(Ordering::Acquire);
+    answer(connection, &request, control, keep_alive)?;
+    Ok(keep_alive)
+}
+
+/// What a peer is told whose request could not be read. `None`: nobody is listening.
+fn answer_to(error: ReadError) -> Option<Fail> {
+    match error {
+        ReadError::Refused(fail) => Some(fail),
+        ReadError::Closed { partial: true } => {
+            Some(Fail::new(400, "the request ended in the middle"))
+        }
+        ReadError::Timeout { partial: true } => {
+            Some(Fail::new(408, "the request took too long to arrive"))
+        }
+        ReadError::Closed { partial: false } | ReadError::Timeout { partial: false } => None,
+        ReadError::Io(error) => {
+            tracing::debug!("api connection: {error}");
+            None
+        }
+    }
+}
+
+fn answer(
+    connection: &mut Connection,
+    request: &Request,
+    control: &dyn VmControl,
+    keep_alive: bool,
+) -> io::Result<()> {
+    let Call::Fathom(call) = match route(request) {
+        Ok(call) => call,
+        Err(fail) => return connection.write_fail(&fail, keep_alive),
+    };
+    let done = match call {
+        FathomCall::Version => {
+            let fathom_version = env!("CARGO_PKG_VERSION").to_owned();
+            return connection.write_json(&Version { fathom_version }, keep_alive);
+        }
+        FathomCall::Status => match control.status() {
+            Ok(status) => return connection.write_json(&status, keep_alive),
+            Err(error) => Err(error),
+        },
+        FathomCall::Pause => control.pause(),
+        FathomCall::Resume => control.resume(),
+        FathomCall::Stop => control.stop(),
+        FathomCall::Balloon(target) => control.set_balloon(target),
+    };
+    match done {
+        Ok(()) => connection.write_done(keep_alive),
+        Err(error) => connection.write_fail(&fail_of(&error), keep_alive),
+    }
+}
+
+fn fail_of(error: &ControlError) -> Fail {
+    let status = match error {
+        ControlError::Invalid(_) => 400,
+        ControlError::State(_) => 409,
+        ControlError::Failed(_) => 500,
+    };
+    Fail::new(status, error.to_string())
+}

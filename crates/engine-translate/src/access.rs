@@ -1,0 +1,433 @@
+//! Accesses that the TLB does not answer: page walks, devices, page crossings, translated code, locks.
+
+use std::sync::PoisonError;
+
+use engine::Exit;
+use memory::{Access, FRAME_SIZE, Frame, Gpa};
+use translator::{Machine, Stop, Word};
+use x86::{Exception, Vector, paging};
+
+use crate::apic::{IO_APIC_BASE, IO_APIC_SIZE};
+use crate::host;
+use crate::system::System;
+use crate::tlb::Rights;
+use crate::walk::{self, Failed, Kind};
+
+const PAGE: u64 = FRAME_SIZE as u64;
+
+/// Where an access goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    /// Bytes of RAM at this host address; `code` where blocks may have been decoded from the frame.
+    Ram { host: usize, gpa: u64, code: bool },
+    /// No RAM there.
+    Device { gpa: u64 },
+}
+
+impl System {
+    /// Translates for an access of `len` bytes within one page, and fills the TLB.
+    pub(crate) fn target(&mut self, va: u64, kind: Kind, user: bool) -> Result<Target, Stop> {
+        if self.regs.long_mode() && !paging::is_canonical(va) {
+            let stop = self.raise(Exception::GP0);
+            self.fault_is_address = true;
+            return Err(stop);
+        }
+        let walked = walk::translate(&self.shared.memory, self.regs.paging(), va, kind, user);
+        let translation = match walked {
+            Ok(translation) => translation,
+            Err(Failed::Fault(exception)) => return Err(self.raise(exception)),
+            Err(Failed::Table(gpa)) => return Err(self.lost_memory(gpa)),
+        };
+        let gpa = translation.gpa;
+        let Some(frame) = self.shared.memory.frame_of(Gpa(gpa)) else {
+            return Ok(Target::Device { gpa });
+        };
+        let access = if kind == Kind::Write { Access::Write } else { Access::Read };
+        let Ok(page) = self.shared.memory.resolve(frame, access) else {
+            return Err(self.lost_memory(gpa));
+        };
+        let page = page.as_ptr() as usize;
+        let code = self.shared.memory.is_code(frame);
+        if kind != Kind::Fetch {
+            let write = kind == Kind::Write && translation.writable && !code;
+            let rights = Rights { read: true, write, large: translation.large };
+            self.tlb.insert(va, page, user, rights);
+        }
+        Ok(Target::Ram { host: page + (gpa & (PAGE - 1)) as usize, gpa, code })
+    }
+
+    /// Memory that cannot be had (a source failed, tables outside RAM): the machine stops. Hardware would
+    /// answer with a machine check.
+    fn lost_memory(&mut self, gpa: u64) -> Stop {
+        self.broken = Some(format!("guest memory at {gpa:#x} cannot be had"));
+        self.raise(Exception::new(Vector::MC))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn load_slow<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
+        self.check_alignment(va, T::SIZE)?;
+        if crosses(va, T::SIZE) {
+            let mut bytes = [0; 8];
+            self.read_bytes(va, &mut bytes[..T::SIZE])?;
+            return Ok(T::cut(u64::from_le_bytes(bytes)));
+        }
+        match self.target(va, Kind::Read, self.user)? {
+            // SAFETY: `target` resolved the frame; the access lies within the page.
+            Target::Ram { host, .. } => Ok(unsafe { host::load(host) }),
+            Target::Device { gpa } => self.device_load(gpa),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn store_slow<T: Word>(&mut self, va: u64, value: T) -> Result<(), Stop> {
+        self.check_alignment(va, T::SIZE)?;
+        if crosses(va, T::SIZE) {
+            return self.write_bytes(va, &value.zext().to_le_bytes()[..T::SIZE]);
+        }
+        match self.target(va, Kind::Write, self.user)? {
+            Target::Ram { host, gpa, code } => {
+                // SAFETY: `target` resolved the frame for writing; the access lies within the page.
+                unsafe { host::store(host, value) };
+                if code {
+                    self.code_written(gpa, T::SIZE);
+                }
+            }
+            Target::Device { gpa } => self.device_store(gpa, T::SIZE, value.zext()),
+        }
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn load_for_store_slow<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
+        self.check_alignment(va, T::SIZE)?;
+        if crosses(va, T::SIZE) {
+            self.probe(va, T::SIZE)?;
+            let mut bytes = [0; 8];
+            self.read_bytes(va, &mut bytes[..T::SIZE])?;
+            return Ok(T::cut(u64::from_le_bytes(bytes)));
+        }
+        match self.target(va, Kind::Write, self.user)? {
+            // SAFETY: as in `load_slow`.
+            Target::Ram { host, .. } => Ok(unsafe { host::load(host) }),
+            Target::Device { gpa } => self.device_load(gpa),
+        }
+    }
+
+    /// Locked read-modify-write.
+    pub(crate) fn update_locked<T: Word>(
+        &mut self,
+        va: u64,
+        update: impl Fn(T) -> T,
+    ) -> Result<T, Stop> {
+        let entry = self.tlb.entry(va);
+        if entry.write == self.tlb.tag(va, T::SIZE) && !self.align {
+            let host = entry.addend.wrapping_add(va as usize);
+            // SAFETY: as in `Machine::store` of this type.
+            return Ok(unsafe { exchange(host, update) });
+        }
+        self.check_alignment(va, T::SIZE)?;
+        if crosses(va, T::SIZE) {
+            return self.update_split(va, update);
+        }
+        match self.target(va, Kind::Write, self.user)? {
+            Target::Ram { host, gpa, code } => {
+                // SAFETY: `target` resolved the frame for writing.
+                let old = unsafe { exchange(host, update) };
+                if code {
+                    self.code_written(gpa, T::SIZE);
+                }
+                Ok(old)
+            }
+            Target::Device { gpa } => {
+                let old: T = self.device_load(gpa)?;
+                self.device_store(gpa, T::SIZE, update(old).zext());
+                Ok(old)
+            }
+        }
+    }
+
+    /// A locked access over a page border is atomic among its like only: one lock for the VM. Linux makes
+    /// none (it enables split-lock detection where it can); hardware would lock the bus.
+    fn update_split<T: Word>(&mut self, va: u64, update: impl Fn(T) -> T) -> Result<T, Stop> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        self.probe(va, T::SIZE)?;
+        let _locked = shared.split_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = [0; 8];
+        self.read_bytes(va, &mut bytes[..T::SIZE])?;
+        let old = T::cut(u64::from_le_bytes(bytes));
+        self.write_bytes(va, &update(old).zext().to_le_bytes()[..T::SIZE])?;
+        Ok(old)
+    }
+
+    pub(crate) fn exchange_16(&mut self, va: u64, old: u128, new: u128) -> Result<u128, Stop> {
+        if !va.is_multiple_of(16) {
+            return Err(self.raise(Exception::GP0));
+        }
+        match self.target(va, Kind::Write, self.user)? {
+            Target::Ram { host, gpa, code } => {
+                // SAFETY: `target` resolved the frame for writing; 16 aligned bytes lie in one page.
+                let found = unsafe { host::compare_exchange_16(host, old, new) };
+                if code {
+                    self.code_written(gpa, 16);
+                }
+                Ok(found)
+            }
+            Target::Device { .. } => Ok(u128::MAX),
+        }
+    }
+
+    pub(crate) fn read_bytes(&mut self, va: u64, into: &mut [u8]) -> Result<(), Stop> {
+        self.read_bytes_as(va, into, self.user)
+    }
+
+    /// Reads with the privilege given: the processor reads descriptor tables as supervisor.
+    pub(crate) fn read_bytes_as(
+        &mut self,
+        va: u64,
+        into: &mut [u8],
+        user: bool,
+    ) -> Result<(), Stop> {
+        let (first, second) = into.split_at_mut(first_part(va, into.len()));
+        let next = va.wrapping_add(first.len() as u64);
+        let a = self.target(va, Kind::Read, user)?;
+        let b = if second.is_empty() { a } else { self.target(next, Kind::Read, user)? };
+        for (target, part) in [(a, first), (b, second)] {
+            self.read_part(target, part)?;
+        }
+        Ok(())
+    }
+
+    fn read_part(&mut self, target: Target, into: &mut [u8]) -> Result<(), Stop> {
+        match target {
+            // SAFETY: resolved, and the part lies within the page.
+            Target::Ram { host, .. } => unsafe { load_bytes(host, into) },
+            Target::Device { gpa } if into.len().is_power_of_two() && into.len() <= 8 => {
+                let value = self.device_read(gpa, into.len())?;
+                into.copy_from_slice(&value.to_le_bytes()[..into.len()]);
+            }
+            // Vector and odd-sized reads of device registers: nobody answers.
+            Target::Device { .. } => into.fill(0xff),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), Stop> {
+        self.write_bytes_as(va, from, self.user)
+    }
+
+    pub(crate) fn write_bytes_as(&mut self, va: u64, from: &[u8], user: bool) -> Result<(), Stop> {
+        let (first, second) = from.split_at(first_part(va, from.len()));
+        let next = va.wrapping_add(first.len() as u64);
+        let a = self.target(va, Kind::Write, user)?;
+        let b = if second.is_empty() { a } else { self.target(next, Kind::Write, user)? };
+        for (target, part) in [(a, first), (b, second)] {
+            self.write_part(target, part);
+        }
+        Ok(())
+    }
+
+    fn write_part(&mut self, target: Target, from: &[u8]) {
+        match target {
+            Target::Ram { host, gpa, code } => {
+                // SAFETY: resolved for writing, and the part lies within the page.
+                unsafe { store_bytes(host, from) };
+                if code {
+                    self.code_written(gpa, from.len());
+                }
+            }
+            Target::Device { gpa } => {
+                for (index, chunk) in from.chunks(8).enumerate() {
+                    let mut bytes = [0; 8];
+                    bytes[..chunk.len()].copy_from_slice(chunk);
+                    let at = gpa + index as u64 * 8;
+                    self.device_store(at, chunk.len().next_power_of_two(), u64::from_le_bytes(bytes));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn probe(&mut self, va: u64, len: usize) -> Result<(), Stop> {
+        self.target(va, Kind::Write, self.user)?;
+        if crosses(va, len) {
+            self.target(va.wrapping_add(len as u64 - 1) & !(PAGE - 1), Kind::Write, self.user)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn copy_chunk(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Stop> {
+        let len = len.min(PAGE - from % PAGE).min(PAGE - to % PAGE);
+        if len == 0 {
+            return Ok(0);
+        }
+        let source = match self.cached(from, false) {
+            Some(host) => host,
+            None => match self.target(from, Kind::Read, self.user)? {
+                Target::Ram { host, .. } => host,
+                Target::Device { .. } => return Ok(0),
+            },
+        };
+        let Some(destination) = self.writable(to)? else { return Ok(0) };
+        // SAFETY: both were translated just now (nothing is revoked before this vCPU acknowledges), and
+        // `len` bytes stay within both pages.
+        unsafe { host::copy(destination, source, len as usize) };
+        Ok(len)
+    }
+
+    pub(crate) fn fill_chunk(
+        &mut self,
+        to: u64,
+        value: u64,
+        size: usize,
+        count: u64,
+    ) -> Result<u64, Stop> {
+        let count = count.min((PAGE - to % PAGE) / size as u64);
+        if count == 0 {
+            return Ok(0);
+        }
+        let Some(host) = self.writable(to)? else { return Ok(0) };
+        // SAFETY: translated for writing just now, and `count` elements stay within the page.
+        unsafe { host::fill(host, value, size, count as usize) };
+        Ok(count)
+    }
+
+    /// The host address of a page that may be written without further ado.
+    fn writable(&mut self, va: u64) -> Result<Option<usize>, Stop> {
+        if let Some(host) = self.cached(va, true) {
+            return Ok(Some(host));
+        }
+        match self.target(va, Kind::Write, self.user)? {
+            Target::Ram { host, code: false, .. } => Ok(Some(host)),
+            _ => Ok(None),
+        }
+    }
+
+    fn cached(&self, va: u64, write: bool) -> Option<usize> {
+        let entry = self.tlb.entry(va);
+        let tag = if write { entry.write } else { entry.read };
+        (tag == self.tlb.tag(va, 1)).then(|| entry.addend.wrapping_add(va as usize))
+    }
+
+    /// #AC, where alignment is checked (SDM volume 3, 6.15, interrupt 17).
+    fn check_alignment(&mut self, va: u64, size: usize) -> Result<(), Stop> {
+        if self.align && !va.is_multiple_of(size as u64) {
+            return Err(self.raise(Exception::new(Vector::AC)));
+        }
+        Ok(())
+    }
+
+    /// Bytes of a frame with code were written: drops the blocks they were decoded into.
+    pub(crate) fn code_written(&mut self, gpa: u64, len: usize) {
+        let from = gpa as u32 & 0xfff;
+        let (dropped, code_left) = self.shared.blocks.invalidate(gpa >> 12, from, from + len as u32);
+        if dropped > 0 {
+            self.end = true;
+        }
+        if !code_left {
+            self.clear_code(gpa);
+        }
+    }
+
+    /// Lets stores to a frame without code be fast again, unless somebody is decoding just now.
+    fn clear_code(&self, gpa: u64) {
+        let Ok(_decoding) = self.shared.decoding.try_lock() else { return };
+        let code_left = self.shared.blocks.invalidate(gpa >> 12, 0, 0).1;
+        if !code_left && let Some(frame) = self.frame(gpa) {
+            self.shared.memory.clear_code(frame);
+        }
+    }
+
+    pub(crate) fn frame(&self, gpa: u64) -> Option<Frame> {
+        self.shared.memory.frame_of(Gpa(gpa))
+    }
+
+    fn device_load<T: Word>(&mut self, gpa: u64) -> Result<T, Stop> {
+        self.device_read(gpa, T::SIZE).map(T::cut)
+    }
+
+    fn device_read(&mut self, gpa: u64, size: usize) -> Result<u64, Stop> {
+        if let Some(offset) = io_apic(gpa) {
+            return Ok(u64::from(self.shared.io_apic_read(offset)));
+        }
+        let value = self.ask(Exit::MmioRead { gpa, size: size as u8 })?;
+        self.end = true;
+        Ok(value)
+    }
+
+    fn device_store(&mut self, gpa: u64, size: usize, value: u64) {
+        match io_apic(gpa) {
+            Some(offset) => self.shared.io_apic_write(offset, value as u32),
+            None => self.report(Exit::MmioWrite { gpa, size: size as u8, value }),
+        }
+    }
+}
+
+fn io_apic(gpa: u64) -> Option<u64> {
+    gpa.checked_sub(IO_APIC_BASE).filter(|&offset| offset < IO_APIC_SIZE)
+}
+
+const fn crosses(va: u64, len: usize) -> bool {
+    va % PAGE + len as u64 > PAGE
+}
+
+const fn first_part(va: u64, len: usize) -> usize {
+    let room = (PAGE - va % PAGE) as usize;
+    if len < room { len } else { room }
+}
+
+/// Compare-exchange until nobody was in between.
+///
+/// # Safety
+/// As for [`host::store`].
+unsafe fn exchange<T: Word>(host: usize, update: impl Fn(T) -> T) -> T {
+    // SAFETY: the caller's promise.
+    let mut old: T = unsafe { host::load(host) };
+    loop {
+        // SAFETY: the caller's promise.
+        let found = unsafe { host::compare_exchange(host, old, update(old)) };
+        if found == old {
+            return old;
+        }
+        old = found;
+    }
+}
+
+/// # Safety
+/// As for [`host::load`], for the whole length.
+unsafe fn load_bytes(host: usize, into: &mut [u8]) {
+    let mut done = 0;
+    while done < into.len() {
+        let left = into.len() - done;
+        // SAFETY: the caller's promise; widest accesses first, so aligned vectors are read by eights.
+        unsafe {
+            if left >= 8 {
+                into[done..done + 8].copy_from_slice(&host::load::<u64>(host + done).to_le_bytes());
+                done += 8;
+            } else {
+                into[done] = host::load::<u8>(host + done);
+                done += 1;
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`host::store`], for the whole length.
+unsafe fn store_bytes(host: usize, from: &[u8]) {
+    let mut done = 0;
+    while done < from.len() {
+        let left = &from[done..];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if let Some(word) = left.first_chunk::<8>() {
+                host::store(host + done, u64::from_le_bytes(*word));
+                done += 8;
+            } else {
+                host::store(host + done, left[0]);
+                done += 1;
+            }
+        }
+    }
+}

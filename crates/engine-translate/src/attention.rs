@@ -1,0 +1,121 @@
+//! How other threads reach a vCPU, and how translations are taken back from it.
+//!
+//! ```text
+//!            enter                               leave
+//!   Outside ------> Inside (uses translations) ------> Outside (halted, in an exit, waiting)
+//!
+//!   revoke: generation += 1; wake(all); wait until each is Outside or has acknowledged
+//! ```
+//!
+//! A vCPU that is outside acknowledges when it next enters, before it uses anything. It is the quiescence
+//! rule of docs/decisions/0002.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// The side of a vCPU that other threads touch.
+#[derive(Debug, Default)]
+pub(crate) struct Attention {
+    /// Something to look at between two blocks. Set by others, cleared by the vCPU.
+    pending: AtomicBool,
+    inside: AtomicBool,
+    /// The generation whose revocations this vCPU has carried out.
+    seen: AtomicU64,
+    kicked: AtomicBool,
+    /// Guards nothing but the sleep: a waker takes it after its change, so no wake-up is lost.
+    sleep: Mutex<()>,
+    woken: Condvar,
+}
+
+impl Attention {
+    /// Whether the vCPU should look around. One relaxed load: the hot path.
+    #[inline(always)]
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Clears the wish; the caller then looks at everything that may have raised it.
+    pub(crate) fn take(&self) -> bool {
+        self.pending.swap(false, Ordering::SeqCst)
+    }
+
+    /// Makes the vCPU look around, awake or asleep.
+    pub(crate) fn raise(&self) {
+        self.pending.store(true, Ordering::SeqCst);
+        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+        self.woken.notify_all();
+    }
+
+    /// Sleeps until raised, or for `timeout` where there is one. The vCPU is outside.
+    pub(crate) fn sleep(&self, timeout: Option<Duration>) {
+        let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_pending() {
+            return;
+        }
+        // Spurious wake-ups are harmless: the caller looks around and comes back.
+        match timeout {
+            Some(timeout) => drop(self.woken.wait_timeout(guard, timeout)),
+            None => drop(self.woken.wait(guard)),
+        }
+    }
+
+    pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.raise();
+    }
+
+    pub(crate) fn take_kick(&self) -> bool {
+        self.kicked.swap(false, Ordering::SeqCst)
+    }
+}
+
+/// The generation counter of a VM, and the wait for its vCPUs.
+#[derive(Debug, Default)]
+pub(crate) struct Generation(AtomicU64);
+
+impl Generation {
+    /// A vCPU goes inside. True: translations were revoked since it last looked, drop them all.
+    pub(crate) fn enter(&self, vcpu: &Attention) -> bool {
+        vcpu.inside.store(true, Ordering::SeqCst);
+        self.acknowledge(vcpu)
+    }
+
+    /// A vCPU leaves: it uses no translation until it enters again.
+    pub(crate) fn leave(&self, vcpu: &Attention) {
+        vcpu.inside.store(false, Ordering::SeqCst);
+    }
+
+    /// Between two blocks: true if translations were revoked; the vCPU has no pointer in use here, so
+    /// acknowledging before it drops them is safe as long as it drops them before the next access.
+    pub(crate) fn acknowledge(&self, vcpu: &Attention) -> bool {
+        let now = self.0.load(Ordering::SeqCst);
+        vcpu.seen.swap(now, Ordering::SeqCst) != now
+    }
+
+    /// Begins a revocation without waiting.
+    pub(crate) fn advance<'a>(&self, vcpus: impl Iterator<Item = &'a Attention>) -> u64 {
+        let generation = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+        vcpus.for_each(Attention::raise);
+        generation
+    }
+
+    /// Waits until each vCPU is outside or has acknowledged `generation`.
+    pub(crate) fn wait<'a>(&self, generation: u64, vcpus: impl Iterator<Item = &'a Attention>) {
+        for vcpu in vcpus {
+            let mut spins = 0u32;
+            while vcpu.inside.load(Ordering::SeqCst) && vcpu.seen.load(Ordering::SeqCst) < generation
+            {
+                // A block takes under a microsecond; with more vCPUs than cores the other one may
+                // not be running at all.
+                spins += 1;
+                if spins.is_multiple_of(64) {
+                    thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The engine-neutral state of a vCPU, to and from.
+
+use engine::EngineError;
+use x86::{Event, Msr, Segment, VcpuState, XSTATE_SIZE, cr0, cr4, efer, msr, rflags};
+
+use crate::instructions::{msr_read, msr_write};
+use crate::system::{Answer, Core};
+use crate::{clock, exceptions, segments};
+
+/// MSRs that are not in a field of their own. The TSC is first: deadlines are relative to it.
+const MSRS: [u32; 16] = [
+    msr::TSC,
+    msr::TSC_ADJUST,
+    msr::SPEC_CTRL,
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::MISC_ENABLE,
+    msr::PAT,
+    msr::MTRR_DEF_TYPE,
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::KERNEL_GS_BASE,
+    msr::TSC_AUX,
+    msr::KVM_SYSTEM_TIME_NEW,
+];
+
+/// Everything, as of now.
+pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
+    let (cpu, machine) = (&core.cpu, &core.machine);
+    let regs = &machine.regs;
+    let now = regs.guest_tsc(clock::host_tsc());
+    let mut gpr = [0; 16];
+    gpr.copy_from_slice(&cpu.regs[..16]);
+    let [es, cs, ss, ds, fs, gs, ..] = cpu.segs;
+    let value = |&index: &u32| msr_read(core, index).map(|value| Msr { index, value });
+    let inbox = &machine.shared.vcpus[machine.id as usize].inbox;
+    VcpuState {
+        gpr,
+        rip: cpu.rip(),
+        rflags: cpu.rflags,
+        es,
+        cs,
+        ss,
+        ds,
+        fs,
+        gs,
+        ldtr: regs.ldtr,
+        tr: regs.tr,
+        gdtr: regs.gdtr,
+        idtr: regs.idtr,
+        cr0: regs.cr0,
+        cr2: regs.cr2,
+        cr3: regs.cr3,
+        cr4: regs.cr4,
+        cr8: machine.apic.cr8(),
+        xcr0: cpu.xcr0,
+        efer: regs.efer,
+        debug: regs.debug,
+        xstate: cpu.fpu.image.to_vec(),
+        msrs: MSRS.iter().filter_map(value).collect(),
+        apic: machine.apic.state(now),
+        halted: machine.halted,
+        waiting_for_sipi,
+        interrupt_shadow: machine.shadow,
+        nmi_blocked: machine.nmi_blocked,
+        event: inbox.has_nmi().then_some(Event::Nmi),
+    }
+}
+
+/// Whether `state` is one that this processor can be in.
+pub(crate) fn check(state: &VcpuState) -> Result<(), EngineError> {
+    let refuse = |what: String| Err(EngineError::State(what));
+    if state.xstate.len() != XSTATE_SIZE {
+        return refuse(format!("xstate has {} bytes, expected {XSTATE_SIZE}", state.xstate.len()));
+    }
+    let long = state.efer & efer::LMA != 0;
+    let paging = state.cr0 & cr0::PG != 0;
+    if long != (paging && state.efer & efer::LME != 0) || long && state.cr4 & cr4::PAE == 0 {
+        return refuse(format!("cr0 {:#x}, cr4 {:#x} and efer {:#x} contradict each other", state.cr0, state.cr4, state.efer));
+    }
+    if paging && !long {
+        return refuse("32-bit paging: the interpreter has 4-level paging only".into());
+    }
+    if state.rflags & rflags::VM != 0 {
+        return refuse("virtual-8086 mode: the interpreter does not have it".into());
+    }
+    Ok(())
+}
+
+/// Takes up a checked state.
+pub(crate) fn load(core: &mut Core, state: &VcpuState) {
+    core.cpu.regs[..16].copy_from_slice(&state.gpr);
+    core.cpu.rflags = state.rflags | rflags::FIXED;
+    let all = [state.es, state.cs, state.ss, state.ds, state.fs, state.gs];
+    core.cpu.segs[..6].copy_from_slice(&all);
+    core.cpu.segs[6..].fill(Segment::default());
+    core.cpu.fpu.image.copy_from_slice(&state.xstate);
+    core.cpu.xcr0 = state.xcr0;
+    core.machine.xcr0 = state.xcr0;
+
+    let regs = &mut core.machine.regs;
+    (regs.ldtr, regs.tr) = (state.ldtr, state.tr);
+    (regs.gdtr, regs.idtr) = (state.gdtr, state.idtr);
+    (regs.cr0, regs.cr2, regs.cr3, regs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+    regs.efer = state.efer;
+    regs.debug = state.debug;
+    for &Msr { index, value } in &state.msrs {
+        // MSRs that another engine has and this one has not do not matter to a guest that was shown ours.
+        if !msr_write(core, index, value) {
+            tracing::debug!("msr {index:#x} = {value:#x} in a saved state: not taken up");
+        }
+    }
+    let now = core.machine.regs.guest_tsc(clock::host_tsc());
+    if !state.apic.registers.is_empty() {
+        core.machine.apic.set_state(&state.apic, now);
+    }
+    core.machine.apic.set_cr8(state.cr8);
+
+    core.machine.flush_all();
+    core.machine.retag();
+    // Privilege is that of SS in protected mode: CS may be conforming.
+    let cpl = if segments::real_mode(core) { 0 } else { state.ss.dpl() };
+    segments::enter_code(core, state.cs, cpl);
+    core.cpu.set_rip(state.rip);
+    let machine = &mut core.machine;
+    machine.halted = state.halted;
+    machine.shadow = state.interrupt_shadow;
+    machine.nmi_blocked = state.nmi_blocked;
+    machine.exits.clear();
+    machine.answer = Answer::None;
+    machine.end = false;
+    match state.event {
+        Some(Event::Nmi) => machine.shared.vcpus[machine.id as usize].inbox.request_nmi(),
+        // An event in mid-delivery is delivered now; a triple fault from it would show at the next one.
+        Some(event) => {
+            exceptions::deliver(core, event);
+        }
+        None => {}
+    }
+}

@@ -1,0 +1,280 @@
+//! The machine that the interpreter's core is plugged into: privileged registers, the TLB, the local
+//! APIC, and what waits to be told to the caller.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use engine::Exit;
+use translator::{Insn, Machine, Stop, SystemOp, VectorKind, Word};
+use x86::cpuid::Table;
+use x86::{Exception, Vector, cr0, cr4, rflags};
+
+use crate::apic::LocalApic;
+use crate::attention::Attention;
+use crate::registers::Registers;
+use crate::tlb::Tlb;
+use crate::vm::Shared;
+use crate::{cpuid, host, instructions};
+
+/// A core of this engine.
+pub(crate) type Core = translator::Core<System>;
+
+/// Everything of a vCPU that is not an ordinary register.
+pub(crate) struct System {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: u32,
+    pub(crate) regs: Registers,
+    pub(crate) tlb: Tlb,
+    pub(crate) apic: LocalApic,
+    pub(crate) cpuid: Table,
+    /// A copy of the core's, for the gate.
+    pub(crate) xcr0: u64,
+    /// Privilege of ordinary accesses.
+    pub(crate) user: bool,
+    /// The block must end after this instruction.
+    pub(crate) end: bool,
+    /// The exception that was raised last.
+    pub(crate) fault: Exception,
+    /// It was a non-canonical address: #SS where the operand is in the stack segment.
+    pub(crate) fault_is_address: bool,
+    /// The access that failed was to the stack.
+    pub(crate) fault_on_stack: bool,
+    /// Instruction-side translations are stale: the jump cache must go.
+    pub(crate) fetch_stale: bool,
+    /// No interrupt before the next instruction.
+    pub(crate) shadow: bool,
+    /// The instruction that ran last cleared RFLAGS.TF on its way into a handler: no single-step trap.
+    pub(crate) no_trap: bool,
+    pub(crate) nmi_blocked: bool,
+    pub(crate) halted: bool,
+    /// Every data access takes the slow path, which checks alignment.
+    pub(crate) align: bool,
+    /// To be returned to the caller, in order. A read is last and waits in `answer`.
+    pub(crate) exits: VecDeque<Exit>,
+    pub(crate) answer: Answer,
+    /// A failure that ends the vCPU.
+    pub(crate) broken: Option<String>,
+    /// Times HLT was executed.
+    pub(crate) halts: u64,
+}
+
+/// A device read on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answer {
+    None,
+    /// The exit was returned; the caller owes a value.
+    Waiting(Exit),
+    /// The value for the read that is repeated.
+    Ready(Exit, u64),
+}
+
+impl System {
+    pub(crate) fn new(shared: Arc<Shared>, id: u32) -> Self {
+        let peer = &shared.vcpus[id as usize];
+        let apic = LocalApic::new(id, Arc::clone(&peer.inbox));
+        let regs = Registers::new(shared.tsc_offset);
+        let cpuid = cpuid::table(id, shared.vcpus.len() as u32);
+        Self {
+            shared,
+            id,
+            regs,
+            tlb: Tlb::new(),
+            apic,
+            cpuid,
+            xcr0: 1,
+            user: false,
+            end: false,
+            fault: Exception::UD,
+            fault_is_address: false,
+            fault_on_stack: false,
+            fetch_stale: false,
+            shadow: false,
+            no_trap: false,
+            nmi_blocked: false,
+            halted: false,
+            align: false,
+            exits: VecDeque::new(),
+            answer: Answer::None,
+            broken: None,
+            halts: 0,
+        }
+    }
+
+    pub(crate) fn attention_of(&self) -> &Attention {
+        &self.shared.vcpus[self.id as usize].attention
+    }
+
+    /// Raises #GP(`code`).
+    pub(crate) fn gp(&mut self, code: u32) -> Stop {
+        self.raise(Exception::with_code(Vector::GP, code))
+    }
+
+    /// Raises #UD.
+    pub(crate) fn ud(&mut self) -> Stop {
+        self.raise(Exception::UD)
+    }
+
+    /// Forgets all translations, data and instruction.
+    pub(crate) fn flush_all(&mut self) {
+        self.tlb.flush();
+        self.fetch_stale = true;
+        self.end = true;
+    }
+
+    /// Takes up a change of CR3 or CR4 in the TLB's tags.
+    pub(crate) fn retag(&mut self) {
+        self.tlb.set_asid(self.regs.asid());
+        self.fetch_stale = true;
+        self.end = true;
+    }
+
+    /// Takes up a change of privilege level or of RFLAGS.AC.
+    pub(crate) fn set_privilege(&mut self, cpl: u8, rflags: u64) {
+        self.user = cpl == 3;
+        self.tlb.set_user(self.user);
+        self.align =
+            self.user && rflags & rflags::AC != 0 && self.regs.cr0 & cr0::AM != 0;
+    }
+
+    /// Notes an exit; the block ends after this instruction.
+    pub(crate) fn report(&mut self, exit: Exit) {
+        self.exits.push_back(exit);
+        self.end = true;
+    }
+
+    /// The value of a device read: `Err(Retry)` the first time, when the caller is asked.
+    pub(crate) fn ask(&mut self, exit: Exit) -> Result<u64, Stop> {
+        match self.answer {
+            Answer::Ready(asked, value) if asked == exit => {
+                self.answer = Answer::None;
+                Ok(value)
+            }
+            _ => {
+                self.answer = Answer::Waiting(exit);
+                Err(Stop::Retry)
+            }
+        }
+    }
+}
+
+impl Machine for System {
+    #[inline(always)]
+    fn load<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
+        let entry = self.tlb.entry(va);
+        if entry.read == self.tlb.tag(va, T::SIZE) && !self.align {
+            // SAFETY: the tag says that the page of the access's first byte is the page of its last, and
+            // that this vCPU may read it; the translation is dropped before a revocation is acknowledged.
+            return Ok(unsafe { host::load(entry.addend.wrapping_add(va as usize)) });
+        }
+        self.load_slow(va)
+    }
+
+    #[inline(always)]
+    fn store<T: Word>(&mut self, va: u64, value: T) -> Result<(), Stop> {
+        let entry = self.tlb.entry(va);
+        if entry.write == self.tlb.tag(va, T::SIZE) && !self.align {
+            // SAFETY: as in `load`; the write tag says that the frame was resolved for writing.
+            unsafe { host::store(entry.addend.wrapping_add(va as usize), value) };
+            return Ok(());
+        }
+        self.store_slow(va, value)
+    }
+
+    #[inline(always)]
+    fn load_for_store<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
+        let entry = self.tlb.entry(va);
+        if entry.write == self.tlb.tag(va, T::SIZE) && !self.align {
+            // SAFETY: as in `load`: what may be written may be read.
+            return Ok(unsafe { host::load(entry.addend.wrapping_add(va as usize)) });
+        }
+        self.load_for_store_slow(va)
+    }
+
+    fn update<T: Word>(&mut self, va: u64, update: impl Fn(T) -> T) -> Result<T, Stop> {
+        self.update_locked(va, update)
+    }
+
+    fn compare_exchange_16(&mut self, va: u64, old: u128, new: u128) -> Result<u128, Stop> {
+        self.exchange_16(va, old, new)
+    }
+
+    fn load_bytes(&mut self, va: u64, into: &mut [u8]) -> Result<(), Stop> {
+        self.read_bytes(va, into)
+    }
+
+    fn store_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), Stop> {
+        self.write_bytes(va, from)
+    }
+
+    fn probe_store(&mut self, va: u64, len: usize) -> Result<(), Stop> {
+        self.probe(va, len)
+    }
+
+    fn copy(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Stop> {
+        self.copy_chunk(to, from, len)
+    }
+
+    fn fill(&mut self, to: u64, value: u64, size: usize, count: u64) -> Result<u64, Stop> {
+        self.fill_chunk(to, value, size, count)
+    }
+
+    #[inline(always)]
+    fn must_end(&mut self) -> bool {
+        if self.end {
+            self.end = false;
+            return true;
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn attention(&self) -> bool {
+        self.attention_of().is_pending()
+    }
+
+    #[inline(always)]
+    fn vector_gate(&self, kind: VectorKind) -> Option<Exception> {
+        let (cr0, cr4) = (self.regs.cr0, self.regs.cr4);
+        const READY: u64 = cr4::OSFXSR | cr4::OSXSAVE;
+        if cr0 & (cr0::EM | cr0::TS) == 0 && cr4 & READY == READY && kind != VectorKind::Avx {
+            return None;
+        }
+        gate(kind, cr0, cr4, self.xcr0)
+    }
+
+    fn raise(&mut self, exception: Exception) -> Stop {
+        self.fault = exception;
+        self.fault_is_address = false;
+        Stop::Fault
+    }
+
+    fn system(
+        core: &mut translator::Core<Self>,
+        op: SystemOp,
+        insn: &Insn<Self>,
+    ) -> Result<(), Stop> {
+        instructions::execute(core, op, insn)
+    }
+}
+
+/// See [`VectorKind`].
+fn gate(kind: VectorKind, cr0: u64, cr4: u64, xcr0: u64) -> Option<Exception> {
+    let (em, ts) = (cr0 & cr0::EM != 0, cr0 & cr0::TS != 0);
+    let undefined = match kind {
+        VectorKind::X87 | VectorKind::Wait => false,
+        VectorKind::Mmx => em,
+        VectorKind::Sse => em || cr4 & cr4::OSFXSR == 0,
+        VectorKind::Avx => cr4 & cr4::OSXSAVE == 0 || xcr0 & 6 != 6,
+        VectorKind::Xsave => cr4 & cr4::OSXSAVE == 0,
+    };
+    let unavailable = match kind {
+        VectorKind::X87 => em || ts,
+        VectorKind::Wait => ts && cr0 & cr0::MP != 0,
+        _ => ts,
+    };
+    match (undefined, unavailable) {
+        (true, _) => Some(Exception::UD),
+        (_, true) => Some(Exception::new(Vector::NM)),
+        _ => None,
+    }
+}

@@ -1,0 +1,330 @@
+//! One vCPU: the loop that runs blocks, and everything that happens between two of them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use engine::{Counters, EngineError, Exit, Vcpu};
+use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
+use x86::{Event, Exception, VcpuState, Vector, rflags};
+
+use crate::fetch::{self, JumpCache};
+use crate::system::{Answer, Core, System};
+use crate::vm::Shared;
+use crate::{clock, exceptions, state};
+
+/// Blocks between two looks at the clock: some ten microseconds.
+const CLOCK_EVERY: u32 = 256;
+
+/// A vCPU of this engine.
+pub(crate) struct TranslateVcpu {
+    pub(crate) core: Core,
+    jumps: JumpCache,
+    /// Blocks until the clock is looked at.
+    countdown: u32,
+    /// An application processor before its start-up IPI.
+    pub(crate) waiting_for_sipi: bool,
+    counters: Counters,
+}
+
+impl TranslateVcpu {
+    pub(crate) fn new(shared: Arc<Shared>, id: u32) -> Self {
+        let machine = System::new(shared, id);
+        let core = Core { cpu: Cpu::new(), machine };
+        let mut vcpu = Self {
+            core,
+            jumps: JumpCache::new(),
+            countdown: CLOCK_EVERY,
+            waiting_for_sipi: false,
+            counters: Counters::default(),
+        };
+        state::load(&mut vcpu.core, &VcpuState::reset());
+        vcpu.waiting_for_sipi = id != 0;
+        vcpu
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.core.machine.shared
+    }
+
+    /// Runs until there is an exit.
+    fn run_inside(&mut self) -> Result<Exit, EngineError> {
+        loop {
+            if let Some(exit) = self.exit()? {
+                return Ok(exit);
+            }
+            if self.waiting_for_sipi || self.core.machine.halted {
+                if self.wait()? {
+                    return Ok(Exit::Kicked);
+                }
+                continue;
+            }
+            if self.deliver_events() {
+                continue;
+            }
+            if let Some(exit) = self.run_blocks() {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// What is to be told to the caller.
+    fn exit(&mut self) -> Result<Option<Exit>, EngineError> {
+        let machine = &mut self.core.machine;
+        if let Some(broken) = machine.broken.take() {
+            return Err(EngineError::Memory(broken));
+        }
+        if let Some(exit) = machine.exits.pop_front() {
+            return Ok(Some(exit));
+        }
+        if let Answer::Waiting(exit) = machine.answer {
+            return Ok(Some(exit));
+        }
+        Ok(self.look_around().then_some(Exit::Kicked))
+    }
+
+    /// Looks at everything that others may have asked for. True: kicked.
+    fn look_around(&mut self) -> bool {
+        let shared = Arc::clone(self.shared());
+        let peer = &shared.vcpus[self.core.machine.id as usize];
+        if !peer.attention.take() {
+            return false;
+        }
+        if shared.generation.acknowledge(&peer.attention) {
+            self.core.machine.flush_all();
+            self.core.machine.end = false;
+        }
+        if peer.inbox.take_init() {
+            self.init();
+        }
+        if self.waiting_for_sipi && let Some(vector) = peer.inbox.take_start_up() {
+            self.start_up(vector);
+        }
+        if peer.attention.take_kick() {
+            // There may be more to do than the kick: look again at the next run.
+            peer.attention.raise();
+            return true;
+        }
+        false
+    }
+
+    /// INIT: as after a reset, but for x87, SSE and the TSC; the bootstrap processor would go on at the
+    /// reset vector.
+    fn init(&mut self) {
+        let old = state::save(&self.core, self.waiting_for_sipi);
+        let mut fresh = VcpuState::reset();
+        fresh.xstate = old.xstate;
+        fresh.msrs = old.msrs;
+        state::load(&mut self.core, &fresh);
+        self.core.machine.apic.reset();
+        self.core.machine.end = false;
+        self.waiting_for_sipi = self.core.machine.id != 0;
+    }
+
+    /// A start-up IPI: real mode at `vector` * 4 KiB (SDM volume 3, 9.4.4.1).
+    fn start_up(&mut self, vector: u8) {
+        let mut fresh = state::save(&self.core, false);
+        fresh.cs = x86::Segment::real(u16::from(vector) << 8, true);
+        fresh.rip = 0;
+        state::load(&mut self.core, &fresh);
+        self.core.machine.end = false;
+        self.waiting_for_sipi = false;
+    }
+
+    /// Halted, or waiting to be started: sleeps until something happens. True: kicked.
+    fn wait(&mut self) -> Result<bool, EngineError> {
+        let shared = Arc::clone(self.shared());
+        let peer = &shared.vcpus[self.core.machine.id as usize];
+        self.check_timer();
+        let machine = &self.core.machine;
+        let interrupts = self.core.cpu.flag(rflags::IF);
+        let wake = machine.halted
+            && (interrupts && machine.apic.pending().is_some()
+                || peer.inbox.has_nmi() && !machine.nmi_blocked);
+        if wake {
+            self.core.machine.halted = false;
+            return Ok(false);
+        }
+        let deadline = if machine.halted { machine.apic.deadline() } else { u64::MAX };
+        let timeout = (deadline != u64::MAX).then(|| {
+            let now = machine.regs.guest_tsc(clock::host_tsc());
+            clock::ticks_to_duration(deadline.saturating_sub(now)) + Duration::from_nanos(1)
+        });
+        shared.generation.leave(&peer.attention);
+        peer.attention.sleep(timeout);
+        if shared.generation.enter(&peer.attention) {
+            self.core.machine.flush_all();
+            self.core.machine.end = false;
+        }
+        Ok(self.look_around())
+    }
+
+    /// Fires the timer if its time has come.
+    fn check_timer(&mut self) {
+        self.countdown = CLOCK_EVERY;
+        let machine = &mut self.core.machine;
+        if machine.apic.deadline() == u64::MAX {
+            return;
+        }
+        let now = machine.regs.guest_tsc(clock::host_tsc());
+        if now >= machine.apic.deadline() {
+            machine.apic.fire(now);
+        }
+    }
+
+    /// Delivers an NMI or an interrupt if one may be. True if one was.
+    fn deliver_events(&mut self) -> bool {
+        self.check_timer();
+        let machine = &mut self.core.machine;
+        // An instruction that has its device's answer must consume it first: reads may have effects.
+        if machine.shadow || machine.answer != Answer::None {
+            return false;
+        }
+        let inbox = Arc::clone(&machine.shared.vcpus[machine.id as usize].inbox);
+        if !machine.nmi_blocked && inbox.take_nmi() {
+            machine.nmi_blocked = true;
+            self.counters.interrupts += 1;
+            exceptions::deliver(&mut self.core, Event::Nmi);
+            return true;
+        }
+        if !self.core.cpu.flag(rflags::IF) {
+            return false;
+        }
+        let machine = &mut self.core.machine;
+        let Some(vector) = machine.apic.pending() else { return false };
+        machine.apic.accept(vector);
+        self.counters.interrupts += 1;
+        exceptions::deliver(&mut self.core, Event::Interrupt(vector));
+        true
+    }
+
+    /// Runs blocks until something wants to be looked at.
+    fn run_blocks(&mut self) -> Option<Exit> {
+        loop {
+            let single = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
+            let outcome = self.run_block(single);
+            if outcome == Outcome::Fault {
+                if self.core.machine.broken.is_some() {
+                    return None;
+                }
+                self.counters.exceptions += 1;
+                let exception = self.core.machine.fault;
+                if exceptions::deliver(&mut self.core, Event::Exception(exception)) {
+                    return Some(Exit::TripleFault);
+                }
+            }
+            let machine = &mut self.core.machine;
+            if machine.fetch_stale {
+                machine.fetch_stale = false;
+                self.jumps.clear();
+            }
+            self.countdown -= 1;
+            let stop = single
+                || self.countdown == 0
+                || machine.halted
+                || !machine.exits.is_empty()
+                || machine.answer != Answer::None
+                || machine.attention_of().is_pending();
+            if stop {
+                self.countdown = self.countdown.max(1);
+                return None;
+            }
+        }
+    }
+
+    fn run_block(&mut self, single: bool) -> Outcome {
+        let core = &mut self.core;
+        let key = fetch::key(core);
+        let block = match self.jumps.take(key) {
+            Some(block) if block.is_valid() => block,
+            _ => match fetch::block(core) {
+                Ok(block) => block,
+                Err(translator::Stop::Fault) => return Outcome::Fault,
+                Err(_) => return Outcome::Retry,
+            },
+        };
+        if core.machine.fetch_stale {
+            // Finding the block went through a flush.
+            core.machine.fetch_stale = false;
+            self.jumps.clear();
+        }
+        core.machine.end = false;
+        core.machine.no_trap = false;
+        core.machine.fault_on_stack = false;
+        let start = core.cpu.rip();
+        let shadow = std::mem::take(&mut core.machine.shadow);
+        let trap = core.cpu.flag(rflags::TF);
+        let outcome = core.run_block(&block, single);
+        let on_stack = outcome == Outcome::Fault && uses_stack(&block, core.cpu.rip().wrapping_sub(start));
+        if !core.machine.fetch_stale {
+            self.jumps.put(key, block);
+        }
+        match outcome {
+            Outcome::Fault => {
+                if core.machine.fault_is_address && (core.machine.fault_on_stack || on_stack) {
+                    core.machine.raise(Exception::new(Vector::SS));
+                }
+            }
+            Outcome::Done if trap && !core.machine.no_trap => exceptions::single_step(core),
+            Outcome::Retry => core.machine.shadow |= shadow,
+            Outcome::Done => {}
+        }
+        outcome
+    }
+}
+
+/// Whether the instruction at `offset` of the block accesses the stack segment: a non-canonical address is
+/// then #SS instead of #GP.
+fn uses_stack(block: &Block<System>, offset: u64) -> bool {
+    let mut at = 0;
+    for insn in &block.insns {
+        if at == offset {
+            return insn.flags & InsnFlags::STACK != 0;
+        }
+        at += u64::from(insn.len);
+    }
+    false
+}
+
+impl Vcpu for TranslateVcpu {
+    fn run(&mut self) -> Result<Exit, EngineError> {
+        let shared = Arc::clone(self.shared());
+        let attention = &shared.vcpus[self.core.machine.id as usize].attention;
+        if shared.generation.enter(attention) {
+            self.core.machine.flush_all();
+            self.core.machine.end = false;
+            self.core.machine.fetch_stale = false;
+            self.jumps.clear();
+        }
+        let exit = self.run_inside();
+        shared.generation.leave(attention);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        exit
+    }
+
+    fn complete_read(&mut self, value: u64) {
+        if let Answer::Waiting(exit) = self.core.machine.answer {
+            self.core.machine.answer = Answer::Ready(exit, value);
+        }
+    }
+
+    fn state(&self) -> VcpuState {
+        state::save(&self.core, self.waiting_for_sipi)
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
+        state::check(state)?;
+        state::load(&mut self.core, state);
+        self.waiting_for_sipi = state.waiting_for_sipi;
+        self.jumps.clear();
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            instructions: Some(self.core.cpu.retired),
+            halts: self.core.machine.halts,
+            ..self.counters
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the vCPUs of a VM share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use engine::{EngineError, Vcpu, Vm, VmSpec};
+use memory::{FRAME_SIZE, Gpa, GuestMemory, MappingObserver, Revocation};
+use translator::BlockCache;
+
+use crate::apic::{Delivery, Inbox, IoApic, Message};
+use crate::attention::{Attention, Generation};
+use crate::clock;
+use crate::system::System;
+use crate::vcpu::TranslateVcpu;
+
+/// Bytes of decoded blocks kept for a VM: a booted Debian has about twelve megabytes of them.
+const BLOCKS_LIMIT: usize = 16 << 20;
+
+/// One VM.
+pub(crate) struct Shared {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) blocks: BlockCache<System>,
+    pub(crate) vcpus: Vec<Peer>,
+    pub(crate) generation: Generation,
+    io_apic: Mutex<IoApic>,
+    /// Makes a guest TSC that starts near zero from the host's.
+    pub(crate) tsc_offset: u64,
+    /// Held from marking a frame as code until its blocks are in the cache.
+    pub(crate) decoding: Mutex<()>,
+    /// Held while a locked access that crosses a page is made.
+    pub(crate) split_lock: Mutex<()>,
+}
+
+/// What is known of a vCPU outside its thread.
+#[derive(Debug, Default)]
+pub(crate) struct Peer {
+    pub(crate) attention: Attention,
+    pub(crate) inbox: Arc<Inbox>,
+}
+
+impl Shared {
+    pub(crate) fn new(spec: VmSpec) -> Result<Arc<Self>, EngineError> {
+        let vcpus = (0..spec.vcpus).map(|_| Peer::default()).collect();
+        let shared = Arc::new(Self {
+            memory: spec.memory,
+            blocks: BlockCache::new(BLOCKS_LIMIT),
+            vcpus,
+            generation: Generation::default(),
+            io_apic: Mutex::default(),
+            tsc_offset: clock::host_tsc().wrapping_neg(),
+            decoding: Mutex::new(()),
+            split_lock: Mutex::new(()),
+        });
+        shared.memory.set_observer(Arc::new(Observer(Arc::downgrade(&shared))));
+        Ok(shared)
+    }
+
+    fn attentions(&self) -> impl Iterator<Item = &Attention> {
+        self.vcpus.iter().map(|peer| &peer.attention)
+    }
+
+    /// Takes all translations back from every vCPU; returns when none is used any more. Not from inside.
+    pub(crate) fn revoke_all(&self) {
+        let generation = self.generation.advance(self.attentions());
+        self.generation.wait(generation, self.attentions());
+    }
+
+    /// The same from a vCPU's own thread between two blocks: it counts as outside while it waits, and has
+    /// to drop its own translations afterwards, as [`Generation::enter`] tells it.
+    pub(crate) fn revoke_from(&self, vcpu: u32) -> bool {
+        let own = &self.vcpus[vcpu as usize].attention;
+        self.generation.leave(own);
+        self.revoke_all();
+        self.generation.enter(own)
+    }
+
+    /// Delivers a message to the local APICs that it names.
+    pub(crate) fn send(&self, message: Message, sender: Option<u32>) {
+        let wanted = |id: &u32| message.destination.includes(*id, sender);
+        let targets = (0..self.vcpus.len() as u32).filter(wanted);
+        let one = matches!(message.delivery, Delivery::LowestPriority(_));
+        for id in targets.take(if one { 1 } else { usize::MAX }) {
+            let peer = &self.vcpus[id as usize];
+            match message.delivery {
+                Delivery::Fixed(vector) | Delivery::LowestPriority(vector) => {
+                    peer.inbox.request(vector, message.level);
+                }
+                Delivery::Nmi => peer.inbox.request_nmi(),
+                Delivery::Init => peer.inbox.request_init(),
+                Delivery::StartUp(vector) => peer.inbox.request_start_up(vector),
+            }
+            peer.attention.raise();
+        }
+    }
+
+    pub(crate) fn end_of_interrupt(&self, vector: u8) {
+        let messages = self.io_apic().end_of_interrupt(vector);
+        messages.into_iter().for_each(|message| self.send(message, None));
+    }
+
+    pub(crate) fn io_apic_read(&self, offset: u64) -> u32 {
+        self.io_apic().read(offset)
+    }
+
+    pub(crate) fn io_apic_write(&self, offset: u64, value: u32) {
+        let messages = self.io_apic().write(offset, value);
+        messages.into_iter().for_each(|message| self.send(message, None));
+    }
+
+    fn io_apic(&self) -> MutexGuard<'_, IoApic> {
+        self.io_apic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The VM as its owner holds it.
+pub(crate) struct TranslateVm {
+    pub(crate) shared: Arc<Shared>,
+    /// vCPUs made so far.
+    pub(crate) made: Mutex<Vec<u32>>,
+}
+
+impl Vm for TranslateVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if id as usize >= self.shared.vcpus.len() || made.contains(&id) {
+            return Err(EngineError::Unsupported(format!(
+                "vcpu {id}: the VM has vcpus 0 to {}, each made once",
+                self.shared.vcpus.len() - 1
+            )));
+        }
+        made.push(id);
+        Ok(Box::new(TranslateVcpu::new(Arc::clone(&self.shared), id)))
+    }
+
+    fn set_irq(&self, gsi: u32, high: bool) {
+        let message = self.shared.io_apic().set_input(gsi, high);
+        if let Some(message) = message {
+            self.shared.send(message, None);
+        }
+    }
+
+    fn kick(&self, id: u32) {
+        if let Some(peer) = self.shared.vcpus.get(id as usize) {
+            peer.attention.kick();
+        }
+    }
+}
+
+/// Carries revocations from the memory to the vCPUs. Weak: the memory outlives the VM.
+struct Observer(Weak<Shared>);
+
+impl MappingObserver for Observer {
+    fn revoke(&self, revoked: Revocation<'_>) {
+        let Some(shared) = self.0.upgrade() else { return };
+        match revoked {
+            Revocation::Epoch(_) => {
+                shared.generation.advance(shared.attentions());
+            }
+            Revocation::All => {
+                shared.blocks.clear();
+                shared.revoke_all();
+            }
+            Revocation::Frames(ranges) => {
+                for frame in ranges.iter().flat_map(|range| range.frames()) {
+                    if let Some(gpa) = shared.memory.gpa_of(frame) {
+                        shared.blocks.invalidate(gpa.0 / FRAME_SIZE as u64, 0, FRAME_SIZE as u32);
+                    }
+                }
+                shared.revoke_all();
+            }
+        }
+    }
+
+    fn code_written(&self, gpa: Gpa, len: usize) {
+        let Some(shared) = self.0.upgrade() else { return };
+        let from = gpa.0 as u32 & 0xfff;
+        shared.blocks.invalidate(gpa.0 >> 12, from, from + len as u32);
+    }
+}

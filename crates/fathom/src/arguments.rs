@@ -1,0 +1,285 @@
+//! What the user may write.
+
+mod disk;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmm::config::{Bytes, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, EngineChoice, VmConfig};
+
+const EXAMPLES: &str = "\
+Example:
+  fathom run --kernel vmlinuz --initrd initrd.img --memory 512M --cpus 2 --name web
+  fathom top
+
+Environment:
+  FATHOM_LOG       what to log on standard error: error, warn (default), info, debug, trace,
+                   or by crate, such as vmm=debug,warn
+  XDG_RUNTIME_DIR  sockets of running VMs are in its directory fathom; without it, in /tmp/fathom-UID";
+
+const RUN_AFTER: &str = "\
+Exit status:
+  0  the guest powered off, or was stopped
+  1  the host failed
+  2  bad usage, such as a file that is not there
+  3  the guest's kernel panicked
+
+On a terminal all keys go to the guest. Ctrl-A x stops the VM; Ctrl-A Ctrl-A sends one Ctrl-A.
+
+Example:
+  fathom run --kernel /boot/vmlinuz --initrd initrd.img --memory 512M --cpus 2 \\
+      --disk root.img,overlay=changes.cow --name web";
+
+const LIST_AFTER: &str = "\
+Example:
+  fathom list
+  fathom list --json";
+
+const TOP_AFTER: &str = "\
+Keys: q leaves, the arrows move.
+
+A VM begins to watch its working set when it is asked, and stops a minute after it was asked last. So a
+window shows - until it has passed once.
+
+Example:
+  fathom top
+  fathom top --once --json";
+
+const PAUSE_AFTER: &str = "\
+Example:
+  fathom pause web";
+
+const RESUME_AFTER: &str = "\
+Example:
+  fathom resume web";
+
+const STOP_AFTER: &str = "\
+The guest is not asked: as far as it can tell, the power fails. What it has flushed to its disks is there.
+
+Example:
+  fathom stop web";
+
+const BALLOON_AFTER: &str = "\
+The guest gives up memory at its own pace, as much as it can spare; `fathom top` shows how far it has come.
+
+Example:
+  fathom balloon web 128M     take 128 MiB from the guest
+  fathom balloon web 0        give all of it back
+  fathom balloon web          show what is taken";
+
+const DOCTOR_AFTER: &str = "\
+Exit status: 0, or 1 if VMs cannot run here.
+
+Example:
+  fathom doctor
+  fathom doctor --json";
+
+/// Runs unmodified Linux guests, with or without KVM, and knows what they do with their memory
+#[derive(Debug, Parser)]
+#[command(name = "fathom", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a VM until it ends
+    #[command(after_help = RUN_AFTER)]
+    Run(RunArguments),
+    /// List the VMs that are running
+    #[command(after_help = LIST_AFTER)]
+    List(ListArguments),
+    /// Watch the memory and CPU of every VM that is running
+    #[command(after_help = TOP_AFTER)]
+    Top(TopArguments),
+    /// Stop the vCPUs of a VM until it is resumed
+    #[command(after_help = PAUSE_AFTER)]
+    Pause(VmArgument),
+    /// Let a paused VM go on
+    #[command(after_help = RESUME_AFTER)]
+    Resume(VmArgument),
+    /// End a VM
+    #[command(after_help = STOP_AFTER)]
+    Stop(VmArgument),
+    /// Take memory from a VM, or give it back
+    #[command(after_help = BALLOON_AFTER)]
+    Balloon(BalloonArguments),
+    /// Say what this machine can do, and what mends what it cannot
+    #[command(after_help = DOCTOR_AFTER)]
+    Doctor(DoctorArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// Kernel: a bzImage of any compression, or an ELF vmlinux
+    #[arg(long, value_name = "PATH")]
+    kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "STR", default_value = DEFAULT_CMDLINE, allow_hyphen_values = true)]
+    cmdline: String,
+    /// Memory of the guest: bytes, or with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    memory: Bytes,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// A raw image or block device; may be given several times. With `ro` it is never written; with an
+    /// overlay, what the guest writes goes there, so that many VMs can share one image
+    #[arg(long = "disk", value_name = "PATH[,ro][,overlay=PATH]", value_parser = disk::parse)]
+    disks: Vec<DiskConfig>,
+    /// What runs the guest: KVM, our translator, or the faster of the two that works here
+    #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
+    engine: EngineArgument,
+    /// Name of the VM, for the other commands [default: vm- and the process id]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Guest's serial console: stdio, none, or a file that takes its output
+    #[arg(long, value_name = "stdio|PATH|none", default_value = "stdio", value_parser = console)]
+    console: ConsoleConfig,
+    /// Write a report of the run, in JSON, when it ends
+    #[arg(long, value_name = "PATH")]
+    report: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum EngineArgument {
+    Auto,
+    Kvm,
+    Translate,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    /// Print JSON: an array with one object a VM
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArguments {
+    /// Print one table and leave
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print JSON: an array with one object a VM, on one line an interval
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub(crate) interval: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmArgument {
+    /// Name of the VM
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BalloonArguments {
+    /// Name of the VM
+    pub(crate) name: String,
+    /// How much memory to take from the guest in all; without it, show what is taken
+    pub(crate) size: Option<Bytes>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// Print JSON: an object with an array of checks
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl From<RunArguments> for VmConfig {
+    fn from(arguments: RunArguments) -> Self {
+        let RunArguments { kernel, initrd, cmdline, memory, cpus, disks, .. } = arguments;
+        let engine = match arguments.engine {
+            EngineArgument::Auto => EngineChoice::Auto,
+            EngineArgument::Kvm => EngineChoice::Kvm,
+            EngineArgument::Translate => EngineChoice::Translate,
+        };
+        let (name, console, report) = (arguments.name, arguments.console, arguments.report);
+        let cmdline = Some(cmdline);
+        Self { name, kernel, initrd, cmdline, memory, cpus, disks, engine, console, report }
+    }
+}
+
+fn console(text: &str) -> Result<ConsoleConfig, String> {
+    match text {
+        "stdio" => Ok(ConsoleConfig::Stdio),
+        "none" => Ok(ConsoleConfig::None),
+        "" => Err("write stdio, none or a path".to_owned()),
+        path => Ok(ConsoleConfig::File(path.into())),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "write seconds, 0.1 to 3600".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn config(line: &str) -> VmConfig {
+        let arguments = Arguments::try_parse_from(line.split(' ')).expect("arguments");
+        let Command::Run(run) = arguments.command else { panic!("{line} does not run") };
+        run.into()
+    }
+
+    #[test]
+    fn clap_finds_the_definitions_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        for command in Arguments::command().get_subcommands() {
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = format!("fathom {}", command.get_name());
+            assert!(after.contains("Example:") && after.contains(&example), "{example}");
+            assert!(command.get_about().is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_asked_is_what_is_configured() {
+        let config = config(
+            "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
+             --disk b,ro --engine translate --name web --console none --report r.json",
+        );
+        assert_eq!(config.kernel, PathBuf::from("k"));
+        assert_eq!(config.initrd, Some(PathBuf::from("i")));
+        assert_eq!(config.cmdline.as_deref(), Some("-quiet"));
+        assert_eq!((config.memory, config.cpus), (Bytes(1 << 30), 2));
+        assert_eq!(config.disks.len(), 2);
+        assert!(config.disks[1].read_only);
+        assert_eq!(config.engine, EngineChoice::Translate);
+        assert_eq!(config.name.as_deref(), Some("web"));
+        assert_eq!(config.console, ConsoleConfig::None);
+        assert_eq!(config.report, Some(PathBuf::from("r.json")));
+    }
+
+    #[test]
+    fn the_least_is_a_kernel() {
+        let config = config("fathom run --kernel k");
+        assert_eq!((config.memory, config.cpus), (Bytes(256 << 20), 1));
+        assert_eq!(config.console, ConsoleConfig::Stdio);
+        assert_eq!(config.engine, EngineChoice::Auto);
+    }
+
+    #[test]
+    fn intervals_are_sane() {
+        assert_eq!(interval("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "NaN", "inf", "1s", "", "1e9"] {
+            assert!(interval(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `fathom list`.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use api::{ClientError, RunState, SocketDirectory, VmStatus};
+
+use crate::arguments::ListArguments;
+use crate::failure::{Failure, SUCCESS};
+use crate::text;
+
+/// A VM that does not answer should not hold up the others for long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// VMs asked at a time.
+const ASKED_AT_ONCE: usize = 32;
+
+pub(crate) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
+    let answers = ask_all(&SocketDirectory::open()?)?;
+    complain(&answers);
+    let vms: Vec<VmStatus> = answers.into_iter().filter_map(Result::ok).collect();
+    if arguments.json {
+        print(&json_line(&vms)?);
+    } else {
+        print(&table(&vms));
+    }
+    Ok(ExitCode::from(SUCCESS))
+}
+
+/// Asks every running VM, all at once. Those that ended meanwhile are left out.
+pub(crate) fn ask_all(
+    directory: &SocketDirectory,
+) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
+    let names = directory.names()?;
+    let ask = |name: &str| directory.client(name).with_timeout(ANSWER_TIMEOUT).status();
+    let mut answers = Vec::with_capacity(names.len());
+    for some in names.chunks(ASKED_AT_ONCE) {
+        thread::scope(|scope| {
+            let threads: Vec<_> = some.iter().map(|name| scope.spawn(|| ask(name))).collect();
+            answers.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
+        });
+    }
+    answers.retain(|answer| {
+        !matches!(answer, Err(ClientError::NotRunning { .. } | ClientError::Gone { .. }))
+    });
+    Ok(answers)
+}
+
+/// Says which VMs did not answer.
+pub(crate) fn complain(answers: &[Result<VmStatus, ClientError>]) {
+    for error in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        eprintln!("fathom: {error}");
+    }
+}
+
+pub(crate) fn json_line(vms: &[VmStatus]) -> Result<String, Failure> {
+    Ok(serde_json::to_string(vms).map_err(Failure::host)? + "\n")
+}
+
+/// Prints; a reader who closed the pipe has seen enough.
+pub(crate) fn print(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+pub(crate) fn state(state: RunState) -> &'static str {
+    match state {
+        RunState::Running => "running",
+        RunState::Paused => "paused",
+        RunState::Ended => "ended",
+    }
+}
+
+fn table(vms: &[VmStatus]) -> String {
+    let heads = ["NAME", "PID", "STATE", "ENGINE", "VCPUS", "MEMORY", "UPTIME"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(vms.iter().map(|vm| {
+        vec![
+            vm.name.clone(),
+            vm.pid.to_string(),
+            state(vm.state).to_owned(),
+            vm.engine.clone(),
+            vm.vcpus.to_string(),
+            text::bytes(vm.configured_bytes),
+            text::duration(vm.uptime_seconds),
+        ]
+    }));
+    text::table(&rows)
+}

@@ -1,0 +1,72 @@
+//! `fathom run`: one VM, from what the user asked to the status that the shell sees.
+
+mod control;
+mod report;
+mod signals;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use api::{Server, SocketDirectory};
+use vmm::config::{ConsoleConfig, VmConfig, VmPlan};
+use vmm::{Outcome, VmError, VmHandle};
+
+use crate::arguments::RunArguments;
+use crate::failure::{Failure, GUEST_PANIC, SUCCESS};
+use control::HandleControl;
+use signals::StopSignals;
+
+pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
+    let plan = VmPlan::new(VmConfig::from(arguments)).map_err(Failure::usage)?;
+    let claim = SocketDirectory::open()?.claim(&plan.name)?;
+    let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
+
+    let vm = vmm::start(plan).map_err(blame)?;
+    let (outcome, written) = {
+        let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;
+        let control = Arc::new(HandleControl::new(vm.clone()));
+        let _server = Server::start(claim, control).map_err(|error| abandon(&vm, error))?;
+        // On a terminal in raw mode a line feed does not return to the margin.
+        eprint!("fathom: {line}{}", if vm.has_terminal() { "\r\n" } else { "\n" });
+        let outcome = vm.wait();
+        // Before the name is free: who waits for that, as `fathom stop` does, finds the report.
+        let written = match (&report, vm.report()) {
+            (Some(path), Some(figures)) => report::write(path, figures, &outcome),
+            _ => Ok(()),
+        };
+        (outcome, written)
+    };
+    written?;
+    match outcome {
+        Ok(Outcome::Poweroff | Outcome::Stopped) => Ok(ExitCode::from(SUCCESS)),
+        Ok(Outcome::Panic) => {
+            eprintln!("fathom: VM `{name}`: the guest's kernel panicked: its console says why");
+            Ok(ExitCode::from(GUEST_PANIC))
+        }
+        Err(message) => Err(Failure::Host(format!("VM `{name}`: {message}"))),
+    }
+}
+
+/// Which engine and why, and how to leave.
+fn opening(plan: &VmPlan) -> String {
+    let (name, engine, reason) = (&plan.name, plan.engine.kind.name(), plan.engine.reason);
+    let keys = plan.console == ConsoleConfig::Stdio && std::io::stdin().is_terminal();
+    let leave = if keys { "; Ctrl-A x stops the VM" } else { "" };
+    format!("VM `{name}` runs on engine {engine} ({reason}){leave}")
+}
+
+/// Ends a VM that nobody could reach.
+fn abandon(vm: &VmHandle, error: std::io::Error) -> Failure {
+    vm.stop();
+    // The terminal is restored when this returns; how it ended no longer matters.
+    let _ = vm.wait();
+    Failure::host(error)
+}
+
+fn blame(error: VmError) -> Failure {
+    match error {
+        VmError::Boot(_) | VmError::Disk(_) | VmError::Console { .. } => Failure::usage(error),
+        _ => Failure::host(error),
+    }
+}

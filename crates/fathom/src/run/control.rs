@@ -1,0 +1,115 @@
+//! The VM as the API server sees it.
+
+use std::sync::{Mutex, PoisonError};
+
+use api::{BalloonTarget, ControlError, RunState, VmControl, VmStatus, WorkingSet};
+use vmm::{RequestError, VmHandle};
+
+pub(super) struct HandleControl {
+    vm: VmHandle,
+    /// What the last question found, for the CPU time since.
+    asked: Mutex<Asked>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    uptime_seconds: f64,
+    guest_cpu_seconds: f64,
+}
+
+impl HandleControl {
+    pub(super) fn new(vm: VmHandle) -> Self {
+        Self { vm, asked: Mutex::default() }
+    }
+
+    fn cpu_percent(&self, now: Asked) -> f64 {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        now.percent_since(std::mem::replace(&mut *asked, now))
+    }
+}
+
+impl Asked {
+    /// After a reboot the vCPUs start at 0 again: never negative.
+    fn percent_since(self, before: Self) -> f64 {
+        let wall = self.uptime_seconds - before.uptime_seconds;
+        let cpu = self.guest_cpu_seconds - before.guest_cpu_seconds;
+        if wall > 0.0 { (100.0 * cpu / wall).max(0.0) } else { 0.0 }
+    }
+}
+
+impl VmControl for HandleControl {
+    fn status(&self) -> Result<VmStatus, ControlError> {
+        let status = self.vm.status();
+        let guest_cpu_percent = self.cpu_percent(Asked {
+            uptime_seconds: status.uptime_seconds,
+            guest_cpu_seconds: status.guest_cpu_seconds,
+        });
+        Ok(wire(status, guest_cpu_percent))
+    }
+
+    fn pause(&self) -> Result<(), ControlError> {
+        self.vm.pause().map_err(|error| refusal(&error))
+    }
+
+    fn resume(&self) -> Result<(), ControlError> {
+        self.vm.resume().map_err(|error| refusal(&error))
+    }
+
+    fn stop(&self) -> Result<(), ControlError> {
+        self.vm.stop();
+        Ok(())
+    }
+
+    fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
+        self.vm.set_balloon(target.target_bytes).map_err(|error| refusal(&error))
+    }
+}
+
+fn refusal(error: &RequestError) -> ControlError {
+    match error {
+        RequestError::Ended => ControlError::State(error.to_string()),
+        RequestError::BalloonTarget { .. } => ControlError::Invalid(error.to_string()),
+    }
+}
+
+fn wire(status: vmm::VmStatus, guest_cpu_percent: f64) -> VmStatus {
+    let windows = status.working_set;
+    VmStatus {
+        name: status.name,
+        pid: status.pid,
+        engine: status.engine.to_owned(),
+        vcpus: status.vcpus,
+        state: match status.state {
+            vmm::RunState::Running => RunState::Running,
+            vmm::RunState::Paused => RunState::Paused,
+            vmm::RunState::Ended => RunState::Ended,
+        },
+        uptime_seconds: status.uptime_seconds,
+        configured_bytes: status.configured_bytes,
+        resident_bytes: status.resident_bytes,
+        ballooned_bytes: status.ballooned_bytes,
+        balloon_target_bytes: status.balloon_target_bytes,
+        working_set: WorkingSet {
+            window_1s_bytes: windows.map(|windows| windows.window_1s_bytes),
+            window_10s_bytes: windows.map(|windows| windows.window_10s_bytes),
+            window_60s_bytes: windows.map(|windows| windows.window_60s_bytes),
+        },
+        guest_cpu_seconds: status.guest_cpu_seconds,
+        guest_cpu_percent,
+        exits: status.exits.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_since_the_last_question() {
+        let at = |uptime_seconds, guest_cpu_seconds| Asked { uptime_seconds, guest_cpu_seconds };
+        assert_eq!(at(10.0, 5.0).percent_since(Asked::default()), 50.0);
+        assert_eq!(at(12.0, 9.0).percent_since(at(10.0, 5.0)), 200.0);
+        assert_eq!(at(12.0, 1.0).percent_since(at(10.0, 5.0)), 0.0);
+        assert_eq!(at(10.0, 5.0).percent_since(at(10.0, 5.0)), 0.0);
+    }
+}

@@ -1,0 +1,164 @@
+//! What `top` draws.
+
+use std::iter;
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Style, Stylize};
+use ratatui::text::Line;
+use ratatui::widgets::{Cell, Row as TableRow, Table, TableState};
+
+use super::history::{History, Row};
+use crate::list::state;
+use crate::text;
+
+pub(super) const HEADS: [&str; 11] = [
+    "NAME", "STATE", "ENGINE", "VCPUS", "MEMORY", "RESIDENT", "BALLOON", "WS 1s", "WS 10s",
+    "WS 60s", "CPU%",
+];
+const WIDTHS: [u16; 11] = [16, 7, 9, 5, 6, 8, 7, 6, 6, 6, 6];
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// One line of the table, without the sparkline.
+pub(super) fn cells(row: &Row) -> [String; 11] {
+    let vm = &row.latest;
+    [
+        vm.name.clone(),
+        state(vm.state).to_owned(),
+        vm.engine.clone(),
+        vm.vcpus.to_string(),
+        text::bytes(vm.configured_bytes),
+        text::bytes(vm.resident_bytes),
+        text::bytes(vm.ballooned_bytes),
+        text::bytes_or_dash(vm.working_set.window_1s_bytes),
+        text::bytes_or_dash(vm.working_set.window_10s_bytes),
+        text::bytes_or_dash(vm.working_set.window_60s_bytes),
+        format!("{:.1}", row.cpu_percent),
+    ]
+}
+
+pub(super) fn draw(frame: &mut Frame<'_>, history: &History, selected: &mut TableState) {
+    let [head, body, foot] =
+        Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)])
+            .areas(frame.area());
+    frame.render_widget(Line::from(summary(history)).bold(), head);
+    if history.rows().len() == 0 {
+        frame.render_widget(Line::from("No VM is running.").centered(), body);
+    } else {
+        let left: u16 = WIDTHS.iter().map(|width| width + 1).sum();
+        let spark_width = usize::from(body.width.saturating_sub(left));
+        frame.render_stateful_widget(table(history, spark_width), body, selected);
+    }
+    let keys = Line::from("q quit   ↑ ↓ move").dim();
+    frame.render_widget(
+        history.complaints.first().map_or(keys, |line| line.as_str().red().into()),
+        foot,
+    );
+}
+
+fn summary(history: &History) -> String {
+    let vms = || history.rows().map(|row| &row.latest);
+    let sum = |part: fn(&api::VmStatus) -> u64| text::bytes(vms().map(part).sum());
+    format!(
+        "fathom  {} running   configured {}   resident {}   ballooned {}   working set 1s {}",
+        vms().len(),
+        sum(|vm| vm.configured_bytes),
+        sum(|vm| vm.resident_bytes),
+        sum(|vm| vm.ballooned_bytes),
+        sum(|vm| vm.working_set.window_1s_bytes.unwrap_or(0)),
+    )
+}
+
+fn table(history: &History, spark_width: usize) -> Table<'static> {
+    let heads = HEADS.into_iter().enumerate().map(|(column, head)| cell(column, head.to_owned()));
+    let heads = heads.chain(iter::once(Cell::from("WORKING SET 1s")));
+    let rows = history.rows().map(|row| {
+        let cells = cells(row).into_iter().enumerate().map(|(column, text)| cell(column, text));
+        let spark = Cell::from(sparkline(row, spark_width)).cyan();
+        TableRow::new(cells.chain(iter::once(spark)))
+    });
+    let widths = WIDTHS.into_iter().map(Constraint::Length);
+    let widths = widths.chain(iter::once(Constraint::Min(0)));
+    Table::new(rows, widths)
+        .header(TableRow::new(heads).style(Style::new().reversed()))
+        .row_highlight_style(Style::new().bold())
+}
+
+fn cell(column: usize, text: String) -> Cell<'static> {
+    let line = Line::from(text);
+    Cell::from(if column < 3 { line } else { line.right_aligned() })
+}
+
+/// The latest working sets that fit, as bars against the largest of them.
+fn sparkline(row: &Row, width: usize) -> String {
+    let skipped = row.working_sets.len().saturating_sub(width);
+    let shown = || row.working_sets.iter().skip(skipped);
+    let largest = shown().copied().max().unwrap_or(0).max(1);
+    shown().map(|&bytes| bar(bytes, largest)).collect()
+}
+
+/// `bytes <= largest`, `largest > 0`.
+fn bar(bytes: u64, largest: u64) -> char {
+    let steps = BARS.len() as u128 - 1;
+    let step = u128::from(bytes) * steps / u128::from(largest);
+    BARS[step.min(steps) as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use api::{ClientError, VmStatus, WorkingSet};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    fn look(name: &str, used: u64) -> Result<VmStatus, ClientError> {
+        Ok(VmStatus {
+            name: name.to_owned(),
+            engine: "translate".to_owned(),
+            vcpus: 2,
+            configured_bytes: 256 << 20,
+            resident_bytes: 100 << 20,
+            guest_cpu_percent: 12.34,
+            working_set: WorkingSet { window_1s_bytes: Some(used), ..WorkingSet::default() },
+            ..VmStatus::default()
+        })
+    }
+
+    fn drawn(history: &History, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("terminal");
+        let mut selected = TableState::default();
+        terminal.draw(|frame| draw(frame, history, &mut selected)).expect("draw");
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn every_vm_has_a_line_with_its_figures() {
+        let mut history = History::default();
+        for used in [7 << 20, 1 << 20, 14 << 20] {
+            history.add(&[look("db", 30 << 20), look("web", used)]);
+        }
+        let screen = drawn(&history, 130, 6);
+        assert!(screen.contains("2 running   configured 512M   resident 200M"), "{screen}");
+        let web = screen.lines().find(|line| line.contains("web")).expect("web");
+        for part in ["running", "translate", "256M", "100M", "14M", " - ", "12.3", "▄▁█"] {
+            assert!(web.contains(part), "{part}: {web}");
+        }
+    }
+
+    #[test]
+    fn any_size_can_be_drawn() {
+        let mut history = History::default();
+        assert!(drawn(&history, 80, 5).contains("No VM is running."));
+        let silent = ClientError::Silent { name: "dead".to_owned(), seconds: 2 };
+        history.add(&[
+            look("web", 0),
+            look("a-name-that-is-longer-than-its-column", u64::MAX),
+            Err(silent),
+        ]);
+        assert!(drawn(&history, 100, 5).contains("`dead` did not answer"));
+        for (width, height) in [(1, 1), (3, 2), (20, 3), (500, 100)] {
+            drawn(&history, width, height);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The commands against VMs that the test plays.
+
+mod sandbox;
+
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use api::VmStatus;
+use sandbox::{Sandbox, text};
+
+fn vms(json: &str) -> Vec<VmStatus> {
+    serde_json::from_str(json).expect("an array of VMs")
+}
+
+#[test]
+fn nothing_runs() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.success(&["list"]).lines().count(), 1, "heads only");
+    assert_eq!(sandbox.success(&["list", "--json"]), "[]\n");
+    assert_eq!(sandbox.success(&["top", "--once", "--json"]), "[]\n");
+}
+
+#[test]
+fn verbs_reach_the_vm_of_that_name() {
+    let sandbox = Sandbox::new();
+    let (web, _web_server) = sandbox.fake_vm("web");
+    let (db, _db_server) = sandbox.fake_vm("db");
+    assert_eq!(sandbox.success(&["pause", "web"]), "");
+    assert!(web.paused.load(Ordering::Relaxed) && !db.paused.load(Ordering::Relaxed));
+    assert!(sandbox.success(&["list"]).contains("paused"));
+    sandbox.success(&["resume", "web"]);
+    assert!(!web.paused.load(Ordering::Relaxed));
+    sandbox.success(&["balloon", "db", "64M"]);
+    assert_eq!(db.balloon_target.load(Ordering::Relaxed), 64 << 20);
+    assert_eq!(sandbox.success(&["balloon", "db"]), "0 of 64M\n");
+    let line = sandbox.refusal(1, &["balloon", "db", "1G"]);
+    assert!(line.contains("VM `db`: more than the guest has"), "{line}");
+}
+
+#[test]
+fn stop_returns_when_the_name_is_free() {
+    let sandbox = Sandbox::new();
+    let (vm, server) = sandbox.fake_vm("web");
+    let stopped = vm.clone();
+    let ending = thread::spawn(move || {
+        while !stopped.stopped.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        drop(server);
+    });
+    sandbox.success(&["stop", "web"]);
+    assert!(sandbox.sockets().names().expect("names").is_empty());
+    ending.join().expect("thread");
+}
+
+#[test]
+fn list_shows_every_vm() {
+    let sandbox = Sandbox::new();
+    let _servers = [sandbox.fake_vm("web"), sandbox.fake_vm("db")];
+    let list = vms(&sandbox.success(&["list", "--json"]));
+    assert_eq!(list.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["db", "web"]);
+    let table = sandbox.success(&["list"]);
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let web = table.lines().last().expect("line");
+    for part in ["web", "running", "translate", "256M", &std::process::id().to_string()] {
+        assert!(web.contains(part), "{part}: {web}");
+    }
+}
+
+#[test]
+fn top_once_waits_for_the_first_figures() {
+    let sandbox = Sandbox::new();
+    let (vm, _server) = sandbox.fake_vm("web");
+    let top = vms(&sandbox.success(&["top", "--once", "--json"]));
+    assert_eq!(top[0].working_set.window_1s_bytes, Some(30 << 20));
+    assert_eq!(vm.questions.load(Ordering::Relaxed), 3);
+    let table = sandbox.success(&["top", "--once"]);
+    let web = table.lines().last().expect("line");
+    for part in ["web", "100M", "30M", "-"] {
+        assert!(web.contains(part), "{part}: {web}");
+    }
+}
+
+#[test]
+fn top_streams_json_until_the_reader_leaves() {
+    use std::io::{BufRead, BufReader};
+    let sandbox = Sandbox::new();
+    let (_vm, _server) = sandbox.fake_vm("web");
+    let mut command = sandbox.command(&["top", "--json", "--interval", "0.1"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("spawn");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+    for _ in 0..3 {
+        let line = lines.next().expect("a line").expect("text");
+        assert_eq!(vms(&line)[0].name, "web");
+    }
+    drop(lines);
+    assert!(child.wait().expect("wait").success());
+}
+
+/// A process that listens and never answers must not hide the others.
+#[test]
+fn a_silent_vm_is_named_and_the_others_are_shown() {
+    let sandbox = Sandbox::new();
+    let (_vm, _server) = sandbox.fake_vm("web");
+    let claim = sandbox.sockets().claim("hung").expect("claim");
+    let _hung = UnixListener::bind(claim.socket_path()).expect("socket");
+    let output = sandbox.fathom(&["list", "--json"]);
+    assert!(text(&output.stderr).contains("`hung` did not answer"), "{}", text(&output.stderr));
+    assert_eq!(vms(&text(&output.stdout)).len(), 1);
+}
+
+#[test]
+fn doctor_has_an_answer_everywhere() {
+    let sandbox = Sandbox::new();
+    let json: serde_json::Value =
+        serde_json::from_str(&sandbox.success(&["doctor", "--json"])).expect("json");
+    let checks = json["checks"].as_array().expect("checks");
+    for name in [
+        "engine",
+        "kvm",
+        "userfaultfd",
+        "huge pages, transparent",
+        "same-page merging",
+        "cgroups",
+        "seccomp",
+        "landlock",
+        "memfd",
+    ] {
+        assert!(checks.iter().any(|check| check["name"] == name), "{name}");
+    }
+    assert!(sandbox.success(&["doctor"]).contains("userfaultfd"));
+}
+
+#[test]
+fn help_goes_to_standard_output() {
+    let sandbox = Sandbox::new();
+    assert!(sandbox.success(&["--help"]).contains("doctor"));
+    assert!(sandbox.success(&["run", "--help"]).contains("Example:"));
+    assert!(sandbox.success(&["--version"]).starts_with("fathom "));
+}

@@ -1,0 +1,152 @@
+//! A place of its own for each test: files, sockets, and the program.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use api::{
+    BalloonTarget, ControlError, RunState, Server, SocketDirectory, VmControl, VmStatus, WorkingSet,
+};
+use tempfile::TempDir;
+
+pub struct Sandbox {
+    dir: TempDir,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("temporary directory") }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A file with these bytes; its path as text.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.path(name);
+        fs::write(&path, bytes).expect("file");
+        path.to_str().expect("text").to_owned()
+    }
+
+    pub fn sockets(&self) -> SocketDirectory {
+        SocketDirectory::at(self.path("fathom")).expect("socket directory")
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fathom"));
+        command.args(arguments);
+        command.env("XDG_RUNTIME_DIR", self.dir.path()).env_remove("FATHOM_LOG");
+        command
+    }
+
+    pub fn fathom(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program runs")
+    }
+
+    /// Runs it; it must fail with `status` and one line on standard error, which is returned.
+    pub fn refusal(&self, status: i32, arguments: &[&str]) -> String {
+        let output = self.fathom(arguments);
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {line}");
+        assert_eq!(line.lines().count(), 1, "{arguments:?}: {line}");
+        assert!(line.starts_with("fathom: "), "{line}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
+        line
+    }
+
+    /// Runs it; it must succeed. What it printed.
+    pub fn success(&self, arguments: &[&str]) -> String {
+        let output = self.fathom(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+        text(&output.stdout)
+    }
+
+    /// A VM that is none, served by the test.
+    pub fn fake_vm(&self, name: &str) -> (Arc<FakeVm>, Server) {
+        let vm = Arc::new(FakeVm::new(name));
+        let claim = self.sockets().claim(name).expect("claim");
+        let control: Arc<dyn VmControl> = vm.clone();
+        (vm, Server::start(claim, control).expect("server"))
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Whether nothing is left in a directory.
+pub fn is_empty(path: &Path) -> bool {
+    fs::read_dir(path).expect("directory").next().is_none()
+}
+
+/// A VM that remembers what it was told. Its working set is known from the third question on.
+pub struct FakeVm {
+    name: String,
+    pub paused: AtomicBool,
+    pub stopped: AtomicBool,
+    pub balloon_target: AtomicU64,
+    pub questions: AtomicU64,
+}
+
+impl FakeVm {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            paused: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            balloon_target: AtomicU64::new(0),
+            questions: AtomicU64::new(0),
+        }
+    }
+}
+
+impl VmControl for FakeVm {
+    fn status(&self) -> Result<VmStatus, ControlError> {
+        let questions = self.questions.fetch_add(1, Ordering::Relaxed) + 1;
+        let window = (questions >= 3).then_some(30 << 20);
+        let paused = self.paused.load(Ordering::Relaxed);
+        Ok(VmStatus {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            engine: "translate".to_owned(),
+            vcpus: 2,
+            state: if paused { RunState::Paused } else { RunState::Running },
+            uptime_seconds: questions as f64,
+            configured_bytes: 256 << 20,
+            resident_bytes: 100 << 20,
+            balloon_target_bytes: self.balloon_target.load(Ordering::Relaxed),
+            working_set: WorkingSet { window_1s_bytes: window, ..WorkingSet::default() },
+            guest_cpu_seconds: questions as f64 / 2.0,
+            ..VmStatus::default()
+        })
+    }
+
+    fn pause(&self) -> Result<(), ControlError> {
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), ControlError> {
+        self.paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), ControlError> {
+        self.stopped.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
+        if target.target_bytes > 256 << 20 {
+            return Err(ControlError::Invalid("more than the guest has: ask for less".to_owned()));
+        }
+        self.balloon_target.store(target.target_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! The devices of one life of a machine, where they sit, and whom they interrupt.
+
+use std::sync::Arc;
+
+use devices::IrqLine;
+use devices::bus::{Bus, BusDevice};
+use devices::input::InputSink;
+use devices::output::Output;
+use devices::power::{PowerEvent, PowerSink};
+use devices::pvpanic::PvPanic;
+use devices::reset::{self, I8042, Reset};
+use devices::rtc::{self, Rtc};
+use devices::serial::{self, Serial};
+use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
+use devices::virtio::block::{Disk, DiskConfig};
+use devices::virtio::console::Console as VirtioConsole;
+use devices::virtio::mmio::MmioTransport;
+use devices::virtio::rng::Rng;
+use engine::Vm;
+use memory::{DeviceView, FRAME_SIZE, GuestMemory};
+
+use crate::boot::{Platform, layout};
+use crate::config::{DiskAccess, DiskPlan, VmPlan};
+use crate::console::Console;
+use crate::control::Control;
+use crate::error::VmError;
+use crate::guest_ram::BalloonRam;
+use crate::io_thread::Subscriber;
+use crate::outcome::End;
+use crate::panic_watch::{self, Seen};
+
+/// Devices, wired and described.
+pub(crate) struct Board {
+    pub(crate) ports: Bus,
+    pub(crate) mmio: Bus,
+    pub(crate) subscribers: Vec<Subscriber>,
+    pub(crate) platform: Platform,
+    pub(crate) balloon: BalloonHandle,
+    /// For flushing at the end.
+    pub(crate) transports: Vec<Arc<MmioTransport>>,
+}
+
+/// Ends the machine from wherever the reason is seen. Holds what it needs weakly: a device must not keep
+/// its own machine alive.
+#[derive(Clone)]
+pub(crate) struct Ending {
+    control: Arc<Control>,
+    vm: std::sync::Weak<dyn Vm>,
+    vcpus: u32,
+}
+
+impl Ending {
+    pub(crate) fn new(control: &Arc<Control>, vm: &Arc<dyn Vm>, vcpus: u32) -> Self {
+        Self { control: Arc::clone(control), vm: Arc::downgrade(vm), vcpus }
+    }
+
+    pub(crate) fn end(&self, end: End) {
+        self.control.end(end);
+        if let Some(vm) = self.vm.upgrade() {
+            (0..self.vcpus).for_each(|id| vm.kick(id));
+        }
+    }
+
+    fn power_sink(&self) -> PowerSink {
+        let ending = self.clone();
+        Arc::new(move |event| match event {
+            PowerEvent::Poweroff => ending.end(End::Poweroff),
+            PowerEvent::Reboot => ending.end(End::Reboot),
+            PowerEvent::Panic => ending.end(End::Panic),
+        })
+    }
+
+    /// `output`, where a kernel's panic message is seen on the way.
+    fn watched(&self, output: Output) -> Output {
+        let watch = self.clone();
+        output.with_line_hook(Box::new(move |line| watch.watch_line(line)))
+    }
+
+    fn watch_line(&self, line: &[u8]) {
+        match panic_watch::look_at(line) {
+            Seen::Nothing => {}
+            Seen::Panic => self.control.note_panic(),
+            Seen::End => self.end(End::Panic),
+        }
+    }
+}
+
+impl Board {
+    /// Builds the devices that `plan` asks for.
+    pub(crate) fn build(
+        plan: &VmPlan,
+        memory: &Arc<GuestMemory>,
+        vm: &Arc<dyn Vm>,
+        ending: &Ending,
+        console: &Console,
+    ) -> Result<Self, VmError> {
+        let balloon = balloon(plan, memory)?;
+        let mut board = Self {
+            ports: Bus::port(),
+            mmio: Bus::mmio(),
+            subscribers: Vec::new(),
+            platform: Platform { vcpus: plan.cpus, virtio_devices: 0, serial: true, pvpanic: true },
+            balloon: balloon.handle(),
+            transports: Vec::new(),
+        };
+        let typed = Typed::of(&plan.cmdline);
+        board.add_power(ending);
+        board.add_serial(vm, ending, console, typed)?;
+        let view = DeviceView::new(Arc::clone(memory));
+        // Disks come first, so that their names do not depend on what else there is.
+        for disk in &plan.disks {
+            board.add_virtio(Box::new(self::disk(disk)?), &view, vm)?;
+        }
+        board.add_virtio(Box::new(balloon), &view, vm)?;
+        board.add_virtio(Box::new(Rng::new()), &view, vm)?;
+        board.add_virtio_console(&view, vm, ending, console, typed)?;
+        Ok(board)
+    }
+
+    fn add_power(&mut self, ending: &Ending) {
+        let sink = ending.power_sink();
+        self.port(reset::SLEEP_CONTROL_PORT, reset::PORT_COUNT, Arc::new(Reset::new(Arc::clone(&sink))));
+        self.port(reset::I8042_COMMAND_PORT, reset::I8042_PORT_COUNT, Arc::new(I8042::new(Arc::clone(&sink))));
+        self.port(layout::PVPANIC_PORT, 1, Arc::new(PvPanic::new(sink)));
+        self.port(rtc::INDEX_PORT, rtc::PORT_COUNT, Arc::new(Rtc::new()));
+    }
+
+    fn add_serial(
+        &mut self,
+        vm: &Arc<dyn Vm>,
+        ending: &Ending,
+        console: &Console,
+        typed: Typed,
+    ) -> Result<(), VmError> {
+        let output = ending.watched(console.output()?);
+        let serial = Serial::new(irq_line(vm, layout::SERIAL_GSI), output)
+            .map_err(VmError::host("create the serial port"))?;
+        let serial = Arc::new(serial);
+        self.port(layout::SERIAL_PORT, serial::PORT_COUNT, Arc::clone(&serial) as Arc<_>);
+        self.add_input(console, serial, ending, typed == Typed::Serial)
+    }
+
+    fn add_virtio_console(
+        &mut self,
+        view: &DeviceView,
+        vm: &Arc<dyn Vm>,
+        ending: &Ending,
+        console: &Console,
+        typed: Typed,
+    ) -> Result<(), VmError> {
+        let device = VirtioConsole::new(ending.watched(console.output()?))
+            .map_err(VmError::host("create the virtio console"))?;
+        let input = device.input();
+        self.add_virtio(Box::new(device), view, vm)?;
+        self.add_input(console, input, ending, typed == Typed::Virtio)
+    }
+
+    fn add_input(
+        &mut self,
+        console: &Console,
+        sink: Arc<dyn InputSink>,
+        ending: &Ending,
+        wanted: bool,
+    ) -> Result<(), VmError> {
+        let leave = ending.clone();
+        if wanted && let Some(pump) = console.input(sink, move || leave.end(End::Stopped))? {
+            self.subscribers.push(Arc::new(pump));
+        }
+        Ok(())
+    }
+
+    /// Puts a device into the next virtio slot.
+    fn add_virtio(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        view: &DeviceView,
+        vm: &Arc<dyn Vm>,
+    ) -> Result<(), VmError> {
+        let slot = self.platform.virtio_devices;
+        let line = irq_line(vm, layout::VIRTIO_MMIO_GSI + slot);
+        let transport = MmioTransport::new(device, view.clone(), line)
+            .map_err(VmError::host("create a virtio device"))?;
+        let transport = Arc::new(transport);
+        let (base, size) = (layout::virtio_mmio(slot), layout::VIRTIO_MMIO_SIZE);
+        self.mmio
+            .insert(base, size, Arc::clone(&transport) as Arc<_>)
+            .expect("virtio slots do not overlap");
+        self.subscribers.push(Arc::clone(&transport) as Arc<_>);
+        self.transports.push(transport);
+        self.platform.virtio_devices += 1;
+        Ok(())
+    }
+
+    fn port(&mut self, base: u16, count: u64, device: Arc<dyn BusDevice>) {
+        // The layout is ours: two devices at one port are a mistake in this file, found by any test.
+        self.ports.insert(base.into(), count, device).expect("the port layout has no overlap");
+    }
+}
+
+/// An edge-triggered line into the IO-APIC.
+fn irq_line(vm: &Arc<dyn Vm>, gsi: u32) -> Arc<dyn IrqLine> {
+    let vm = Arc::downgrade(vm);
+    Arc::new(move || {
+        if let Some(vm) = vm.upgrade() {
+            vm.set_irq(gsi, true);
+            vm.set_irq(gsi, false);
+        }
+    })
+}
+
+/// Which console gets what is typed: there is one standard input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Typed {
+    Serial,
+    Virtio,
+}
+
+impl Typed {
+    /// The last `console=` is the one that Linux opens as /dev/console.
+    fn of(cmdline: &str) -> Self {
+        let last = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
+        if last.is_some_and(|name| name.starts_with("hvc")) { Self::Virtio } else { Self::Serial }
+    }
+}
+
+fn balloon(plan: &VmPlan, memory: &Arc<GuestMemory>) -> Result<Balloon, VmError> {
+    let config = BalloonConfig {
+        guest_pages: u32::try_from(plan.memory.0 / FRAME_SIZE as u64).unwrap_or(u32::MAX),
+        deflate_on_oom: true,
+        free_page_reporting: true,
+    };
+    Balloon::new(config, Box::new(BalloonRam(Arc::clone(memory))))
+        .map_err(VmError::host("create the balloon"))
+}
+
+fn disk(plan: &DiskPlan) -> Result<Disk, VmError> {
+    let overlay = match &plan.access {
+        DiskAccess::Overlay(path) => Some(path.clone()),
+        DiskAccess::Write | DiskAccess::ReadOnly => None,
+    };
+    let config = DiskConfig {
+        path: plan.path.clone(),
+        read_only: plan.access == DiskAccess::ReadOnly,
+        overlay,
+        serial: String::new(),
+    };
+    Ok(Disk::new(config.plan()?))
+}

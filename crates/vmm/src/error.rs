@@ -1,0 +1,58 @@
+//! Why a VM cannot start, or cannot do what it was asked.
+
+use std::io;
+
+use devices::virtio::block::DiskError;
+use thiserror::Error;
+
+use crate::boot::BootError;
+
+/// A VM could not be started.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// Kernel, initrd or command line: the user's to mend.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A disk: the user's to mend.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The console cannot be opened.
+    #[error("console {path}: {source}")]
+    Console {
+        /// Where it should go.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The engine refused.
+    #[error("engine: {0}")]
+    Engine(#[from] engine::EngineError),
+    /// The host refused.
+    #[error("{0}: {1}")]
+    Host(String, #[source] io::Error),
+}
+
+impl VmError {
+    /// Makes the error of a refused `action` from the host's reason.
+    pub(crate) fn host(action: &str) -> impl FnOnce(io::Error) -> Self {
+        let action = action.to_owned();
+        move |source| Self::Host(action, source)
+    }
+}
+
+/// A request to a running VM was refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// The guest has ended.
+    #[error("the VM has ended")]
+    Ended,
+    /// A balloon target outside the guest's memory.
+    #[error("balloon target {target} is more than the guest's memory of {memory} bytes")]
+    BalloonTarget {
+        /// Bytes asked for.
+        target: u64,
+        /// Bytes there are.
+        memory: u64,
+    },
+}

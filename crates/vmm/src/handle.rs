@@ -1,0 +1,272 @@
+//! A running VM as its owner holds it: across reboots of the guest, until it ends.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use engine::Engine;
+
+use crate::config::{EngineKind, VmPlan};
+use crate::console::Console;
+use crate::control::RunState;
+use crate::error::{RequestError, VmError};
+use crate::machine::{Machine, Threads};
+use crate::outcome::{End, Outcome};
+use crate::status::{
+    RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_resident_bytes,
+    thread_cpu_seconds,
+};
+use crate::working_set_clock::WorkingSetClock;
+
+/// A running VM. Clones are the same VM; methods may be called from any thread.
+#[derive(Clone)]
+pub struct VmHandle(Arc<Shared>);
+
+struct Shared {
+    plan: VmPlan,
+    engine: Box<dyn Engine>,
+    console: Mutex<Option<Console>>,
+    started: Instant,
+    pauses: AtomicU64,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+struct State {
+    life: Life,
+    /// CPU seconds, exits and instructions of the lives before this one.
+    balloon_target_bytes: u64,
+    outcome: Option<Result<Outcome, String>>,
+    report: Option<RunReport>,
+}
+
+/// The machine between two reboots, with what measures it.
+#[derive(Clone)]
+struct Life {
+    machine: Arc<Machine>,
+    clock: Arc<WorkingSetClock>,
+}
+
+/// Starts a VM: the guest runs when this returns.
+///
+/// The console's terminal is in raw mode from here until [`VmHandle::wait`] returns.
+pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
+    let engine: Box<dyn Engine> = match plan.engine.kind {
+        EngineKind::Translate => Box::new(engine_translate::TranslateEngine::new()?),
+    };
+    let console = Console::open(&plan.console)?;
+    let (life, threads) = begin(&plan, &*engine, &console)?;
+    let state = State { life, balloon_target_bytes: 0, outcome: None, report: None };
+    let handle = VmHandle(Arc::new(Shared {
+        plan,
+        engine,
+        console: Mutex::new(Some(console)),
+        started: Instant::now(),
+        pauses: AtomicU64::new(0),
+        state: Mutex::new(state),
+        ended: Condvar::new(),
+    }));
+    let supervisor = handle.clone();
+    thread::Builder::new()
+        .name("supervisor".into())
+        .spawn(move || supervisor.0.supervise(threads))
+        .map_err(VmError::host("start the supervisor thread"))?;
+    Ok(handle)
+}
+
+fn begin(plan: &VmPlan, engine: &dyn Engine, console: &Console) -> Result<(Life, Threads), VmError> {
+    let (machine, threads) = Machine::start(plan, engine, console)?;
+    let clock = WorkingSetClock::start(Arc::clone(&machine.memory), plan.report.is_some());
+    let clock = clock.map_err(VmError::host("start the working-set thread"));
+    let clock = match clock {
+        Ok(clock) => Arc::new(clock),
+        Err(error) => {
+            machine.end(End::Stopped);
+            machine.wait(threads);
+            return Err(error);
+        }
+    };
+    Ok((Life { machine, clock }, threads))
+}
+
+impl VmHandle {
+    /// What it is doing. Asking keeps the working-set measurement going for a minute.
+    #[must_use]
+    pub fn status(&self) -> VmStatus {
+        self.0.status()
+    }
+
+    /// Stops all vCPUs at an instruction border; returns when they stand. Pausing twice is once.
+    pub fn pause(&self) -> Result<(), RequestError> {
+        let machine = self.0.machine();
+        self.0.pauses.fetch_add(1, Ordering::Relaxed);
+        machine.control.pause(|| machine.kick()).then_some(()).ok_or(RequestError::Ended)
+    }
+
+    /// Lets a paused VM go on.
+    pub fn resume(&self) -> Result<(), RequestError> {
+        self.0.machine().control.resume().then_some(()).ok_or(RequestError::Ended)
+    }
+
+    /// Ends the VM at once, as if the power were cut.
+    pub fn stop(&self) {
+        self.0.machine().end(End::Stopped);
+    }
+
+    /// Asks the guest's balloon driver to hold `target` bytes of guest memory.
+    pub fn set_balloon(&self, target_bytes: u64) -> Result<(), RequestError> {
+        let memory = self.0.plan.memory.0;
+        if target_bytes > memory {
+            return Err(RequestError::BalloonTarget { target: target_bytes, memory });
+        }
+        let mut state = self.0.lock();
+        if state.outcome.is_some() {
+            return Err(RequestError::Ended);
+        }
+        state.balloon_target_bytes = target_bytes;
+        state.life.machine.set_balloon(target_bytes);
+        Ok(())
+    }
+
+    /// Waits for the end; restores the terminal. An error is a failure of the host side.
+    pub fn wait(&self) -> Result<Outcome, String> {
+        let mut state = self.0.lock();
+        loop {
+            match &state.outcome {
+                Some(outcome) => return outcome.clone(),
+                None => state = self.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// What the run came to; `None` until it has ended.
+    #[must_use]
+    pub fn report(&self) -> Option<RunReport> {
+        self.0.lock().report.clone()
+    }
+
+    /// Whether somebody types into the guest, so that Ctrl-A x leaves.
+    #[must_use]
+    pub fn has_terminal(&self) -> bool {
+        self.0.console().as_ref().is_some_and(Console::is_terminal)
+    }
+}
+
+impl Shared {
+    /// Waits for the end of each life and begins the next after a reboot.
+    fn supervise(&self, mut threads: Threads) {
+        loop {
+            let life = self.lock().life.clone();
+            let end = life.machine.wait(threads);
+            let outcome = match end {
+                End::Reboot => match self.reboot() {
+                    Ok(next) => {
+                        threads = next;
+                        continue;
+                    }
+                    Err(error) => Err(format!("reboot: {error}")),
+                },
+                End::Poweroff => Ok(Outcome::Poweroff),
+                End::Panic => Ok(Outcome::Panic),
+                End::Stopped => Ok(Outcome::Stopped),
+                End::Failed(message) => Err(message),
+            };
+            return self.finish(&life, outcome);
+        }
+    }
+
+    fn reboot(&self) -> Result<Threads, VmError> {
+        let console = self.console();
+        let console = console.as_ref().ok_or_else(|| {
+            VmError::Host("reuse the console".into(), std::io::ErrorKind::NotFound.into())
+        })?;
+        let (life, threads) = begin(&self.plan, &*self.engine, console)?;
+        self.lock().life = life;
+        Ok(threads)
+    }
+
+    fn finish(&self, life: &Life, outcome: Result<Outcome, String>) {
+        let report = self.report(life);
+        // Restores the terminal before anybody prints what happened.
+        drop(self.console().take());
+        let mut state = self.lock();
+        state.report = Some(report);
+        state.outcome = Some(outcome);
+        self.ended.notify_all();
+    }
+
+    fn status(&self) -> VmStatus {
+        let (life, balloon_target_bytes) = {
+            let state = self.lock();
+            (state.life.clone(), state.balloon_target_bytes)
+        };
+        let counts = life.machine.memory.counts();
+        let sample = life.clock.ask();
+        VmStatus {
+            name: self.plan.name.clone(),
+            pid: std::process::id(),
+            engine: self.plan.engine.kind.name(),
+            vcpus: self.plan.cpus,
+            state: life.machine.control.run_state(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            configured_bytes: self.plan.memory.0,
+            resident_bytes: frame_bytes(counts.resident),
+            ballooned_bytes: frame_bytes(counts.ballooned),
+            balloon_target_bytes,
+            working_set: sample.map(|sample| WorkingSet {
+                window_1s_bytes: sample.working_set_1s_bytes,
+                window_10s_bytes: sample.working_set_10s_bytes,
+                window_60s_bytes: sample.working_set_60s_bytes,
+            }),
+            guest_cpu_seconds: life.machine.thread_ids().map(thread_cpu_seconds).sum(),
+            exits: life.machine.exits(),
+        }
+    }
+
+    fn report(&self, life: &Life) -> RunReport {
+        let counts = life.machine.memory.counts();
+        let frames = [
+            ("untouched", counts.untouched),
+            ("resident", counts.resident),
+            ("ballooned", counts.ballooned),
+            ("absent", counts.absent),
+        ];
+        RunReport {
+            engine: self.plan.engine.kind.name(),
+            wall_seconds: self.started.elapsed().as_secs_f64(),
+            cpu_seconds: process_cpu_seconds(),
+            guest_instructions: life.machine.instructions(),
+            exits: life.machine.exits(),
+            frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
+            working_set: life.clock.history().iter().map(point).collect(),
+            host_resident_bytes: process_resident_bytes(),
+            pauses: self.pauses.load(Ordering::Relaxed),
+        }
+    }
+
+    fn machine(&self) -> Arc<Machine> {
+        Arc::clone(&self.lock().life.machine)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn console(&self) -> MutexGuard<'_, Option<Console>> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn point(sample: &insight::WorkingSetSample) -> WorkingSetPoint {
+    WorkingSetPoint {
+        t_seconds: sample.at_ms as f64 / 1e3,
+        window_1s_bytes: sample.working_set_1s_bytes,
+        window_10s_bytes: sample.working_set_10s_bytes,
+        window_60s_bytes: sample.working_set_60s_bytes,
+    }
+}
+
+fn frame_bytes(frames: u32) -> u64 {
+    u64::from(frames) * memory::FRAME_SIZE as u64
+}

@@ -1,0 +1,161 @@
+//! One life of a machine: built from a plan, run until it ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::mmio::MmioTransport;
+use engine::{Engine, Vm, VmSpec};
+use memory::{FRAME_SIZE, GuestMemory};
+
+use crate::board::{Board, Ending};
+use crate::boot::{self, BootSource};
+use crate::config::VmPlan;
+use crate::console::Console;
+use crate::control::Control;
+use crate::error::VmError;
+use crate::guest_ram::LoaderRam;
+use crate::io_thread::IoThread;
+use crate::outcome::End;
+use crate::vcpu_thread::{self, VcpuFacts, VcpuShared};
+
+/// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
+pub(crate) struct Machine {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) control: Arc<Control>,
+    vm: Arc<dyn Vm>,
+    vcpus: u32,
+    facts: Vec<Arc<VcpuFacts>>,
+    balloon: BalloonHandle,
+    transports: Vec<Arc<MmioTransport>>,
+}
+
+/// What only the thread that waits for the machine needs.
+pub(crate) struct Threads {
+    vcpus: Vec<JoinHandle<()>>,
+    io: IoThread,
+}
+
+impl Machine {
+    /// Builds the machine and starts its vCPUs.
+    pub(crate) fn start(
+        plan: &VmPlan,
+        engine: &dyn Engine,
+        console: &Console,
+    ) -> Result<(Arc<Self>, Threads), VmError> {
+        let memory = GuestMemory::with_bytes(plan.memory.0).map_err(|error| {
+            VmError::Host("reserve guest memory".into(), std::io::Error::other(error))
+        })?;
+        let memory = Arc::new(memory);
+        let vm = engine.create_vm(VmSpec { memory: Arc::clone(&memory), vcpus: plan.cpus })?;
+        let control = Arc::new(Control::new(plan.cpus));
+        let ending = Ending::new(&control, &vm, plan.cpus);
+        let board = Board::build(plan, &memory, &vm, &ending, console)?;
+        let boot = boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
+
+        let mut vcpus = (0..plan.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        vcpus[0].set_state(&boot.vcpu_state())?;
+        let io = IoThread::start(board.subscribers)?;
+        let shared = Arc::new(VcpuShared {
+            control: Arc::clone(&control),
+            ports: board.ports,
+            mmio: board.mmio,
+            kick_all: kick_all(&vm, plan.cpus),
+        });
+        let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
+        let machine = Arc::new(Self {
+            memory,
+            control,
+            vm,
+            vcpus: plan.cpus,
+            facts,
+            balloon: board.balloon,
+            transports: board.transports,
+        });
+        let threads = machine.spawn(vcpus, &shared)?;
+        Ok((machine, Threads { vcpus: threads, io }))
+    }
+
+    fn spawn(
+        &self,
+        vcpus: Vec<Box<dyn engine::Vcpu>>,
+        shared: &Arc<VcpuShared>,
+    ) -> Result<Vec<JoinHandle<()>>, VmError> {
+        let mut threads = Vec::new();
+        for (id, (vcpu, facts)) in vcpus.into_iter().zip(&self.facts).enumerate() {
+            match vcpu_thread::spawn(id as u32, vcpu, Arc::clone(shared), Arc::clone(facts)) {
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    self.end(End::Stopped);
+                    return Err(VmError::Host(format!("start the thread of vcpu {id}"), source));
+                }
+            }
+        }
+        Ok(threads)
+    }
+
+    /// Waits for the end of the machine and of its threads.
+    pub(crate) fn wait(&self, threads: Threads) -> End {
+        let end = self.control.wait_ended();
+        for thread in threads.vcpus {
+            // A panicking vCPU has already ended the machine with a message.
+            let _ = thread.join();
+        }
+        drop(threads.io);
+        for transport in &self.transports {
+            if let Err(error) = transport.flush() {
+                tracing::error!("flush {:?}: {error}: the guest's last writes may be lost", transport.kind());
+            }
+        }
+        end
+    }
+
+    /// Ends the machine from any thread.
+    pub(crate) fn end(&self, end: End) {
+        self.control.end(end);
+        self.kick();
+    }
+
+    /// Makes every vCPU leave guest code and look at the run state.
+    pub(crate) fn kick(&self) {
+        (0..self.vcpus).for_each(|id| self.vm.kick(id));
+    }
+
+    /// Asks the guest's balloon driver to hold `target_bytes`.
+    pub(crate) fn set_balloon(&self, target_bytes: u64) {
+        let pages = u32::try_from(target_bytes / FRAME_SIZE as u64).unwrap_or(u32::MAX);
+        if let Err(error) = self.balloon.set_target(pages) {
+            // The handle has checked the target against the same memory.
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Exits by kind, all vCPUs together.
+    pub(crate) fn exits(&self) -> BTreeMap<&'static str, u64> {
+        let mut sum = BTreeMap::new();
+        for (kind, count) in self.facts.iter().flat_map(|facts| facts.exits()) {
+            *sum.entry(kind).or_default() += count;
+        }
+        sum
+    }
+
+    /// Guest instructions of all vCPUs, where the engine counts them.
+    pub(crate) fn instructions(&self) -> Option<u64> {
+        self.facts.iter().map(|facts| facts.counters().instructions).sum()
+    }
+
+    /// Kernel ids of the vCPU threads that have started.
+    pub(crate) fn thread_ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.facts.iter().filter_map(|facts| facts.tid())
+    }
+}
+
+fn kick_all(vm: &Arc<dyn Vm>, vcpus: u32) -> Box<dyn Fn() + Send + Sync> {
+    let vm = Arc::clone(vm);
+    Box::new(move || (0..vcpus).for_each(|id| vm.kick(id)))
+}
+
+fn source(plan: &VmPlan) -> BootSource<'_> {
+    BootSource { kernel: &plan.kernel, initrd: plan.initrd.as_deref(), cmdline: &plan.cmdline }
+}

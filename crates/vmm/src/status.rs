@@ -1,0 +1,103 @@
+//! What a VM shows of itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::control::RunState;
+
+/// A VM at one moment.
+#[derive(Clone, PartialEq, Debug)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: String,
+    /// Process id.
+    pub pid: u32,
+    /// Name of the engine.
+    pub engine: &'static str,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Whether it runs.
+    pub state: RunState,
+    /// Since the VM was started, reboots included.
+    pub uptime_seconds: f64,
+    /// Guest RAM as configured.
+    pub configured_bytes: u64,
+    /// Guest RAM with a host page behind it.
+    pub resident_bytes: u64,
+    /// In the balloon.
+    pub ballooned_bytes: u64,
+    /// What the balloon was asked to hold.
+    pub balloon_target_bytes: u64,
+    /// `None` until measured: measuring starts with the first question.
+    pub working_set: Option<WorkingSet>,
+    /// CPU time of all vCPU threads.
+    pub guest_cpu_seconds: f64,
+    /// Exits by kind.
+    pub exits: BTreeMap<&'static str, u64>,
+}
+
+/// Bytes accessed in the last 1, 10 and 60 seconds, or since the measurement began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct WorkingSet {
+    pub window_1s_bytes: u64,
+    pub window_10s_bytes: u64,
+    pub window_60s_bytes: u64,
+}
+
+/// A working-set sample of the report, in time since the VM was started.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct WorkingSetPoint {
+    pub t_seconds: f64,
+    pub window_1s_bytes: u64,
+    pub window_10s_bytes: u64,
+    pub window_60s_bytes: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RunReport {
+    /// Name of the engine.
+    pub engine: &'static str,
+    /// From start to end.
+    pub wall_seconds: f64,
+    /// CPU time of the whole process, user and system.
+    pub cpu_seconds: f64,
+    /// Guest instructions, where the engine counts them.
+    pub guest_instructions: Option<u64>,
+    /// Exits by kind.
+    pub exits: BTreeMap<&'static str, u64>,
+    /// Frames by state at the end.
+    pub frames: BTreeMap<&'static str, u64>,
+    /// One point a second.
+    pub working_set: Vec<WorkingSetPoint>,
+    /// Resident memory of this process at the end, guest frames included.
+    pub host_resident_bytes: u64,
+    /// Times the VM was paused.
+    pub pauses: u64,
+}
+
+/// CPU seconds of a thread of this process (field 1 of schedstat, in nanoseconds).
+pub(crate) fn thread_cpu_seconds(tid: u64) -> f64 {
+    let path = format!("/proc/self/task/{tid}/schedstat");
+    let text = std::fs::read_to_string(Path::new(&path)).unwrap_or_default();
+    let nanoseconds = text.split(' ').next().and_then(|field| field.parse::<u64>().ok());
+    nanoseconds.unwrap_or(0) as f64 / 1e9
+}
+
+/// CPU seconds of this process.
+pub(crate) fn process_cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Resident memory of this process (`VmRSS`).
+pub(crate) fn process_resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

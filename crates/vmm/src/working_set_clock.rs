@@ -1,0 +1,135 @@
+//! The thread that ticks the working-set tracker, while somebody wants to know.
+//!
+//! Each tick makes every vCPU refill its translations, so it happens only while asked for: always with
+//! `--report`, else until [`LINGER`] after the last question.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use insight::{WorkingSetSample, WorkingSetTracker};
+use memory::GuestMemory;
+
+/// An epoch.
+const EPOCH: Duration = Duration::from_secs(1);
+/// How long after the last question the ticking goes on.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Measures on demand. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct WorkingSetClock {
+    shared: Arc<Shared>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    always: bool,
+    wanted_until: Option<Instant>,
+    stop: bool,
+    latest: Option<WorkingSetSample>,
+    history: Vec<WorkingSetSample>,
+}
+
+impl WorkingSetClock {
+    /// Starts the thread; it sleeps until asked, unless `always`.
+    pub(crate) fn start(memory: Arc<GuestMemory>, always: bool) -> std::io::Result<Self> {
+        let state =
+            State { always, wanted_until: None, stop: false, latest: None, history: Vec::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let body = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("working-set".into())
+            .spawn(move || body.run(&memory))
+            .map(Some)?;
+        Ok(Self { shared, thread })
+    }
+
+    /// The latest sample; asking keeps the measurement going. `None` until an epoch has ended.
+    pub(crate) fn ask(&self) -> Option<WorkingSetSample> {
+        let mut state = self.shared.lock();
+        state.wanted_until = Some(Instant::now() + LINGER);
+        self.shared.changed.notify_all();
+        state.latest
+    }
+
+    /// Every sample since the tracking that `always` asked for began.
+    pub(crate) fn history(&self) -> Vec<WorkingSetSample> {
+        self.shared.lock().history.clone()
+    }
+}
+
+impl Drop for WorkingSetClock {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It ends by itself unless it panicked, and then there is nothing to save.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, memory: &Arc<GuestMemory>) {
+        while self.wait_until_wanted() {
+            self.track(WorkingSetTracker::new(Arc::clone(memory), EPOCH));
+        }
+    }
+
+    /// False when it is time to end.
+    fn wait_until_wanted(&self) -> bool {
+        let mut state = self.lock();
+        while !state.stop && !state.wanted(Instant::now()) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        !state.stop
+    }
+
+    fn track(&self, mut tracker: WorkingSetTracker) {
+        let mut begun = Instant::now();
+        while self.sleep_until(begun + EPOCH) {
+            let now = Instant::now();
+            let sample = tracker.tick(now - begun);
+            begun = now;
+            let mut state = self.lock();
+            state.latest = Some(sample);
+            if state.always {
+                state.history.push(sample);
+            }
+        }
+        self.lock().latest = None;
+    }
+
+    /// Sleeps; false when nobody wants to know any more.
+    fn sleep_until(&self, deadline: Instant) -> bool {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            if state.stop || !state.wanted(now) {
+                return false;
+            }
+            if now >= deadline {
+                return true;
+            }
+            let woken = self.changed.wait_timeout(state, deadline - now);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wanted(&self, now: Instant) -> bool {
+        self.always || self.wanted_until.is_some_and(|until| now < until)
+    }
+}
