@@ -243,7 +243,11 @@ impl System {
                     let mut bytes = [0; 8];
                     bytes[..chunk.len()].copy_from_slice(chunk);
                     let at = gpa + index as u64 * 8;
-                    self.device_store(at, chunk.len().next_power_of_two(), u64::from_le_bytes(bytes));
+                    self.device_store(
+                        at,
+                        chunk.len().next_power_of_two(),
+                        u64::from_le_bytes(bytes),
+                    );
                 }
             }
         }
@@ -321,7 +325,8 @@ impl System {
     /// Bytes of a frame with code were written: drops the blocks they were decoded into.
     pub(crate) fn code_written(&mut self, gpa: u64, len: usize) {
         let from = gpa as u32 & 0xfff;
-        let (dropped, code_left) = self.shared.blocks.invalidate(gpa >> 12, from, from + len as u32);
+        let (dropped, code_left) =
+            self.shared.blocks.invalidate(gpa >> 12, from, from + len as u32);
         if dropped > 0 {
             self.end = true;
         }

@@ -105,7 +105,8 @@ impl Generation {
     pub(crate) fn wait<'a>(&self, generation: u64, vcpus: impl Iterator<Item = &'a Attention>) {
         for vcpu in vcpus {
             let mut spins = 0u32;
-            while vcpu.inside.load(Ordering::SeqCst) && vcpu.seen.load(Ordering::SeqCst) < generation
+            while vcpu.inside.load(Ordering::SeqCst)
+                && vcpu.seen.load(Ordering::SeqCst) < generation
             {
                 // A block takes under a microsecond; with more vCPUs than cores the other one may
                 // not be running at all.

@@ -58,7 +58,9 @@ fn reading() -> (u64, u64) {
 
 /// TSC ticks as time.
 pub(crate) fn ticks_to_duration(ticks: u64) -> Duration {
-    Duration::from_nanos((u128::from(ticks) * 1_000_000_000 / u128::from(tsc_hz())).min(u64::MAX.into()) as u64)
+    Duration::from_nanos(
+        (u128::from(ticks) * 1_000_000_000 / u128::from(tsc_hz())).min(u64::MAX.into()) as u64,
+    )
 }
 
 /// `struct pvclock_vcpu_time_info`, 32 bytes.

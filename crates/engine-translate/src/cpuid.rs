@@ -147,7 +147,12 @@ fn leaf7_edx() -> u32 {
 fn caches(table: &mut Table, vcpus: u32) {
     let cores = vcpus.next_power_of_two().min(64) - 1;
     let cache = |kind: u32, level: u32, ways: u32, sets: u32, shared: u32| {
-        [kind | level << 5 | 1 << 8 | shared << 14 | cores << 26, 63 | (ways - 1) << 22, sets - 1, 0]
+        [
+            kind | level << 5 | 1 << 8 | shared << 14 | cores << 26,
+            63 | (ways - 1) << 22,
+            sets - 1,
+            0,
+        ]
     };
     add_indexed(table, 4, 0, cache(1, 1, 8, 64, 0));
     add_indexed(table, 4, 1, cache(2, 1, 8, 64, 0));
@@ -164,7 +169,8 @@ fn extended(table: &mut Table) {
     let name = b"Fathom x86-64 interpreter";
     brand[..name.len()].copy_from_slice(name);
     for (leaf, part) in brand.chunks_exact(16).enumerate() {
-        let word = |at: usize| u32::from_le_bytes([part[at], part[at + 1], part[at + 2], part[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([part[at], part[at + 1], part[at + 2], part[at + 3]]);
         add(table, 0x8000_0002 + leaf as u32, [word(0), word(4), word(8), word(12)]);
     }
     add(table, 0x8000_0006, [0, 0, 1024 << 16 | 8 << 12 | 64, 0]);

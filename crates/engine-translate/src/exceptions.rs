@@ -110,7 +110,11 @@ pub(crate) fn enter(
     }
     let frame = 5 + u64::from(code.is_some());
     core.cpu.regs[RSP as usize] = (top & !0xf).wrapping_sub(frame * 8);
-    segments::enter_code(core, Segment { selector: gate.selector & !3 | u16::from(cpl), ..cs }, cpl);
+    segments::enter_code(
+        core,
+        Segment { selector: gate.selector & !3 | u16::from(cpl), ..cs },
+        cpl,
+    );
     core.cpu.set_rip(gate.offset);
     let cleared = rflags::TF | rflags::NT | rflags::VM | rflags::RF;
     core.cpu.set_flags(cleared | if gate.trap { 0 } else { rflags::IF }, 0);

@@ -6,10 +6,10 @@ use memory::Gpa;
 use translator::decode::{self, MAX_LEN};
 use translator::{Block, Mode, Stop};
 
+use crate::access::Target;
 use crate::host;
 use crate::system::{Core, System};
 use crate::walk::Kind;
-use crate::access::Target;
 use memory::FRAME_SIZE;
 
 /// Entries of the jump cache; a power of two.
@@ -66,7 +66,9 @@ fn index(key: u64) -> usize {
 /// key only has to be unambiguous), the address-space number, the privilege.
 #[inline(always)]
 pub(crate) fn key(core: &Core) -> u64 {
-    linear_rip(core) & 0xffff_ffff_ffff | core.machine.tlb.asid() << 48 | u64::from(core.cpu.cpl == 3) << 60
+    linear_rip(core) & 0xffff_ffff_ffff
+        | core.machine.tlb.asid() << 48
+        | u64::from(core.cpu.cpl == 3) << 60
 }
 
 /// The block at RIP, from the shared cache or decoded now.
@@ -82,9 +84,9 @@ pub(crate) fn block(core: &mut Core) -> Result<Arc<Block<System>>, Stop> {
     let machine = &mut core.machine;
     // The second page is looked at only for a block that needs it; if it cannot be had, decoding below
     // finds out again and raises its fault.
-    let found = shared.blocks.find(gpa, mode, || {
-        code_address(machine, next, user).ok().map(|gpa| gpa >> 12)
-    });
+    let found = shared
+        .blocks
+        .find(gpa, mode, || code_address(machine, next, user).ok().map(|gpa| gpa >> 12));
     if let Some(block) = found {
         return Ok(block);
     }

@@ -18,10 +18,18 @@ pub(crate) unsafe fn load<T: Word>(at: usize) -> T {
     // SAFETY: the caller's promise; the instruction touches no other memory, no flags, no stack.
     unsafe {
         match T::SIZE {
-            1 => asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
-            2 => asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
-            4 => asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
-            _ => asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly)),
+            1 => {
+                asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            2 => {
+                asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            4 => {
+                asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            _ => {
+                asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+            }
         }
     }
     T::cut(value)
@@ -37,10 +45,18 @@ pub(crate) unsafe fn store<T: Word>(at: usize, value: T) {
     // SAFETY: the caller's promise; the instruction touches no other memory, no flags, no stack.
     unsafe {
         match T::SIZE {
-            1 => asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags)),
-            2 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
-            4 => asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
-            _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags)),
+            1 => {
+                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+            }
         }
     }
 }
@@ -56,10 +72,18 @@ pub(crate) unsafe fn compare_exchange<T: Word>(at: usize, old: T, new: T) -> T {
     // SAFETY: the caller's promise; flags are declared clobbered by default.
     unsafe {
         match T::SIZE {
-            1 => asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) at, inout("rax") found, options(nostack)),
-            2 => asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) at, inout("rax") found, options(nostack)),
-            4 => asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) at, inout("rax") found, options(nostack)),
-            _ => asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) at, inout("rax") found, options(nostack)),
+            1 => {
+                asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) at, inout("rax") found, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) at, inout("rax") found, options(nostack))
+            }
+            4 => {
+                asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) at, inout("rax") found, options(nostack))
+            }
+            _ => {
+                asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) at, inout("rax") found, options(nostack))
+            }
         }
     }
     T::cut(found)
@@ -108,10 +132,18 @@ pub(crate) unsafe fn fill(at: usize, value: u64, size: usize, count: usize) {
     // SAFETY: the caller's promise; DF is clear in Rust code by the ABI.
     unsafe {
         match size {
-            1 => asm!("rep stosb", in("al") value as u8, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
-            2 => asm!("rep stosw", in("ax") value as u16, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
-            4 => asm!("rep stosd", in("eax") value as u32, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
-            _ => asm!("rep stosq", in("rax") value, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags)),
+            1 => {
+                asm!("rep stosb", in("al") value as u8, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep stosw", in("ax") value as u16, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep stosd", in("eax") value as u32, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("rep stosq", in("rax") value, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+            }
         }
     }
 }

@@ -66,7 +66,8 @@ pub(crate) fn descriptor_address(core: &Core, selector: u16, len: u64) -> Option
         (regs.ldtr.base, u64::from(regs.ldtr.limit))
     };
     let at = u64::from(selector & !7);
-    let usable = selector & !3 != 0 && at + len - 1 <= limit && (selector & 4 == 0 || has_ldt(core));
+    let usable =
+        selector & !3 != 0 && at + len - 1 <= limit && (selector & 4 == 0 || has_ldt(core));
     usable.then(|| base.wrapping_add(at))
 }
 
@@ -104,8 +105,7 @@ pub(crate) fn real_mode(core: &Core) -> bool {
 pub(crate) fn load_data(core: &mut Core, index: usize, selector: u16) -> Result<(), Stop> {
     if real_mode(core) {
         let old = core.cpu.segs[index];
-        core.cpu.segs[index] =
-            Segment { selector, base: u64::from(selector) << 4, ..old };
+        core.cpu.segs[index] = Segment { selector, base: u64::from(selector) << 4, ..old };
         return Ok(());
     }
     let segment = check_data(core, index, selector)?;
@@ -167,7 +167,8 @@ pub(crate) fn code_for_gate(core: &mut Core, selector: u16, ext: u32) -> Result<
         return Err(core.machine.gp(code));
     };
     let segment = descriptor.segment(selector);
-    let is_code = segment.attributes & (Segment::CODE_OR_DATA | CODE) == Segment::CODE_OR_DATA | CODE;
+    let is_code =
+        segment.attributes & (Segment::CODE_OR_DATA | CODE) == Segment::CODE_OR_DATA | CODE;
     // A handler runs in 64-bit mode.
     if !is_code || segment.dpl() > core.cpu.cpl || !segment.is_long() || segment.is_big() {
         return Err(core.machine.gp(code));

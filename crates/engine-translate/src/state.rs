@@ -79,7 +79,10 @@ pub(crate) fn check(state: &VcpuState) -> Result<(), EngineError> {
     let long = state.efer & efer::LMA != 0;
     let paging = state.cr0 & cr0::PG != 0;
     if long != (paging && state.efer & efer::LME != 0) || long && state.cr4 & cr4::PAE == 0 {
-        return refuse(format!("cr0 {:#x}, cr4 {:#x} and efer {:#x} contradict each other", state.cr0, state.cr4, state.efer));
+        return refuse(format!(
+            "cr0 {:#x}, cr4 {:#x} and efer {:#x} contradict each other",
+            state.cr0, state.cr4, state.efer
+        ));
     }
     if paging && !long {
         return refuse("32-bit paging: the interpreter has 4-level paging only".into());

@@ -132,8 +132,7 @@ impl System {
     pub(crate) fn set_privilege(&mut self, cpl: u8, rflags: u64) {
         self.user = cpl == 3;
         self.tlb.set_user(self.user);
-        self.align =
-            self.user && rflags & rflags::AC != 0 && self.regs.cr0 & cr0::AM != 0;
+        self.align = self.user && rflags & rflags::AC != 0 && self.regs.cr0 & cr0::AM != 0;
     }
 
     /// Notes an exit; the block ends after this instruction.

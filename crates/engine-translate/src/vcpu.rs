@@ -97,7 +97,9 @@ impl TranslateVcpu {
         if peer.inbox.take_init() {
             self.init();
         }
-        if self.waiting_for_sipi && let Some(vector) = peer.inbox.take_start_up() {
+        if self.waiting_for_sipi
+            && let Some(vector) = peer.inbox.take_start_up()
+        {
             self.start_up(vector);
         }
         if peer.attention.take_kick() {
@@ -255,7 +257,8 @@ impl TranslateVcpu {
         let shadow = std::mem::take(&mut core.machine.shadow);
         let trap = core.cpu.flag(rflags::TF);
         let outcome = core.run_block(&block, single);
-        let on_stack = outcome == Outcome::Fault && uses_stack(&block, core.cpu.rip().wrapping_sub(start));
+        let on_stack =
+            outcome == Outcome::Fault && uses_stack(&block, core.cpu.rip().wrapping_sub(start));
         if !core.machine.fetch_stale {
             self.jumps.put(key, block);
         }

@@ -12,7 +12,7 @@ use devices::reset::{self, I8042, Reset};
 use devices::rtc::{self, Rtc};
 use devices::serial::{self, Serial};
 use devices::virtio::VirtioDevice;
-use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
+use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, FrameBalloon};
 use devices::virtio::block::{Disk, DiskConfig};
 use devices::virtio::console::Console as VirtioConsole;
 use devices::virtio::mmio::MmioTransport;
@@ -25,7 +25,6 @@ use crate::config::{DiskAccess, DiskPlan, VmPlan};
 use crate::console::Console;
 use crate::control::Control;
 use crate::error::VmError;
-use crate::guest_ram::BalloonRam;
 use crate::io_thread::Subscriber;
 use crate::outcome::End;
 use crate::panic_watch::{self, Seen};
@@ -120,8 +119,16 @@ impl Board {
 
     fn add_power(&mut self, ending: &Ending) {
         let sink = ending.power_sink();
-        self.port(reset::SLEEP_CONTROL_PORT, reset::PORT_COUNT, Arc::new(Reset::new(Arc::clone(&sink))));
-        self.port(reset::I8042_COMMAND_PORT, reset::I8042_PORT_COUNT, Arc::new(I8042::new(Arc::clone(&sink))));
+        self.port(
+            reset::SLEEP_CONTROL_PORT,
+            reset::PORT_COUNT,
+            Arc::new(Reset::new(Arc::clone(&sink))),
+        );
+        self.port(
+            reset::I8042_COMMAND_PORT,
+            reset::I8042_PORT_COUNT,
+            Arc::new(I8042::new(Arc::clone(&sink))),
+        );
         self.port(layout::PVPANIC_PORT, 1, Arc::new(PvPanic::new(sink)));
         self.port(rtc::INDEX_PORT, rtc::PORT_COUNT, Arc::new(Rtc::new()));
     }
@@ -219,7 +226,8 @@ enum Typed {
 impl Typed {
     /// The last `console=` is the one that Linux opens as /dev/console.
     fn of(cmdline: &str) -> Self {
-        let last = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
+        let last =
+            cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
         if last.is_some_and(|name| name.starts_with("hvc")) { Self::Virtio } else { Self::Serial }
     }
 }
@@ -230,7 +238,7 @@ fn balloon(plan: &VmPlan, memory: &Arc<GuestMemory>) -> Result<Balloon, VmError>
         deflate_on_oom: true,
         free_page_reporting: true,
     };
-    Balloon::new(config, Box::new(BalloonRam(Arc::clone(memory))))
+    Balloon::new(config, Box::new(FrameBalloon::new(Arc::clone(memory))))
         .map_err(VmError::host("create the balloon"))
 }
 

@@ -1,15 +1,16 @@
 //! A running VM as its owner holds it: across reboots of the guest, until it ends.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::Engine;
+use insight::WorkingSetSample;
 
 use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
-use crate::control::RunState;
 use crate::error::{RequestError, VmError};
 use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
@@ -35,7 +36,8 @@ struct Shared {
 
 struct State {
     life: Life,
-    /// CPU seconds, exits and instructions of the lives before this one.
+    /// Of the lives before this one.
+    before: Totals,
     balloon_target_bytes: u64,
     outcome: Option<Result<Outcome, String>>,
     report: Option<RunReport>,
@@ -48,6 +50,31 @@ struct Life {
     clock: Arc<WorkingSetClock>,
 }
 
+/// What adds up over the lives of a VM.
+#[derive(Clone, Default)]
+struct Totals {
+    guest_cpu_seconds: f64,
+    instructions: Option<u64>,
+    exits: BTreeMap<&'static str, u64>,
+    working_set: Vec<WorkingSetPoint>,
+}
+
+impl Totals {
+    /// These and those of `life`.
+    fn with(mut self, life: &Life) -> Self {
+        let machine = &life.machine;
+        self.guest_cpu_seconds += machine.thread_ids().map(thread_cpu_seconds).sum::<f64>();
+        if let Some(instructions) = machine.instructions() {
+            self.instructions = Some(self.instructions.unwrap_or(0) + instructions);
+        }
+        for (kind, count) in machine.exits() {
+            *self.exits.entry(kind).or_default() += count;
+        }
+        self.working_set.extend(life.clock.history().iter().map(point));
+        self
+    }
+}
+
 /// Starts a VM: the guest runs when this returns.
 ///
 /// The console's terminal is in raw mode from here until [`VmHandle::wait`] returns.
@@ -56,13 +83,15 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
         EngineKind::Translate => Box::new(engine_translate::TranslateEngine::new()?),
     };
     let console = Console::open(&plan.console)?;
-    let (life, threads) = begin(&plan, &*engine, &console)?;
-    let state = State { life, balloon_target_bytes: 0, outcome: None, report: None };
+    let started = Instant::now();
+    let (life, threads) = begin(&plan, &*engine, &console, started)?;
+    let before = Totals::default();
+    let state = State { life, before, balloon_target_bytes: 0, outcome: None, report: None };
     let handle = VmHandle(Arc::new(Shared {
         plan,
         engine,
         console: Mutex::new(Some(console)),
-        started: Instant::now(),
+        started,
         pauses: AtomicU64::new(0),
         state: Mutex::new(state),
         ended: Condvar::new(),
@@ -75,9 +104,14 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
     Ok(handle)
 }
 
-fn begin(plan: &VmPlan, engine: &dyn Engine, console: &Console) -> Result<(Life, Threads), VmError> {
+fn begin(
+    plan: &VmPlan,
+    engine: &dyn Engine,
+    console: &Console,
+    started: Instant,
+) -> Result<(Life, Threads), VmError> {
     let (machine, threads) = Machine::start(plan, engine, console)?;
-    let clock = WorkingSetClock::start(Arc::clone(&machine.memory), plan.report.is_some());
+    let clock = WorkingSetClock::start(Arc::clone(&machine.memory), started, plan.report.is_some());
     let clock = clock.map_err(VmError::host("start the working-set thread"));
     let clock = match clock {
         Ok(clock) => Arc::new(clock),
@@ -160,12 +194,12 @@ impl Shared {
             let life = self.lock().life.clone();
             let end = life.machine.wait(threads);
             let outcome = match end {
-                End::Reboot => match self.reboot() {
+                End::Reboot => match self.reboot(&life) {
                     Ok(next) => {
                         threads = next;
                         continue;
                     }
-                    Err(error) => Err(format!("reboot: {error}")),
+                    Err(error) => Err(format!("reboot: {}", chain(&error))),
                 },
                 End::Poweroff => Ok(Outcome::Poweroff),
                 End::Panic => Ok(Outcome::Panic),
@@ -176,13 +210,18 @@ impl Shared {
         }
     }
 
-    fn reboot(&self) -> Result<Threads, VmError> {
+    fn reboot(&self, ended: &Life) -> Result<Threads, VmError> {
+        let totals = self.lock().before.clone().with(ended);
+        self.lock().before = totals;
         let console = self.console();
         let console = console.as_ref().ok_or_else(|| {
             VmError::Host("reuse the console".into(), std::io::ErrorKind::NotFound.into())
         })?;
-        let (life, threads) = begin(&self.plan, &*self.engine, console)?;
-        self.lock().life = life;
+        let (life, threads) = begin(&self.plan, &*self.engine, console, self.started)?;
+        let mut state = self.lock();
+        state.life = life;
+        // A new balloon is empty.
+        state.balloon_target_bytes = 0;
         Ok(threads)
     }
 
@@ -197,10 +236,11 @@ impl Shared {
     }
 
     fn status(&self) -> VmStatus {
-        let (life, balloon_target_bytes) = {
+        let (life, before, balloon_target_bytes) = {
             let state = self.lock();
-            (state.life.clone(), state.balloon_target_bytes)
+            (state.life.clone(), state.before.clone(), state.balloon_target_bytes)
         };
+        let totals = before.with(&life);
         let counts = life.machine.memory.counts();
         let sample = life.clock.ask();
         VmStatus {
@@ -219,13 +259,14 @@ impl Shared {
                 window_10s_bytes: sample.working_set_10s_bytes,
                 window_60s_bytes: sample.working_set_60s_bytes,
             }),
-            guest_cpu_seconds: life.machine.thread_ids().map(thread_cpu_seconds).sum(),
-            exits: life.machine.exits(),
+            guest_cpu_seconds: totals.guest_cpu_seconds,
+            exits: totals.exits,
         }
     }
 
     fn report(&self, life: &Life) -> RunReport {
         let counts = life.machine.memory.counts();
+        let totals = self.lock().before.clone().with(life);
         let frames = [
             ("untouched", counts.untouched),
             ("resident", counts.resident),
@@ -236,10 +277,10 @@ impl Shared {
             engine: self.plan.engine.kind.name(),
             wall_seconds: self.started.elapsed().as_secs_f64(),
             cpu_seconds: process_cpu_seconds(),
-            guest_instructions: life.machine.instructions(),
-            exits: life.machine.exits(),
+            guest_instructions: totals.instructions,
+            exits: totals.exits,
             frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
-            working_set: life.clock.history().iter().map(point).collect(),
+            working_set: totals.working_set,
             host_resident_bytes: process_resident_bytes(),
             pauses: self.pauses.load(Ordering::Relaxed),
         }
@@ -258,9 +299,20 @@ impl Shared {
     }
 }
 
-fn point(sample: &insight::WorkingSetSample) -> WorkingSetPoint {
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn point((at, sample): &(Duration, WorkingSetSample)) -> WorkingSetPoint {
     WorkingSetPoint {
-        t_seconds: sample.at_ms as f64 / 1e3,
+        t_seconds: at.as_secs_f64(),
         window_1s_bytes: sample.working_set_1s_bytes,
         window_10s_bytes: sample.working_set_10s_bytes,
         window_60s_bytes: sample.working_set_60s_bytes,

@@ -52,9 +52,11 @@ impl Machine {
         let control = Arc::new(Control::new(plan.cpus));
         let ending = Ending::new(&control, &vm, plan.cpus);
         let board = Board::build(plan, &memory, &vm, &ending, console)?;
-        let boot = boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
+        let boot =
+            boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
 
-        let mut vcpus = (0..plan.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        let mut vcpus =
+            (0..plan.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         vcpus[0].set_state(&boot.vcpu_state())?;
         let io = IoThread::start(board.subscribers)?;
         let shared = Arc::new(VcpuShared {
@@ -105,7 +107,10 @@ impl Machine {
         drop(threads.io);
         for transport in &self.transports {
             if let Err(error) = transport.flush() {
-                tracing::error!("flush {:?}: {error}: the guest's last writes may be lost", transport.kind());
+                tracing::error!(
+                    "flush {:?}: {error}: the guest's last writes may be lost",
+                    transport.kind()
+                );
             }
         }
         end

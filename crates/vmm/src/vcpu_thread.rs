@@ -46,7 +46,12 @@ impl VcpuFacts {
     }
 
     fn count(&self, exit: &Exit, counters: Counters) {
-        *self.exits.lock().unwrap_or_else(PoisonError::into_inner).entry(exit.kind()).or_default() += 1;
+        *self
+            .exits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(exit.kind())
+            .or_default() += 1;
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct WorkingSetClock {
 
 #[derive(Debug)]
 struct Shared {
+    /// What the times of the history count from.
+    zero: Instant,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -34,15 +36,20 @@ struct State {
     wanted_until: Option<Instant>,
     stop: bool,
     latest: Option<WorkingSetSample>,
-    history: Vec<WorkingSetSample>,
+    /// When each was taken, since `Shared::zero`.
+    history: Vec<(Duration, WorkingSetSample)>,
 }
 
 impl WorkingSetClock {
-    /// Starts the thread; it sleeps until asked, unless `always`.
-    pub(crate) fn start(memory: Arc<GuestMemory>, always: bool) -> std::io::Result<Self> {
+    /// Starts the thread; it sleeps until asked, unless `always`. Times count from `zero`.
+    pub(crate) fn start(
+        memory: Arc<GuestMemory>,
+        zero: Instant,
+        always: bool,
+    ) -> std::io::Result<Self> {
         let state =
             State { always, wanted_until: None, stop: false, latest: None, history: Vec::new() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared { zero, state: Mutex::new(state), changed: Condvar::new() });
         let body = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("working-set".into())
@@ -59,8 +66,8 @@ impl WorkingSetClock {
         state.latest
     }
 
-    /// Every sample since the tracking that `always` asked for began.
-    pub(crate) fn history(&self) -> Vec<WorkingSetSample> {
+    /// Every sample that `always` asked for, with its time.
+    pub(crate) fn history(&self) -> Vec<(Duration, WorkingSetSample)> {
         self.shared.lock().history.clone()
     }
 }
@@ -101,7 +108,7 @@ impl Shared {
             let mut state = self.lock();
             state.latest = Some(sample);
             if state.always {
-                state.history.push(sample);
+                state.history.push((now - self.zero, sample));
             }
         }
         self.lock().latest = None;

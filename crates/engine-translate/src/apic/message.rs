@@ -39,7 +39,8 @@ impl Destination {
             Self::Physical(wanted) => wanted == u32::MAX || wanted == id,
             Self::Logical(wanted) => {
                 let logical = logical_id(id);
-                wanted == u32::MAX || wanted >> 16 == logical >> 16 && wanted & logical & 0xffff != 0
+                wanted == u32::MAX
+                    || wanted >> 16 == logical >> 16 && wanted & logical & 0xffff != 0
             }
             Self::OnlySelf => sender == Some(id),
             Self::All => true,

@@ -3,7 +3,9 @@
 use translator::{InsnFlags, Machine, Stop};
 use x86::{DescriptorTable, Exception, Segment, Vector, paging, rflags};
 
-use super::{SystemInsn, operand_size, privileged, selector_source, set_register, stack_load, stack_store};
+use super::{
+    SystemInsn, operand_size, privileged, selector_source, set_register, stack_load, stack_store,
+};
 use crate::segments;
 use crate::system::Core;
 
@@ -92,7 +94,11 @@ pub(super) fn ltr(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     Ok(())
 }
 
-pub(super) fn store_selector(core: &mut Core, insn: &SystemInsn, selector: u16) -> Result<(), Stop> {
+pub(super) fn store_selector(
+    core: &mut Core,
+    insn: &SystemInsn,
+    selector: u16,
+) -> Result<(), Stop> {
     if insn.flags & InsnFlags::MEMORY != 0 {
         let at = core.address(insn);
         return core.machine.store(at, selector);
@@ -185,9 +191,8 @@ pub(super) fn pop_seg(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
 
 pub(super) fn load_far_pointer(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     let (offset, selector) = far_pointer(core, insn)?;
-    load(core, insn.aux as usize, selector).or_else(|stop| {
-        if stop == Stop::End { Ok(()) } else { Err(stop) }
-    })?;
+    load(core, insn.aux as usize, selector)
+        .or_else(|stop| if stop == Stop::End { Ok(()) } else { Err(stop) })?;
     set_register(core, insn.dst, operand_size(insn), offset);
     Ok(())
 }

@@ -8,8 +8,7 @@ use crate::segments;
 use crate::system::Core;
 
 /// What POPF may change besides what privilege decides.
-const ALWAYS: u64 =
-    rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
+const ALWAYS: u64 = rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
 
 fn iopl(core: &Core) -> u8 {
     (core.cpu.rflags >> 12 & 3) as u8

@@ -68,7 +68,12 @@ pub(super) fn random(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     let mut bytes = [0; 8];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     let ok = filled == Ok(8);
-    set_register(core, insn.dst, operand_size(insn), if ok { u64::from_le_bytes(bytes) } else { 0 });
+    set_register(
+        core,
+        insn.dst,
+        operand_size(insn),
+        if ok { u64::from_le_bytes(bytes) } else { 0 },
+    );
     core.cpu.set_flags(rflags::STATUS, if ok { rflags::CF } else { 0 });
     Ok(())
 }

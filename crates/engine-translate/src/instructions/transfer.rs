@@ -64,12 +64,7 @@ pub(super) fn iret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
 }
 
 /// The stack segment of a return: a null selector is allowed in 64-bit mode below privilege 3.
-fn stack_segment(
-    core: &mut Core,
-    target: &Segment,
-    ss: u16,
-    cpl: u8,
-) -> Result<Segment, Stop> {
+fn stack_segment(core: &mut Core, target: &Segment, ss: u16, cpl: u8) -> Result<Segment, Stop> {
     if ss & !3 == 0 {
         if target.is_long() && cpl != 3 && (ss & 3) as u8 == cpl {
             return Ok(Segment { selector: ss, ..segments::null_stack(cpl) });
