@@ -52,13 +52,15 @@ impl System {
             let write = kind == Kind::Write && translation.writable && !code;
             let rights = Rights { read: true, write, large: translation.large };
             self.tlb.insert(va, page, user, rights);
+        } else {
+            self.tlb.insert_fetch(va, gpa, user, translation.large);
         }
         Ok(Target::Ram { host: page + (gpa & (PAGE - 1)) as usize, gpa, code })
     }
 
     /// Memory that cannot be had (a source failed, tables outside RAM): the machine stops. Hardware would
     /// answer with a machine check.
-    fn lost_memory(&mut self, gpa: u64) -> Stop {
+    pub(crate) fn lost_memory(&mut self, gpa: u64) -> Stop {
         self.broken = Some(format!("guest memory at {gpa:#x} cannot be had"));
         self.raise(Exception::new(Vector::MC))
     }
@@ -166,6 +168,10 @@ impl System {
         if !va.is_multiple_of(16) {
             return Err(self.raise(Exception::GP0));
         }
+        if let Some(host) = self.tlb.cached(va, 16, self.user, true) {
+            // SAFETY: as in `Machine::store` of this type; 16 aligned bytes lie in one page.
+            return Ok(unsafe { host::compare_exchange_16(host, old, new) });
+        }
         match self.target(va, Kind::Write, self.user)? {
             Target::Ram { host, gpa, code } => {
                 // SAFETY: `target` resolved the frame for writing; 16 aligned bytes lie in one page.
@@ -190,6 +196,11 @@ impl System {
         into: &mut [u8],
         user: bool,
     ) -> Result<(), Stop> {
+        if let Some(host) = self.tlb.cached(va, into.len(), user, false) {
+            // SAFETY: as in `Machine::load` of this type, for all bytes.
+            unsafe { load_bytes(host, into) };
+            return Ok(());
+        }
         let (first, second) = into.split_at_mut(first_part(va, into.len()));
         let next = va.wrapping_add(first.len() as u64);
         let a = self.target(va, Kind::Read, user)?;
@@ -219,6 +230,11 @@ impl System {
     }
 
     pub(crate) fn write_bytes_as(&mut self, va: u64, from: &[u8], user: bool) -> Result<(), Stop> {
+        if let Some(host) = self.tlb.cached(va, from.len(), user, true) {
+            // SAFETY: as in `Machine::store` of this type, for all bytes.
+            unsafe { store_bytes(host, from) };
+            return Ok(());
+        }
         let (first, second) = from.split_at(first_part(va, from.len()));
         let next = va.wrapping_add(first.len() as u64);
         let a = self.target(va, Kind::Write, user)?;
@@ -254,6 +270,9 @@ impl System {
     }
 
     pub(crate) fn probe(&mut self, va: u64, len: usize) -> Result<(), Stop> {
+        if self.tlb.cached(va, len, self.user, true).is_some() {
+            return Ok(());
+        }
         self.target(va, Kind::Write, self.user)?;
         if crosses(va, len) {
             self.target(va.wrapping_add(len as u64 - 1) & !(PAGE - 1), Kind::Write, self.user)?;
@@ -266,7 +285,7 @@ impl System {
         if len == 0 {
             return Ok(0);
         }
-        let source = match self.cached(from, false) {
+        let source = match self.tlb.cached(from, len as usize, self.user, false) {
             Some(host) => host,
             None => match self.target(from, Kind::Read, self.user)? {
                 Target::Ram { host, .. } => host,
@@ -299,19 +318,13 @@ impl System {
 
     /// The host address of a page that may be written without further ado.
     fn writable(&mut self, va: u64) -> Result<Option<usize>, Stop> {
-        if let Some(host) = self.cached(va, true) {
+        if let Some(host) = self.tlb.cached(va, 1, self.user, true) {
             return Ok(Some(host));
         }
         match self.target(va, Kind::Write, self.user)? {
             Target::Ram { host, code: false, .. } => Ok(Some(host)),
             _ => Ok(None),
         }
-    }
-
-    fn cached(&self, va: u64, write: bool) -> Option<usize> {
-        let entry = self.tlb.entry(va);
-        let tag = if write { entry.write } else { entry.read };
-        (tag == self.tlb.tag(va, 1)).then(|| entry.addend.wrapping_add(va as usize))
     }
 
     /// #AC, where alignment is checked (SDM volume 3, 6.15, interrupt 17).
@@ -324,9 +337,7 @@ impl System {
 
     /// Bytes of a frame with code were written: drops the blocks they were decoded into.
     pub(crate) fn code_written(&mut self, gpa: u64, len: usize) {
-        let from = gpa as u32 & 0xfff;
-        let (dropped, code_left) =
-            self.shared.blocks.invalidate(gpa >> 12, from, from + len as u32);
+        let (dropped, code_left) = self.shared.code_written(gpa, len);
         if dropped > 0 {
             self.end = true;
         }

@@ -1,92 +1,96 @@
 //! From RIP to a decoded block.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use memory::Gpa;
+use memory::{Access, FRAME_SIZE, Gpa};
 use translator::decode::{self, MAX_LEN};
-use translator::{Block, Mode, Stop};
+use translator::{Block, Mode, Stop, Width};
 
 use crate::access::Target;
 use crate::host;
 use crate::system::{Core, System};
+use crate::vm::Shared;
 use crate::walk::Kind;
-use memory::FRAME_SIZE;
 
 /// Entries of the jump cache; a power of two.
 const JUMPS: usize = 4096;
 
-/// Blocks by the linear address of their first instruction, the address space and the privilege.
+/// Blocks that ran lately, by the linear address of their first instruction.
+///
+/// An entry is only a guess: the TLB says which physical address a fetch comes from, and the block has to
+/// be the one at that address. So nothing that changes translations has to touch this cache, and address
+/// spaces share what they have in common.
 pub(crate) struct JumpCache {
     entries: Box<[Jump]>,
-    /// Entries of an older generation are stale.
-    generation: u64,
 }
 
 struct Jump {
     key: u64,
-    generation: u64,
     block: Option<Arc<Block<System>>>,
 }
 
 impl JumpCache {
     pub(crate) fn new() -> Self {
-        let entries = (0..JUMPS).map(|_| Jump { key: 0, generation: 0, block: None }).collect();
-        Self { entries, generation: 1 }
+        Self { entries: (0..JUMPS).map(|_| Jump { key: 0, block: None }).collect() }
     }
 
-    /// Forgets everything.
-    pub(crate) fn clear(&mut self) {
-        self.generation += 1;
-    }
-
-    /// Takes the block out, so that it can run while everything else is borrowed; [`JumpCache::put`] puts
-    /// it back.
+    /// The block at RIP.
     #[inline(always)]
-    pub(crate) fn take(&mut self, key: u64) -> Option<Arc<Block<System>>> {
-        let entry = &mut self.entries[index(key)];
-        if entry.key == key && entry.generation == self.generation {
-            return entry.block.take();
+    pub(crate) fn block(&mut self, core: &mut Core) -> Result<&Block<System>, Stop> {
+        let va = linear_rip(core);
+        let key = key(va, core.cpu.width);
+        let jump = &mut self.entries[index(va)];
+        if !jump.is_current(&core.machine, va, key) {
+            *jump = Jump { key, block: Some(find(core, va)?) };
         }
-        None
+        Ok(jump.block.as_deref().expect("an entry without block is not current"))
     }
+}
 
+impl Jump {
     #[inline(always)]
-    pub(crate) fn put(&mut self, key: u64, block: Arc<Block<System>>) {
-        let generation = self.generation;
-        self.entries[index(key)] = Jump { key, generation, block: Some(block) };
+    fn is_current(&self, machine: &System, va: u64, key: u64) -> bool {
+        let Some(block) = &self.block else { return false };
+        self.key == key
+            && machine.tlb.fetch(va) == Some(block.start)
+            && block.is_valid()
+            && block.next_page.is_none_or(|page| {
+                machine.tlb.fetch(next_page(va)).is_some_and(|gpa| gpa >> 12 == page)
+            })
     }
 }
 
 #[inline(always)]
-fn index(key: u64) -> usize {
-    (key ^ key >> 12) as usize & (JUMPS - 1)
+fn index(va: u64) -> usize {
+    (va ^ va >> 12) as usize & (JUMPS - 1)
 }
 
-/// What a jump-cache entry is found by: 48 bits of address (canonical, or translated as if it were: the
-/// key only has to be unambiguous), the address-space number, the privilege.
+/// Address and width in one word: a canonical address has equal top bits, and widths are single bits, so no
+/// two pairs give the same.
 #[inline(always)]
-pub(crate) fn key(core: &Core) -> u64 {
-    linear_rip(core) & 0xffff_ffff_ffff
-        | core.machine.tlb.asid() << 48
-        | u64::from(core.cpu.cpl == 3) << 60
+fn key(va: u64, width: Width) -> u64 {
+    va ^ (width as u64) << 57
 }
 
-/// The block at RIP, from the shared cache or decoded now.
+fn next_page(va: u64) -> u64 {
+    (va | 0xfff).wrapping_add(1)
+}
+
+/// The block at `va` from the shared cache, or decoded now.
 #[cold]
 #[inline(never)]
-pub(crate) fn block(core: &mut Core) -> Result<Arc<Block<System>>, Stop> {
-    let va = linear_rip(core);
+fn find(core: &mut Core, va: u64) -> Result<Arc<Block<System>>, Stop> {
     let mode = Mode { width: core.cpu.width };
     let user = core.cpu.cpl == 3;
     let gpa = code_address(&mut core.machine, va, user)?;
     let shared = Arc::clone(&core.machine.shared);
-    let next = (va | 0xfff).wrapping_add(1);
     let machine = &mut core.machine;
     // The second page is looked at only for a block that needs it; if it cannot be had, decoding below
     // finds out again and raises its fault.
     let found = shared
         .blocks
-        .find(gpa, mode, || code_address(machine, next, user).ok().map(|gpa| gpa >> 12));
+        .find(gpa, mode, || code_address(machine, next_page(va), user).ok().map(|gpa| gpa >> 12));
     if let Some(block) = found {
         return Ok(block);
     }
@@ -109,22 +113,20 @@ fn decode(
         core.machine.flush_all();
     }
     // Translations may have changed while we were outside.
-    let again = code_address(&mut core.machine, va, user)?;
-    if again != gpa {
+    if code_address(&mut core.machine, va, user)? != gpa {
         return Err(Stop::Retry);
     }
     mark_code(core, gpa);
+    let writes = shared.code_writes.load(Ordering::SeqCst);
     let mut bytes = [0; FRAME_SIZE + MAX_LEN];
     let len = FRAME_SIZE - (gpa & 0xfff) as usize;
-    read_code(&mut core.machine, va, &mut bytes[..len], user)?;
+    read_code(core, gpa, &mut bytes[..len])?;
     let decoded = decode::decode_block(&bytes[..len], mode, decode::BLOCK_LIMIT);
     let block = if decoded.crosses {
-        let next = (va | 0xfff).wrapping_add(1);
-        let next_gpa = code_address(&mut core.machine, next, user)?;
+        let next_gpa = code_address(&mut core.machine, next_page(va), user)?;
         mark_code(core, next_gpa);
-        let more = MAX_LEN.min(FRAME_SIZE);
-        read_code(&mut core.machine, next, &mut bytes[len..len + more], user)?;
-        match decode::decode_crossing(&bytes[..len + more], mode) {
+        read_code(core, next_gpa, &mut bytes[len..len + MAX_LEN])?;
+        match decode::decode_crossing(&bytes[..len + MAX_LEN], mode) {
             Some(insn) => Block::new(vec![insn], gpa, Some(next_gpa >> 12)),
             None => return Err(core.machine.gp(0)),
         }
@@ -133,8 +135,18 @@ fn decode(
     };
     let block = Arc::new(block);
     shared.blocks.insert(mode, Arc::clone(&block));
+    if shared.code_writes.load(Ordering::SeqCst) != writes {
+        forget(&shared, &block);
+    }
     drop(decoding);
     Ok(block)
+}
+
+/// Somebody wrote code between our reading the bytes and inserting the block, and may have looked for it
+/// before it was there. It may run once, as prefetched code may, but must not stay.
+fn forget(shared: &Shared, block: &Block<System>) {
+    let first = block.start as u32 & 0xfff;
+    shared.blocks.invalidate(block.start >> 12, first, first + 1);
 }
 
 /// Makes sure that no store to the frame goes unseen from now on.
@@ -153,16 +165,22 @@ fn mark_code(core: &mut Core, gpa: u64) {
 /// Translates for a fetch. Code in device registers cannot be fetched: the bus answers with ones, which no
 /// sane guest executes; #GP stands for what hardware leaves open.
 fn code_address(machine: &mut System, va: u64, user: bool) -> Result<u64, Stop> {
+    if let Some(gpa) = machine.tlb.fetch(va) {
+        return Ok(gpa);
+    }
     match machine.target(va, Kind::Fetch, user)? {
         Target::Ram { gpa, .. } => Ok(gpa),
         Target::Device { .. } => Err(machine.gp(0)),
     }
 }
 
-fn read_code(machine: &mut System, va: u64, into: &mut [u8], user: bool) -> Result<(), Stop> {
-    let Target::Ram { host, .. } = machine.target(va, Kind::Fetch, user)? else {
-        return Err(machine.gp(0));
-    };
+/// Reads from the frame that was marked, wherever the page tables lead by now.
+fn read_code(core: &mut Core, gpa: u64, into: &mut [u8]) -> Result<(), Stop> {
+    let shared = Arc::clone(&core.machine.shared);
+    let frame = shared.memory.frame_of(Gpa(gpa));
+    let page = frame.and_then(|frame| shared.memory.resolve(frame, Access::Read).ok());
+    let Some(page) = page else { return Err(core.machine.lost_memory(gpa)) };
+    let host = page.as_ptr() as usize + (gpa & 0xfff) as usize;
     for (offset, byte) in into.iter_mut().enumerate() {
         // SAFETY: the caller asks for no more than is left of the page, which was resolved just now.
         *byte = unsafe { host::load(host + offset) };
@@ -170,7 +188,12 @@ fn read_code(machine: &mut System, va: u64, into: &mut [u8], user: bool) -> Resu
     Ok(())
 }
 
-/// CS:RIP as a linear address.
+/// CS:RIP as a linear address: CS has no base in 64-bit mode, and addresses 32 bits elsewhere.
+#[inline(always)]
 pub(crate) fn linear_rip(core: &Core) -> u64 {
-    core.cpu.segs[1].base.wrapping_add(core.cpu.rip())
+    let rip = core.cpu.rip();
+    match core.cpu.width {
+        Width::Bits64 => rip,
+        _ => core.cpu.segs[1].base.wrapping_add(rip) & 0xffff_ffff,
+    }
 }

@@ -227,7 +227,7 @@ pub(crate) fn enter_code(core: &mut Core, segment: Segment, cpl: u8) {
     core.machine.set_privilege(cpl, rflags);
 }
 
-/// Derives the widths from CS, SS and the mode; the jump cache knows nothing of widths.
+/// Derives the widths from CS, SS and the mode.
 pub(crate) fn update_widths(core: &mut Core) {
     let cs = core.cpu.segs[CS];
     let width = if core.machine.regs.long_mode() && cs.is_long() {
@@ -237,10 +237,7 @@ pub(crate) fn update_widths(core: &mut Core) {
     } else {
         Width::Bits16
     };
-    if core.cpu.width != width {
-        core.cpu.width = width;
-        core.machine.fetch_stale = true;
-    }
+    core.cpu.width = width;
     core.machine.end = true;
     update_stack_mask(&mut core.cpu);
 }

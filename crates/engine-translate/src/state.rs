@@ -101,6 +101,7 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     core.cpu.segs[..6].copy_from_slice(&all);
     core.cpu.segs[6..].fill(Segment::default());
     core.cpu.fpu.image.copy_from_slice(&state.xstate);
+    core.cpu.fpu.sanitize();
     core.cpu.xcr0 = state.xcr0;
     core.machine.xcr0 = state.xcr0;
 

@@ -39,8 +39,6 @@ pub(crate) struct System {
     pub(crate) fault_is_address: bool,
     /// The access that failed was to the stack.
     pub(crate) fault_on_stack: bool,
-    /// Instruction-side translations are stale: the jump cache must go.
-    pub(crate) fetch_stale: bool,
     /// No interrupt before the next instruction.
     pub(crate) shadow: bool,
     /// The instruction that ran last cleared RFLAGS.TF on its way into a handler: no single-step trap.
@@ -87,7 +85,6 @@ impl System {
             fault: Exception::UD,
             fault_is_address: false,
             fault_on_stack: false,
-            fetch_stale: false,
             shadow: false,
             no_trap: false,
             nmi_blocked: false,
@@ -117,14 +114,12 @@ impl System {
     /// Forgets all translations, data and instruction.
     pub(crate) fn flush_all(&mut self) {
         self.tlb.flush();
-        self.fetch_stale = true;
         self.end = true;
     }
 
     /// Takes up a change of CR3 or CR4 in the TLB's tags.
     pub(crate) fn retag(&mut self) {
         self.tlb.set_asid(self.regs.asid());
-        self.fetch_stale = true;
         self.end = true;
     }
 

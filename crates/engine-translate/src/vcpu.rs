@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use engine::{Counters, EngineError, Exit, Vcpu};
 use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
-use x86::{Event, Exception, VcpuState, Vector, rflags};
+use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
-use crate::fetch::{self, JumpCache};
+use crate::fetch::JumpCache;
 use crate::system::{Answer, Core, System};
 use crate::vm::Shared;
 use crate::{clock, exceptions, state};
@@ -115,8 +115,8 @@ impl TranslateVcpu {
     fn init(&mut self) {
         let old = state::save(&self.core, self.waiting_for_sipi);
         let mut fresh = VcpuState::reset();
+        // MSRs are kept by not being loaded: reloading the TSC would put it behind the other vCPUs'.
         fresh.xstate = old.xstate;
-        fresh.msrs = old.msrs;
         state::load(&mut self.core, &fresh);
         self.core.machine.apic.reset();
         self.core.machine.end = false;
@@ -126,6 +126,7 @@ impl TranslateVcpu {
     /// A start-up IPI: real mode at `vector` * 4 KiB (SDM volume 3, 9.4.4.1).
     fn start_up(&mut self, vector: u8) {
         let mut fresh = state::save(&self.core, false);
+        fresh.msrs.clear();
         fresh.cs = x86::Segment::real(u16::from(vector) << 8, true);
         fresh.rip = 0;
         state::load(&mut self.core, &fresh);
@@ -216,10 +217,6 @@ impl TranslateVcpu {
                 }
             }
             let machine = &mut self.core.machine;
-            if machine.fetch_stale {
-                machine.fetch_stale = false;
-                self.jumps.clear();
-            }
             self.countdown -= 1;
             let stop = single
                 || self.countdown == 0
@@ -235,33 +232,22 @@ impl TranslateVcpu {
     }
 
     fn run_block(&mut self, single: bool) -> Outcome {
-        let core = &mut self.core;
-        let key = fetch::key(core);
-        let block = match self.jumps.take(key) {
-            Some(block) if block.is_valid() => block,
-            _ => match fetch::block(core) {
-                Ok(block) => block,
-                Err(translator::Stop::Fault) => return Outcome::Fault,
-                Err(_) => return Outcome::Retry,
-            },
+        let Self { core, jumps, .. } = self;
+        let block = match jumps.block(core) {
+            Ok(block) => block,
+            Err(translator::Stop::Fault) => return Outcome::Fault,
+            Err(_) => return Outcome::Retry,
         };
-        if core.machine.fetch_stale {
-            // Finding the block went through a flush.
-            core.machine.fetch_stale = false;
-            self.jumps.clear();
-        }
         core.machine.end = false;
         core.machine.no_trap = false;
         core.machine.fault_on_stack = false;
         let start = core.cpu.rip();
         let shadow = std::mem::take(&mut core.machine.shadow);
         let trap = core.cpu.flag(rflags::TF);
-        let outcome = core.run_block(&block, single);
+        let count = core.cpu.regs[Gpr::Rcx as usize];
+        let outcome = core.run_block(block, single);
         let on_stack =
-            outcome == Outcome::Fault && uses_stack(&block, core.cpu.rip().wrapping_sub(start));
-        if !core.machine.fetch_stale {
-            self.jumps.put(key, block);
-        }
+            outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
         match outcome {
             Outcome::Fault => {
                 if core.machine.fault_is_address && (core.machine.fault_on_stack || on_stack) {
@@ -269,6 +255,10 @@ impl TranslateVcpu {
                 }
             }
             Outcome::Done if trap && !core.machine.no_trap => exceptions::single_step(core),
+            // One repetition of a string instruction is a step too.
+            Outcome::Retry if trap && core.cpu.regs[Gpr::Rcx as usize] != count => {
+                exceptions::single_step(core);
+            }
             Outcome::Retry => core.machine.shadow |= shadow,
             Outcome::Done => {}
         }
@@ -296,8 +286,6 @@ impl Vcpu for TranslateVcpu {
         if shared.generation.enter(attention) {
             self.core.machine.flush_all();
             self.core.machine.end = false;
-            self.core.machine.fetch_stale = false;
-            self.jumps.clear();
         }
         let exit = self.run_inside();
         shared.generation.leave(attention);
@@ -319,7 +307,6 @@ impl Vcpu for TranslateVcpu {
         state::check(state)?;
         state::load(&mut self.core, state);
         self.waiting_for_sipi = state.waiting_for_sipi;
-        self.jumps.clear();
         Ok(())
     }
 

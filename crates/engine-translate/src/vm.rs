@@ -1,5 +1,6 @@
 //! What the vCPUs of a VM share.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{EngineError, Vcpu, Vm, VmSpec};
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) tsc_offset: u64,
     /// Held from marking a frame as code until its blocks are in the cache.
     pub(crate) decoding: Mutex<()>,
+    /// Counts writes to frames with code, so that a decoder knows that it may have read old bytes.
+    pub(crate) code_writes: AtomicU64,
     /// Held while a locked access that crosses a page is made.
     pub(crate) split_lock: Mutex<()>,
 }
@@ -48,6 +51,7 @@ impl Shared {
             io_apic: Mutex::default(),
             tsc_offset: clock::host_tsc().wrapping_neg(),
             decoding: Mutex::new(()),
+            code_writes: AtomicU64::new(0),
             split_lock: Mutex::new(()),
         });
         shared.memory.set_observer(Arc::new(Observer(Arc::downgrade(&shared))));
@@ -71,6 +75,15 @@ impl Shared {
         self.generation.leave(own);
         self.revoke_all();
         self.generation.enter(own)
+    }
+
+    /// Bytes of a frame with code are in memory: drops the blocks decoded from them. Returns how many, and
+    /// whether the frame still has code.
+    pub(crate) fn code_written(&self, gpa: u64, len: usize) -> (usize, bool) {
+        // Before the search: whoever inserts a block after it sees the count changed.
+        self.code_writes.fetch_add(1, Ordering::SeqCst);
+        let from = gpa as u32 & 0xfff;
+        self.blocks.invalidate(gpa >> 12, from, from + len as u32)
     }
 
     /// Delivers a message to the local APICs that it names.
@@ -172,7 +185,6 @@ impl MappingObserver for Observer {
 
     fn code_written(&self, gpa: Gpa, len: usize) {
         let Some(shared) = self.0.upgrade() else { return };
-        let from = gpa.0 as u32 & 0xfff;
-        shared.blocks.invalidate(gpa.0 >> 12, from, from + len as u32);
+        shared.code_written(gpa.0, len);
     }
 }

@@ -50,11 +50,16 @@ impl<M: Machine> Block<M> {
 
     fn overlaps(&self, page: u64, from: u32, to: u32) -> bool {
         let first = (self.start & 0xfff) as u32;
-        if self.start >> 12 == page {
-            return first < to && first + self.len > from;
-        }
-        // The part in the second page starts at its byte 0.
-        self.next_page == Some(page) && first + self.len - 4096 > from
+        let end = first + self.len;
+        // The part in the second page starts at its byte 0. Both pages may be the same frame.
+        self.start >> 12 == page && first < to && end > from
+            || self.next_page == Some(page) && to > 0 && end.saturating_sub(4096) > from
+    }
+
+    /// The physical pages that its bytes lie in, each once.
+    fn pages(&self) -> impl Iterator<Item = u64> + use<M> {
+        let own = self.start >> 12;
+        [Some(own), self.next_page.filter(|&next| next != own)].into_iter().flatten()
     }
 
     fn bytes(&self) -> usize {
@@ -77,8 +82,20 @@ pub struct BlockCache<M: Machine> {
 
 #[derive(Debug)]
 struct Inner<M: Machine> {
-    pages: HashMap<u64, Vec<(Mode, Arc<Block<M>>)>>,
+    /// Sorted by key: a page of code holds hundreds of blocks, and looking for one must not touch them.
+    pages: HashMap<u64, Vec<(Key, Arc<Block<M>>)>>,
     bytes: usize,
+}
+
+/// Where a block starts and what it was decoded as.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Key(u64);
+
+impl Key {
+    /// The top byte of a physical address is free.
+    const fn new(start: u64, mode: Mode) -> Self {
+        Self(start << 8 | mode.width as u64)
+    }
 }
 
 impl<M: Machine> BlockCache<M> {
@@ -98,8 +115,9 @@ impl<M: Machine> BlockCache<M> {
     ) -> Option<Arc<Block<M>>> {
         let inner = self.lock();
         let page = inner.pages.get(&(start >> 12))?;
-        let (_, block) = page.iter().find(|(m, block)| block.start == start && *m == mode)?;
-        let block = Arc::clone(block);
+        let key = Key::new(start, mode);
+        let index = page.binary_search_by_key(&key, |&(key, _)| key).ok()?;
+        let block = Arc::clone(&page[index].1);
         drop(inner);
         (block.next_page.is_none() || block.next_page == next_page()).then_some(block)
     }
@@ -113,10 +131,13 @@ impl<M: Machine> BlockCache<M> {
         if inner.bytes + block.bytes() > self.limit {
             inner.clear();
         }
-        inner.remove_where(block.start >> 12, |m, old| m == mode && old.start == block.start);
+        let key = Key::new(block.start, mode);
+        inner.remove_where(block.start >> 12, |old, _| old == key);
         inner.bytes += block.bytes();
-        for page in [Some(block.start >> 12), block.next_page].into_iter().flatten() {
-            inner.pages.entry(page).or_default().push((mode, Arc::clone(&block)));
+        for page in block.pages() {
+            let blocks = inner.pages.entry(page).or_default();
+            let index = blocks.partition_point(|&(other, _)| other < key);
+            blocks.insert(index, (key, Arc::clone(&block)));
         }
     }
 
@@ -146,11 +167,11 @@ impl<M: Machine> BlockCache<M> {
 }
 
 impl<M: Machine> Inner<M> {
-    fn remove_where(&mut self, page: u64, doomed: impl Fn(Mode, &Block<M>) -> bool) -> usize {
+    fn remove_where(&mut self, page: u64, doomed: impl Fn(Key, &Block<M>) -> bool) -> usize {
         let Some(blocks) = self.pages.get_mut(&page) else { return 0 };
         let mut removed = Vec::new();
-        blocks.retain(|(mode, block)| {
-            let remove = doomed(*mode, block);
+        blocks.retain(|(key, block)| {
+            let remove = doomed(*key, block);
             if remove {
                 block.valid.store(false, Ordering::Release);
                 removed.push(Arc::clone(block));
@@ -169,8 +190,7 @@ impl<M: Machine> Inner<M> {
 
     /// A block that crosses stands under both of its pages.
     fn forget_other_page(&mut self, block: &Arc<Block<M>>, page: u64) {
-        let Some(next) = block.next_page else { return };
-        let other = if page == next { block.start >> 12 } else { next };
+        let Some(other) = block.pages().find(|&other| other != page) else { return };
         if let Some(blocks) = self.pages.get_mut(&other) {
             blocks.retain(|(_, kept)| !Arc::ptr_eq(kept, block));
             if blocks.is_empty() {
@@ -185,5 +205,151 @@ impl<M: Machine> Inner<M> {
         }
         self.pages.clear();
         self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use x86::Exception;
+
+    use super::*;
+    use crate::decode::decode_block;
+    use crate::interp::Core;
+    use crate::machine::{Stop, SystemOp, VectorKind, Word};
+
+    /// A machine that nothing runs on.
+    #[derive(Debug)]
+    struct Idle;
+
+    impl Machine for Idle {
+        fn load<T: Word>(&mut self, _: u64) -> Result<T, Stop> {
+            Err(Stop::Fault)
+        }
+        fn store<T: Word>(&mut self, _: u64, _: T) -> Result<(), Stop> {
+            Err(Stop::Fault)
+        }
+        fn load_for_store<T: Word>(&mut self, _: u64) -> Result<T, Stop> {
+            Err(Stop::Fault)
+        }
+        fn update<T: Word>(&mut self, _: u64, _: impl Fn(T) -> T) -> Result<T, Stop> {
+            Err(Stop::Fault)
+        }
+        fn compare_exchange_16(&mut self, _: u64, _: u128, _: u128) -> Result<u128, Stop> {
+            Err(Stop::Fault)
+        }
+        fn load_bytes(&mut self, _: u64, _: &mut [u8]) -> Result<(), Stop> {
+            Err(Stop::Fault)
+        }
+        fn store_bytes(&mut self, _: u64, _: &[u8]) -> Result<(), Stop> {
+            Err(Stop::Fault)
+        }
+        fn probe_store(&mut self, _: u64, _: usize) -> Result<(), Stop> {
+            Err(Stop::Fault)
+        }
+        fn copy(&mut self, _: u64, _: u64, _: u64) -> Result<u64, Stop> {
+            Err(Stop::Fault)
+        }
+        fn fill(&mut self, _: u64, _: u64, _: usize, _: u64) -> Result<u64, Stop> {
+            Err(Stop::Fault)
+        }
+        fn must_end(&mut self) -> bool {
+            false
+        }
+        fn attention(&self) -> bool {
+            false
+        }
+        fn vector_gate(&self, _: VectorKind) -> Option<Exception> {
+            None
+        }
+        fn raise(&mut self, _: Exception) -> Stop {
+            Stop::Fault
+        }
+        fn system(_: &mut Core<Self>, _: SystemOp, _: &Insn<Self>) -> Result<(), Stop> {
+            Err(Stop::Fault)
+        }
+    }
+
+    const LONG: Mode = Mode { width: Width::Bits64 };
+    const LEGACY: Mode = Mode { width: Width::Bits32 };
+
+    /// `len` bytes of NOPs at `start`.
+    fn block(start: u64, len: usize, next_page: Option<u64>) -> Arc<Block<Idle>> {
+        let decoded = decode_block(&vec![0x90; len], LONG, len);
+        Arc::new(Block::new(decoded.insns, start, next_page))
+    }
+
+    fn find(cache: &BlockCache<Idle>, start: u64, mode: Mode) -> Option<Arc<Block<Idle>>> {
+        cache.find(start, mode, || None)
+    }
+
+    #[test]
+    fn blocks_are_found_by_start_and_mode() {
+        let cache = BlockCache::new(1 << 20);
+        for start in [0x1010, 0x1000, 0x1030, 0x1020] {
+            cache.insert(LONG, block(start, 8, None));
+        }
+        cache.insert(LEGACY, block(0x1010, 4, None));
+        assert_eq!(find(&cache, 0x1010, LONG).map(|block| block.len), Some(8));
+        assert_eq!(find(&cache, 0x1010, LEGACY).map(|block| block.len), Some(4));
+        assert!(find(&cache, 0x1011, LONG).is_none());
+        assert!(find(&cache, 0x1020, LEGACY).is_none());
+    }
+
+    #[test]
+    fn a_write_drops_the_blocks_it_hits() {
+        let cache = BlockCache::new(1 << 20);
+        let (first, second) = (block(0x1000, 8, None), block(0x1008, 8, None));
+        cache.insert(LONG, Arc::clone(&first));
+        cache.insert(LONG, Arc::clone(&second));
+        assert_eq!(cache.invalidate(1, 16, 24), (0, true));
+        assert_eq!(cache.invalidate(1, 7, 8), (1, true));
+        assert!(!first.is_valid() && second.is_valid());
+        assert_eq!(cache.invalidate(1, 15, 16), (1, false));
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn a_crossing_block_is_dropped_from_either_page() {
+        for page in [1, 7] {
+            let cache = BlockCache::new(1 << 20);
+            let crossing = block(0x1ffe, 6, Some(7));
+            cache.insert(LONG, Arc::clone(&crossing));
+            assert!(cache.find(0x1ffe, LONG, || Some(7)).is_some());
+            assert!(cache.find(0x1ffe, LONG, || Some(8)).is_none());
+            assert_eq!(cache.invalidate(7, 4, 8).0, 0);
+            let (from, to) = if page == 1 { (0xffe, 0xfff) } else { (3, 4) };
+            assert_eq!(cache.invalidate(page, from, to), (1, false));
+            assert!(!crossing.is_valid());
+            assert_eq!((cache.invalidate(8 - page, 0, 4096), cache.bytes()), ((0, false), 0));
+        }
+    }
+
+    #[test]
+    fn a_frame_mapped_twice_in_a_row_holds_a_crossing_block_once() {
+        let cache = BlockCache::new(1 << 20);
+        cache.insert(LONG, block(0x1ffe, 6, Some(1)));
+        assert_eq!(cache.invalidate(1, 3, 4), (1, false));
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn a_replaced_block_is_invalid() {
+        let cache = BlockCache::new(1 << 20);
+        let old = block(0x1000, 8, None);
+        cache.insert(LONG, Arc::clone(&old));
+        cache.insert(LONG, block(0x1000, 4, None));
+        assert!(!old.is_valid());
+        assert_eq!(find(&cache, 0x1000, LONG).map(|block| block.len), Some(4));
+    }
+
+    #[test]
+    fn a_full_cache_starts_over() {
+        let cache = BlockCache::new(4096);
+        let blocks: Vec<_> = (0..100).map(|n| block(n << 12, 4, None)).collect();
+        for block in &blocks {
+            cache.insert(LONG, Arc::clone(block));
+            assert!(cache.bytes() <= 4096);
+        }
+        assert!(!blocks[0].is_valid() && blocks[99].is_valid());
     }
 }

@@ -46,7 +46,8 @@ pub mod InsnFlags {
     pub const ADDR32: u8 = 1 << 0;
     /// The address is cut to 16 bits before the segment base is added.
     pub const ADDR16: u8 = 1 << 1;
-    /// The memory operand is in the stack segment: a non-canonical address is #SS, not #GP.
+    /// The memory operand is in the stack segment, or there is none and the instruction pushes or pops: a
+    /// non-canonical address is #SS, not #GP.
     pub const STACK: u8 = 1 << 2;
     /// REP or REPE.
     pub const REP: u8 = 1 << 3;

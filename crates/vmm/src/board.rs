@@ -226,8 +226,7 @@ enum Typed {
 impl Typed {
     /// The last `console=` is the one that Linux opens as /dev/console.
     fn of(cmdline: &str) -> Self {
-        let last =
-            cmdline.split_whitespace().filter_map(|word| word.strip_prefix("console=")).last();
+        let last = cmdline.split_whitespace().rev().find_map(|word| word.strip_prefix("console="));
         if last.is_some_and(|name| name.starts_with("hvc")) { Self::Virtio } else { Self::Serial }
     }
 }

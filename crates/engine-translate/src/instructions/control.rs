@@ -123,7 +123,6 @@ fn set_cr3(core: &mut Core, value: u64) -> Result<(), Stop> {
     // The shared number of identifiers 0xffe and 0xfff is never kept.
     if !keep || asid == 0xffe {
         core.machine.tlb.flush_asid(asid);
-        core.machine.fetch_stale = true;
     }
     Ok(())
 }
@@ -212,7 +211,6 @@ pub(super) fn invlpg(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     let at = core.address(insn);
     if paging::is_canonical(at) {
         core.machine.tlb.flush_page(at);
-        core.machine.fetch_stale = true;
     }
     Err(Stop::End)
 }
@@ -238,6 +236,5 @@ pub(super) fn invpcid(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
         1 => core.machine.tlb.flush_asid(if enabled { pcid.min(0xffe) } else { 0 }),
         _ => core.machine.tlb.flush(),
     }
-    core.machine.fetch_stale = true;
     Err(Stop::End)
 }

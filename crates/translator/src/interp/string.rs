@@ -4,7 +4,7 @@
 //! between two steps restarts where it left off.
 
 use x86::Gpr;
-use x86::rflags::{DF, ZF};
+use x86::rflags::{DF, TF, ZF};
 
 use super::{Core, flags};
 use crate::insn::{Insn, InsnFlags};
@@ -39,17 +39,20 @@ fn repeat<M: Machine>(
         return step(core, insn, 1).map(|_| ());
     }
     let rflags = core.cpu.rflags;
+    // With single stepping, each repetition is a step (SDM volume 3, 17.3.2).
+    let stepping = core.cpu.flag(TF);
     let mut count = core.sized(insn, Gpr::Rcx);
     while count != 0 {
+        let limit = if stepping { 1 } else { count };
         // A fault shows the flags from before the instruction (SDM volume 2, REP).
         let Step { done, more } =
-            step(core, insn, count).inspect_err(|_| core.cpu.rflags = rflags)?;
+            step(core, insn, limit).inspect_err(|_| core.cpu.rflags = rflags)?;
         count -= done;
         core.set_sized(insn, Gpr::Rcx, count);
         if !more {
             break;
         }
-        if count != 0 && (core.machine.attention() || core.machine.must_end()) {
+        if count != 0 && (stepping || core.machine.attention() || core.machine.must_end()) {
             return Err(Stop::Retry);
         }
     }
