@@ -101,7 +101,10 @@ fn basic(table: &mut Table, id: u32, vcpus: u32, host: &Features) {
     add(table, 1, [VERSION, ebx, leaf1_ecx(host), leaf1_edx(host, vcpus)]);
     add(table, 2, [0x00ff_ff01, 0, 0, 0]);
     caches(table, vcpus);
-    add_indexed(table, 7, 0, [0, leaf7_ebx(host), leaf7_ecx(host), leaf7_edx()]);
+    add_indexed(table, 7, 0, [2, leaf7_ebx(host), leaf7_ecx(host), leaf7_edx()]);
+    // BHI_CTRL: Linux clears the branch history by a loop at every system call unless it can set a bit in
+    // IA32_SPEC_CTRL instead; BHI_NO no longer spares it that.
+    add_indexed(table, 7, 2, [0, 0, 0, 1 << 4]);
     add_indexed(table, 0xb, 0, [0, 1, 1 << 8, id]);
     add_indexed(table, 0xb, 1, [vcpus.next_power_of_two().ilog2(), vcpus, 2 << 8 | 1, id]);
     let avx = host.xcr0 & 4 != 0;

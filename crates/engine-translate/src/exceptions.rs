@@ -15,21 +15,22 @@ pub(crate) enum Source {
     Software,
 }
 
-/// Delivers `event`, and what delivering it raises. True: triple fault.
-pub(crate) fn deliver(core: &mut Core, event: Event) -> bool {
+/// Delivers `event`, and what delivering it raises; a triple fault is left in `System::shutdown`.
+pub(crate) fn deliver(core: &mut Core, event: Event) {
     let mut event = event;
     loop {
         let Err(next) = attempt(core, event) else {
             core.machine.end = false;
-            return false;
+            return;
         };
         if core.machine.broken.is_some() {
-            return false;
+            return;
         }
-        event = match combine(event, next) {
-            Some(next) => Event::Exception(next),
-            None => return true,
+        let Some(next) = combine(event, next) else {
+            core.machine.shutdown = true;
+            return;
         };
+        event = Event::Exception(next);
     }
 }
 

@@ -131,6 +131,7 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     core.cpu.set_rip(state.rip);
     let machine = &mut core.machine;
     machine.halted = state.halted;
+    machine.shutdown = false;
     machine.shadow = state.interrupt_shadow;
     machine.nmi_blocked = state.nmi_blocked;
     machine.exits.clear();
@@ -138,10 +139,8 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     machine.end = false;
     match state.event {
         Some(Event::Nmi) => machine.shared.vcpus[machine.id as usize].inbox.request_nmi(),
-        // An event in mid-delivery is delivered now; a triple fault from it would show at the next one.
-        Some(event) => {
-            exceptions::deliver(core, event);
-        }
+        // An event in mid-delivery is delivered now.
+        Some(event) => exceptions::deliver(core, event),
         None => {}
     }
 }

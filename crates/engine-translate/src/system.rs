@@ -45,6 +45,8 @@ pub(crate) struct System {
     pub(crate) no_trap: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) halted: bool,
+    /// A triple fault, to be told to the caller.
+    pub(crate) shutdown: bool,
     /// Every data access takes the slow path, which checks alignment.
     pub(crate) align: bool,
     /// To be returned to the caller, in order. A read is last and waits in `answer`.
@@ -89,6 +91,7 @@ impl System {
             no_trap: false,
             nmi_blocked: false,
             halted: false,
+            shutdown: false,
             align: false,
             exits: VecDeque::new(),
             answer: Answer::None,
@@ -147,6 +150,14 @@ impl System {
                 self.answer = Answer::Waiting(exit);
                 Err(Stop::Retry)
             }
+        }
+    }
+
+    /// After the instruction that asked had its chance: it did something else this time, since another vCPU
+    /// changed its code, its operands or its translation.
+    pub(crate) fn drop_unused_answer(&mut self) {
+        if matches!(self.answer, Answer::Ready(..)) {
+            self.answer = Answer::None;
         }
     }
 }

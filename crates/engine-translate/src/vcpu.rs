@@ -59,11 +59,8 @@ impl TranslateVcpu {
                 }
                 continue;
             }
-            if self.deliver_events() {
-                continue;
-            }
-            if let Some(exit) = self.run_blocks() {
-                return Ok(exit);
+            if !self.deliver_events() {
+                self.run_blocks();
             }
         }
     }
@@ -73,6 +70,9 @@ impl TranslateVcpu {
         let machine = &mut self.core.machine;
         if let Some(broken) = machine.broken.take() {
             return Err(EngineError::Memory(broken));
+        }
+        if std::mem::take(&mut machine.shutdown) {
+            return Ok(Some(Exit::TripleFault));
         }
         if let Some(exit) = machine.exits.pop_front() {
             return Ok(Some(exit));
@@ -202,31 +202,31 @@ impl TranslateVcpu {
     }
 
     /// Runs blocks until something wants to be looked at.
-    fn run_blocks(&mut self) -> Option<Exit> {
+    fn run_blocks(&mut self) {
         loop {
             let single = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
             let outcome = self.run_block(single);
             if outcome == Outcome::Fault {
                 if self.core.machine.broken.is_some() {
-                    return None;
+                    return;
                 }
                 self.counters.exceptions += 1;
                 let exception = self.core.machine.fault;
-                if exceptions::deliver(&mut self.core, Event::Exception(exception)) {
-                    return Some(Exit::TripleFault);
-                }
+                exceptions::deliver(&mut self.core, Event::Exception(exception));
             }
             let machine = &mut self.core.machine;
             self.countdown -= 1;
             let stop = single
                 || self.countdown == 0
                 || machine.halted
+                || machine.shutdown
                 || !machine.exits.is_empty()
                 || machine.answer != Answer::None
                 || machine.attention_of().is_pending();
             if stop {
                 self.countdown = self.countdown.max(1);
-                return None;
+                machine.drop_unused_answer();
+                return;
             }
         }
     }

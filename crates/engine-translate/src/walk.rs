@@ -1,6 +1,6 @@
 //! The page walk (SDM volume 3, 4.5 to 4.8).
 
-use memory::{Access, Gpa, GuestMemory};
+use memory::{Access, Frame, Gpa, GuestMemory};
 use x86::{Exception, exception::page_fault, paging};
 
 use crate::host;
@@ -37,7 +37,7 @@ pub(crate) struct Translation {
 pub(crate) enum Failed {
     /// The guest's fault.
     Fault(Exception),
-    /// A table lies where there is no RAM, or its contents cannot be had.
+    /// A table's contents cannot be had: a source of absent frames failed.
     Table(u64),
 }
 
@@ -85,7 +85,11 @@ fn attempt(
     let (mut writable, mut user_page, mut no_execute) = (true, true, false);
     for level in (0..4).rev() {
         let at = table + (va >> (12 + 9 * level) & 0x1ff) * 8;
-        let entry = read(memory, at)?;
+        // Where there is no RAM the bus answers with ones, which is an entry with reserved bits set.
+        let Some(frame) = memory.frame_of(Gpa(at)) else {
+            return Err(fault(page_fault::PRESENT | page_fault::RESERVED));
+        };
+        let entry = read(memory, frame, at)?;
         if entry & paging::PRESENT == 0 {
             return Err(fault(0));
         }
@@ -97,7 +101,7 @@ fn attempt(
         user_page &= entry & paging::USER != 0;
         no_execute |= entry & paging::NO_EXECUTE != 0;
         if !leaf {
-            if !set(memory, at, entry, paging::ACCESSED)? {
+            if !set(memory, frame, at, entry, paging::ACCESSED)? {
                 return Ok(None);
             }
             table = entry & paging::ADDRESS;
@@ -113,7 +117,7 @@ fn attempt(
             return Err(fault(page_fault::PRESENT));
         }
         let dirty = if kind == Kind::Write { paging::DIRTY } else { 0 };
-        if !set(memory, at, entry, paging::ACCESSED | dirty)? {
+        if !set(memory, frame, at, entry, paging::ACCESSED | dirty)? {
             return Ok(None);
         }
         let span = 1u64 << (12 + 9 * level);
@@ -141,25 +145,28 @@ fn reserved(entry: u64, level: u32, no_execute: bool) -> bool {
     entry & bits != 0
 }
 
-fn page(memory: &GuestMemory, at: u64, access: Access) -> Result<usize, Failed> {
-    let frame = memory.frame_of(Gpa(at)).ok_or(Failed::Table(at))?;
+fn page(memory: &GuestMemory, frame: Frame, at: u64, access: Access) -> Result<usize, Failed> {
     let page = memory.resolve(frame, access).map_err(|_| Failed::Table(at))?;
     Ok(page.as_ptr() as usize + (at & 0xfff) as usize)
 }
 
-fn read(memory: &GuestMemory, at: u64) -> Result<u64, Failed> {
-    let host = page(memory, at, Access::Read)?;
+/// The entry at `at`, in `frame`.
+fn read(memory: &GuestMemory, frame: Frame, at: u64) -> Result<u64, Failed> {
+    let host = page(memory, frame, at, Access::Read)?;
     // SAFETY: an aligned word of a resident page, whose address this vCPU uses before its next
     // acknowledgement (`HostPage`'s contract).
     Ok(unsafe { host::load(host) })
 }
 
 /// Sets `bits` in the entry unless they are; false if the entry is no longer `entry`.
-fn set(memory: &GuestMemory, at: u64, entry: u64, bits: u64) -> Result<bool, Failed> {
+fn set(memory: &GuestMemory, frame: Frame, at: u64, entry: u64, bits: u64) -> Result<bool, Failed> {
     if entry & bits == bits {
         return Ok(true);
     }
-    let host = page(memory, at, Access::Write)?;
+    let host = page(memory, frame, at, Access::Write)?;
     // SAFETY: as in `read`; resolved for writing.
     Ok(unsafe { host::compare_exchange(host, entry, entry | bits) } == entry)
 }
+
+#[cfg(test)]
+mod tests;

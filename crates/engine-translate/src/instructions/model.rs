@@ -16,6 +16,9 @@ const RDX: usize = Gpr::Rdx as usize;
 const APIC_BASE: u64 = 0xfee0_0000 | 1 << 10 | 1 << 11;
 const APIC_BOOTSTRAP: u64 = 1 << 8;
 
+/// IBRS, STIBP, SSBD, BHI_DIS_S: kept for the guest to read back, since nothing here speculates.
+const SPEC_CTRL_KNOWN: u64 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 10;
+
 pub(super) fn cpuid(core: &mut Core) -> Result<(), Stop> {
     let (function, index) = (core.cpu.regs[RAX] as u32, core.cpu.regs[RCX] as u32);
     let osxsave = core.machine.regs.cr4 & cr4::OSXSAVE != 0;
@@ -188,7 +191,7 @@ pub(crate) fn write(core: &mut Core, index: u32, value: u64) -> bool {
         }
         // The mode cannot be left: there is no APIC page to fall back to.
         msr::APIC_BASE => return value & !APIC_BOOTSTRAP == APIC_BASE,
-        msr::SPEC_CTRL => regs.spec_ctrl = value & 7,
+        msr::SPEC_CTRL if value & !SPEC_CTRL_KNOWN == 0 => regs.spec_ctrl = value,
         // Nothing speculates and nothing is cached: commands have nothing to do.
         msr::PRED_CMD | msr::FLUSH_CMD | msr::BIOS_SIGN_ID | msr::MCG_STATUS => {}
         msr::SYSENTER_CS => regs.sysenter_cs = value & 0xffff_ffff,
