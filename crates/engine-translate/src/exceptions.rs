@@ -26,6 +26,10 @@ pub(crate) fn deliver(core: &mut Core, event: Event) -> bool {
         if core.machine.broken.is_some() {
             return false;
         }
+        if next.vector == Vector::PF {
+            // Also where a double fault comes of it.
+            core.machine.regs.cr2 = next.address;
+        }
         event = match combine(event, next) {
             Some(next) => Event::Exception(next),
             None => return true,

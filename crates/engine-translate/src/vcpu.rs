@@ -222,6 +222,7 @@ impl TranslateVcpu {
             }
             self.countdown -= 1;
             let stop = single
+                || std::mem::take(&mut machine.look)
                 || self.countdown == 0
                 || machine.halted
                 || !machine.exits.is_empty()

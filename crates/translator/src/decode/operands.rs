@@ -31,6 +31,8 @@ pub(crate) fn blank<M: Machine>(instr: &Instruction, handler: Handler<M>) -> Ins
     }
     if has_memory(instr) {
         memory_operand(&mut insn, instr);
+    } else if instr.is_stack_instruction() {
+        insn.flags |= InsnFlags::STACK;
     }
     insn
 }
