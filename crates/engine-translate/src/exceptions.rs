@@ -26,6 +26,10 @@ pub(crate) fn deliver(core: &mut Core, event: Event) {
         if core.machine.broken.is_some() {
             return;
         }
+        if next.vector == Vector::PF {
+            // Also where a double fault comes of it.
+            core.machine.regs.cr2 = next.address;
+        }
         let Some(next) = combine(event, next) else {
             core.machine.shutdown = true;
             return;

@@ -41,6 +41,8 @@ pub(crate) struct System {
     pub(crate) fault_on_stack: bool,
     /// No interrupt before the next instruction.
     pub(crate) shadow: bool,
+    /// An interrupt that was held back may be delivered now: look before the next block.
+    pub(crate) look: bool,
     /// The instruction that ran last cleared RFLAGS.TF on its way into a handler: no single-step trap.
     pub(crate) no_trap: bool,
     pub(crate) nmi_blocked: bool,
@@ -88,6 +90,7 @@ impl System {
             fault_is_address: false,
             fault_on_stack: false,
             shadow: false,
+            look: false,
             no_trap: false,
             nmi_blocked: false,
             halted: false,
@@ -131,6 +134,13 @@ impl System {
         self.user = cpl == 3;
         self.tlb.set_user(self.user);
         self.align = self.user && rflags & rflags::AC != 0 && self.regs.cr0 & cr0::AM != 0;
+    }
+
+    /// Something that holds interrupts back has gone or changed (RFLAGS.IF, a priority, an NMI's IRET): one
+    /// that waits is considered before the next instruction. The instruction must end its block.
+    pub(crate) fn open_window(&mut self) {
+        let inbox = &self.shared.vcpus[self.id as usize].inbox;
+        self.look |= inbox.has_nmi() || self.apic.pending().is_some();
     }
 
     /// Notes an exit; the block ends after this instruction.
@@ -248,7 +258,9 @@ impl Machine for System {
     }
 
     fn raise(&mut self, exception: Exception) -> Stop {
-        self.fault = exception;
+        // Without the operating system's word that it knows SIMD exceptions they are #UD.
+        let unknown = exception.vector == Vector::XM && self.regs.cr4 & cr4::OSXMMEXCPT == 0;
+        self.fault = if unknown { Exception::UD } else { exception };
         self.fault_is_address = false;
         Stop::Fault
     }

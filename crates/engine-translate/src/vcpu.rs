@@ -217,6 +217,7 @@ impl TranslateVcpu {
             let machine = &mut self.core.machine;
             self.countdown -= 1;
             let stop = single
+                || std::mem::take(&mut machine.look)
                 || self.countdown == 0
                 || machine.halted
                 || machine.shutdown

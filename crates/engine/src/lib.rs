@@ -14,6 +14,8 @@
 //! them to the frame table by calling `GuestMemory::resolve` whenever they cache a translation anew.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod exit;
 mod traits;

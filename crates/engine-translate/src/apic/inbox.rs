@@ -9,6 +9,8 @@ pub(crate) struct Inbox {
     irr: [AtomicU64; 4],
     /// Trigger mode of each request: set for level. Written before the request.
     tmr: [AtomicU64; 4],
+    /// The APIC is enabled by software: fixed interrupts are taken, else they are lost.
+    accepting: AtomicBool,
     nmi: AtomicBool,
     init: AtomicBool,
     /// A start-up IPI's vector | `SIPI`, or 0.
@@ -18,8 +20,15 @@ pub(crate) struct Inbox {
 const SIPI: u32 = 1 << 8;
 
 impl Inbox {
+    pub(crate) fn set_accepting(&self, accepting: bool) {
+        self.accepting.store(accepting, Ordering::SeqCst);
+    }
+
     /// Requests `vector`.
     pub(crate) fn request(&self, vector: u8, level: bool) {
+        if !self.accepting.load(Ordering::SeqCst) {
+            return;
+        }
         let (word, bit) = (usize::from(vector >> 6), 1u64 << (vector & 63));
         if level {
             self.tmr[word].fetch_or(bit, Ordering::SeqCst);
@@ -96,6 +105,7 @@ impl Inbox {
             word.store(0, Ordering::SeqCst);
         }
         self.nmi.store(false, Ordering::SeqCst);
+        self.set_accepting(false);
     }
 }
 

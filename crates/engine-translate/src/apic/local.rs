@@ -139,7 +139,7 @@ impl LocalApic {
             TPR => self.tpr = low,
             EOI if low != 0 => return Err(Refused),
             EOI => return Ok(self.end_of_interrupt()),
-            SVR => self.svr = low & 0x11ff,
+            SVR => self.write_svr(low),
             ESR if low != 0 => return Err(Refused),
             ESR => self.esr = std::mem::take(&mut self.esr_pending),
             ICR => {
@@ -151,9 +151,11 @@ impl LocalApic {
                 let destination = Destination::OnlySelf;
                 return Ok(Effect::Send(Message { delivery, destination, level: false }));
             }
-            LVT_CMCI => self.lvt[0] = low,
-            LVT_TIMER => return Ok(self.write_timer(low)),
-            LVT_THERMAL..=LVT_ERROR => self.lvt[(register - LVT_TIMER) as usize + 1] = low,
+            LVT_CMCI => self.lvt[0] = low | self.forced_mask(),
+            LVT_TIMER => return Ok(self.write_timer(low | self.forced_mask())),
+            LVT_THERMAL..=LVT_ERROR => {
+                self.lvt[(register - LVT_TIMER) as usize + 1] = low | self.forced_mask();
+            }
             INITIAL_COUNT => return Ok(self.start_count(low, now)),
             DIVIDE => self.divide = low & 0xb,
             _ => return Err(Refused),
@@ -228,6 +230,7 @@ impl LocalApic {
         let Ok(registers) = <&[u32; 64]>::try_from(state.registers.as_slice()) else { return };
         let word = |register: u32| registers[register as usize];
         (self.tpr, self.svr, self.esr) = (word(TPR), word(SVR), word(ESR));
+        self.inbox.set_accepting(self.svr & SVR_ENABLED != 0);
         self.icr = u64::from(word(ICR_HIGH)) << 32 | u64::from(word(ICR));
         for index in 0..8 {
             self.inbox.set_tmr(index, word(TMR + index));
@@ -258,6 +261,19 @@ impl LocalApic {
         let Some(vector) = highest(self.isr) else { return Effect::None };
         self.isr[usize::from(vector >> 6)] &= !(1 << (vector & 63));
         if self.inbox.is_level(vector) { Effect::EndOfInterrupt(vector) } else { Effect::None }
+    }
+
+    /// Disabled by software, it masks its LVT and takes no more requests (SDM volume 3, 11.4.7.2).
+    fn write_svr(&mut self, value: u32) {
+        self.svr = value & 0x11ff;
+        self.inbox.set_accepting(self.svr & SVR_ENABLED != 0);
+        let mask = self.forced_mask();
+        self.lvt.iter_mut().for_each(|entry| *entry |= mask);
+    }
+
+    /// The mask bit while the APIC is disabled by software.
+    fn forced_mask(&self) -> u32 {
+        if self.svr & SVR_ENABLED == 0 { LVT_MASKED } else { 0 }
     }
 
     fn command(&mut self, icr: u64) -> Result<Effect, Refused> {

@@ -60,7 +60,10 @@ pub(super) fn mov_to_cr(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> 
         3 => set_cr3(core, value)?,
         4 => set_cr4(core, value)?,
         8 if value > 0xf => return Err(core.machine.gp(0)),
-        8 => core.machine.apic.set_cr8(value),
+        8 => {
+            core.machine.apic.set_cr8(value);
+            core.machine.open_window();
+        }
         _ => return Err(core.machine.ud()),
     }
     Err(Stop::End)

@@ -155,6 +155,8 @@ fn load(core: &mut Core, index: usize, selector: u16) -> Result<(), Stop> {
     segments::load_data(core, index, selector)?;
     if index == segments::SS {
         core.machine.shadow = true;
+        // The single-step trap too waits for the next instruction (SDM volume 3, 6.8.3).
+        core.machine.no_trap = true;
         return Err(Stop::End);
     }
     Ok(())
@@ -184,6 +186,8 @@ pub(super) fn pop_seg(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     segments::set_rsp(core, rsp);
     if index == segments::SS {
         core.machine.shadow = true;
+        // The single-step trap too waits for the next instruction (SDM volume 3, 6.8.3).
+        core.machine.no_trap = true;
         return Err(Stop::End);
     }
     Ok(())

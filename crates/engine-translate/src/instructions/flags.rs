@@ -55,6 +55,7 @@ pub(super) fn popf(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     core.cpu.set_flags(mask | rflags::RF, value & !rflags::RF);
     let (cpl, flags) = (core.cpu.cpl, core.cpu.rflags);
     core.machine.set_privilege(cpl, flags);
+    core.machine.open_window();
     Err(Stop::End)
 }
 

@@ -247,9 +247,12 @@ fn write_apic(core: &mut Core, register: u32, value: u64) -> bool {
     let id = core.machine.id;
     let Ok(effect) = core.machine.apic.write(register, value, now) else { return false };
     match effect {
-        Effect::None | Effect::Timer => {}
+        Effect::None | Effect::Timer => core.machine.open_window(),
         Effect::Send(message) => core.machine.shared.send(message, Some(id)),
-        Effect::EndOfInterrupt(vector) => core.machine.shared.end_of_interrupt(vector),
+        Effect::EndOfInterrupt(vector) => {
+            core.machine.shared.end_of_interrupt(vector);
+            core.machine.open_window();
+        }
     }
     true
 }

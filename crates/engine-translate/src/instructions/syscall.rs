@@ -48,6 +48,7 @@ pub(super) fn sysret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     core.cpu.segs[segments::SS] = segments::flat(base.wrapping_add(8) | 3, false, false, 3);
     segments::enter_code(core, segments::flat(cs, true, wide, 3), 3);
     core.cpu.set_rip(if wide { target } else { target & 0xffff_ffff });
+    core.machine.open_window();
     Err(Stop::End)
 }
 

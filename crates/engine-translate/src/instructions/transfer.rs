@@ -60,6 +60,7 @@ pub(super) fn iret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     core.cpu.set_flags(mask, flags);
     return_to(core, target, cpl, rip, stack, step * 3);
     core.machine.nmi_blocked = false;
+    core.machine.open_window();
     Err(Stop::End)
 }
 

@@ -1,0 +1,61 @@
+//! The cases, one file a topic.
+
+use crate::conformance::Case;
+
+/// Names the cases of a topic; each is a function of an engine.
+macro_rules! cases {
+    ($topic:literal: $($case:ident),+ $(,)?) => {
+        pub(super) const CASES: &[crate::conformance::Case] = &[
+            $(crate::conformance::Case { name: concat!($topic, "/", stringify!($case)), run: $case }),+
+        ];
+    };
+}
+
+/// What cases are written with.
+mod prelude {
+    pub(super) use iced_x86::code_asm::*;
+    pub(super) use x86::{Vector, paging};
+
+    pub(super) use crate::conformance::layout::*;
+    pub(super) use crate::conformance::payload::*;
+    pub(super) use crate::conformance::record::{Fault, IRQ};
+    pub(super) use crate::conformance::rig::{Rig, assemble, cpuid};
+    pub(super) use crate::conformance::skip;
+    pub(super) use crate::exit::Exit;
+    pub(super) use crate::traits::Engine;
+}
+
+mod accessed_dirty;
+mod double_fault;
+mod exceptions;
+mod interrupts;
+mod io_apic;
+mod mmio;
+mod page_faults;
+mod ports;
+mod segments;
+mod single_step;
+mod strings;
+mod timers;
+mod translation;
+mod user_mode;
+
+pub(super) fn all() -> Vec<Case> {
+    [
+        ports::CASES,
+        mmio::CASES,
+        page_faults::CASES,
+        accessed_dirty::CASES,
+        translation::CASES,
+        exceptions::CASES,
+        single_step::CASES,
+        double_fault::CASES,
+        segments::CASES,
+        strings::CASES,
+        interrupts::CASES,
+        io_apic::CASES,
+        timers::CASES,
+        user_mode::CASES,
+    ]
+    .concat()
+}
