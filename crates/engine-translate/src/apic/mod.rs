@@ -9,4 +9,4 @@ mod message;
 pub(crate) use inbox::Inbox;
 pub(crate) use io_apic::{IO_APIC_BASE, IO_APIC_SIZE, IoApic};
 pub(crate) use local::{Effect, LocalApic};
-pub(crate) use message::{Delivery, Destination, Message};
+pub(crate) use message::{Delivery, Message};
