@@ -101,6 +101,9 @@ fn basic(table: &mut Table, id: u32, vcpus: u32, host: &Features) {
     add(table, 1, [VERSION, ebx, leaf1_ecx(host), leaf1_edx(host, vcpus)]);
     add(table, 2, [0x00ff_ff01, 0, 0, 0]);
     caches(table, vcpus);
+    // ARAT: without it Linux thinks that the local timer stops in HLT, and with no other timer to wake it
+    // never stops its tick nor sleeps shorter than one.
+    add(table, 6, [1 << 2, 0, 0, 0]);
     add_indexed(table, 7, 0, [2, leaf7_ebx(host), leaf7_ecx(host), leaf7_edx()]);
     // BHI_CTRL: Linux clears the branch history by a loop at every system call unless it can set a bit in
     // IA32_SPEC_CTRL instead; BHI_NO no longer spares it that.
