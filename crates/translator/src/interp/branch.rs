@@ -15,8 +15,8 @@ use crate::machine::{Machine, Stop, Word};
 pub(crate) trait Code: Stack {
     /// Continues at `target`.
     fn jump<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, target: u64);
-    /// Checks a target that was loaded, before anything changes.
-    fn check<M: Machine>(core: &mut Core<M>, target: u64) -> Result<(), Stop>;
+    /// Whether RIP can hold a target that was loaded.
+    fn reaches(target: u64) -> bool;
 }
 
 impl Code for Long {
@@ -26,8 +26,8 @@ impl Code for Long {
     }
 
     #[inline(always)]
-    fn check<M: Machine>(core: &mut Core<M>, target: u64) -> Result<(), Stop> {
-        if is_canonical(target) { Ok(()) } else { Err(core.machine.raise(Exception::GP0)) }
+    fn reaches(target: u64) -> bool {
+        is_canonical(target)
     }
 }
 
@@ -39,8 +39,8 @@ impl Code for Legacy {
     }
 
     #[inline(always)]
-    fn check<M: Machine>(_core: &mut Core<M>, _target: u64) -> Result<(), Stop> {
-        Ok(())
+    fn reaches(_target: u64) -> bool {
+        true
     }
 }
 
@@ -75,7 +75,9 @@ pub(crate) fn jmp_to<M: Machine, T: Word, W: Code, S: Source>(
     insn: &Insn<M>,
 ) -> Result<(), Stop> {
     let target = S::get::<M, T>(core, insn)?.zext();
-    W::check(core, target)?;
+    if !W::reaches(target) {
+        return Err(core.machine.raise(Exception::GP0));
+    }
     W::jump(core, insn, target);
     Ok(())
 }
@@ -97,7 +99,11 @@ pub(crate) fn call_to<M: Machine, T: Word, W: Code, S: Source>(
     insn: &Insn<M>,
 ) -> Result<(), Stop> {
     let target = S::get::<M, T>(core, insn)?.zext();
-    W::check(core, target)?;
+    if !W::reaches(target) {
+        // A fault of the push comes first.
+        W::probe::<M, T>(core)?;
+        return Err(core.machine.raise(Exception::GP0));
+    }
     let next = core.cpu.rip();
     W::push(core, T::cut(next))?;
     W::jump(core, insn, target);
@@ -110,7 +116,9 @@ pub(crate) fn ret<M: Machine, T: Word, W: Code>(
     insn: &Insn<M>,
 ) -> Result<(), Stop> {
     let target = W::top::<M, T>(core)?.zext();
-    W::check(core, target)?;
+    if !W::reaches(target) {
+        return Err(core.machine.raise(Exception::GP0));
+    }
     let rsp = core.cpu.regs[RSP as usize].wrapping_add(T::SIZE as u64).wrapping_add(insn.imm);
     W::set_rsp(core, rsp);
     W::jump(core, insn, target);

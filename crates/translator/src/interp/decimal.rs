@@ -81,17 +81,17 @@ pub(crate) fn bound<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>) -> 
     Ok(())
 }
 
-/// ARPL: raises the RPL of the selector in the destination to that in `src`.
+/// ARPL: raises the RPL of the selector in the destination to that in `src`; written only where it changes.
 pub(crate) fn arpl<M: Machine, D: Source + Target>(
     core: &mut Core<M>,
     insn: &Insn<M>,
 ) -> Result<(), Stop> {
-    let rpl = core.cpu.regs[(insn.src & 31) as usize] & 3;
-    D::modify(core, insn, |selector: u16, rflags| {
-        if u64::from(selector & 3) < rpl {
-            (selector & !3 | rpl as u16, rflags | ZF)
-        } else {
-            (selector, rflags & !ZF)
-        }
-    })
+    let rpl = u16::read(&core.cpu.regs, insn.src) & 3;
+    let selector: u16 = D::get(core, insn)?;
+    let raise = selector & 3 < rpl;
+    if raise {
+        D::set(core, insn, selector & !3 | rpl)?;
+    }
+    core.cpu.set_flags(ZF, if raise { ZF } else { 0 });
+    Ok(())
 }

@@ -188,9 +188,13 @@ pub(crate) fn shld<M: Machine, T: Word, D: Target, C: Count>(
         if count == 0 {
             return (a, rflags);
         }
-        let bits = joined(a, low);
-        let carry = (bits >> (2 * T::BITS - count)) as u64 & 1;
-        let value = T::cut((bits << count >> T::BITS) as u64);
+        // Counts beyond 16 of the 16-bit form are undefined; like a processor, shift in `low` again.
+        let (bits, width) = match T::SIZE {
+            2 => (joined(a, low) << 16 | u128::from(low.zext()), 48),
+            _ => (joined(a, low), 2 * T::BITS),
+        };
+        let carry = (bits >> (width - count)) as u64 & 1;
+        let value = T::cut((bits << count >> (width - T::BITS)) as u64);
         let overflow = top::<T>(value.zext() ^ a.zext());
         (value, shift_flags(value, carry, overflow, rflags))
     })
@@ -207,7 +211,11 @@ pub(crate) fn shrd<M: Machine, T: Word, D: Target, C: Count>(
         if count == 0 {
             return (a, rflags);
         }
-        let bits = joined(high, a);
+        // As for SHLD.
+        let bits = match T::SIZE {
+            2 => joined(high, a) | u128::from(high.zext()) << 32,
+            _ => joined(high, a),
+        };
         let carry = (bits >> (count - 1)) as u64 & 1;
         let value = T::cut((bits >> count) as u64);
         let overflow = top::<T>(value.zext() ^ a.zext());

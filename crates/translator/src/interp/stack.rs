@@ -27,6 +27,12 @@ pub(crate) trait Stack {
         Ok(())
     }
 
+    /// Raises what a push would.
+    fn probe<M: Machine, T: Word>(core: &mut Core<M>) -> Result<(), Stop> {
+        let va = Self::address(core, core.cpu.regs[SP].wrapping_sub(T::SIZE as u64));
+        core.machine.probe_store(va, T::SIZE)
+    }
+
     #[inline(always)]
     fn top<M: Machine, T: Word>(core: &mut Core<M>) -> Result<T, Stop> {
         let va = Self::address(core, core.cpu.regs[SP]);

@@ -38,15 +38,14 @@ fn repeat<M: Machine>(
     if insn.flags & (InsnFlags::REP | InsnFlags::REPNE) == 0 {
         return step(core, insn, 1).map(|_| ());
     }
-    let rflags = core.cpu.rflags;
     // With single stepping, each repetition is a step (SDM volume 3, 17.3.2).
     let stepping = core.cpu.flag(TF);
     let mut count = core.sized(insn, Gpr::Rcx);
     while count != 0 {
         let limit = if stepping { 1 } else { count };
-        // A fault shows the flags from before the instruction (SDM volume 2, REP).
-        let Step { done, more } =
-            step(core, insn, limit).inspect_err(|_| core.cpu.rflags = rflags)?;
+        // A fault shows the flags of the last comparison; the manual restores those from before, but AMD's
+        // processors do not, and the restarted instruction sets them anew.
+        let Step { done, more } = step(core, insn, limit)?;
         count -= done;
         core.set_sized(insn, Gpr::Rcx, count);
         if !more {

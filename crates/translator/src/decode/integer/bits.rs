@@ -75,6 +75,8 @@ fn bmi<M: Machine>(instr: &Instruction) -> Option<Insn<M>> {
         N::Andn => (by_source!(instr, 2, T, S => bits::andn::<M, T, S>), 2, 1),
         N::Pdep => (by_source!(instr, 2, T, S => bits::pdep::<M, T, S>), 2, 1),
         N::Pext => (by_source!(instr, 2, T, S => bits::pext::<M, T, S>), 2, 1),
+        // AMD's XOP form has an immediate instead.
+        N::Bextr if kind(instr, 2) == Kind::Immediate => return None,
         N::Bextr => (by_source!(instr, 1, T, S => bits::bextr::<M, T, S>), 1, 2),
         N::Bzhi => (by_source!(instr, 1, T, S => bits::bzhi::<M, T, S>), 1, 2),
         N::Sarx => (by_source!(instr, 1, T, S => shift_quiet::<M, T, Sar, S>), 1, 2),

@@ -1,0 +1,73 @@
+//! Differences between two outcomes, in words.
+
+use std::fmt::Write;
+
+use iced_x86::{Instruction, Mnemonic, RflagsBits};
+use x86::rflags;
+
+use crate::arena;
+use crate::state::Outcome;
+
+/// The flags that code under test can change.
+pub const FLAGS: u64 = rflags::STATUS | rflags::DF;
+
+/// The flags that `instr` leaves undefined.
+#[must_use]
+pub fn undefined_flags(instr: &Instruction) -> u64 {
+    let double_shift = matches!(instr.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
+    if double_shift && instr.op_register(1).size() == 2 {
+        // The count may exceed the operand: everything is undefined then, also what iced lists as set.
+        return rflags::STATUS;
+    }
+    from_iced(instr.rflags_undefined())
+}
+
+/// iced's flag bits as RFLAGS bits.
+#[must_use]
+pub fn from_iced(bits: u32) -> u64 {
+    [
+        (RflagsBits::OF, rflags::OF),
+        (RflagsBits::SF, rflags::SF),
+        (RflagsBits::ZF, rflags::ZF),
+        (RflagsBits::AF, rflags::AF),
+        (RflagsBits::CF, rflags::CF),
+        (RflagsBits::PF, rflags::PF),
+        (RflagsBits::DF, rflags::DF),
+    ]
+    .into_iter()
+    .filter(|(theirs, _)| bits & theirs != 0)
+    .map(|(_, ours)| ours)
+    .sum()
+}
+
+/// What differs, one item a line; empty where nothing does. Flags in `undefined` do not count.
+#[must_use]
+pub fn differences(native: &Outcome, ours: &Outcome, undefined: u64) -> String {
+    let mut out = String::new();
+    let mut note = |what: &str, native: u64, ours: u64| {
+        if native != ours {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "{what}: host {native:#x}, interpreter {ours:#x}");
+        }
+    };
+    for (slot, name) in NAMES.iter().enumerate() {
+        note(name, native.state.gpr[slot], ours.state.gpr[slot]);
+    }
+    let mask = FLAGS & !undefined;
+    note("rflags", native.state.rflags & mask, ours.state.rflags & mask);
+    note("rip", native.rip, ours.rip);
+    if native.fault != ours.fault {
+        let _ = writeln!(out, "fault: host {:x?}, interpreter {:x?}", native.fault, ours.fault);
+    }
+    let bytes = native.state.data.iter().zip(ours.state.data.iter()).enumerate();
+    for (at, (native, ours)) in bytes.filter(|(_, (a, b))| a != b).take(4) {
+        let at = arena::DATA + at as u64;
+        let _ = writeln!(out, "memory {at:#x}: host {native:#04x}, interpreter {ours:#04x}");
+    }
+    out
+}
+
+const NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];

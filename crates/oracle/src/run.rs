@@ -1,0 +1,100 @@
+//! Test runs: so many random cases, stopping at the first difference.
+
+use std::fmt::Write;
+
+use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic};
+
+use crate::arena;
+use crate::compare::{FLAGS, differences, undefined_flags};
+use crate::generate::Generator;
+use crate::interpret;
+use crate::native::{Bitness, Host};
+use crate::random::Random;
+use crate::state::{Outcome, State};
+
+/// The number of cases of a run: `FATHOM_FUZZ_CASES`, or `default`.
+#[must_use]
+pub fn cases(default: u64) -> u64 {
+    std::env::var("FATHOM_FUZZ_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+/// The seed of a run: `FATHOM_FUZZ_SEED`, or a fixed one.
+#[must_use]
+pub fn seed() -> u64 {
+    std::env::var("FATHOM_FUZZ_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+/// The random source of one case.
+#[must_use]
+pub fn random(seed: u64, case: u64) -> Random {
+    Random::new(seed.wrapping_mul(1 << 40).wrapping_add(case))
+}
+
+/// Runs `cases` single instructions with these mnemonics.
+///
+/// # Errors
+///
+/// The first difference, with all that is needed to see it again.
+pub fn singles(
+    host: &mut Host,
+    mnemonics: &[Mnemonic],
+    bitness: Bitness,
+    seed: u64,
+    cases: u64,
+) -> Result<(), String> {
+    let generator = Generator::new(mnemonics, bitness);
+    for case in 0..cases {
+        let mut random = random(seed, case);
+        let (bytes, instr, state) = generator.case(&mut random);
+        let report = single(host, &bytes, &instr, &state, bitness);
+        if !report.is_empty() {
+            return Err(format!("seed {seed}, case {case}: {report}"));
+        }
+    }
+    Ok(())
+}
+
+/// Runs one instruction on both sides. Returns an empty string, or the instruction and the differences.
+#[must_use]
+pub fn single(
+    host: &mut Host,
+    bytes: &[u8],
+    instr: &Instruction,
+    state: &State,
+    bitness: Bitness,
+) -> String {
+    let native = settle(host.run(state, bytes, bitness, false), bytes.len());
+    let ours = interpret::run(state, bytes, bitness, 1);
+    let mut undefined = undefined_flags(instr);
+    if native.fault.is_some() {
+        // Registers and flags are as before; but vendors disagree on comparisons that were interrupted.
+        let repeats = instr.has_rep_prefix() || instr.has_repne_prefix();
+        undefined = if instr.is_string_instruction() && repeats { FLAGS } else { 0 };
+    }
+    let found = differences(&native, &ours, undefined);
+    if found.is_empty() { found } else { describe(bytes, instr, state) + &found }
+}
+
+/// A branch ends where it cannot go on: at an INT3, whose trap reports the address behind it, or at a
+/// fetch that faults. Both count as having arrived.
+fn settle(mut outcome: Outcome, len: usize) -> Outcome {
+    let Some(fault) = outcome.fault else { return outcome };
+    let trap = fault.vector == 3;
+    let here = arena::ENTRY..arena::ENTRY + len as u64;
+    if trap || !here.contains(&outcome.rip) {
+        outcome.rip -= u64::from(trap);
+        outcome.fault = None;
+    }
+    outcome
+}
+
+fn describe(bytes: &[u8], instr: &Instruction, state: &State) -> String {
+    let mut text = String::new();
+    IntelFormatter::new().format(instr, &mut text);
+    let mut out = format!("{text}  ({:?}: {bytes:02x?})\n", instr.code());
+    for (slot, value) in state.gpr.iter().enumerate() {
+        let _ = write!(out, "r{slot}={value:x} ");
+    }
+    let _ = writeln!(out, "rflags={:x}", state.rflags);
+    out
+}
