@@ -585,19 +585,32 @@ fn indirect_branch(state: &mut State, instr: &Instruction, random: &mut Random) 
             state.gpr[instr.op_register(0).number()] = target;
         }
         Mnemonic::Jmp | Mnemonic::Call if instr.op_kind(0) == OpKind::Memory => {
-            // Every aligned word of the data, and the one at the border.
-            for at in (0..arena::DATA_LEN as u64).step_by(8) {
-                put(state, arena::DATA + at, target);
+            if let Some(va) = address(state, instr) {
+                put(state, va, target);
             }
         }
         _ => {}
     }
 }
 
-/// Stores a word, where it lies inside.
+/// The linear address of the memory operand, which is the first.
+fn address(state: &State, instr: &Instruction) -> Option<u64> {
+    instr.virtual_address(0, 0, |register, _, _| {
+        Some(match register {
+            Register::GS => arena::GS_BASE,
+            _ if register.is_segment_register() => 0,
+            _ if register.size() == 4 => state.gpr[register.number()] & 0xffff_ffff,
+            _ => state.gpr[register.number()],
+        })
+    })
+}
+
+/// Stores as much of a word as lies inside.
 fn put(state: &mut State, va: u64, value: u64) {
-    let start = va.wrapping_sub(arena::DATA) as usize;
-    if let Some(place) = start.checked_add(8).and_then(|end| state.data.get_mut(start..end)) {
-        place.copy_from_slice(&value.to_le_bytes());
+    for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
+        let at = va.wrapping_add(i as u64).wrapping_sub(arena::DATA);
+        if let Some(place) = state.data.get_mut(at as usize) {
+            *place = byte;
+        }
     }
 }
