@@ -40,11 +40,19 @@ const FORBIDDEN: [(&str, &str, &str); 9] = [
 ];
 
 /// Crates that may hold unsafe code; all others forbid it at their root.
-const UNSAFE_ALLOWED: [&str; 7] =
-    ["memory", "engine-kvm", "translator", "engine-translate", "process", "scheduler", "guest"];
+const UNSAFE_ALLOWED: [&str; 8] = [
+    "memory",
+    "engine-kvm",
+    "translator",
+    "engine-translate",
+    "process",
+    "scheduler",
+    "guest",
+    "oracle",
+];
 
 /// Programs beside the product, outside the order: they may use anything.
-const OUTSIDE: [&str; 2] = ["guest", "xtask"];
+const OUTSIDE: [&str; 3] = ["guest", "oracle", "xtask"];
 
 #[derive(Deserialize)]
 pub(super) struct Package {
