@@ -19,6 +19,7 @@ fn both(engine: &dyn Engine, body: impl Fn(&mut CodeAssembler) -> Asm) -> Rig {
         a.wait_for(START, 2)?;
         a.mov(r12d, EACH)?;
         a.set_label(&mut again)?;
+        a.zero_bytes()?;
         body(a)?;
         a.dec(r12d)?;
         a.jnz(again)?;

@@ -160,6 +160,7 @@ fn rounds(engine: &dyn Engine, halted: bool) {
             a.mov(qword_ptr(MAILBOX + 0x100), 1)?;
         }
         a.set_label(&mut again)?;
+        a.zero_bytes()?;
         if first {
             a.write_msr(apic::ICR, other << 32 | VECTOR)?;
         }
