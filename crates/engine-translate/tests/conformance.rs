@@ -46,4 +46,12 @@ topics!(
     io_apic,
     timers,
     user_mode,
+    smp,
+    atomics,
+    ordering,
+    self_modifying,
+    memory_facts,
+    state,
+    processor,
+    vector_state,
 );

@@ -16,11 +16,11 @@ const IDT: u64 = 0x8000;
 const EXITS: usize = 200;
 
 /// xorshift64*, seeded: a failure names its seed.
-pub struct Noise(pub u64);
+pub(crate) struct Noise(pub(crate) u64);
 
 impl Noise {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -30,7 +30,7 @@ impl Noise {
 
 /// Runs `code` in 64-bit mode at privilege 0 with identity-mapped, user-accessible, writable memory, and an
 /// IDT whose handlers are in the same noise.
-pub fn run(engine: &dyn Engine, code: &[u8], noise: &mut Noise) {
+pub(crate) fn run(engine: &dyn Engine, code: &[u8], noise: &mut Noise) {
     let memory = Arc::new(GuestMemory::with_bytes(RAM).unwrap());
     let vm = engine.create_vm(VmSpec { memory: Arc::clone(&memory), vcpus: 1 }).unwrap();
     let view = DeviceView::new(memory);

@@ -26,19 +26,27 @@ mod prelude {
 }
 
 mod accessed_dirty;
+mod atomics;
 mod double_fault;
 mod exceptions;
 mod interrupts;
 mod io_apic;
+mod memory_facts;
 mod mmio;
+mod ordering;
 mod page_faults;
 mod ports;
+mod processor;
 mod segments;
+mod self_modifying;
 mod single_step;
+mod smp;
+mod state;
 mod strings;
 mod timers;
 mod translation;
 mod user_mode;
+mod vector_state;
 
 pub(super) fn all() -> Vec<Case> {
     [
@@ -56,6 +64,14 @@ pub(super) fn all() -> Vec<Case> {
         io_apic::CASES,
         timers::CASES,
         user_mode::CASES,
+        smp::CASES,
+        atomics::CASES,
+        ordering::CASES,
+        self_modifying::CASES,
+        memory_facts::CASES,
+        state::CASES,
+        processor::CASES,
+        vector_state::CASES,
     ]
     .concat()
 }

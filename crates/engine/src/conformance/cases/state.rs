@@ -1,0 +1,553 @@
+//! State out and in: what a snapshot needs; and kicks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use x86::{DescriptorTable, Gpr, Segment, VcpuState, cr4, msr, rflags};
+
+use super::prelude::*;
+use crate::traits::Vcpu;
+
+cases!(
+    "state": transplant, registers_out, registers_in, round_trip, vectors_round_trip, apic_round_trip,
+    timer_moves, halted_moves, kicks_running, kicks_halted, kicks_before_run, kicks_waiting,
+    kick_keeps_exit, shadow_kept,
+);
+
+/// Where a payload waits to be looked at.
+const WAIT: u64 = 0x1_3000;
+
+fn write_wait(rig: &Rig) {
+    rig.load(WAIT, |a| {
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        a.jmp(here)
+    });
+}
+
+/// Kicks until the vCPU stands at [`WAIT`], and answers its state.
+fn state_at_wait(rig: &mut Rig) -> VcpuState {
+    for _ in 0..5000 {
+        let vm = Arc::clone(&rig.board.vm);
+        let kicker = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(1));
+            vm.kick(0);
+        });
+        while rig.vcpus[0].run().expect("the engine runs") != Exit::Kicked {}
+        kicker.join().expect("kicks");
+        let state = rig.vcpus[0].state();
+        if state.rip == WAIT {
+            return state;
+        }
+    }
+    panic!("the payload does not arrive");
+}
+
+/// A machine with the memory and the state of another.
+fn moved(engine: &dyn Engine, rig: &Rig, state: &VcpuState) -> Rig {
+    let mut other = Rig::new(engine, 1);
+    for gpa in (0..RAM).step_by(4096) {
+        other.write(gpa, &rig.bytes(gpa, 4096));
+    }
+    other.vcpus[0].set_state(state).expect("set state");
+    other
+}
+
+const FACTOR: u64 = 6_364_136_223_846_793_005;
+const TERM: u64 = 1_442_695_040_888_963_407;
+
+/// Stopped in the middle of a computation, it goes on in another machine to the same result.
+fn transplant(engine: &dyn Engine) {
+    const LIMIT: u64 = DATA + 0x100;
+    let mut rig = Rig::with(engine, |a| {
+        let mut again = a.create_label();
+        a.mov(r8, FACTOR)?;
+        a.mov(r9, TERM)?;
+        a.mov(ebx, 1)?;
+        a.xor(ecx, ecx)?;
+        a.set_label(&mut again)?;
+        a.imul_2(rbx, r8)?;
+        a.add(rbx, r9)?;
+        // Through memory and a vector register as well.
+        a.mov(qword_ptr(DATA), rbx)?;
+        a.movq(xmm3, qword_ptr(DATA))?;
+        a.movq(rbx, xmm3)?;
+        a.inc(rcx)?;
+        a.cmp(rcx, qword_ptr(LIMIT))?;
+        a.jb(again)?;
+        a.mov(rax, rbx)?;
+        a.log_rax()
+    });
+    rig.set_word(LIMIT, u64::MAX);
+    let vm = Arc::clone(&rig.vm);
+    let kicker = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(5));
+        vm.kick(0);
+    });
+    assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
+    kicker.join().expect("kicks");
+    let state = rig.vcpus[0].state();
+    let rounds = state.gpr[Gpr::Rcx as usize] + 1000;
+    let mut other = moved(engine, &rig, &state);
+    drop(rig);
+    other.set_word(LIMIT, rounds);
+    let step = |value: u64| value.wrapping_mul(FACTOR).wrapping_add(TERM);
+    let expected = (0..rounds).fold(1u64, |value, _| step(value));
+    assert_eq!(other.run().log, [expected as u32, (expected >> 32) as u32]);
+}
+
+/// What a payload puts into registers is in the state.
+fn registers_out(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        let registers = [rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+        a.write_msr(msr::FS_BASE, 0x7777_0000_1234)?;
+        a.write_msr(msr::KERNEL_GS_BASE, 0x5555)?;
+        a.write_msr(msr::STAR, 0x1234_5678_9abc_def0)?;
+        a.mov(eax, 3)?;
+        a.mov(cr8, rax)?;
+        a.mov(rax, DATA)?;
+        a.mov(cr2, rax)?;
+        for (index, register) in registers.into_iter().enumerate() {
+            a.mov(register, 0x1111_1111_1111_1111 * (index as u64 + 1))?;
+        }
+        a.mov(rsp, STACK - 64)?;
+        a.xor(eax, eax)?;
+        a.std()?;
+        a.stc()?;
+        a.jmp(WAIT)
+    });
+    write_wait(&rig);
+    let state = state_at_wait(&mut rig);
+    let mut expected: Vec<u64> = (1..=14).map(|index| 0x1111_1111_1111_1111 * index).collect();
+    expected.insert(0, 0);
+    expected.insert(4, STACK - 64);
+    assert_eq!(state.gpr.to_vec(), expected);
+    let flags = rflags::CF | rflags::ZF | rflags::PF | rflags::DF | rflags::FIXED;
+    assert_eq!(state.rflags & !rflags::AF, flags);
+    assert_eq!((state.cr2, state.cr3, state.cr8), (DATA, PML4, 3));
+    assert_eq!(state.fs.base, 0x7777_0000_1234);
+    assert_eq!(state.cs.selector, selector::KERNEL_CODE);
+    assert_eq!(find(&state, msr::KERNEL_GS_BASE), Some(0x5555));
+    assert_eq!(find(&state, msr::STAR), Some(0x1234_5678_9abc_def0));
+    assert!(!state.halted && !state.waiting_for_sipi && state.event.is_none());
+}
+
+fn find(state: &VcpuState, index: u32) -> Option<u64> {
+    state.msrs.iter().find(|entry| entry.index == index).map(|entry| entry.value)
+}
+
+/// Replaces the value of an MSR that the state has.
+fn put(state: &mut VcpuState, index: u32, value: u64) {
+    let found = state.msrs.iter_mut().find(|entry| entry.index == index);
+    found.unwrap_or_else(|| panic!("no MSR {index:#x} in the state")).value = value;
+}
+
+/// MSRs that a kernel sets, with values that they can have.
+const MSRS: [(u32, u64); 9] = [
+    (msr::STAR, 0x0023_0010_0000_0000),
+    (msr::LSTAR, 0xffff_8000_0000_1000),
+    (msr::CSTAR, 0xffff_8000_0000_2000),
+    (msr::SFMASK, 0x4_7700),
+    (msr::KERNEL_GS_BASE, 0xffff_8888_0000_0000),
+    (msr::SYSENTER_CS, 0x10),
+    (msr::SYSENTER_ESP, 0xffff_8000_0000_3000),
+    (msr::SYSENTER_EIP, 0xffff_8000_0000_4000),
+    (msr::TSC_AUX, 0x1001),
+];
+
+/// What is put into the state, the payload finds.
+fn registers_in(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        for register in [rbx, rbp, r8, r15] {
+            a.mov(rax, register)?;
+            a.log_rax()?;
+        }
+        for (index, _) in MSRS {
+            a.read_msr(index)?;
+            a.log_rax()?;
+        }
+        a.mov(rax, cr2)?;
+        a.log_rax()?;
+        a.mov(rax, cr8)?;
+        a.log_eax()?;
+        a.mov(rax, dr2)?;
+        a.log_rax()?;
+        a.mov(eax, dword_ptr(0).gs())?;
+        a.log_eax()?;
+        a.str(eax)?;
+        a.log_eax()?;
+        a.sgdt(ptr(DATA))?;
+        a.mov(rax, qword_ptr(DATA + 2))?;
+        a.log_rax()
+    });
+    let mut state = Rig::state(0, rig.vcpus[0].state());
+    let values = [3u64, 0x1234_5678_9abc_def0, u64::MAX, 1 << 63];
+    for (register, value) in [Gpr::Rbx, Gpr::Rbp, Gpr::R8, Gpr::R15].into_iter().zip(values) {
+        state.gpr[register as usize] = value;
+    }
+    MSRS.into_iter().for_each(|(index, value)| put(&mut state, index, value));
+    state.cr2 = 0xffff_9999_0000_1111;
+    state.cr8 = 9;
+    state.debug[2] = 0x1_0000_2222;
+    state.gs.base = window(5);
+    rig.set_word(window(5), 55);
+    rig.vcpus[0].set_state(&state).expect("set state");
+    let msrs = MSRS.map(|(_, value)| value);
+    let mut expected: Vec<u32> = Vec::new();
+    for value in values.into_iter().chain(msrs).chain([state.cr2]) {
+        expected.extend([value as u32, (value >> 32) as u32]);
+    }
+    expected.extend([9, 0x2222, 1, 55, u32::from(selector::TSS)]);
+    expected.extend([state.gdtr.base as u32, 0]);
+    assert_eq!(rig.run().log, expected);
+}
+
+/// Every field comes back as it was set.
+fn round_trip(engine: &dyn Engine) {
+    let rig = &mut Rig::new(engine, 1);
+    let mut state = Rig::state(0, rig.vcpus[0].state());
+    for (index, register) in state.gpr.iter_mut().enumerate() {
+        *register = 0x0101_0101_0101_0101 * (index as u64 + 1);
+    }
+    state.rip = 0xffff_8000_1234_5678;
+    state.rflags |= rflags::IF | rflags::CF | rflags::AC | rflags::ID;
+    state.cs = Segment { selector: 0x33, attributes: 0xa0fb, ..Segment::CODE64 };
+    state.ss = Segment { selector: 0x2b, attributes: 0xc0f3, ..Segment::DATA };
+    state.ds = Segment { selector: 0x2b, attributes: 0xc0f3, ..Segment::DATA };
+    state.fs = Segment { selector: 0x18, base: 0x7fff_1234_5678, ..Segment::DATA };
+    state.gs = Segment { selector: 0x18, base: 0xffff_8000_0000_0100, ..Segment::DATA };
+    state.ldtr = Segment { selector: 0x50, base: 0x1_2340, limit: 0x77, attributes: 0x82 };
+    state.tr =
+        Segment { selector: 0x40, base: 0xffff_8000_0000_2000, limit: 0x206f, attributes: 0x8b };
+    state.gdtr = DescriptorTable { base: 0xffff_8000_0000_3000, limit: 0x7f };
+    state.idtr = DescriptorTable { base: 0xffff_8000_0000_4000, limit: 0xfff };
+    state.cr2 = 0x1234;
+    state.cr3 = 0x5000;
+    state.cr4 |= cr4::OSXSAVE | cr4::TSD;
+    state.cr8 = 7;
+    state.debug = [1, 2, 3, 4, 0xffff_4ff1, 0x400];
+    state.interrupt_shadow = true;
+    state.nmi_blocked = true;
+    MSRS.into_iter().for_each(|(index, value)| put(&mut state, index, value));
+    rig.vcpus[0].set_state(&state).expect("set state");
+    let mut after = rig.vcpus[0].state();
+    // What runs on by itself, or shows CR8 a second time, is compared elsewhere.
+    after.apic = state.apic.clone();
+    for index in [msr::TSC, msr::TSC_DEADLINE] {
+        if let Some(value) = find(&state, index) {
+            put(&mut after, index, value);
+        }
+    }
+    assert_eq!(after, state);
+}
+
+/// An XSAVE image of all components, none in its initial state.
+fn image() -> Vec<u8> {
+    let mut image = vec![0; x86::XSTATE_SIZE];
+    image[0..2].copy_from_slice(&0x027fu16.to_le_bytes());
+    // FSW with the top of the stack at 6, and all but two registers empty.
+    image[2..4].copy_from_slice(&0x3000u16.to_le_bytes());
+    image[4] = 0xc0;
+    image[24..28].copy_from_slice(&0x3fa0u32.to_le_bytes());
+    for register in 0..2 {
+        let at = 32 + register * 16;
+        // 1.25 and 1.75, significand and exponent.
+        image[at..at + 8]
+            .copy_from_slice(&(0xa000_0000_0000_0000u64 + ((register as u64) << 62)).to_le_bytes());
+        image[at + 8..at + 10].copy_from_slice(&0x3fffu16.to_le_bytes());
+    }
+    for byte in 160..416 {
+        image[byte] = byte as u8 ^ 0x5a;
+    }
+    image[512] = 7;
+    for byte in 576..832 {
+        image[byte] = byte as u8 ^ 0xa5;
+    }
+    image
+}
+
+/// x87, SSE and AVX state in, seen by the payload, and out.
+fn vectors_round_trip(engine: &dyn Engine) {
+    let avx = cpuid(engine, 1, 0)[2] & 1 << 28 != 0;
+    let mut rig = Rig::with(engine, |a| {
+        a.movups(xmmword_ptr(DATA), xmm9)?;
+        if avx {
+            a.vmovups(ymmword_ptr(DATA + 64), ymm15)?;
+        }
+        a.fst(qword_ptr(DATA + 32))?;
+        a.stmxcsr(dword_ptr(DATA + 40))?;
+        a.fnstcw(word_ptr(DATA + 44))?;
+        a.fnstsw(word_ptr(DATA + 46))?;
+        a.jmp(WAIT)
+    });
+    write_wait(&rig);
+    let mut state = Rig::state(0, rig.vcpus[0].state());
+    state.xstate = image();
+    if avx {
+        state.cr4 |= cr4::OSXSAVE;
+        state.xcr0 = 7;
+    } else {
+        state.xstate[512] = 3;
+    }
+    rig.vcpus[0].set_state(&state).expect("set state");
+    let after = state_at_wait(&mut rig);
+    assert_eq!(rig.bytes(DATA, 16), state.xstate[160 + 9 * 16..160 + 10 * 16]);
+    if avx {
+        assert_eq!(rig.bytes(DATA + 64, 16), state.xstate[160 + 15 * 16..160 + 16 * 16]);
+        assert_eq!(rig.bytes(DATA + 80, 16), state.xstate[576 + 15 * 16..576 + 16 * 16]);
+        assert_eq!(after.xstate[576..832], state.xstate[576..832]);
+    }
+    assert_eq!(f64::from_bits(rig.word(DATA + 32)), 1.25);
+    assert_eq!(rig.word(DATA + 40), 0x3000_027f_0000_3fa0);
+    // Pointers to the last x87 instruction (bytes 6 to 23) are not of interest.
+    assert_eq!(after.xstate[0..6], state.xstate[0..6]);
+    assert_eq!(after.xstate[24..28], state.xstate[24..28]);
+    assert_eq!(after.xstate[32..64], state.xstate[32..64]);
+    assert_eq!(after.xstate[160..416], state.xstate[160..416]);
+}
+
+/// Requests, service and registers of the local APIC go along.
+fn apic_round_trip(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        a.enable_apic()?;
+        a.write_msr(apic::LVT_TIMER, 1 << 16 | 0x77)?;
+        a.write_msr(apic::DIVIDE, 3)?;
+        a.write_msr(apic::SELF_IPI, 0x91)?;
+        a.sti()?;
+        a.nop()?;
+        a.nop()?;
+        a.log(99)
+    });
+    // In service, with another one requested.
+    rig.load(HANDLER, |a| {
+        a.write_msr(apic::SELF_IPI, 0x41)?;
+        a.jmp(WAIT)
+    });
+    rig.set_gate(0x91, Gate::to(HANDLER));
+    write_wait(&rig);
+    let mut state = state_at_wait(&mut rig);
+    state.rip = HANDLER + 0x100;
+    let mut other = moved(engine, &rig, &state);
+    other.load_payload(HANDLER + 0x100, |a| {
+        for register in [apic::SVR, apic::LVT_TIMER, apic::DIVIDE, apic::PPR] {
+            a.read_msr(register)?;
+            a.log_eax()?;
+        }
+        a.read_msr(apic::ISR + 4)?;
+        a.log_eax()?;
+        a.read_msr(apic::IRR + 2)?;
+        a.log_eax()?;
+        a.sti()?;
+        a.nop()?;
+        a.log(1)?;
+        a.write_msr(apic::EOI, 0)?;
+        a.nop()?;
+        a.log(2)
+    });
+    let expected = [0x1ff, 1 << 16 | 0x77, 3, 0x90, 1 << 17, 2, 1, IRQ | 0x41, 2];
+    assert_eq!(other.run().log, expected);
+}
+
+/// An armed timer fires in the other machine.
+fn timer_moves(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        a.enable_apic()?;
+        a.write_msr(apic::DIVIDE, 0xb)?;
+        a.write_msr(apic::LVT_TIMER, 0x40)?;
+        // Far enough not to fire before it is moved, except on a host that stands still.
+        a.write_msr(apic::INITIAL_COUNT, 200_000_000)?;
+        a.jmp(WAIT)
+    });
+    write_wait(&rig);
+    let mut state = state_at_wait(&mut rig);
+    state.rip = HANDLER + 0x100;
+    let mut other = moved(engine, &rig, &state);
+    other.load_payload(HANDLER + 0x100, |a| {
+        a.sti()?;
+        a.hlt()?;
+        a.cli()?;
+        a.log(1)
+    });
+    assert_eq!(other.run().log, [IRQ | 0x40, 1]);
+}
+
+/// A halted processor is halted in the other machine, and wakes there.
+fn halted_moves(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        a.enable_apic()?;
+        a.sti()?;
+        a.hlt()?;
+        a.log(1)
+    });
+    let state = loop {
+        rig.vm.kick(0);
+        assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
+        let vm = Arc::clone(&rig.vm);
+        let kicker = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(2));
+            vm.kick(0);
+        });
+        assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
+        kicker.join().expect("kicks");
+        let state = rig.vcpus[0].state();
+        if state.halted {
+            break state;
+        }
+    };
+    let mut other = moved(engine, &rig, &state);
+    let pin = 18;
+    // The redirection is of the other machine's IO-APIC, which starts afresh: an NMI by kick is none,
+    // so the interrupt is put into the state.
+    let mut woken = other.vcpus[0].state();
+    assert!(woken.halted);
+    request(&mut woken, 0x50);
+    other.vcpus[0].set_state(&woken).expect("set state");
+    other.vm.set_irq(pin, false);
+    assert_eq!(other.run().log, [IRQ | 0x50, 1]);
+}
+
+/// Sets a bit of the interrupt request register.
+fn request(state: &mut VcpuState, vector: u8) {
+    let word = 0x20 + usize::from(vector / 32);
+    state.apic.registers[word] |= 1 << (vector % 32);
+}
+
+/// Runs the vCPU on a thread and kicks it 1000 times; each kick is answered.
+fn kicks(vcpu: &mut dyn Vcpu, vm: &Arc<dyn crate::traits::Vm>, id: u32) {
+    const KICKS: u32 = 1000;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stop = &stop;
+        scope.spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                if vcpu.run().expect("the engine runs") == Exit::Kicked {
+                    sender.send(()).expect("somebody counts");
+                }
+            }
+        });
+        for kick in 0..KICKS {
+            vm.kick(id);
+            let answered = receiver.recv_timeout(Duration::from_secs(10));
+            if answered.is_err() {
+                // Lost: a second one lets the thread end.
+                stop.store(true, Ordering::SeqCst);
+                vm.kick(id);
+                panic!("kick {kick} was lost");
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+        vm.kick(id);
+    });
+}
+
+fn kicks_running(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        a.inc(rax)?;
+        a.jmp(here)
+    });
+    let Rig { board, vcpus } = &mut rig;
+    kicks(&mut *vcpus[0], &board.vm, 0);
+}
+
+fn kicks_halted(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        a.hlt()?;
+        a.jmp(here)
+    });
+    let Rig { board, vcpus } = &mut rig;
+    kicks(&mut *vcpus[0], &board.vm, 0);
+}
+
+/// A vCPU that waits for its start-up IPI is kicked like any other.
+fn kicks_waiting(engine: &dyn Engine) {
+    let mut rig = Rig::new(engine, 2);
+    let Rig { board, vcpus } = &mut rig;
+    kicks(&mut *vcpus[1], &board.vm, 1);
+    assert!(vcpus[1].state().waiting_for_sipi);
+}
+
+/// Two kicks before the run are one, and nothing has been executed.
+fn kicks_before_run(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| a.log(1));
+    rig.vm.kick(0);
+    rig.vm.kick(0);
+    let vcpu = &mut rig.vcpus[0];
+    assert_eq!(vcpu.run().expect("the engine runs"), Exit::Kicked);
+    assert_eq!(vcpu.state().rip, CODE);
+    let next = vcpu.run().expect("the engine runs");
+    assert_eq!(next, Exit::PortWrite { port: LOG, size: 4, value: 1 });
+}
+
+/// A kick during an exit does not lose the exit's answer, nor do the access twice.
+fn kick_keeps_exit(engine: &dyn Engine) {
+    let mut rig = Rig::with(engine, |a| {
+        a.mov(eax, dword_ptr(MMIO))?;
+        a.log_eax()?;
+        a.add(dword_ptr(MMIO), 5)?;
+        a.in_(al, 0x70)?;
+        a.log_eax()
+    });
+    let mut seen = Vec::new();
+    loop {
+        rig.vm.kick(0);
+        let exit = rig.vcpus[0].run().expect("the engine runs");
+        match exit {
+            Exit::Kicked => {}
+            Exit::PortWrite { port: DONE, .. } => break,
+            Exit::MmioRead { .. } => rig.vcpus[0].complete_read(0x11),
+            Exit::PortRead { .. } => rig.vcpus[0].complete_read(0x22),
+            _ => {}
+        }
+        if exit != Exit::Kicked {
+            seen.push(exit);
+            // One kick is answered for certain before the next.
+            continue;
+        }
+        let exit = rig.vcpus[0].run().expect("the engine runs");
+        match exit {
+            Exit::PortWrite { port: DONE, .. } => break,
+            Exit::MmioRead { .. } => rig.vcpus[0].complete_read(0x11),
+            Exit::PortRead { .. } => rig.vcpus[0].complete_read(0x22),
+            _ => {}
+        }
+        seen.push(exit);
+    }
+    let log = |value| Exit::PortWrite { port: LOG, size: 4, value };
+    let expected = [
+        Exit::MmioRead { gpa: MMIO, size: 4 },
+        log(0x11),
+        Exit::MmioRead { gpa: MMIO, size: 4 },
+        Exit::MmioWrite { gpa: MMIO, size: 4, value: 0x16 },
+        Exit::PortRead { port: 0x70, size: 1 },
+        log(0x22),
+    ];
+    assert_eq!(seen, expected);
+}
+
+/// The shadow of STI is part of the state.
+fn shadow_kept(engine: &dyn Engine) {
+    for shadow in [true, false] {
+        let mut rig = Rig::with(engine, |a| {
+            a.mark()?;
+            a.nop()?;
+            a.nop()?;
+            a.cli()
+        });
+        let mut state = Rig::state(0, rig.vcpus[0].state());
+        state.apic.registers[0xf] = 0x1ff;
+        request(&mut state, 0x40);
+        state.rflags |= rflags::IF;
+        state.interrupt_shadow = shadow;
+        rig.vcpus[0].set_state(&state).expect("set state");
+        let rip = rig.run().frames[0].rip;
+        // With it, the first instruction (LEA of 7 bytes) runs before the interrupt.
+        assert_eq!(rip - CODE, if shadow { 7 } else { 0 });
+    }
+}

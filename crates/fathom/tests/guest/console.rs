@@ -1,0 +1,167 @@
+//! What a guest prints, as it comes.
+
+use std::io::Read;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::sandbox::text;
+
+/// Bounds a failure only: on an idle machine nothing takes a tenth of it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What a Linux kernel prints when it finds itself wrong, or the machine.
+const COMPLAINTS: [&str; 12] = [
+    "WARNING:",
+    "BUG:",
+    "Oops",
+    "rcu: INFO:",
+    "general protection fault",
+    "unable to handle",
+    "Unable to handle",
+    "INFO: task",
+    "Kernel panic",
+    "nobody cared",
+    "I/O error",
+    "EXT4-fs error",
+];
+
+/// Output that somebody else reads into memory; what was waited for is behind us.
+pub(crate) struct Console {
+    shared: Arc<Shared>,
+    /// What comes before has been looked at.
+    position: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    output: Mutex<Output>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+impl Console {
+    pub(crate) fn read(mut source: impl Read + Send + 'static) -> Self {
+        let shared = Arc::new(Shared::default());
+        let reader = Arc::clone(&shared);
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = source.read(&mut bytes) {
+                reader.output.lock().expect("output").bytes.extend(&bytes[..length]);
+                reader.more.notify_all();
+            }
+            reader.output.lock().expect("output").closed = true;
+            reader.more.notify_all();
+        });
+        Self { shared, position: 0 }
+    }
+
+    /// Waits for `wanted` and returns what came before it.
+    pub(crate) fn wait_for(&mut self, wanted: &str) -> String {
+        let start = self.position;
+        let found = self.wait(&format!("{wanted:?}"), |new| {
+            let at = new.windows(wanted.len()).position(|window| window == wanted.as_bytes())?;
+            Some((at, at + wanted.len()))
+        });
+        let output = self.shared.output.lock().expect("output");
+        text(&output.bytes[start..start + found])
+    }
+
+    /// Waits for the guest program to report such an event.
+    pub(crate) fn event(&mut self, name: &str) -> Value {
+        self.wait(&format!("event {name}"), |new| {
+            let (mut at, wanted) = (0, |event: &Value| event["event"] == *name);
+            for line in new.split_inclusive(|&byte| byte == b'\n') {
+                at += line.len();
+                if let Some(event) = parse(&text(line)).filter(wanted) {
+                    return Some((event, at));
+                }
+            }
+            None
+        })
+    }
+
+    /// Waits for the end of the output and returns all of it.
+    pub(crate) fn to_end(&mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut output = self.shared.output.lock().expect("output");
+        while !output.closed {
+            if Instant::now() > deadline {
+                let said = last(&output.bytes);
+                drop(output);
+                panic!("did not end; said last:\n{said}");
+            }
+            output =
+                self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;
+        }
+        text(&output.bytes)
+    }
+
+    /// All so far.
+    pub(crate) fn so_far(&self) -> String {
+        text(&self.shared.output.lock().expect("output").bytes)
+    }
+
+    /// Waits until `find` finds something in what is new, and goes as far as it says.
+    fn wait<T>(&mut self, what: &str, find: impl Fn(&[u8]) -> Option<(T, usize)>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut output = self.shared.output.lock().expect("output");
+        loop {
+            if let Some((found, length)) = find(&output.bytes[self.position..]) {
+                self.position += length;
+                return found;
+            }
+            if output.closed || Instant::now() > deadline {
+                let said = last(&output.bytes);
+                // The reader needs it still.
+                drop(output);
+                panic!("never said {what}; said last:\n{said}");
+            }
+            output =
+                self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;
+        }
+    }
+}
+
+fn last(bytes: &[u8]) -> String {
+    text(&bytes[bytes.len().saturating_sub(3000)..])
+}
+
+/// All events of a name.
+pub(crate) fn events(console: &str, name: &str) -> Vec<Value> {
+    console.lines().filter_map(parse).filter(|event| event["event"] == *name).collect()
+}
+
+/// The kernel's own messages may stand before it on the line. A line without its end is no event yet.
+fn parse(line: &str) -> Option<Value> {
+    serde_json::from_str(line.split_once("@fathom ")?.1.trim_end()).ok()
+}
+
+/// Lines with which the kernel says that something is wrong.
+pub(crate) fn complaints(console: &str) -> Vec<&str> {
+    console.lines().filter(|line| COMPLAINTS.iter().any(|word| line.contains(word))).collect()
+}
+
+#[test]
+fn a_warning_is_a_complaint() {
+    let log = "[    0.1] Linux version 6.1\r\n[    1.5] WARNING: CPU: 0 PID: 1 at mm/slub.c:1\r\n[ 2.0] ok";
+    assert_eq!(complaints(log), ["[    1.5] WARNING: CPU: 0 PID: 1 at mm/slub.c:1"]);
+    assert!(complaints("Warning: this is what programs say; a bug: too").is_empty());
+}
+
+#[test]
+fn waiting_goes_forward() {
+    let said = "a\n@fathom {\"event\":\"x\",\"n\":1}\nb\n@fathom {\"event\":\"x\",\"n\":2}\n";
+    let mut console = Console::read(std::io::Cursor::new(said));
+    assert_eq!(console.event("x")["n"], 1);
+    assert_eq!(console.wait_for("b"), "");
+    assert_eq!(console.event("x")["n"], 2);
+    assert_eq!(events(&console.to_end(), "x").len(), 2);
+}

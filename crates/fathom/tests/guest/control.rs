@@ -1,0 +1,69 @@
+//! One VM from start to stop, through every command that takes its name, and three lives.
+
+use std::thread;
+use std::time::Duration;
+
+use api::RunState;
+
+use crate::sandbox::Sandbox;
+use crate::vm::{Guest, Vm};
+
+#[test]
+fn a_vm_obeys_from_start_to_stop() {
+    let sandbox = Sandbox::new();
+    // `reboot=t`: by a triple fault.
+    let mut vm = Guest::new("reboot=t fathom.run=sh").cpus(2).start(&sandbox);
+    vm.wait_for_shell();
+    assert_eq!(vm.shell("echo $((6 * 7)) $(nproc)"), "42 2");
+    is_shown(&vm);
+    stands_while_paused(&mut vm);
+
+    vm.type_line("reboot -f");
+    comes_up_again(&mut vm);
+    vm.shell("echo acpi >/sys/kernel/reboot/type");
+    vm.type_line("reboot -f");
+    comes_up_again(&mut vm);
+
+    vm.type_line("halt -f");
+    vm.console.wait_for("reboot: System halted");
+    assert_eq!(vm.status().state, RunState::Running, "a halted machine is not an ended one");
+    vm.tell("stop", &[]);
+    assert_eq!(sandbox.success(&["list", "--json"]), "[]\n");
+    let ended = vm.ended().stopped();
+    assert_eq!(ended.report.pauses, 1);
+    let faults = ended.errors.matches("triple fault").count();
+    assert_eq!(faults, 1, "the first reboot was one, the second was not: {}", ended.errors);
+}
+
+fn is_shown(vm: &Vm<'_>) {
+    let status = vm.top();
+    assert_eq!((status.engine.as_str(), status.vcpus), ("translate", 2));
+    assert_eq!(status.state, RunState::Running);
+    assert_eq!(status.configured_bytes, 256 << 20);
+    assert!((16 << 20..128 << 20).contains(&status.resident_bytes), "{status:?}");
+    let used = status.working_set.window_1s_bytes.expect("a working set");
+    assert!((4096..=status.resident_bytes).contains(&used), "{status:?}");
+    assert!(status.guest_cpu_seconds > 0.0 && status.exits["port_write"] > 0, "{status:?}");
+}
+
+fn stands_while_paused(vm: &mut Vm<'_>) {
+    vm.shell("{ while :; do :; done & }");
+    let busy = vm.status().guest_cpu_seconds;
+    vm.wait_until("busy", |status| status.guest_cpu_seconds > busy + 0.5);
+    vm.tell("pause", &[]);
+    let paused = vm.status();
+    assert_eq!(paused.state, RunState::Paused);
+    thread::sleep(Duration::from_secs(1));
+    let later = vm.top();
+    assert_eq!(later.guest_cpu_seconds, paused.guest_cpu_seconds, "a paused guest ran");
+    assert_eq!(later.exits, paused.exits);
+    vm.tell("resume", &[]);
+    vm.wait_until("resumed", |status| status.guest_cpu_seconds > paused.guest_cpu_seconds + 0.5);
+    vm.shell("kill $!");
+}
+
+fn comes_up_again(vm: &mut Vm<'_>) {
+    vm.console.event("init");
+    vm.wait_for_shell();
+    assert_eq!(vm.shell("cut -d. -f1 /proc/uptime | wc -l"), "1");
+}

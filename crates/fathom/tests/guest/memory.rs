@@ -1,0 +1,92 @@
+//! Memory that a guest gives up really leaves the process, and comes back when it is needed.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::kit;
+use crate::process::{Resident, cpu_time, mib};
+use crate::sandbox::Sandbox;
+use crate::vm::{Guest, Vm};
+
+const MIB: u64 = 1 << 20;
+/// The product's target.
+const OVERHEAD_MAX: u64 = 40 * MIB;
+/// Of one host CPU. The target is 0.03; machines that run tests are noisy.
+const IDLE_MAX: f64 = 0.15;
+
+#[test]
+fn a_guest_takes_no_more_than_it_uses() {
+    let sandbox = Sandbox::new();
+    let overlay = sandbox.path("overlay");
+    let disk = format!("{},overlay={}", kit::disk_image(), overlay.display());
+    let mut vm = Guest::new("fathom.run=sh").disk(disk).start(&sandbox);
+    vm.wait_for_shell();
+    costs_little_when_idle(&vm);
+    free_pages_are_reported(&mut vm);
+    the_balloon_takes_memory(&mut vm);
+    the_balloon_gives_way_before_programs_die(&mut vm);
+    the_balloon_gives_memory_back(&mut vm);
+    vm.type_line("poweroff -f");
+    let ended = vm.ended().well();
+    assert!(!ended.console.contains("Killed process"), "{}", ended.console);
+}
+
+fn costs_little_when_idle(vm: &Vm<'_>) {
+    let (start, before) = (Instant::now(), cpu_time(vm.pid()));
+    thread::sleep(Duration::from_secs(10));
+    let busy = (cpu_time(vm.pid()) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    let resident = Resident::of(vm.pid());
+    println!("idle: {:.2} % of a CPU, watched by --report", busy * 100.0);
+    println!("overhead: {:.1} MiB beside {:.1} MiB", mib(resident.overhead), mib(resident.guest));
+    assert!(busy < IDLE_MAX, "{busy}");
+    assert!(resident.overhead <= OVERHEAD_MAX, "{resident:?}");
+}
+
+fn free_pages_are_reported(vm: &mut Vm<'_>) {
+    vm.type_line("/init alloc-free:128 seconds=10");
+    while vm.console.event("alloc-free")["state"] != "touched" {}
+    let touched = agreed(vm);
+    assert!(touched >= 128 * MIB, "{}", mib(touched));
+    vm.wait_for_shell();
+    vm.wait_until("smaller again", |status| status.resident_bytes + 100 * MIB <= touched);
+    println!("128 MiB freed: from {:.1} to {:.1} MiB", mib(touched), mib(agreed(vm)));
+}
+
+fn the_balloon_takes_memory(vm: &mut Vm<'_>) {
+    // The page cache keeps what was read: memory that only a balloon gets back.
+    vm.shell("head -c 120M /dev/vda >/dev/null");
+    let before = agreed(vm);
+    assert!(before >= 120 * MIB, "{}", mib(before));
+    vm.tell("balloon", &["160M"]);
+    vm.wait_until("inflated", |status| status.ballooned_bytes == 160 * MIB);
+    let after = agreed(vm);
+    println!("balloon of 160 MiB: from {:.1} to {:.1} MiB", mib(before), mib(after));
+    assert!(after <= 96 * MIB && after + 40 * MIB <= before);
+    assert_eq!(vm.tell("balloon", &[]), "160M of 160M\n");
+}
+
+fn the_balloon_gives_way_before_programs_die(vm: &mut Vm<'_>) {
+    vm.shell("/init alloc-free:100 seconds=1");
+    let status = vm.status();
+    assert!(status.ballooned_bytes < 160 * MIB, "{status:?}");
+}
+
+fn the_balloon_gives_memory_back(vm: &mut Vm<'_>) {
+    vm.tell("balloon", &["0"]);
+    vm.wait_until("deflated", |status| status.ballooned_bytes == 0);
+    vm.shell("/init alloc-free:150 seconds=1");
+    agreed(vm);
+}
+
+/// Resident guest memory, as the VM and the host's kernel both have it.
+fn agreed(vm: &Vm<'_>) -> u64 {
+    let (status, resident) = (vm.status(), Resident::of(vm.pid()));
+    let difference = status.resident_bytes.abs_diff(resident.guest);
+    // The guest ran on between the two looks.
+    assert!(difference <= MIB, "the VM says {}, smaps {}", status.resident_bytes, resident.guest);
+    assert!(
+        status.resident_bytes + status.ballooned_bytes <= status.configured_bytes,
+        "{status:?}"
+    );
+    resident.guest
+}

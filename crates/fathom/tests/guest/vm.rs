@@ -1,0 +1,213 @@
+//! A VM under test: started, talked to, waited for.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Child, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use api::{Report, VmStatus};
+
+use crate::console::{Console, PATIENCE, complaints};
+use crate::kit::Kernel;
+use crate::sandbox::Sandbox;
+
+/// Two guests at a time would slow each other down, and spoil what is measured.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Name of every VM here: each has a sandbox of its own.
+const NAME: &str = "guest";
+
+/// Of the shell in the guest.
+const PROMPT: &str = "/ # ";
+
+/// What to start.
+pub(crate) struct Guest {
+    kernel: Kernel,
+    words: String,
+    cpus: u32,
+    disks: Vec<String>,
+}
+
+impl Guest {
+    /// The cloud kernel with one vCPU, 256 MiB, and these words on its command line.
+    pub(crate) fn new(words: &str) -> Self {
+        // Warnings and worse are for us to see; the rest only takes time.
+        let words = format!("console=ttyS0 loglevel=5 panic=1 {words}");
+        Self { kernel: Kernel::Cloud, words, cpus: 1, disks: Vec::new() }
+    }
+
+    pub(crate) fn kernel(self, kernel: Kernel) -> Self {
+        Self { kernel, ..self }
+    }
+
+    pub(crate) fn cpus(self, cpus: u32) -> Self {
+        Self { cpus, ..self }
+    }
+
+    pub(crate) fn disk(mut self, disk: String) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    pub(crate) fn start(self, sandbox: &Sandbox) -> Vm<'_> {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kernel, initramfs) = (self.kernel.image(), self.kernel.initramfs());
+        let mut command = sandbox.command(&["run", "--kernel", &kernel, "--initrd", &initramfs]);
+        command.args(["--cmdline", &self.words, "--memory", "256M", "--name", NAME]);
+        command.args(["--cpus", &self.cpus.to_string()]);
+        command.args(self.disks.iter().flat_map(|disk| ["--disk", disk]));
+        command.arg("--report").arg(sandbox.path("report.json"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program runs");
+        let console = Console::read(child.stdout.take().expect("standard output"));
+        let errors = Console::read(child.stderr.take().expect("standard error"));
+        Vm { sandbox, child, console, errors, commands: 0, _turn: turn }
+    }
+
+    /// Starts it and waits for its end.
+    pub(crate) fn run(self, sandbox: &Sandbox) -> Ended {
+        self.start(sandbox).ended()
+    }
+}
+
+/// A VM that runs; killed when dropped.
+pub(crate) struct Vm<'a> {
+    sandbox: &'a Sandbox,
+    child: Child,
+    pub(crate) console: Console,
+    errors: Console,
+    /// Typed so far.
+    commands: u32,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// A VM that has ended.
+pub(crate) struct Ended {
+    pub(crate) status: Option<i32>,
+    pub(crate) console: String,
+    pub(crate) errors: String,
+    pub(crate) report: Report,
+}
+
+impl Vm<'_> {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the shell of `fathom.run=sh`.
+    pub(crate) fn wait_for_shell(&mut self) {
+        self.console.wait_for(PROMPT);
+    }
+
+    /// Types a command into the shell and returns what it printed; it must succeed.
+    pub(crate) fn shell(&mut self, command: &str) -> String {
+        self.commands += 1;
+        let number = self.commands;
+        // The echo of what is typed has the sums, the answer their results.
+        let sum = format!("$(({number}+1000))");
+        self.type_line(&format!("echo begin {sum}; {command}; echo end {sum} status $?"));
+        self.console.wait_for(&format!("begin {}\r\n", number + 1000));
+        let printed = self.console.wait_for(&format!("end {} status ", number + 1000));
+        let status = self.console.wait_for("\r\n");
+        // What is typed before the prompt is echoed twice.
+        self.wait_for_shell();
+        assert_eq!(status, "0", "{command}: {printed}");
+        printed.trim_end().replace('\r', "")
+    }
+
+    pub(crate) fn type_line(&mut self, line: &str) {
+        let keyboard = self.child.stdin.as_mut().expect("standard input");
+        keyboard
+            .write_all(line.as_bytes())
+            .and_then(|()| keyboard.write_all(b"\n"))
+            .expect("typed");
+    }
+
+    /// One of the commands that take the name of a VM.
+    pub(crate) fn tell(&self, verb: &str, arguments: &[&str]) -> String {
+        self.sandbox.success(&[&[verb, NAME], arguments].concat())
+    }
+
+    /// The VM as `fathom top` shows it to scripts.
+    pub(crate) fn top(&self) -> VmStatus {
+        self.only(&["top", "--once", "--json"])
+    }
+
+    /// The same from `fathom list`, which does not wait for a working set.
+    pub(crate) fn status(&self) -> VmStatus {
+        self.only(&["list", "--json"])
+    }
+
+    fn only(&self, arguments: &[&str]) -> VmStatus {
+        let json = self.sandbox.success(arguments);
+        let vms: Vec<VmStatus> = serde_json::from_str(&json).expect("json");
+        let [vm] = <[VmStatus; 1]>::try_from(vms).expect("one VM");
+        assert_eq!((vm.name.as_str(), vm.pid), (NAME, self.pid()));
+        vm
+    }
+
+    /// Waits until the VM is as wanted.
+    pub(crate) fn wait_until(&self, what: &str, wanted: impl Fn(&VmStatus) -> bool) -> VmStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            let console = || self.console.so_far();
+            assert!(Instant::now() < deadline, "never {what}: {status:?}\n{}", console());
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits for the end.
+    pub(crate) fn ended(mut self) -> Ended {
+        let console = self.console.to_end();
+        let status = self.child.wait().expect("status").code();
+        let errors = self.errors.to_end();
+        let json = fs::read(self.sandbox.path("report.json"));
+        let json = json.unwrap_or_else(|error| panic!("no report: {error}\n{errors}\n{console}"));
+        let report = serde_json::from_slice(&json).expect("a report");
+        Ended { status, console, errors, report }
+    }
+
+    /// Ends it as the power does when it fails.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("status");
+        complain(&self.console.to_end());
+    }
+}
+
+impl Drop for Vm<'_> {
+    fn drop(&mut self) {
+        // Ended already, or the test has failed: either is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    /// The guest did all that it was asked, and powered off.
+    pub(crate) fn well(self) -> Self {
+        complain(&self.console);
+        assert_eq!(self.status, Some(0), "{}\n{}", self.errors, self.console);
+        assert_eq!(self.report.outcome, "poweroff");
+        self
+    }
+
+    /// Somebody stopped it.
+    pub(crate) fn stopped(self) -> Self {
+        complain(&self.console);
+        assert_eq!(self.status, Some(0), "{}\n{}", self.errors, self.console);
+        assert_eq!(self.report.outcome, "stopped");
+        self
+    }
+}
+
+fn complain(console: &str) {
+    let complaints = complaints(console);
+    assert!(complaints.is_empty(), "the kernel complains: {complaints:#?}\n{console}");
+}
