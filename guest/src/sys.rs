@@ -130,6 +130,13 @@ impl Mapping {
             unsafe { self.address.add(at).cast::<u64>().write_volatile(value) };
         }
     }
+
+    pub(crate) fn read_every_page(&self) {
+        for at in (0..self.length).step_by(PAGE) {
+            // SAFETY: `at` is page-aligned and inside the mapping, which lasts as long as we do.
+            unsafe { self.address.add(at).cast::<u64>().read_volatile() };
+        }
+    }
 }
 
 impl Drop for Mapping {

@@ -34,6 +34,8 @@ pub struct Report {
 pub struct WorkingSetSample {
     /// Since the start.
     pub t_seconds: f64,
+    /// Guest memory that the host holds.
+    pub resident_bytes: u64,
     /// Used in the second before.
     pub window_1s_bytes: Option<u64>,
     /// Used in the ten seconds before.

@@ -313,6 +313,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn point((at, sample): &(Duration, WorkingSetSample)) -> WorkingSetPoint {
     WorkingSetPoint {
         t_seconds: at.as_secs_f64(),
+        resident_bytes: sample.resident_bytes,
         window_1s_bytes: sample.working_set_1s_bytes,
         window_10s_bytes: sample.working_set_10s_bytes,
         window_60s_bytes: sample.working_set_60s_bytes,

@@ -52,6 +52,7 @@ pub struct WorkingSet {
 #[allow(missing_docs, reason = "the names say it")]
 pub struct WorkingSetPoint {
     pub t_seconds: f64,
+    pub resident_bytes: u64,
     pub window_1s_bytes: u64,
     pub window_10s_bytes: u64,
     pub window_60s_bytes: u64,

@@ -1,19 +1,24 @@
 //! Phases of known working sets.
 //!
 //! An idle phase, then one phase for each size given: every page of that much memory written
-//! again and again. Then, after a moment of quiet, a file is read twice: from disk, and from
-//! the page cache.
+//! again and again. The idle phase does the same with no memory at all, so it shows what the
+//! kernel and this program touch besides. Then, after a moment of quiet, a file is read twice:
+//! from disk, and from the page cache.
 //!
 //! Each phase says `begin`, `steady` once everything has been touched for the first time (what
 //! came before is the kernel giving memory), and `end`. `bytes` is what the phase touches;
-//! `kernel_bytes` what the kernel must touch along with it: the page tables that map it, or the
-//! `struct page` of each page of the file.
+//! `kernel_bytes` what the kernel must touch along with it: the page tables that map it. What it
+//! must touch for a page of the file, its `struct page`, depends on where the page lies, so that
+//! is told after the last phase, in an event `file`.
 
 use crate::report::emit;
 use crate::request::Request;
 use crate::sys::{Mapping, PAGE};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,70 +28,81 @@ const PAUSE: Duration = Duration::from_millis(20);
 const BUFFER: usize = 64 << 10;
 /// `sizeof(struct page)` on x86-64.
 const STRUCT_PAGE: u64 = 64;
+/// Bytes that /proc/self/pagemap has for each page, and the bits of them that are the frame's
+/// number (the kernel's Documentation/admin-guide/mm/pagemap.rst).
+const PAGEMAP_ENTRY: u64 = 8;
+const PAGEMAP_FRAME: u64 = (1 << 55) - 1;
 /// Entries in a page table.
 const TABLE_ENTRIES: u64 = 512;
 
-/// Long enough for a window of 10 s to see a reading phase of 9 s, and nothing before it.
-const SETTLE: Duration = Duration::from_secs(3);
+/// So that windows of 10 s fit into an idle phase of 9 s, and around a reading phase.
+const SETTLE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(sizes_mib: &[u64], request: &Request) -> bool {
-    quiet("idle", request.phase + SETTLE);
-    let mut ok = true;
+    let mut ok = touch("idle", 0, request.phase + SETTLE);
     for &mib in sizes_mib {
-        ok &= touch(mib, request.phase);
+        ok &= touch("touch", mib, request.phase);
     }
-    quiet("settle", SETTLE);
+    ok &= touch("settle", 0, SETTLE);
     ok & read_twice(request)
 }
 
-fn quiet(name: &'static str, length: Duration) {
-    let phase = Phase { name, bytes: 0, kernel_bytes: 0 };
-    phase.says("begin");
-    phase.says("steady");
-    std::thread::sleep(length);
-    phase.says("end");
-}
-
-fn touch(mib: u64, length: Duration) -> bool {
+fn touch(name: &'static str, mib: u64, length: Duration) -> bool {
     let bytes = mib * MIB;
     let tables = bytes.div_ceil(PAGE as u64 * TABLE_ENTRIES) * PAGE as u64;
-    let phase = Phase { name: "touch", bytes, kernel_bytes: tables };
+    let phase = Phase { name, bytes, kernel_bytes: tables };
     phase.says("begin");
-    let Ok(memory) = Mapping::new(bytes as usize, libc::PROT_READ | libc::PROT_WRITE) else {
+    let Ok(memory) = memory_of(bytes) else {
         return phase.failed("no address space");
     };
-    memory.small_pages_only();
-    memory.touch_every_page(0);
+    let pass = |number| memory.iter().for_each(|memory| memory.touch_every_page(number));
+    pass(0);
     phase.says("steady");
     let start = Instant::now();
     let mut passes = 0;
     while start.elapsed() < length {
         passes += 1;
-        memory.touch_every_page(passes);
+        pass(passes);
         std::thread::sleep(PAUSE);
     }
     phase.says("end");
     true
 }
 
+/// None for no bytes.
+fn memory_of(bytes: u64) -> std::io::Result<Option<Mapping>> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let memory = Mapping::new(bytes as usize, libc::PROT_READ | libc::PROT_WRITE)?;
+    memory.small_pages_only();
+    Ok(Some(memory))
+}
+
 fn read_twice(request: &Request) -> bool {
-    let (path, bytes) = match file_to_read(request.file_mib * MIB) {
-        Ok(found) => found,
-        Err(error) => {
-            emit("phase", &[("name", "read".into()), ("error", error.to_string().as_str().into())]);
-            return false;
-        }
-    };
-    ["read", "reread"].into_iter().all(|name| read_once(name, path, bytes, request.phase))
+    read_file(request).unwrap_or_else(|error| {
+        emit("phase", &[("name", "read".into()), ("error", error.to_string().as_str().into())]);
+        false
+    })
+}
+
+fn read_file(request: &Request) -> std::io::Result<bool> {
+    let (path, bytes) = file_to_read(request.file_mib * MIB)?;
+    // Open throughout: the last one to close a block device empties its page cache.
+    let file = File::open(path)?;
+    let read = |name| read_once(name, &file, bytes, request.phase);
+    let ok = read("read") && read("reread");
+    emit("file", &[("bytes", bytes.into()), ("kernel_bytes", struct_pages(&file, bytes)?.into())]);
+    Ok(ok)
 }
 
 /// A whole pass over the file, then quiet until the phase is over: a window as long as the
 /// phase sees the file once.
-fn read_once(name: &'static str, path: &Path, bytes: u64, length: Duration) -> bool {
-    let phase = Phase { name, bytes, kernel_bytes: bytes / PAGE as u64 * STRUCT_PAGE };
+fn read_once(name: &'static str, file: &File, bytes: u64, length: Duration) -> bool {
+    let phase = Phase { name, bytes, kernel_bytes: 0 };
     phase.says("begin");
     let start = Instant::now();
-    match read_bytes(path, bytes) {
+    match read_bytes(file, bytes) {
         Ok(()) => phase.says("steady"),
         Err(error) => return phase.failed(&error.to_string()),
     }
@@ -95,8 +111,27 @@ fn read_once(name: &'static str, path: &Path, bytes: u64, length: Duration) -> b
     true
 }
 
-fn read_bytes(path: &Path, bytes: u64) -> std::io::Result<()> {
-    let mut file = File::open(path)?.take(bytes);
+/// Bytes of the pages on which the `struct page` of each page of the file lies.
+fn struct_pages(file: &File, bytes: u64) -> std::io::Result<u64> {
+    let memory = Mapping::shared(bytes as usize, libc::PROT_READ, file.as_raw_fd())?;
+    let pages = bytes / PAGE as u64;
+    memory.read_every_page();
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let first = memory.pointer() as u64 / PAGE as u64;
+    let mut found = BTreeSet::new();
+    let mut entry = [0; PAGEMAP_ENTRY as usize];
+    for page in first..first + pages {
+        pagemap.read_exact_at(&mut entry, page * PAGEMAP_ENTRY)?;
+        let frame = u64::from_le_bytes(entry) & PAGEMAP_FRAME;
+        found.insert(frame * STRUCT_PAGE / PAGE as u64);
+    }
+    Ok(found.len() as u64 * PAGE as u64)
+}
+
+fn read_bytes(file: &File, bytes: u64) -> std::io::Result<()> {
+    let mut file = file;
+    file.rewind()?;
+    let mut file = file.take(bytes);
     let mut buffer = vec![0; BUFFER];
     while file.limit() > 0 {
         if file.read(&mut buffer)? == 0 {

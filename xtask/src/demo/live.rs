@@ -12,9 +12,14 @@ pub(super) struct Live {
     /// On a terminal the line is drawn over itself; in a file, lines follow each other.
     terminal: bool,
     drawn: bool,
-    /// What was said last where nothing can be drawn over.
-    said: String,
+    /// When something was said last where nothing can be drawn over.
+    said: Option<Duration>,
+    /// What the guest does.
+    doing: String,
 }
+
+/// Where lines follow each other.
+const BETWEEN_LINES: Duration = Duration::from_secs(3);
 
 /// A full bar.
 const BAR_MIB: u64 = 160;
@@ -22,7 +27,8 @@ const BAR_WIDTH: u64 = 32;
 
 impl Live {
     pub(super) fn new(name: &'static str) -> Self {
-        Self { name, terminal: std::io::stderr().is_terminal(), drawn: false, said: String::new() }
+        let terminal = std::io::stderr().is_terminal();
+        Self { name, terminal, drawn: false, said: None, doing: "boot".into() }
     }
 
     /// A line that stays.
@@ -31,23 +37,31 @@ impl Live {
         eprintln!("{text}");
     }
 
-    /// How things are: once a second, but in a file only when the guest does something else.
+    /// How things are; call it once a second.
     pub(super) fn show(&mut self, elapsed: Duration, phase: Option<&Phase>) {
+        if let Some(phase) = phase {
+            self.doing = phase.title();
+        }
+        if !self.terminal && self.said.is_some_and(|said| elapsed < said + BETWEEN_LINES) {
+            return;
+        }
         let top = top(self.name);
-        let doing = phase.map_or("booting".to_owned(), describe);
-        let seen = top.working_set.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string());
-        let resident = top.resident.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string());
-        let bar = bar(top.working_set.unwrap_or(0) >> 20);
+        let mib = |bytes: Option<u64>| bytes.map_or("?".to_owned(), |b| (b >> 20).to_string());
         let line = format!(
-            "{:4} s  {doing:<16} working set {seen:>4} MiB {bar}  resident {resident:>4} MiB",
-            elapsed.as_secs()
+            "{:4} s  {:<18} working set {:>4} MiB {}  resident {:>4} MiB",
+            elapsed.as_secs(),
+            self.doing,
+            mib(top.working_set),
+            bar(top.working_set.unwrap_or(0) >> 20),
+            mib(top.resident),
         );
         if self.terminal {
             eprint!("\r\x1b[K{line}");
             // A terminal that is gone needs no picture.
             let _ = std::io::stderr().flush();
             self.drawn = true;
-        } else if std::mem::replace(&mut self.said, doing.clone()) != doing {
+        } else {
+            self.said = Some(elapsed);
             eprintln!("{line}");
         }
     }
@@ -59,17 +73,9 @@ impl Live {
     }
 }
 
-fn describe(phase: &Phase) -> String {
-    if phase.bytes == 0 {
-        phase.name.clone()
-    } else {
-        format!("{} {} MiB", phase.name, phase.bytes >> 20)
-    }
-}
-
 fn bar(mib: u64) -> String {
     let full = (mib * BAR_WIDTH / BAR_MIB).min(BAR_WIDTH) as usize;
-    format!("[{}{}]", "#".repeat(full), " ".repeat(BAR_WIDTH as usize - full))
+    format!("[{}{}]", "#".repeat(full), ".".repeat(BAR_WIDTH as usize - full))
 }
 
 #[derive(Default)]

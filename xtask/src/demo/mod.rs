@@ -39,24 +39,23 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     build_fathom()?;
     let folder = workspace::root().join("target/demo");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let (disk, report, picture) =
-        (folder.join("disk.raw"), folder.join("report.json"), folder.join("working-set.svg"));
+    let [disk, report_file, picture] =
+        ["disk.raw", "report.json", "working-set.svg"].map(|file| folder.join(file));
     write_disk(&disk)?;
     let words = format!(
         "quiet fathom.run=phases:{} fathom.seconds={} fathom.file={FILE_MIB}",
         args.phases, args.seconds
     );
     eprintln!("booting Debian's kernel with {MEMORY_MIB} MiB, without KVM");
-    let guest = Guest::new(&kit, &words).disk(&disk).named(NAME, &report);
+    let guest = Guest::new(&kit, &words).disk(&disk).named(NAME, &report_file);
     let phases = follow(guest.start(Vmm::Fathom)?)?;
-    let mut report = Report::read(&report)?;
+    let mut report = Report::read(&report_file)?;
     report.align(phases.process_seconds);
     let rows = phases::compare(&phases.done, &report.working_set);
     print_table(&rows);
     print_machine(&report);
-    let idle = rows.first().and_then(|row| row.measured).unwrap_or(0);
-    plot::draw(&picture, &phases.done, &report.working_set, idle)?;
-    println!("\npicture: {}", shown(&picture));
+    plot::draw(&picture, &rows, &report.working_set)?;
+    println!("\npicture: {}\nreport:  {}", shown(&picture), shown(&report_file));
     if args.check && !rows.iter().all(Row::is_right) {
         bail!("a phase was measured wrongly");
     }
@@ -109,33 +108,43 @@ fn write_disk(file: &Path) -> Result<()> {
 }
 
 fn print_table(rows: &[Row]) {
-    println!("\n{:<12} {:>10} {:>10} {:>10} {:>8}  window", "phase", "true", "measured", "off", "");
+    println!(
+        "\n{:<18} {:>9} {:>7} {:>7} {:>9} {:>10}  {:<18}",
+        "phase (MiB)", "touched", "kernel", "idle", "= true", "measured", "off"
+    );
     for row in rows {
-        let mib = |bytes: u64| format!("{:.2}", bytes as f64 / f64::from(1 << 20));
-        let measured = row.measured.map_or("none".into(), mib);
-        let off = row
-            .deviation()
-            .map_or("".into(), |off| format!("{:+.2}", off as f64 / f64::from(1 << 20)));
-        let share = row.deviation().map(|off| 100.0 * off as f64 / row.truth.max(1) as f64);
-        let share = share.map_or(String::new(), |share| format!("{share:+.2} %"));
-        let verdict = if row.is_right() { "" } else { "  <- more than 3 % and 1 MiB" };
-        let name = match row.phase.name.as_str() {
-            "touch" => format!("touch {}", row.phase.bytes >> 20),
-            name => name.to_owned(),
-        };
-        let truth = if row.phase.bytes == 0 { "unknown".into() } else { mib(row.truth) };
-        println!(
-            "{name:<12} {truth:>10} {measured:>10} {off:>10} {share:>8}  {} s{verdict}",
-            row.window
-        );
+        println!("{}", line(row));
     }
     println!(
-        "in MiB; true: what the program touches, the kernel's tables for it, and the idle guest"
+        "touched: by the program, as it says; kernel: page tables and page structs of that;\n\
+         idle: what the guest touches with the program's loop over nothing; \
+         measured: by Fathom, from outside"
     );
 }
 
+fn line(row: &Row) -> String {
+    let measured = row.measured.map_or("none".into(), mib);
+    let begin = row.phase.title();
+    if row.phase.is_idle() {
+        return format!("{begin:<18} {:>9} {:>7} {:>7} {:>9} {measured:>10}", "", "", "", "");
+    }
+    let off = row.deviation().map_or("no window".into(), |off| {
+        let share = 100.0 * off as f64 / row.truth() as f64;
+        format!("{:+.2} = {share:+.1} %", off as f64 / f64::from(1 << 20))
+    });
+    let verdict = if row.is_right() { "" } else { "  <- more than 3 % and 1 MiB" };
+    let (touched, kernel) = (mib(row.phase.bytes), mib(row.phase.kernel_bytes));
+    let (idle, truth) = (mib(row.idle), mib(row.truth()));
+    format!(
+        "{begin:<18} {touched:>9} {kernel:>7} {idle:>7} {truth:>9} {measured:>10}  {off}{verdict}"
+    )
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.2}", bytes as f64 / f64::from(1 << 20))
+}
+
 fn print_machine(report: &Report) {
-    let mib = |bytes: u64| bytes >> 20;
     println!(
         "\nengine {}, {:.1} s, {:.1} s of CPU",
         report.engine, report.wall_seconds, report.cpu_seconds
@@ -144,7 +153,7 @@ fn print_machine(report: &Report) {
         println!("guest instructions: {} million", instructions / 1_000_000);
     }
     if let Some(resident) = report.host_resident_bytes {
-        println!("resident on the host: {} MiB", mib(resident));
+        println!("resident on the host at the end: {} MiB", resident >> 20);
     }
     print_counts("frames", &report.frames);
     print_counts("exits", &report.exits);

@@ -1,78 +1,151 @@
-//! The picture: measured working set over time, before it what the guest really touched.
+//! The picture: measured working set over time, behind it what the guest really touched.
 
-use super::phases::Phase;
+use super::phases::Row;
 use super::report::Sample;
 use anyhow::{Result, anyhow};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::error::Error;
 use std::path::Path;
 
-const SIZE: (u32, u32) = (1000, 480);
-const TRUTH: RGBColor = RGBColor(200, 212, 226);
-const SECOND: RGBColor = RGBColor(196, 62, 42);
+const SIZE: (u32, u32) = (1000, 500);
+const FONT: &str = "sans-serif";
+const TRUTH: RGBColor = RGBColor(214, 224, 236);
+const EDGE: RGBColor = RGBColor(132, 152, 178);
+const RESIDENT: RGBColor = RGBColor(150, 150, 150);
+const SECOND: RGBColor = RGBColor(196, 52, 32);
 const TEN: RGBColor = RGBColor(38, 84, 138);
+const TEXT: RGBColor = RGBColor(50, 50, 50);
+/// Above the highest bar, for the labels.
+const HEADROOM: f64 = 1.28;
+/// Of the boot, so much is shown at most.
+const BOOT_SECONDS: f64 = 12.0;
 
-/// What a line is called, its colour, and the figure it shows.
-type Line = (&'static str, RGBColor, fn(&Sample) -> Option<u64>);
+type Chart<'a, 'b> =
+    ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Drawn = Result<(), Box<dyn Error>>;
 
-/// `idle` is the idle guest's own working set, added to what the workload touches.
-pub(super) fn draw(file: &Path, phases: &[Phase], samples: &[Sample], idle: u64) -> Result<()> {
-    let wrong = |error: &dyn std::fmt::Display| anyhow!("draw {}: {error}", file.display());
-    render(file, phases, samples, idle).map_err(|error| wrong(&error))
+pub(super) fn draw(file: &Path, rows: &[Row], samples: &[Sample]) -> Result<()> {
+    render(file, rows, samples).map_err(|error| anyhow!("draw {}: {error}", file.display()))
 }
 
-fn render(
-    file: &Path,
-    phases: &[Phase],
-    samples: &[Sample],
-    idle: u64,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn render(file: &Path, rows: &[Row], samples: &[Sample]) -> Drawn {
     let root = SVGBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let end = samples.iter().map(|s| s.t_seconds).chain(phases.iter().map(|p| p.end));
-    let end = end.fold(1.0, f64::max);
-    let seen = samples.iter().filter(|s| s.t_seconds > start_of(phases));
-    let most = seen.flat_map(|s| [s.window_1s_bytes, s.window_10s_bytes]).flatten();
-    let most = most.chain(phases.iter().map(|p| p.bytes + idle)).max().unwrap_or(1);
+    let (from, to) = seconds(rows, samples);
+    let samples: Vec<Sample> =
+        samples.iter().filter(|s| (from..=to).contains(&s.t_seconds)).copied().collect();
     let mut chart = ChartBuilder::on(&root)
-        .caption("Working set of a Debian guest of 256 MiB", ("sans-serif", 22))
-        .margin(16)
-        .x_label_area_size(44)
-        .y_label_area_size(60)
-        .build_cartesian_2d(0.0..end, 0.0..mib(most) * 1.1)?;
-    chart.configure_mesh().x_desc("seconds").y_desc("MiB").light_line_style(WHITE).draw()?;
-    let truth = phases.iter().filter(|phase| phase.bytes > 0);
+        .caption("Working set of a Debian guest of 256 MiB", (FONT, 21).with_color(TEXT))
+        .margin(14)
+        .margin_right(28)
+        .x_label_area_size(42)
+        .y_label_area_size(58)
+        .build_cartesian_2d(from..to, 0.0..highest(rows, &samples) * HEADROOM)?;
+    let whole = |value: &f64| format!("{value:.0}");
     chart
-        .draw_series(truth.map(|phase| {
-            let corners = [(phase.begin, 0.0), (phase.end, mib(phase.bytes + idle))];
-            Rectangle::new(corners, TRUTH.filled())
-        }))?
-        .label("touched by the guest, as it says")
-        .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 20, y + 5)], TRUTH.filled()));
-    let lines: [Line; 2] = [
-        ("measured, last 10 s", TEN, |sample| sample.window_10s_bytes),
-        ("measured, last 1 s", SECOND, |sample| sample.window_1s_bytes),
-    ];
-    for (label, colour, window) in lines {
-        let points = samples.iter().filter_map(|s| Some((s.t_seconds, mib(window(s)?))));
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-            .label(label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
-    }
-    let labels = SeriesLabelPosition::UpperLeft;
-    chart
-        .configure_series_labels()
-        .position(labels)
-        .background_style(WHITE)
-        .border_style(TRUTH)
+        .configure_mesh()
+        .x_desc("seconds")
+        .y_desc("MiB")
+        .x_label_formatter(&whole)
+        .y_label_formatter(&whole)
+        .disable_x_mesh()
+        .bold_line_style(RGBColor(232, 232, 232))
+        .light_line_style(WHITE)
+        .label_style((FONT, 13).with_color(TEXT))
         .draw()?;
+    truths(&mut chart, rows)?;
+    lines(&mut chart, &samples)?;
+    titles(&mut chart, rows)?;
+    legend(&mut chart)?;
     root.present()?;
     Ok(())
 }
 
-/// Booting touches more than any phase: the picture need not show all of it.
-fn start_of(phases: &[Phase]) -> f64 {
-    phases.first().map_or(0.0, |phase| phase.begin + 2.0)
+/// What to show: a long boot not from its beginning.
+fn seconds(rows: &[Row], samples: &[Sample]) -> (f64, f64) {
+    let first = rows.iter().map(|row| row.phase.begin).fold(f64::INFINITY, f64::min);
+    let from = if first.is_finite() { (first - BOOT_SECONDS).max(0.0) } else { 0.0 };
+    let ends = samples.iter().map(|s| s.t_seconds).chain(rows.iter().map(|row| row.phase.end));
+    (from, ends.fold(from + 1.0, f64::max))
+}
+
+fn highest(rows: &[Row], samples: &[Sample]) -> f64 {
+    let seen = samples.iter().flat_map(|s| [s.window_1s_bytes, s.window_10s_bytes]).flatten();
+    mib(seen.chain(rows.iter().map(Row::truth)).max().unwrap_or(1 << 20))
+}
+
+/// A bar for each phase.
+fn truths(chart: &mut Chart<'_, '_>, rows: &[Row]) -> Drawn {
+    let bar = |row: &Row| [(row.phase.begin, 0.0), (row.phase.end, mib(row.truth()))];
+    let busy = || rows.iter().filter(|row| !row.phase.is_idle());
+    chart
+        .draw_series(busy().map(|row| Rectangle::new(bar(row), TRUTH.filled())))?
+        .label("true: what the guest touches, as it says")
+        .legend(|(x, y)| Rectangle::new([(x, y - 6), (x + 22, y + 5)], TRUTH.filled()));
+    let top = |row: &Row| [(row.phase.begin, mib(row.truth())), (row.phase.end, mib(row.truth()))];
+    chart.draw_series(busy().map(|row| PathElement::new(top(row), EDGE.stroke_width(1))))?;
+    Ok(())
+}
+
+fn lines(chart: &mut Chart<'_, '_>, samples: &[Sample]) -> Drawn {
+    let points = |window: fn(&Sample) -> Option<u64>| {
+        samples.iter().filter_map(move |s| Some((s.t_seconds, mib(window(s)?))))
+    };
+    let key = |colour: RGBColor, width| {
+        move |(x, y)| PathElement::new([(x, y), (x + 22, y)], colour.stroke_width(width))
+    };
+    chart
+        .draw_series(LineSeries::new(points(|s| s.resident_bytes), RESIDENT.stroke_width(1)))?
+        .label("resident: what the host holds for it")
+        .legend(key(RESIDENT, 1));
+    chart
+        .draw_series(LineSeries::new(points(|s| s.window_10s_bytes), TEN.stroke_width(1)))?
+        .label("measured: working set of the last 10 s")
+        .legend(key(TEN, 1));
+    // Of the second before each sample, so drawn over that second.
+    let seconds = points(|s| s.window_1s_bytes);
+    let steps = seconds.flat_map(|(at, value)| [(at - 1.0, value), (at, value)]);
+    chart
+        .draw_series(LineSeries::new(steps, SECOND.stroke_width(2)))?
+        .label("measured: working set of the last 1 s")
+        .legend(key(SECOND, 2));
+    Ok(())
+}
+
+/// Over each bar: what the guest does, the truth and the measurement.
+fn titles(chart: &mut Chart<'_, '_>, rows: &[Row]) -> Drawn {
+    let centred = Pos::new(HPos::Center, VPos::Bottom);
+    let bold = (FONT, 13).into_font().style(FontStyle::Bold).color(&TEXT).pos(centred);
+    let plain = (FONT, 12).into_font().color(&TEXT).pos(centred);
+    for row in rows.iter().filter(|row| !row.phase.is_idle()) {
+        let at = ((row.phase.begin + row.phase.end) / 2.0, mib(row.truth()));
+        let measured = row.measured.map_or("none".into(), |bytes| format!("{:.1}", mib(bytes)));
+        let said = format!("true {:.1}", mib(row.truth()));
+        let lines = [
+            (row.phase.title(), &bold, -36),
+            (said, &plain, -21),
+            (format!("measured {measured}"), &plain, -7),
+        ];
+        for (text, style, up) in lines {
+            let label = Text::new(text, (0, up), style.clone());
+            chart.draw_series([EmptyElement::at(at) + label])?;
+        }
+    }
+    Ok(())
+}
+
+fn legend<'a>(chart: &mut Chart<'a, 'a>) -> Drawn {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE)
+        .border_style(RGBColor(220, 220, 220))
+        .label_font((FONT, 13).with_color(TEXT))
+        .legend_area_size(30)
+        .draw()?;
+    Ok(())
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -81,24 +154,27 @@ fn mib(bytes: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::phases::Phases;
+    use super::super::phases::Phase;
     use super::*;
 
     #[test]
-    fn a_picture_has_the_three_series() {
+    fn a_picture_has_its_series_and_the_figures_of_each_phase() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("p.svg");
         let samples: Vec<Sample> = (1..20)
             .map(|second| Sample {
                 t_seconds: f64::from(second),
-                window_1s_bytes: Some(30 << 20),
+                resident_bytes: Some(50 << 20),
+                window_1s_bytes: Some(31 << 20),
                 window_10s_bytes: Some(40 << 20),
                 window_60s_bytes: None,
             })
             .collect();
-        draw(&file, &Phases::default().done, &samples, 0).unwrap();
+        let phase = Phase::for_tests("touch", 30 << 20, 3.0..12.0);
+        let row = Row { phase, idle: 1 << 20, measured: Some(31 << 20), window: 1 };
+        draw(&file, &[row], &samples).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
-        for label in ["touched by the guest", "last 10 s", "last 1 s", "MiB", "seconds"] {
+        for label in ["touch 30 MiB", "measured 31.0", "last 10 s", "last 1 s", "resident"] {
             assert!(text.contains(label), "{label}");
         }
         assert!(text.contains("polyline"));

@@ -26,6 +26,7 @@ pub(super) struct Report {
 pub(super) struct Sample {
     /// Since the VM was started.
     pub(super) t_seconds: f64,
+    pub(super) resident_bytes: Option<u64>,
     pub(super) window_1s_bytes: Option<u64>,
     pub(super) window_10s_bytes: Option<u64>,
     pub(super) window_60s_bytes: Option<u64>,

@@ -44,6 +44,7 @@ fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
 fn sample(point: vmm::WorkingSetPoint) -> WorkingSetSample {
     WorkingSetSample {
         t_seconds: point.t_seconds,
+        resident_bytes: point.resident_bytes,
         window_1s_bytes: Some(point.window_1s_bytes),
         window_10s_bytes: Some(point.window_10s_bytes),
         window_60s_bytes: Some(point.window_60s_bytes),
