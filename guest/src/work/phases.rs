@@ -3,7 +3,9 @@
 //! An idle phase, then one phase for each size given: every page of that much memory written
 //! again and again. The idle phase does the same with no memory at all, so it shows what the
 //! kernel and this program touch besides. Then, after a moment of quiet, a file is read twice:
-//! from disk, and from the page cache.
+//! from disk, and from the page cache. Reading takes far more of the kernel than idling does (two
+//! MiB of code, requests and the like), so before it a MiB elsewhere in the file is read twice
+//! too, to show how much.
 //!
 //! Each phase says `begin`, `steady` once everything has been touched for the first time (what
 //! came before is the kernel giving memory), and `end`. `bytes` is what the phase touches;
@@ -16,7 +18,7 @@ use crate::request::Request;
 use crate::sys::{Mapping, PAGE};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -35,11 +37,14 @@ const PAGEMAP_FRAME: u64 = (1 << 55) - 1;
 /// Entries in a page table.
 const TABLE_ENTRIES: u64 = 512;
 
-/// So that windows of 10 s fit into an idle phase of 9 s, and around a reading phase.
-const SETTLE: Duration = Duration::from_secs(5);
+/// What is read to see what reading takes.
+const SAMPLE: u64 = MIB;
+/// Until the kernel has reported the freed memory, and as much longer as a window of 10 s needs
+/// to fit around a reading phase.
+const SETTLE: Duration = Duration::from_secs(8);
 
 pub(super) fn run(sizes_mib: &[u64], request: &Request) -> bool {
-    let mut ok = touch("idle", 0, request.phase + SETTLE);
+    let mut ok = touch("idle", 0, request.phase);
     for &mib in sizes_mib {
         ok &= touch("touch", mib, request.phase);
     }
@@ -90,19 +95,23 @@ fn read_file(request: &Request) -> std::io::Result<bool> {
     let (path, bytes) = file_to_read(request.file_mib * MIB)?;
     // Open throughout: the last one to close a block device empties its page cache.
     let file = File::open(path)?;
-    let read = |name| read_once(name, &file, bytes, request.phase);
-    let ok = read("read") && read("reread");
+    let sample_structs = SAMPLE / PAGE as u64 * STRUCT_PAGE;
+    let sample = |name| Phase { name, bytes: SAMPLE, kernel_bytes: sample_structs };
+    let whole = |name| Phase { name, bytes, kernel_bytes: 0 };
+    let ok = read_once(&sample("sample"), &file, bytes, request.phase)
+        && read_once(&sample("resample"), &file, bytes, request.phase)
+        && read_once(&whole("read"), &file, 0, request.phase)
+        && read_once(&whole("reread"), &file, 0, request.phase);
     emit("file", &[("bytes", bytes.into()), ("kernel_bytes", struct_pages(&file, bytes)?.into())]);
     Ok(ok)
 }
 
 /// A whole pass over the file, then quiet until the phase is over: a window as long as the
 /// phase sees the file once.
-fn read_once(name: &'static str, file: &File, bytes: u64, length: Duration) -> bool {
-    let phase = Phase { name, bytes, kernel_bytes: 0 };
+fn read_once(phase: &Phase, file: &File, from: u64, length: Duration) -> bool {
     phase.says("begin");
     let start = Instant::now();
-    match read_bytes(file, bytes) {
+    match read_bytes(file, from, phase.bytes) {
         Ok(()) => phase.says("steady"),
         Err(error) => return phase.failed(&error.to_string()),
     }
@@ -128,9 +137,9 @@ fn struct_pages(file: &File, bytes: u64) -> std::io::Result<u64> {
     Ok(found.len() as u64 * PAGE as u64)
 }
 
-fn read_bytes(file: &File, bytes: u64) -> std::io::Result<()> {
+fn read_bytes(file: &File, from: u64, bytes: u64) -> std::io::Result<()> {
     let mut file = file;
-    file.rewind()?;
+    file.seek(SeekFrom::Start(from))?;
     let mut file = file.take(bytes);
     let mut buffer = vec![0; BUFFER];
     while file.limit() > 0 {
@@ -141,20 +150,22 @@ fn read_bytes(file: &File, bytes: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The disk if there is one, else a file in memory; and how much of it to read.
+/// The disk if there is one, else a file in memory; and how much of it to read. What follows
+/// that is the sample.
 fn file_to_read(bytes_asked: u64) -> std::io::Result<(&'static Path, u64)> {
     let disk = Path::new("/dev/vda");
     // Run by hand, a disk of that name is the host's own.
     let ours = std::process::id() == 1;
     if let (true, Ok(sectors)) = (ours, std::fs::read_to_string("/sys/class/block/vda/size")) {
         let disk_bytes = sectors.trim().parse::<u64>().unwrap_or(0) * 512;
-        let whole_pages = disk_bytes.min(bytes_asked) / PAGE as u64 * PAGE as u64;
+        let room = disk_bytes.checked_sub(SAMPLE).ok_or(std::io::ErrorKind::StorageFull)?;
+        let whole_pages = room.min(bytes_asked) / PAGE as u64 * PAGE as u64;
         return Ok((disk, whole_pages));
     }
     let path = Path::new("/tmp/fathom-phases");
     let mut file = File::create(path)?;
     let block = vec![0x5a; BUFFER];
-    for _ in 0..bytes_asked / BUFFER as u64 {
+    for _ in 0..(bytes_asked + SAMPLE) / BUFFER as u64 {
         file.write_all(&block)?;
     }
     Ok((path, bytes_asked / BUFFER as u64 * BUFFER as u64))

@@ -22,11 +22,9 @@ pub(super) struct Phase {
 /// A phase with its measured working set.
 pub(super) struct Row {
     pub(super) phase: Phase,
-    /// The working set of the guest in its idle phase over a window of the same length.
-    pub(super) idle: u64,
+    /// What the guest touches besides, doing the same with next to nothing.
+    pub(super) base: u64,
     pub(super) measured: Option<u64>,
-    /// Seconds that the window spans.
-    pub(super) window: u64,
 }
 
 /// Deviation that counts as right: the larger of both.
@@ -36,7 +34,7 @@ const TOLERANCE_BYTES: u64 = 1 << 20;
 impl Row {
     /// What a perfect measurement would say.
     pub(super) fn truth(&self) -> u64 {
-        self.phase.bytes + self.phase.kernel_bytes + self.idle
+        self.phase.bytes + self.phase.kernel_bytes + self.base
     }
 
     pub(super) fn deviation(&self) -> Option<i64> {
@@ -100,16 +98,23 @@ impl Phases {
 
     /// Told after the phases that read it.
     fn learn_of_file(&mut self, kernel_bytes: u64) {
-        for phase in self.done.iter_mut().filter(|phase| phase.reads()) {
+        for phase in self.done.iter_mut().filter(|phase| !phase.is_base() && phase.reads()) {
             phase.kernel_bytes = kernel_bytes;
         }
     }
 }
 
+/// For so long after a phase the guest's kernel is busy reporting the memory that it freed.
+const REPORTING: f64 = 3.0;
 /// What the guest says reaches us a moment later, and the VM's clock starts a moment after ours.
 const SLACK: f64 = 0.2;
 
 impl Phase {
+    /// Where there is little room.
+    pub(super) fn short_title(&self) -> String {
+        if self.name == "reread" { "read again".into() } else { self.title() }
+    }
+
     #[cfg(test)]
     pub(super) fn for_tests(name: &str, bytes: u64, seconds: std::ops::Range<f64>) -> Self {
         let (begin, end) = (seconds.start, seconds.end);
@@ -123,23 +128,30 @@ impl Phase {
         match self.name.as_str() {
             "read" => format!("read {mib} MiB"),
             "reread" => format!("read {mib} MiB again"),
+            "sample" => "read a little".into(),
+            "resample" => "and again".into(),
             name if mib == 0 => name.to_owned(),
             name => format!("{name} {mib} MiB"),
         }
     }
 
-    pub(super) fn is_idle(&self) -> bool {
+    /// Others are judged by it, or nothing is.
+    pub(super) fn is_base(&self) -> bool {
+        self.base().is_none()
+    }
+
+    fn is_idle(&self) -> bool {
         self.bytes == 0
     }
 
     /// The file is read once and then left alone; memory is touched to the end.
-    pub(super) fn reads(&self) -> bool {
-        self.name.contains("read")
+    fn reads(&self) -> bool {
+        self.window() == 10
     }
 
     fn active_until(&self) -> f64 {
         match (self.is_idle(), self.reads()) {
-            (true, _) => self.begin,
+            (true, _) => self.begin + REPORTING,
             (_, true) => self.steady,
             _ => self.end,
         }
@@ -160,10 +172,19 @@ impl Phase {
         sample.window_10s_bytes.filter(|_| whole && inside)
     }
 
-    fn idle_within_ten(&self, sample: &Sample) -> Option<u64> {
-        let from = sample.t_seconds - 10.0;
-        let inside = from >= self.begin + SLACK && sample.t_seconds <= self.end - SLACK;
-        sample.window_10s_bytes.filter(|_| inside)
+    /// The phase that does the same with next to nothing.
+    fn base(&self) -> Option<&'static str> {
+        match self.name.as_str() {
+            "touch" => Some("idle"),
+            "read" => Some("sample"),
+            "reread" => Some("resample"),
+            _ => None,
+        }
+    }
+
+    /// Seconds that the windows span by which it is judged.
+    fn window(&self) -> u64 {
+        if ["read", "reread", "sample", "resample"].contains(&self.name.as_str()) { 10 } else { 1 }
     }
 
     fn measured(&self, samples: &[Sample], window: u64) -> Option<u64> {
@@ -175,28 +196,32 @@ impl Phase {
     }
 }
 
-/// One row for each phase in which something is touched, and one for the idle guest, whose
-/// working set over a window of the same length is part of every other's.
+/// One row for each phase that others are judged by, then one for each phase that is judged.
 pub(super) fn compare(phases: &[Phase], samples: &[Sample]) -> Vec<Row> {
-    let idle = phases.iter().find(|phase| phase.is_idle());
-    let idle_over = |window| {
-        let in_ten = |sample: &Sample| idle.and_then(|phase| phase.idle_within_ten(sample));
-        match window {
-            1 => idle.and_then(|phase| phase.measured(samples, 1)),
-            _ => middle(samples.iter().filter_map(in_ten).collect()),
-        }
+    let row = |phase: &Phase, base| Row {
+        phase: phase.clone(),
+        base,
+        measured: phase.measured(samples, phase.window()),
     };
-    let busy = phases.iter().filter(|phase| !phase.is_idle()).map(|phase| {
-        let window = if phase.reads() { 10 } else { 1 };
-        let measured = phase.measured(samples, window);
-        Row { phase: phase.clone(), idle: idle_over(window).unwrap_or(0), measured, window }
+    let beyond = |row: &Row| {
+        row.measured.unwrap_or(0).saturating_sub(row.phase.bytes + row.phase.kernel_bytes)
+    };
+    let bases: Vec<Row> = phases
+        .iter()
+        .filter(|phase| BASES.contains(&phase.name.as_str()))
+        .map(|phase| row(phase, 0))
+        .map(|row| Row { base: beyond(&row), ..row })
+        .collect();
+    let judged = phases.iter().filter_map(|phase| {
+        let base = bases.iter().find(|base| Some(base.phase.name.as_str()) == phase.base())?;
+        Some(row(phase, base.base))
     });
-    let idle_row = idle.map(|phase| {
-        let measured = idle_over(1);
-        Row { phase: phase.clone(), idle: measured.unwrap_or(0), measured, window: 1 }
-    });
-    idle_row.into_iter().chain(busy).collect()
+    let judged: Vec<Row> = judged.collect();
+    bases.into_iter().chain(judged).collect()
 }
+
+/// Phases whose working set is a base of others'.
+const BASES: [&str; 3] = ["idle", "sample", "resample"];
 
 fn middle(mut figures: Vec<u64>) -> Option<u64> {
     figures.sort_unstable();
@@ -244,21 +269,21 @@ mod tests {
     #[test]
     fn reading_is_judged_by_windows_that_hold_it_and_nothing_else() {
         let phases =
-            [phase("idle", 0, 0.0, 0.0, 12.0, 0.0), phase("read", 40, 24.0, 26.0, 33.0, 21.0)];
+            [phase("sample", 1, 10.0, 11.0, 19.0, 5.0), phase("read", 40, 24.0, 26.0, 33.0, 21.0)];
         // A window that reaches back before 21 s would see more.
-        let seen = samples(|_| 2, |t| if t < 31.0 { 90 } else { 43 });
+        let ten = |t| if t < 21.0 { 4 } else { 90 };
+        let seen = samples(|_| 2, |t| if t < 31.0 { ten(t) } else { 43 });
         let rows = compare(&phases, &seen);
-        assert_eq!(rows[1].measured, Some(43 * MIB));
-        assert_eq!(rows[1].window, 10);
+        assert_eq!(rows[0].base, 3 * MIB);
+        assert_eq!((rows[1].measured, rows[1].truth()), (Some(43 * MIB), 43 * MIB));
     }
 
     #[test]
     fn a_wrong_measurement_is_seen() {
         let row = |measured| Row {
             phase: phase("touch", 98, 0.0, 0.0, 9.0, 0.0),
-            idle: 2 * MIB,
+            base: 2 * MIB,
             measured,
-            window: 1,
         };
         assert!(row(Some(103 * MIB)).is_right());
         assert!(!row(Some(104 * MIB)).is_right());

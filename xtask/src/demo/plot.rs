@@ -18,12 +18,11 @@ const SECOND: RGBColor = RGBColor(196, 52, 32);
 const TEN: RGBColor = RGBColor(38, 84, 138);
 const TEXT: RGBColor = RGBColor(50, 50, 50);
 /// Above the highest bar, for the labels.
-const HEADROOM: f64 = 1.28;
+const HEADROOM: f64 = 1.08;
 /// Of the boot, so much is shown at most.
 const BOOT_SECONDS: f64 = 12.0;
 
-type Chart<'a, 'b> =
-    ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Drawn = Result<(), Box<dyn Error>>;
 
 pub(super) fn draw(file: &Path, rows: &[Row], samples: &[Sample]) -> Result<()> {
@@ -72,14 +71,17 @@ fn seconds(rows: &[Row], samples: &[Sample]) -> (f64, f64) {
 }
 
 fn highest(rows: &[Row], samples: &[Sample]) -> f64 {
-    let seen = samples.iter().flat_map(|s| [s.window_1s_bytes, s.window_10s_bytes]).flatten();
+    let seen = samples
+        .iter()
+        .flat_map(|s| [s.window_1s_bytes, s.window_10s_bytes, s.resident_bytes])
+        .flatten();
     mib(seen.chain(rows.iter().map(Row::truth)).max().unwrap_or(1 << 20))
 }
 
 /// A bar for each phase.
 fn truths(chart: &mut Chart<'_, '_>, rows: &[Row]) -> Drawn {
     let bar = |row: &Row| [(row.phase.begin, 0.0), (row.phase.end, mib(row.truth()))];
-    let busy = || rows.iter().filter(|row| !row.phase.is_idle());
+    let busy = || rows.iter().filter(|row| row.phase.bytes > 0);
     chart
         .draw_series(busy().map(|row| Rectangle::new(bar(row), TRUTH.filled())))?
         .label("true: what the guest touches, as it says")
@@ -119,14 +121,14 @@ fn titles(chart: &mut Chart<'_, '_>, rows: &[Row]) -> Drawn {
     let centred = Pos::new(HPos::Center, VPos::Bottom);
     let bold = (FONT, 13).into_font().style(FontStyle::Bold).color(&TEXT).pos(centred);
     let plain = (FONT, 12).into_font().color(&TEXT).pos(centred);
-    for row in rows.iter().filter(|row| !row.phase.is_idle()) {
+    for row in rows.iter().filter(|row| !row.phase.is_base()) {
         let at = ((row.phase.begin + row.phase.end) / 2.0, mib(row.truth()));
         let measured = row.measured.map_or("none".into(), |bytes| format!("{:.1}", mib(bytes)));
         let said = format!("true {:.1}", mib(row.truth()));
         let lines = [
-            (row.phase.title(), &bold, -36),
-            (said, &plain, -21),
-            (format!("measured {measured}"), &plain, -7),
+            (row.phase.short_title(), &bold, -41),
+            (said, &plain, -26),
+            (format!("measured {measured}"), &plain, -12),
         ];
         for (text, style, up) in lines {
             let label = Text::new(text, (0, up), style.clone());
@@ -171,7 +173,7 @@ mod tests {
             })
             .collect();
         let phase = Phase::for_tests("touch", 30 << 20, 3.0..12.0);
-        let row = Row { phase, idle: 1 << 20, measured: Some(31 << 20), window: 1 };
+        let row = Row { phase, base: 1 << 20, measured: Some(31 << 20) };
         draw(&file, &[row], &samples).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
         for label in ["touch 30 MiB", "measured 31.0", "last 10 s", "last 1 s", "resident"] {
