@@ -5,13 +5,14 @@ mod integer;
 mod phases;
 mod program;
 mod smp;
+mod sweep;
 
 use crate::report::emit;
 use crate::request::{Request, Work};
 use crate::selftest;
 
 /// For the usage line.
-pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS alloc-free:MIB \
+pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
      smp:THREADS selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
@@ -29,6 +30,7 @@ fn run(work: &Work, request: &Request) -> bool {
         "boot" => true,
         "phases" => phases::run(&work.numbers(), request),
         "integer" => integer::run(work.number_or(100)),
+        "sweep" => sweep::run(work.number_or(64)),
         "alloc-free" => alloc_free::run(work.number_or(64), request.phase),
         "smp" => smp::run(work.number_or(crate::sys::cpus_online())),
         "selftest" => selftest::run(&work.args),

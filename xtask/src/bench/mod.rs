@@ -1,6 +1,7 @@
 //! Benchmarks: two things side by side in one run, so that the machine's own speed cancels out.
 
 mod boot;
+mod epoch;
 mod mips;
 
 use anyhow::Result;
@@ -12,12 +13,15 @@ pub(crate) enum Bench {
     Boot(boot::BootArgs),
     /// Integer loops of a known number of instructions
     Mips(mips::MipsArgs),
+    /// What measuring the working set costs the guest
+    Epoch(epoch::EpochArgs),
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot(args) => boot::run(args),
         Bench::Mips(args) => mips::run(args),
+        Bench::Epoch(args) => epoch::run(args),
     }
 }
 
