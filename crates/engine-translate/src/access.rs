@@ -198,7 +198,7 @@ impl System {
     ) -> Result<(), Stop> {
         if let Some(host) = self.tlb.cached(va, into.len(), user, false) {
             // SAFETY: as in `Machine::load` of this type, for all bytes.
-            unsafe { load_bytes(host, into) };
+            unsafe { host::load_bytes(host, into) };
             return Ok(());
         }
         let (first, second) = into.split_at_mut(first_part(va, into.len()));
@@ -214,7 +214,7 @@ impl System {
     fn read_part(&mut self, target: Target, into: &mut [u8]) -> Result<(), Stop> {
         match target {
             // SAFETY: resolved, and the part lies within the page.
-            Target::Ram { host, .. } => unsafe { load_bytes(host, into) },
+            Target::Ram { host, .. } => unsafe { host::load_bytes(host, into) },
             Target::Device { gpa } if into.len().is_power_of_two() && into.len() <= 8 => {
                 let value = self.device_read(gpa, into.len())?;
                 into.copy_from_slice(&value.to_le_bytes()[..into.len()]);
@@ -232,7 +232,7 @@ impl System {
     pub(crate) fn write_bytes_as(&mut self, va: u64, from: &[u8], user: bool) -> Result<(), Stop> {
         if let Some(host) = self.tlb.cached(va, from.len(), user, true) {
             // SAFETY: as in `Machine::store` of this type, for all bytes.
-            unsafe { store_bytes(host, from) };
+            unsafe { host::store_bytes(host, from) };
             return Ok(());
         }
         let (first, second) = from.split_at(first_part(va, from.len()));
@@ -249,7 +249,7 @@ impl System {
         match target {
             Target::Ram { host, gpa, code } => {
                 // SAFETY: resolved for writing, and the part lies within the page.
-                unsafe { store_bytes(host, from) };
+                unsafe { host::store_bytes(host, from) };
                 if code {
                     self.code_written(gpa, from.len());
                 }
@@ -348,9 +348,10 @@ impl System {
 
     /// Lets stores to a frame without code be fast again, unless somebody is decoding just now.
     fn clear_code(&self, gpa: u64) {
-        let Ok(_decoding) = self.shared.decoding.try_lock() else { return };
+        let Ok(mut watch) = self.shared.code_watch.try_lock() else { return };
         let code_left = self.shared.blocks.invalidate(gpa >> 12, 0, 0).1;
         if !code_left && let Some(frame) = self.frame(gpa) {
+            watch.remove(&(gpa >> 12));
             self.shared.memory.clear_code(frame);
         }
     }
@@ -407,43 +408,5 @@ unsafe fn exchange<T: Word>(host: usize, update: impl Fn(T) -> T) -> T {
             return old;
         }
         old = found;
-    }
-}
-
-/// # Safety
-/// As for [`host::load`], for the whole length.
-unsafe fn load_bytes(host: usize, into: &mut [u8]) {
-    let mut done = 0;
-    while done < into.len() {
-        let left = into.len() - done;
-        // SAFETY: the caller's promise; widest accesses first, so aligned vectors are read by eights.
-        unsafe {
-            if left >= 8 {
-                into[done..done + 8].copy_from_slice(&host::load::<u64>(host + done).to_le_bytes());
-                done += 8;
-            } else {
-                into[done] = host::load::<u8>(host + done);
-                done += 1;
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As for [`host::store`], for the whole length.
-unsafe fn store_bytes(host: usize, from: &[u8]) {
-    let mut done = 0;
-    while done < from.len() {
-        let left = &from[done..];
-        // SAFETY: the caller's promise.
-        unsafe {
-            if let Some(word) = left.first_chunk::<8>() {
-                host::store(host + done, u64::from_le_bytes(*word));
-                done += 8;
-            } else {
-                host::store(host + done, left[0]);
-                done += 1;
-            }
-        }
     }
 }

@@ -61,6 +61,11 @@ impl Attention {
         }
     }
 
+    /// Whether the vCPU uses no translation from before `generation` any more.
+    pub(crate) fn has_dropped(&self, generation: u64) -> bool {
+        !self.inside.load(Ordering::SeqCst) || self.seen.load(Ordering::SeqCst) >= generation
+    }
+
     pub(crate) fn kick(&self) {
         self.kicked.store(true, Ordering::SeqCst);
         self.raise();
@@ -101,13 +106,18 @@ impl Generation {
         generation
     }
 
+    /// Spares `vcpu`, which began `generation` itself, from dropping everything for it.
+    pub(crate) fn excuse(&self, vcpu: &Attention, generation: u64) {
+        let (before, now) = (generation - 1, generation);
+        // Where an older revocation is still to be carried out, both are.
+        let _ = vcpu.seen.compare_exchange(before, now, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// Waits until each vCPU is outside or has acknowledged `generation`.
     pub(crate) fn wait<'a>(&self, generation: u64, vcpus: impl Iterator<Item = &'a Attention>) {
         for vcpu in vcpus {
             let mut spins = 0u32;
-            while vcpu.inside.load(Ordering::SeqCst)
-                && vcpu.seen.load(Ordering::SeqCst) < generation
-            {
+            while !vcpu.has_dropped(generation) {
                 // A block takes under a microsecond; with more vCPUs than cores the other one may
                 // not be running at all.
                 spins += 1;

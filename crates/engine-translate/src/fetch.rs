@@ -1,5 +1,6 @@
 //! From RIP to a decoded block.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -12,6 +13,9 @@ use crate::host;
 use crate::system::{Core, System};
 use crate::vm::Shared;
 use crate::walk::Kind;
+
+/// Bytes that the longest block can have.
+const WINDOW: usize = decode::BLOCK_LIMIT * MAX_LEN;
 
 /// Entries of the jump cache; a power of two.
 const JUMPS: usize = 4096;
@@ -105,26 +109,16 @@ fn decode(
     user: bool,
 ) -> Result<Arc<Block<System>>, Stop> {
     let shared = Arc::clone(&core.machine.shared);
-    // Outside while we wait for the lock: its holder may be waiting for us.
-    let own = &shared.vcpus[core.machine.id as usize].attention;
-    shared.generation.leave(own);
-    let decoding = shared.decoding.lock().unwrap_or_else(PoisonError::into_inner);
-    if shared.generation.enter(own) {
-        core.machine.flush_all();
-    }
-    // Translations may have changed while we were outside.
-    if code_address(&mut core.machine, va, user)? != gpa {
-        return Err(Stop::Retry);
-    }
-    mark_code(core, gpa);
+    let mut watch = shared.code_watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut watched = watch_code(core, &mut watch, gpa);
     let writes = shared.code_writes.load(Ordering::SeqCst);
-    let mut bytes = [0; FRAME_SIZE + MAX_LEN];
-    let len = FRAME_SIZE - (gpa & 0xfff) as usize;
+    let mut bytes = [0; WINDOW + MAX_LEN];
+    let len = WINDOW.min(FRAME_SIZE - (gpa & 0xfff) as usize);
     read_code(core, gpa, &mut bytes[..len])?;
     let decoded = decode::decode_block(&bytes[..len], mode, decode::BLOCK_LIMIT);
     let block = if decoded.crosses {
         let next_gpa = code_address(&mut core.machine, next_page(va), user)?;
-        mark_code(core, next_gpa);
+        watched &= watch_code(core, &mut watch, next_gpa);
         read_code(core, next_gpa, &mut bytes[len..len + MAX_LEN])?;
         match decode::decode_crossing(&bytes[..len + MAX_LEN], mode) {
             Some(insn) => Block::new(vec![insn], gpa, Some(next_gpa >> 12)),
@@ -134,32 +128,51 @@ fn decode(
         Block::new(decoded.insns, gpa, None)
     };
     let block = Arc::new(block);
+    if !watched {
+        // It runs once, as prefetched code may, and is decoded again the next time.
+        block.invalidate();
+        return Ok(block);
+    }
     shared.blocks.insert(mode, Arc::clone(&block));
     if shared.code_writes.load(Ordering::SeqCst) != writes {
         forget(&shared, &block);
     }
-    drop(decoding);
     Ok(block)
 }
 
 /// Somebody wrote code between our reading the bytes and inserting the block, and may have looked for it
-/// before it was there. It may run once, as prefetched code may, but must not stay.
+/// before it was there: it runs once too.
 fn forget(shared: &Shared, block: &Block<System>) {
     let first = block.start as u32 & 0xfff;
     shared.blocks.invalidate(block.start >> 12, first, first + 1);
 }
 
-/// Makes sure that no store to the frame goes unseen from now on.
-fn mark_code(core: &mut Core, gpa: u64) {
+/// Frames that were marked as code while some vCPU could still write them unnoticed, by frame: the
+/// generation that ends this.
+pub(crate) type CodeWatch = HashMap<u64, u64>;
+
+/// Makes sure that no store to the frame goes unseen, and returns whether that is so already.
+///
+/// The other vCPUs have to drop their translations first, each between two blocks. This one does not wait
+/// for them, since one that the host has descheduled takes its time.
+fn watch_code(core: &mut Core, watch: &mut CodeWatch, gpa: u64) -> bool {
     let shared = Arc::clone(&core.machine.shared);
-    let Some(frame) = shared.memory.frame_of(Gpa(gpa)) else { return };
-    if !shared.memory.mark_code(frame) {
-        return;
+    let Some(frame) = shared.memory.frame_of(Gpa(gpa)) else { return true };
+    if shared.memory.mark_code(frame) {
+        // Resolved by the fetch, so that this gives the address and no more.
+        if let Ok(page) = shared.memory.resolve(frame, Access::Read) {
+            core.machine.tlb.drop_writes(page.as_ptr() as usize);
+        }
+        if shared.vcpus.len() > 1 {
+            watch.insert(gpa >> 12, shared.begin_revocation_from(core.machine.id));
+        }
     }
-    core.machine.tlb.drop_writes();
-    if shared.vcpus.len() > 1 && shared.revoke_from(core.machine.id) {
-        core.machine.flush_all();
+    let Some(&generation) = watch.get(&(gpa >> 12)) else { return true };
+    let done = shared.is_revoked(generation, core.machine.id);
+    if done {
+        watch.remove(&(gpa >> 12));
     }
+    done
 }
 
 /// Translates for a fetch. Code in device registers cannot be fetched: the bus answers with ones, which no
@@ -181,10 +194,8 @@ fn read_code(core: &mut Core, gpa: u64, into: &mut [u8]) -> Result<(), Stop> {
     let page = frame.and_then(|frame| shared.memory.resolve(frame, Access::Read).ok());
     let Some(page) = page else { return Err(core.machine.lost_memory(gpa)) };
     let host = page.as_ptr() as usize + (gpa & 0xfff) as usize;
-    for (offset, byte) in into.iter_mut().enumerate() {
-        // SAFETY: the caller asks for no more than is left of the page, which was resolved just now.
-        *byte = unsafe { host::load(host + offset) };
-    }
+    // SAFETY: the caller asks for no more than is left of the page, which was resolved just now.
+    unsafe { host::load_bytes(host, into) };
     Ok(())
 }
 

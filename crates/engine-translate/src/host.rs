@@ -147,3 +147,45 @@ pub(crate) unsafe fn fill(at: usize, value: u64, size: usize, count: usize) {
         }
     }
 }
+
+/// Reads bytes, by words as far as it goes.
+///
+/// # Safety
+/// As for [`load`], for the whole length.
+pub(crate) unsafe fn load_bytes(host: usize, into: &mut [u8]) {
+    let mut done = 0;
+    while done < into.len() {
+        let left = into.len() - done;
+        // SAFETY: the caller's promise; widest accesses first, so aligned vectors are read by eights.
+        unsafe {
+            if left >= 8 {
+                into[done..done + 8].copy_from_slice(&load::<u64>(host + done).to_le_bytes());
+                done += 8;
+            } else {
+                into[done] = load::<u8>(host + done);
+                done += 1;
+            }
+        }
+    }
+}
+
+/// Writes bytes, by words as far as it goes.
+///
+/// # Safety
+/// As for [`store`], for the whole length.
+pub(crate) unsafe fn store_bytes(host: usize, from: &[u8]) {
+    let mut done = 0;
+    while done < from.len() {
+        let left = &from[done..];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if let Some(word) = left.first_chunk::<8>() {
+                store(host + done, u64::from_le_bytes(*word));
+                done += 8;
+            } else {
+                store(host + done, left[0]);
+                done += 1;
+            }
+        }
+    }
+}

@@ -173,10 +173,12 @@ impl Tlb {
         fetches.filter(|entry| doomed(entry.tag)).for_each(|entry| *entry = NO_FETCH);
     }
 
-    /// No store goes unseen any more to any page: for a frame that becomes code.
-    pub(crate) fn drop_writes(&mut self) {
+    /// No store to the host page goes unseen any more: its frame becomes code.
+    pub(crate) fn drop_writes(&mut self, host_page: usize) {
         for entry in self.entries.iter_mut() {
-            entry.write = NEVER;
+            if entry.addend.wrapping_add((entry.write & !0xfff) as usize) == host_page {
+                entry.write = NEVER;
+            }
         }
     }
 }
@@ -289,11 +291,14 @@ mod tests {
     #[test]
     fn a_dropped_write_can_still_be_read() {
         let mut tlb = Tlb::new();
-        tlb.insert(0x1000, 0, true, WRITABLE);
-        tlb.drop_writes();
-        tlb.set_user(true);
-        assert!(hits(&tlb, 0x1000, 1));
-        assert_ne!(tlb.entry(0x1000).write, tlb.tag(0x1000, 1));
+        tlb.insert(0x1000, 0x7f00_0000_5000, true, WRITABLE);
+        tlb.insert(0x9000, 0x7f00_0000_5000, false, WRITABLE);
+        tlb.insert(0x2000, 0x7f00_0000_6000, true, WRITABLE);
+        tlb.drop_writes(0x7f00_0000_5000);
+        assert!(tlb.cached(0x1000, 1, true, false).is_some());
+        assert!(tlb.cached(0x1000, 1, true, true).is_none());
+        assert!(tlb.cached(0x9000, 1, false, true).is_none());
+        assert!(tlb.cached(0x2000, 1, true, true).is_some());
     }
 
     /// Against a map that forgets nothing it is not told to: what the TLB knows must be in the map.

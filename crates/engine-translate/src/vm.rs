@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{EngineError, Vcpu, Vm, VmSpec};
-use memory::{FRAME_SIZE, Gpa, GuestMemory, MappingObserver, Revocation};
+use memory::{FRAME_SIZE, FrameRange, Gpa, GuestMemory, MappingObserver, Revocation};
 use translator::BlockCache;
 
 use crate::apic::{Delivery, Inbox, IoApic, Message};
 use crate::attention::{Attention, Generation};
 use crate::clock;
+use crate::fetch::CodeWatch;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
@@ -26,7 +27,7 @@ pub(crate) struct Shared {
     /// Makes a guest TSC that starts near zero from the host's.
     pub(crate) tsc_offset: u64,
     /// Held from marking a frame as code until its blocks are in the cache.
-    pub(crate) decoding: Mutex<()>,
+    pub(crate) code_watch: Mutex<CodeWatch>,
     /// Counts writes to frames with code, so that a decoder knows that it may have read old bytes.
     pub(crate) code_writes: AtomicU64,
     /// Held while a locked access that crosses a page is made.
@@ -50,7 +51,7 @@ impl Shared {
             generation: Generation::default(),
             io_apic: Mutex::default(),
             tsc_offset: clock::host_tsc().wrapping_neg(),
-            decoding: Mutex::new(()),
+            code_watch: Mutex::default(),
             code_writes: AtomicU64::new(0),
             split_lock: Mutex::new(()),
         });
@@ -68,13 +69,19 @@ impl Shared {
         self.generation.wait(generation, self.attentions());
     }
 
-    /// The same from a vCPU's own thread between two blocks: it counts as outside while it waits, and has
-    /// to drop its own translations afterwards, as [`Generation::enter`] tells it.
-    pub(crate) fn revoke_from(&self, vcpu: u32) -> bool {
+    /// Asks every vCPU but `vcpu`, the caller, to drop its translations, and returns the generation that
+    /// [`Shared::is_revoked`] tells the end of.
+    pub(crate) fn begin_revocation_from(&self, vcpu: u32) -> u64 {
+        let generation = self.generation.advance(self.attentions());
+        self.generation.excuse(&self.vcpus[vcpu as usize].attention, generation);
+        generation
+    }
+
+    /// Whether every vCPU but `vcpu` has done so.
+    pub(crate) fn is_revoked(&self, generation: u64, vcpu: u32) -> bool {
         let own = &self.vcpus[vcpu as usize].attention;
-        self.generation.leave(own);
-        self.revoke_all();
-        self.generation.enter(own)
+        let mut others = self.attentions().filter(|attention| !std::ptr::eq(*attention, own));
+        others.all(|attention| attention.has_dropped(generation))
     }
 
     /// Bytes of a frame with code are in memory: drops the blocks decoded from them. Returns how many, and
@@ -84,6 +91,14 @@ impl Shared {
         self.code_writes.fetch_add(1, Ordering::SeqCst);
         let from = gpa as u32 & 0xfff;
         self.blocks.invalidate(gpa >> 12, from, from + len as u32)
+    }
+
+    fn drop_code(&self, ranges: &[FrameRange]) {
+        for frame in ranges.iter().flat_map(|range| range.frames()) {
+            if let Some(gpa) = self.memory.gpa_of(frame) {
+                self.code_written(gpa.0, FRAME_SIZE);
+            }
+        }
     }
 
     /// Delivers a message to the local APICs that it names.
@@ -173,12 +188,10 @@ impl MappingObserver for Observer {
                 shared.revoke_all();
             }
             Revocation::Frames(ranges) => {
-                for frame in ranges.iter().flat_map(|range| range.frames()) {
-                    if let Some(gpa) = shared.memory.gpa_of(frame) {
-                        shared.blocks.invalidate(gpa.0 / FRAME_SIZE as u64, 0, FRAME_SIZE as u32);
-                    }
-                }
+                shared.drop_code(ranges);
                 shared.revoke_all();
+                // A vCPU may have decoded such a frame until it let go.
+                shared.drop_code(ranges);
             }
         }
     }

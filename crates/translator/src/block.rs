@@ -48,6 +48,11 @@ impl<M: Machine> Block<M> {
         self.valid.load(Ordering::Acquire)
     }
 
+    /// Makes it not valid: for a block that may run once only.
+    pub fn invalidate(&self) {
+        self.valid.store(false, Ordering::Release);
+    }
+
     fn overlaps(&self, page: u64, from: u32, to: u32) -> bool {
         let first = (self.start & 0xfff) as u32;
         let end = first + self.len;
@@ -83,9 +88,11 @@ pub struct BlockCache<M: Machine> {
 #[derive(Debug)]
 struct Inner<M: Machine> {
     /// Sorted by key: a page of code holds hundreds of blocks, and looking for one must not touch them.
-    pages: HashMap<u64, Vec<(Key, Arc<Block<M>>)>>,
+    pages: HashMap<u64, PageBlocks<M>>,
     bytes: usize,
 }
+
+type PageBlocks<M> = Vec<(Key, Arc<Block<M>>)>;
 
 /// Where a block starts and what it was decoded as.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -173,7 +180,7 @@ impl<M: Machine> Inner<M> {
         blocks.retain(|(key, block)| {
             let remove = doomed(*key, block);
             if remove {
-                block.valid.store(false, Ordering::Release);
+                block.invalidate();
                 removed.push(Arc::clone(block));
             }
             !remove
@@ -201,7 +208,7 @@ impl<M: Machine> Inner<M> {
 
     fn clear(&mut self) {
         for (_, block) in self.pages.values().flatten() {
-            block.valid.store(false, Ordering::Release);
+            block.invalidate();
         }
         self.pages.clear();
         self.bytes = 0;
