@@ -199,7 +199,7 @@ impl Board {
                 }
                 Exit::PortWrite { port: DONE, .. } => break,
                 Exit::PortRead { .. } | Exit::MmioRead { .. } => {
-                    vcpu.complete_read(self.next_answer())
+                    vcpu.complete_read(self.next_answer());
                 }
                 Exit::Kicked if stop.load(Ordering::SeqCst) => break,
                 Exit::Kicked if watchdog.bit() => {

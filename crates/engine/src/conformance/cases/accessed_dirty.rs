@@ -97,7 +97,7 @@ fn upper_levels(engine: &dyn Engine) {
     rig.set_word(PML4 + 8, tables[0] | W);
     rig.set_word(tables[0], tables[1] | W);
     rig.set_word(tables[1], tables[2] | W);
-    rig.set_word(tables[2], DATA + 0x3000 | W);
+    rig.set_word(tables[2], (DATA + 0x3000) | W);
     rig.run();
     let entries =
         [PML4 + 8, tables[0], tables[1], tables[2]].map(|entry| rig.word(entry) & (A | D));

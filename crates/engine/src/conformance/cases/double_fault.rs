@@ -54,7 +54,7 @@ fn page_fault_then_contributory(engine: &dyn Engine) {
 /// #UD is benign: the second exception is delivered alone. Bit 0 of its error code says that the
 /// event was not a software interrupt.
 fn benign_first(engine: &dyn Engine) {
-    let mut rig = Rig::with(engine, |a| a.fault(|a| a.ud2()));
+    let mut rig = Rig::with(engine, |a| a.fault(iced_x86::code_asm::CodeAssembler::ud2));
     rig.set_gate(6, ABSENT);
     assert_eq!(rig.run().faults(), [Fault::with_code(Vector::NP, 6 * 8 + 3)]);
 }

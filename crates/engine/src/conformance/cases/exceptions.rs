@@ -56,7 +56,7 @@ fn general_protection(engine: &dyn Engine) {
         a.fault(|a| a.mov(eax, dword_ptr(rbx)))?;
         a.fault(|a| a.mov(byte_ptr(rbx + 1), al))?;
         a.mov(rsi, rbx)?;
-        a.fault(|a| a.lodsb())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::lodsb)?;
         a.mov(rbx, u64::MAX << 47)?;
         a.fault(|a| a.mov(eax, dword_ptr(rbx - 1)))?;
         a.fault(|a| a.lgdt(ptr(DATA)))
@@ -108,23 +108,23 @@ fn msrs(engine: &dyn Engine) {
     use x86::msr;
     let mut rig = Rig::with(engine, |a| {
         a.mov(ecx, 0xffff_fff0u32)?;
-        a.fault(|a| a.rdmsr())?;
-        a.fault(|a| a.wrmsr())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)?;
+        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)?;
         // Values that are not canonical, or have reserved bits.
         for index in
             [msr::LSTAR, msr::FS_BASE, msr::GS_BASE, msr::KERNEL_GS_BASE, msr::SYSENTER_EIP]
         {
             a.mov(ecx, index)?;
             a.mov(edx, 0x8000)?;
-            a.fault(|a| a.wrmsr())?;
+            a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)?;
         }
         a.read_msr(msr::EFER)?;
         a.or(edx, 0x8000_0000u32)?;
-        a.fault(|a| a.wrmsr())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)?;
         a.mov(ecx, msr::PAT)?;
         a.mov(eax, 2)?;
         a.xor(edx, edx)?;
-        a.fault(|a| a.wrmsr())
+        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)
     });
     assert_eq!(rig.run().faults(), [GP; 9]);
 }
@@ -206,7 +206,7 @@ fn user_gates(engine: &dyn Engine) {
         a.user(|a| {
             a.fault(|a| a.int(0x40))?;
             a.fault(|a| a.int(14))?;
-            a.fault(|a| a.ud2())?;
+            a.fault(iced_x86::code_asm::CodeAssembler::ud2)?;
             a.int(u32::from(crate::conformance::stubs::LEAVE))
         })
     });
@@ -224,8 +224,8 @@ fn not_available(engine: &dyn Engine) {
     let mut rig = Rig::with(engine, |a| {
         a.set_cr0(cr0::TS)?;
         a.fault(|a| a.addps(xmm0, xmm1))?;
-        a.fault(|a| a.fld1())?;
-        a.fault(|a| a.wait())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::fld1)?;
+        a.fault(iced_x86::code_asm::CodeAssembler::wait)?;
         a.fault(|a| a.paddb(mm0, mm1))?;
         // Not SSE: no XMM register.
         a.sfence()?;
@@ -237,7 +237,7 @@ fn not_available(engine: &dyn Engine) {
         a.clts()?;
         a.set_cr0(cr0::EM)?;
         a.fault(|a| a.addps(xmm0, xmm1))?;
-        a.fault(|a| a.fld1())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::fld1)?;
         a.clear_cr0(cr0::EM)?;
         a.set_cr0(cr0::MP)?;
         a.clear_cr4(cr4::OSFXSR)?;
@@ -288,8 +288,8 @@ fn x87(engine: &dyn Engine) {
         a.movzx(eax, ax)?;
         a.and(eax, 0x80bf)?;
         a.log_eax()?;
-        a.fault(|a| a.wait())?;
-        a.fault(|a| a.fld1())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::wait)?;
+        a.fault(iced_x86::code_asm::CodeAssembler::fld1)?;
         a.fnclex()?;
         a.wait()?;
         a.fld1()
@@ -346,7 +346,7 @@ fn stack_frame(engine: &dyn Engine) {
     let mut rig = Rig::with(engine, |a| {
         for offset in [0, 8, 3] {
             a.mov(rsp, STACK - offset)?;
-            a.fault(|a| a.ud2())?;
+            a.fault(iced_x86::code_asm::CodeAssembler::ud2)?;
             a.mov(rsp, STACK - offset)?;
             a.mov(eax, 0x1000_0000)?;
             a.fault(|a| a.mov(r8b, byte_ptr(rax + rax * 8 - 0x1000_0000)))?;
@@ -368,8 +368,8 @@ fn stack_frame(engine: &dyn Engine) {
 /// A gate with a stack of its own uses it whatever the privilege.
 fn ist(engine: &dyn Engine) {
     let mut rig = Rig::with(engine, |a| {
-        a.fault(|a| a.ud2())?;
-        a.user(|a| a.fault(|a| a.ud2()))
+        a.fault(iced_x86::code_asm::CodeAssembler::ud2)?;
+        a.user(|a| a.fault(iced_x86::code_asm::CodeAssembler::ud2))
     });
     rig.set_gate(6, Gate { ist: 1, ..Gate::stub(6) });
     let frames = rig.run().frames;
@@ -396,7 +396,7 @@ fn undefined_vector_instructions(engine: &dyn Engine) {
         // AVX without SSE, and a reserved bit.
         for value in [5u32, 6, 0x8000_0007] {
             a.mov(eax, value)?;
-            a.fault(|a| a.xsetbv())?;
+            a.fault(iced_x86::code_asm::CodeAssembler::xsetbv)?;
         }
         a.set_cr0(x86::cr0::TS)?;
         a.fault(|a| a.vaddps(ymm0, ymm1, ymm2))
@@ -413,7 +413,7 @@ fn nested(engine: &dyn Engine) {
     });
     rig.load(HANDLER, |a| {
         a.log(1)?;
-        a.fault(|a| a.ud2())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::ud2)?;
         a.fault(|a| a.mov(al, byte_ptr(window(5))))?;
         a.log(2)?;
         a.iretq()

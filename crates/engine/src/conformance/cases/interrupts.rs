@@ -281,7 +281,7 @@ fn icr_forms(engine: &dyn Engine) {
     let record = Rig::with(engine, |a| {
         a.enable_apic()?;
         for (index, form) in forms.into_iter().enumerate() {
-            a.write_msr(apic::ICR, form | 0x50 + index as u64)?;
+            a.write_msr(apic::ICR, form | (0x50 + index as u64))?;
             window_of_two(a)?;
         }
         // Nobody but this one, and somebody who is not there.
@@ -292,7 +292,7 @@ fn icr_forms(engine: &dyn Engine) {
         a.log_rax()
     })
     .run();
-    let seen: Vec<_> = (0..5).map(|index| IRQ | 0x50 + index).chain([0x61, 9]).collect();
+    let seen: Vec<_> = (0..5).map(|index| IRQ | (0x50 + index)).chain([0x61, 9]).collect();
     assert_eq!(record.log, seen);
 }
 
@@ -354,16 +354,16 @@ fn registers(engine: &dyn Engine) {
         a.xor(eax, eax)?;
         a.xor(edx, edx)?;
         a.mov(ecx, apic::ID)?;
-        a.fault(|a| a.wrmsr())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)?;
         a.mov(ecx, apic::EOI)?;
-        a.fault(|a| a.rdmsr())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)?;
         a.mov(ecx, apic::SELF_IPI)?;
-        a.fault(|a| a.rdmsr())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)?;
         a.mov(ecx, 0x8f0)?;
-        a.fault(|a| a.rdmsr())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)?;
         a.mov(ecx, apic::EOI)?;
         a.mov(eax, 1)?;
-        a.fault(|a| a.wrmsr())
+        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)
     })
     .run();
     assert_eq!(record.log, [0xfee0_0d00, 0, 0x1ff, 1]);

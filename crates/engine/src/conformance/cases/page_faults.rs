@@ -311,7 +311,7 @@ fn registers_kept(engine: &dyn Engine) {
         a.stc()?;
         a.fault(|a| a.add(rax, qword_ptr(rsi)))?;
         a.fault(|a| a.xchg(qword_ptr(rsi), rax))?;
-        a.fault(|a| a.lodsq())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::lodsq)?;
         a.fault(|a| a.xadd(qword_ptr(rsi), rax))?;
         a.adc(rbx, 0)?;
         a.log_rax()?;

@@ -190,7 +190,7 @@ fn far_faults(engine: &dyn Engine) {
         a.push(2)?;
         a.push(i32::from(selector::KERNEL_DATA))?;
         a.push(HANDLER as i32)?;
-        a.fault(|a| a.iretq())?;
+        a.fault(iced_x86::code_asm::CodeAssembler::iretq)?;
         a.mov(eax, esp)?;
         a.log_eax()
     });

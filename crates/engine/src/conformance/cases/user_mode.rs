@@ -86,12 +86,12 @@ fn syscall_flags(engine: &dyn Engine) {
 /// Without EFER.SCE there is no SYSCALL; and SYSRET is the kernel's.
 fn syscall_disabled(engine: &dyn Engine) {
     let mut rig = Rig::with(engine, |a| {
-        a.user(|a| a.fault(|a| a.sysretq()))?;
+        a.user(|a| a.fault(iced_x86::code_asm::CodeAssembler::sysretq))?;
         a.read_msr(msr::EFER)?;
         a.and(eax, !(x86::efer::SCE as u32))?;
         a.wrmsr()?;
-        a.user(|a| a.fault(|a| a.syscall()))?;
-        a.fault(|a| a.sysretq())
+        a.user(|a| a.fault(iced_x86::code_asm::CodeAssembler::syscall))?;
+        a.fault(iced_x86::code_asm::CodeAssembler::sysretq)
     });
     let ud = Fault::new(Vector::UD);
     assert_eq!(rig.run().faults(), [GP, ud, ud]);
@@ -177,7 +177,7 @@ fn ports(engine: &dyn Engine) {
             a.mov(edi, DATA as u32)?;
             a.mov(ecx, 1)?;
             a.fault(|a| a.rep().outsb())?;
-            a.fault(|a| a.insb())
+            a.fault(iced_x86::code_asm::CodeAssembler::insb)
         })
     });
     let record = rig.run();
@@ -224,7 +224,7 @@ fn io_privilege(engine: &dyn Engine) {
             a.pushfq()?;
             a.pop(rbx)?;
             a.cli()?;
-            a.fault(|a| a.hlt())
+            a.fault(iced_x86::code_asm::CodeAssembler::hlt)
         })?;
         a.and(ebx, 0x3200)?;
         log_all(a, &[ebx])
@@ -320,10 +320,10 @@ fn fsgsbase_disabled(engine: &dyn Engine) {
 /// CR4.TSD keeps the time-stamp counter from user mode.
 fn time_stamp(engine: &dyn Engine) {
     let mut rig = Rig::with(engine, |a| {
-        a.user(|a| a.rdtsc())?;
+        a.user(iced_x86::code_asm::CodeAssembler::rdtsc)?;
         a.set_cr4(cr4::TSD)?;
         a.rdtsc()?;
-        a.user(|a| a.fault(|a| a.rdtsc()))
+        a.user(|a| a.fault(iced_x86::code_asm::CodeAssembler::rdtsc))
     });
     assert_eq!(rig.run().faults(), [GP]);
 }
