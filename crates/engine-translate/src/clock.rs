@@ -1,7 +1,7 @@
 //! Guest time: the TSC, and kvmclock, which tells Linux its frequency (Linux
 //! `Documentation/virt/kvm/x86/msr.rst`).
 
-use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::arch::x86_64::{__cpuid, _mm_lfence, _rdtsc};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,14 @@ use crate::host;
 pub(crate) fn host_tsc() -> u64 {
     // SAFETY: RDTSC is on every x86-64; Linux leaves CR4.TSD clear.
     unsafe { _rdtsc() }
+}
+
+/// The host's TSC after everything that this thread has executed. The processor may run RDTSC ahead of
+/// earlier loads, and to the guest's LFENCE before its RDTSC there is nothing that corresponds here.
+pub(crate) fn host_tsc_ordered() -> u64 {
+    // SAFETY: LFENCE is of SSE2, which every x86-64 has.
+    unsafe { _mm_lfence() };
+    host_tsc()
 }
 
 /// Ticks per second of the host's TSC.

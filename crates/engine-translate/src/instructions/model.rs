@@ -31,7 +31,7 @@ pub(super) fn cpuid(core: &mut Core) -> Result<(), Stop> {
 }
 
 fn tsc(core: &Core) -> u64 {
-    core.machine.regs.guest_tsc(clock::host_tsc())
+    core.machine.regs.guest_tsc(clock::host_tsc_ordered())
 }
 
 fn set_pair(core: &mut Core, value: u64) {
