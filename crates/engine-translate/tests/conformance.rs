@@ -52,6 +52,7 @@ topics!(
     self_modifying,
     memory_facts,
     state,
+    kicks,
     processor,
     vector_state,
 );

@@ -10,6 +10,11 @@
 //! assert!(report.failures.is_empty(), "{report:#?}");
 //! ```
 
+#[allow(
+    clippy::redundant_closure_for_method_calls,
+    clippy::redundant_closure,
+    reason = "a.fault(|a| a.ud2()) looks like its neighbours, which have operands"
+)]
 mod cases;
 pub mod layout;
 pub mod payload;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::CodeAssembler;
 use memory::{DeviceView, Gpa, GuestMemory};
-use x86::{DescriptorTable, Gpr, Segment, VcpuState, cr0, cr4, efer};
+use x86::{DescriptorTable, Gpr, Segment, VcpuState, cr0, cr4, efer, msr};
 
 use super::layout::{self, Gate};
 use super::layout::{
@@ -108,6 +108,8 @@ impl Rig {
     /// `fresh`.
     pub fn state(id: usize, fresh: VcpuState) -> VcpuState {
         let mut state = VcpuState { apic: fresh.apic, msrs: fresh.msrs, ..VcpuState::long_mode() };
+        // Written back, it would be late by the time in between, on each vCPU by another.
+        state.msrs.retain(|entry| entry.index != msr::TSC);
         state.rip = [CODE, CODE1][id];
         state.gpr[Gpr::Rsp as usize] = [STACK, STACK1][id];
         state.cr3 = PML4;

@@ -225,5 +225,5 @@ fn mixed_sizes(engine: &dyn Engine) {
     });
     let total = 2 * EACH as u64;
     let bytes = total & 0xff;
-    assert_eq!(rig.word(WORD), total + ((2 * total) << 32 & 0xffff << 32) + (bytes << 56));
+    assert_eq!(rig.word(WORD), total + (((2 * total) & 0xffff) << 32) + (bytes << 56));
 }

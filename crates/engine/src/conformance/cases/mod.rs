@@ -31,6 +31,7 @@ mod double_fault;
 mod exceptions;
 mod interrupts;
 mod io_apic;
+mod kicks;
 mod memory_facts;
 mod mmio;
 mod ordering;
@@ -70,6 +71,7 @@ pub(super) fn all() -> Vec<Case> {
         self_modifying::CASES,
         memory_facts::CASES,
         state::CASES,
+        kicks::CASES,
         processor::CASES,
         vector_state::CASES,
     ]
