@@ -186,7 +186,7 @@ pub(crate) fn andn<M: Machine, T: Word, S: Source>(
     Ok(())
 }
 
-/// BEXTR: bits from position `aux`[7:0], `aux`[15:8] of them.
+/// BEXTR: bits from position `aux` bits 7:0, as many as `aux` bits 15:8.
 pub(crate) fn bextr<M: Machine, T: Word, S: Source>(
     core: &mut Core<M>,
     insn: &Insn<M>,
@@ -200,7 +200,7 @@ pub(crate) fn bextr<M: Machine, T: Word, S: Source>(
     Ok(())
 }
 
-/// BZHI: bits from position `aux`[7:0] up are cleared.
+/// BZHI: bits from position `aux` bits 7:0 up are cleared.
 pub(crate) fn bzhi<M: Machine, T: Word, S: Source>(
     core: &mut Core<M>,
     insn: &Insn<M>,

@@ -9,9 +9,9 @@
 //!                                 arena: bounded, written through one mapping, run through another
 //! ```
 //!
-//! A handler ([`handlers`]) asks the gate (#UD, #NM), brings a memory operand into a buffer, calls the
+//! A handler (`handlers`) asks the gate (#UD, #NM), brings a memory operand into a buffer, calls the
 //! thunk, and stores the buffer. Written out because a thunk cannot do them: saving and restoring state
-//! ([`save`]), masked moves and gathers, which touch memory element by element ([`elements`]), and what
+//! (`save`), masked moves and gathers, which touch memory element by element (`elements`), and what
 //! moves MXCSR.
 //!
 //! FIP, FDP and FOP are kept zero: in a thunk they would hold addresses of this process.
