@@ -1,7 +1,7 @@
 //! Guest time: the TSC, and kvmclock, which tells Linux its frequency (Linux
 //! `Documentation/virt/kvm/x86/msr.rst`).
 
-use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::arch::x86_64::{__cpuid, _mm_lfence, _rdtsc};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,11 +10,16 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::host;
 
-/// The host's TSC.
+/// The host's TSC, read after all that comes before has been done. RDTSC alone may be early (SDM vol. 2,
+/// RDTSC), and the guest's own LFENCE is not a host's LFENCE: Linux would see the TSC of one vCPU behind
+/// another's and give it up as a clock.
 #[inline]
 pub(crate) fn host_tsc() -> u64 {
-    // SAFETY: RDTSC is on every x86-64; Linux leaves CR4.TSD clear.
-    unsafe { _rdtsc() }
+    // SAFETY: LFENCE and RDTSC are on every x86-64; Linux leaves CR4.TSD clear.
+    unsafe {
+        _mm_lfence();
+        _rdtsc()
+    }
 }
 
 /// Ticks per second of the host's TSC.
