@@ -21,7 +21,11 @@ fn a_guest_takes_no_more_than_it_uses() {
     let disk = format!("{},overlay={}", kit::disk_image(), overlay.display());
     let mut vm = Guest::new("fathom.run=sh").disk(disk).start(&sandbox);
     vm.wait_for_shell();
-    assert_eq!(vm.shell("grep -c 'hres_active.*: 1' /proc/timer_list"), "1", "Linux trusts its timer");
+    assert_eq!(
+        vm.shell("grep -c 'hres_active.*: 1' /proc/timer_list"),
+        "1",
+        "Linux trusts its timer"
+    );
     costs_little_when_idle(&vm);
     free_pages_are_reported(&mut vm);
     the_balloon_takes_memory(&mut vm);
