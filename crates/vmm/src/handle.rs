@@ -16,7 +16,6 @@ use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_resident_bytes,
-    thread_cpu_seconds,
 };
 use crate::working_set_clock::WorkingSetClock;
 
@@ -65,7 +64,7 @@ impl Totals {
     /// These and those of `life`.
     fn with(mut self, life: &Life) -> Self {
         let machine = &life.machine;
-        self.guest_cpu_seconds += machine.thread_ids().map(thread_cpu_seconds).sum::<f64>();
+        self.guest_cpu_seconds += machine.guest_cpu_seconds();
         if let Some(instructions) = machine.instructions() {
             self.instructions = Some(self.instructions.unwrap_or(0) + instructions);
         }
