@@ -258,12 +258,12 @@ fn image() -> Vec<u8> {
             .copy_from_slice(&(0xa000_0000_0000_0000u64 + ((register as u64) << 62)).to_le_bytes());
         image[at + 8..at + 10].copy_from_slice(&0x3fffu16.to_le_bytes());
     }
-    for byte in 160..416 {
-        image[byte] = byte as u8 ^ 0x5a;
+    for (at, byte) in image.iter_mut().enumerate().take(416).skip(160) {
+        *byte = at as u8 ^ 0x5a;
     }
     image[512] = 7;
-    for byte in 576..832 {
-        image[byte] = byte as u8 ^ 0xa5;
+    for (at, byte) in image.iter_mut().enumerate().take(832).skip(576) {
+        *byte = at as u8 ^ 0xa5;
     }
     image
 }
