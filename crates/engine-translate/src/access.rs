@@ -48,12 +48,12 @@ impl System {
         };
         let page = page.as_ptr() as usize;
         let code = self.shared.memory.is_code(frame);
-        if kind != Kind::Fetch {
+        if kind == Kind::Fetch {
+            self.tlb.insert_fetch(va, gpa, user, translation.large);
+        } else {
             let write = kind == Kind::Write && translation.writable && !code;
             let rights = Rights { read: true, write, large: translation.large };
             self.tlb.insert(va, page, user, rights);
-        } else {
-            self.tlb.insert_fetch(va, gpa, user, translation.large);
         }
         Ok(Target::Ram { host: page + (gpa & (PAGE - 1)) as usize, gpa, code })
     }

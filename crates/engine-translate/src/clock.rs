@@ -139,7 +139,7 @@ mod tests {
     /// What a guest computes.
     fn nanoseconds(ticks: u64, (multiplier, shift): (u32, i8)) -> u64 {
         let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
-        (u128::from(ticks) * u128::from(multiplier) >> 32) as u64
+        ((u128::from(ticks) * u128::from(multiplier)) >> 32) as u64
     }
 
     #[test]

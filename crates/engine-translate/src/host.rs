@@ -19,16 +19,16 @@ pub(crate) unsafe fn load<T: Word>(at: usize) -> T {
     unsafe {
         match T::SIZE {
             1 => {
-                asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+                asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly));
             }
             2 => {
-                asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+                asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly));
             }
             4 => {
-                asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+                asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly));
             }
             _ => {
-                asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly))
+                asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags, readonly));
             }
         }
     }
@@ -46,16 +46,16 @@ pub(crate) unsafe fn store<T: Word>(at: usize, value: T) {
     unsafe {
         match T::SIZE {
             1 => {
-                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags))
+                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags));
             }
             2 => {
-                asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags));
             }
             4 => {
-                asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags));
             }
             _ => {
-                asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags));
             }
         }
     }
@@ -73,16 +73,16 @@ pub(crate) unsafe fn compare_exchange<T: Word>(at: usize, old: T, new: T) -> T {
     unsafe {
         match T::SIZE {
             1 => {
-                asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) at, inout("rax") found, options(nostack))
+                asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) at, inout("rax") found, options(nostack));
             }
             2 => {
-                asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) at, inout("rax") found, options(nostack))
+                asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) at, inout("rax") found, options(nostack));
             }
             4 => {
-                asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) at, inout("rax") found, options(nostack))
+                asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) at, inout("rax") found, options(nostack));
             }
             _ => {
-                asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) at, inout("rax") found, options(nostack))
+                asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) at, inout("rax") found, options(nostack));
             }
         }
     }
@@ -133,16 +133,16 @@ pub(crate) unsafe fn fill(at: usize, value: u64, size: usize, count: usize) {
     unsafe {
         match size {
             1 => {
-                asm!("rep stosb", in("al") value as u8, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+                asm!("rep stosb", in("al") value as u8, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags));
             }
             2 => {
-                asm!("rep stosw", in("ax") value as u16, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+                asm!("rep stosw", in("ax") value as u16, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags));
             }
             4 => {
-                asm!("rep stosd", in("eax") value as u32, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+                asm!("rep stosd", in("eax") value as u32, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags));
             }
             _ => {
-                asm!("rep stosq", in("rax") value, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags))
+                asm!("rep stosq", in("rax") value, inout("rcx") count => _, inout("rdi") at => _, options(nostack, preserves_flags));
             }
         }
     }

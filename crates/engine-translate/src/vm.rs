@@ -94,7 +94,7 @@ impl Shared {
     }
 
     fn drop_code(&self, ranges: &[FrameRange]) {
-        for frame in ranges.iter().flat_map(|range| range.frames()) {
+        for frame in ranges.iter().flat_map(memory::FrameRange::frames) {
             if let Some(gpa) = self.memory.gpa_of(frame) {
                 self.code_written(gpa.0, FRAME_SIZE);
             }

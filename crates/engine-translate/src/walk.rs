@@ -111,7 +111,8 @@ fn attempt(
         let allowed = match kind {
             Kind::Read => !user || user_page,
             Kind::Write => (!user || user_page) && may_write,
-            Kind::Fetch => !no_execute && (user && user_page || !user && !(user_page && regs.smep)),
+            Kind::Fetch if user => !no_execute && user_page,
+            Kind::Fetch => !(no_execute || user_page && regs.smep),
         };
         if !allowed {
             return Err(fault(page_fault::PRESENT));

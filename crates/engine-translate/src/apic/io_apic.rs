@@ -147,7 +147,7 @@ fn message(entry: u64) -> Option<Message> {
         (_, 0xff) => Destination::All,
         // Without interrupt remapping a logical destination has eight bits: those of cluster 0.
         (true, bits) => Destination::Logical(bits),
-        (false, id) => Destination::Physical(id | (entry >> 49 & 0x7f) as u32 * 256),
+        (false, id) => Destination::Physical(id | ((entry >> 49 & 0x7f) as u32 * 256)),
     };
     Some(Message { delivery, destination, level: entry & LEVEL != 0 })
 }

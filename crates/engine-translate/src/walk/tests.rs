@@ -59,7 +59,7 @@ fn expected(regs: Paging, [w, u, nx]: [bool; 3], kind: Kind, user: bool) -> Resu
         (Kind::Read, true) => u,
         (Kind::Write, false) => w || !regs.write_protect,
         (Kind::Write, true) => u && w,
-        (Kind::Fetch, false) => !(nx && regs.no_execute) && !(u && regs.smep),
+        (Kind::Fetch, false) => !(nx && regs.no_execute || u && regs.smep),
         (Kind::Fetch, true) => u && !(nx && regs.no_execute),
     };
     if allowed {

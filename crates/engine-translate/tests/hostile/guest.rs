@@ -36,7 +36,7 @@ pub(crate) fn run(engine: &dyn Engine, code: &[u8], noise: &mut Noise) {
     let view = DeviceView::new(memory);
     let set = |gpa: u64, value: u64| view.write(Gpa(gpa), &value.to_le_bytes()).unwrap();
     let bits = paging::PRESENT | paging::WRITABLE | paging::USER;
-    set(TABLES, TABLES + 0x1000 | bits);
+    set(TABLES, (TABLES + 0x1000) | bits);
     set(TABLES + 0x1000, bits | paging::LARGE);
     for vector in 0..32 {
         let handler = CODE + noise.next() % code.len() as u64;

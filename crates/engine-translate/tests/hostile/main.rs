@@ -1,6 +1,7 @@
 //! Guests that are nothing but noise: whatever they do, the engine answers with exceptions and exits, and
 //! comes back when it is kicked.
 
+#[allow(clippy::unwrap_used, reason = "a test, but not a function that says so")]
 mod guest;
 
 use engine_translate::TranslateEngine;

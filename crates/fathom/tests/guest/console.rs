@@ -89,7 +89,7 @@ impl Console {
     }
 
     /// Waits for the end of the output and returns all of it.
-    pub(crate) fn to_end(&mut self) -> String {
+    pub(crate) fn until_end(&mut self) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut output = self.shared.output.lock().expect("output");
         while !output.closed {
@@ -163,5 +163,5 @@ fn waiting_goes_forward() {
     assert_eq!(console.event("x")["n"], 1);
     assert_eq!(console.wait_for("b"), "");
     assert_eq!(console.event("x")["n"], 2);
-    assert_eq!(events(&console.to_end(), "x").len(), 2);
+    assert_eq!(events(&console.until_end(), "x").len(), 2);
 }

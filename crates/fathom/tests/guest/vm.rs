@@ -164,9 +164,9 @@ impl Vm<'_> {
 
     /// Waits for the end.
     pub(crate) fn ended(mut self) -> Ended {
-        let console = self.console.to_end();
+        let console = self.console.until_end();
         let status = self.child.wait().expect("status").code();
-        let errors = self.errors.to_end();
+        let errors = self.errors.until_end();
         let json = fs::read(self.sandbox.path("report.json"));
         let json = json.unwrap_or_else(|error| panic!("no report: {error}\n{errors}\n{console}"));
         let report = serde_json::from_slice(&json).expect("a report");
@@ -177,7 +177,7 @@ impl Vm<'_> {
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("status");
-        complain(&self.console.to_end());
+        complain(&self.console.until_end());
     }
 }
 
