@@ -13,9 +13,9 @@ fn run(
     prepare: impl FnOnce(&mut Core<FlatMachine>),
     body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Core<FlatMachine> {
-    let mut asm = CodeAssembler::new(16).unwrap();
-    body(&mut asm).unwrap();
-    let code = asm.assemble(0x100).unwrap();
+    let mut asm = CodeAssembler::new(16).expect("16 is a bitness");
+    body(&mut asm).expect("the body assembles");
+    let code = asm.assemble(0x100).expect("the code assembles");
     let mut cpu = Cpu::new();
     cpu.width = Width::Bits16;
     cpu.stack_mask = 0xffff;
