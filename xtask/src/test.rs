@@ -13,7 +13,7 @@ pub(crate) struct TestArgs {
 
 /// Prepare the kit, which end-to-end tests boot, then run all tests of the workspace.
 pub(crate) fn test(args: &TestArgs) -> Result<()> {
-    let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
+    let kit = kit::prepare(&kit::GuestArgs::everything())?;
     let mut cargo = workspace::cargo();
     cargo.arg("test").env("FATHOM_KIT", kit.folder());
     if !args.arguments.iter().any(|argument| argument == "-p" || argument == "--package") {

@@ -10,11 +10,16 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::host;
 
-/// The host's TSC.
+/// The host's TSC, read after all that comes before has been done. RDTSC alone may be early (SDM vol. 2,
+/// RDTSC), and the guest's own LFENCE is not a host's LFENCE: Linux would see the TSC of one vCPU behind
+/// another's and give it up as a clock.
 #[inline]
 pub(crate) fn host_tsc() -> u64 {
-    // SAFETY: RDTSC is on every x86-64; Linux leaves CR4.TSD clear.
-    unsafe { _rdtsc() }
+    // SAFETY: LFENCE and RDTSC are on every x86-64; Linux leaves CR4.TSD clear.
+    unsafe {
+        _mm_lfence();
+        _rdtsc()
+    }
 }
 
 /// The host's TSC after everything that this thread has executed. The processor may run RDTSC ahead of

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use iced_x86::{Instruction, Mnemonic, RflagsBits};
+use iced_x86::{Instruction, RflagsBits};
 use x86::rflags;
 
 use crate::arena;
@@ -14,11 +14,6 @@ pub const FLAGS: u64 = rflags::STATUS | rflags::DF;
 /// The flags that `instr` leaves undefined.
 #[must_use]
 pub fn undefined_flags(instr: &Instruction) -> u64 {
-    let double_shift = matches!(instr.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
-    if double_shift && instr.op_register(1).size() == 2 {
-        // The count may exceed the operand: everything is undefined then, also what iced lists as set.
-        return rflags::STATUS;
-    }
     from_iced(instr.rflags_undefined())
 }
 

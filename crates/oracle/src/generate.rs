@@ -173,10 +173,15 @@ fn harmless(instr: &Instruction) -> bool {
             OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI | OpKind::NearBranch16
         )
     });
+    // Double shifts of 16 bits by more are undefined.
+    let far = matches!(instr.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
+        && instr.op_register(1).size() == 2
+        && instr.op_kind(2) == OpKind::Immediate8
+        && instr.immediate8() & 31 > 16;
     // Calls through RSP would have their stack in the code page. MOVSXD to 16 bits reads 2 bytes or 4.
     let disputed = instr.mnemonic() == Mnemonic::Call && instr.op_register(0).number() == 4
         || instr.code() == Code::Movsxd_r16_rm16;
-    !special && !small && !string16 && !disputed
+    !special && !small && !string16 && !disputed && !far
 }
 
 /// The same instruction with one or two more prefixes in front.
@@ -471,6 +476,7 @@ fn prepare(state: &mut State, instr: &Instruction, random: &mut Random) {
         bit_index(state, instr, random);
         solve(state, instr, target);
     }
+    double_shift(state, instr, random);
     indirect_branch(state, instr, random);
 }
 
@@ -517,6 +523,16 @@ fn bit_index(state: &mut State, instr: &Instruction, random: &mut Random) {
             4 => junk & !0xffff_ffff | index as u32 as u64,
             _ => index as u64,
         };
+    }
+}
+
+/// SHLD and SHRD of 16 bits by CL: a count that is defined, unless CL is already part of an address.
+fn double_shift(state: &mut State, instr: &Instruction, random: &mut Random) {
+    let double = matches!(instr.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
+    let by_cl = double && instr.op_kind(2) == OpKind::Register;
+    if by_cl && instr.op_register(1).size() == 2 {
+        let count = random.below(17) | random.below(8) << 5;
+        state.gpr[1] = state.gpr[1] & !0xff | count;
     }
 }
 

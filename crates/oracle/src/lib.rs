@@ -13,6 +13,7 @@
 //! data pages, so that addresses, faults and page crossings are comparable.
 
 pub mod arena;
+pub mod block;
 pub mod compare;
 pub mod generate;
 pub mod interpret;

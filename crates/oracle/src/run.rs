@@ -5,8 +5,9 @@ use std::fmt::Write;
 use iced_x86::{Formatter, Instruction, IntelFormatter, Mnemonic};
 
 use crate::arena;
+use crate::block;
 use crate::compare::{FLAGS, differences, undefined_flags};
-use crate::generate::Generator;
+use crate::generate::{Generator, INTEGER};
 use crate::interpret;
 use crate::native::{Bitness, Host};
 use crate::random::Random;
@@ -75,6 +76,30 @@ pub fn single(
     if found.is_empty() { found } else { describe(bytes, instr, state) + &found }
 }
 
+/// Runs `cases` blocks of 5 to 20 instructions.
+///
+/// # Errors
+///
+/// As [`singles`].
+pub fn blocks(host: &mut Host, seed: u64, cases: u64) -> Result<(), String> {
+    let generator = Generator::new(INTEGER, Bitness::Bits64);
+    for case in 0..cases {
+        let mut random = random(seed, case);
+        let block = block::block(&generator, &mut random);
+        let state = block::state(&mut random);
+        let native = host.run(&state, &block.bytes, Bitness::Bits64, false);
+        let ours = interpret::run(&state, &block.bytes, Bitness::Bits64, 1);
+        let found = differences(&native, &ours, block.undefined_at(native.rip));
+        if !found.is_empty() {
+            let listing: String =
+                block.instrs.iter().map(|instr| describe_instruction(instr) + "\n").collect();
+            let registers = describe_state(&state);
+            return Err(format!("seed {seed}, case {case}:\n{listing}{registers}{found}"));
+        }
+    }
+    Ok(())
+}
+
 /// A branch ends where it cannot go on: at an INT3, whose trap reports the address behind it, or at a
 /// fetch that faults. Both count as having arrived.
 fn settle(mut outcome: Outcome, len: usize) -> Outcome {
@@ -89,10 +114,20 @@ fn settle(mut outcome: Outcome, len: usize) -> Outcome {
 }
 
 fn describe(bytes: &[u8], instr: &Instruction, state: &State) -> String {
-    let mut text = String::new();
+    let text = describe_instruction(instr);
+    format!("{text}  ({:?}: {bytes:02x?})\n{}", instr.code(), describe_state(state))
+}
+
+fn describe_instruction(instr: &Instruction) -> String {
+    let mut text = format!("{:x}: ", instr.ip());
     IntelFormatter::new().format(instr, &mut text);
-    let mut out = format!("{text}  ({:?}: {bytes:02x?})\n", instr.code());
+    text
+}
+
+fn describe_state(state: &State) -> String {
+    let mut out = String::new();
     for (slot, value) in state.gpr.iter().enumerate() {
+        // Writing to a string cannot fail.
         let _ = write!(out, "r{slot}={value:x} ");
     }
     let _ = writeln!(out, "rflags={:x}", state.rflags);

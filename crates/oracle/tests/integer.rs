@@ -29,3 +29,9 @@ fn branches_of_32_bit_code() {
     let cases = run::cases(100_000);
     run::singles(&mut Host::new(), BRANCHES, Bitness::Bits32, run::seed(), cases).unwrap();
 }
+
+#[test]
+fn blocks() {
+    let cases = run::cases(60_000);
+    run::blocks(&mut Host::new(), run::seed(), cases).unwrap();
+}

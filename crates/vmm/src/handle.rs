@@ -16,7 +16,6 @@ use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_resident_bytes,
-    thread_cpu_seconds,
 };
 use crate::working_set_clock::WorkingSetClock;
 
@@ -39,6 +38,8 @@ struct State {
     /// Of the lives before this one.
     before: Totals,
     balloon_target_bytes: u64,
+    /// Somebody said stop: no further life begins.
+    stopping: bool,
     outcome: Option<Result<Outcome, String>>,
     report: Option<RunReport>,
 }
@@ -63,7 +64,7 @@ impl Totals {
     /// These and those of `life`.
     fn with(mut self, life: &Life) -> Self {
         let machine = &life.machine;
-        self.guest_cpu_seconds += machine.thread_ids().map(thread_cpu_seconds).sum::<f64>();
+        self.guest_cpu_seconds += machine.guest_cpu_seconds();
         if let Some(instructions) = machine.instructions() {
             self.instructions = Some(self.instructions.unwrap_or(0) + instructions);
         }
@@ -86,7 +87,14 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
     let started = Instant::now();
     let (life, threads) = begin(&plan, &*engine, &console, started)?;
     let before = Totals::default();
-    let state = State { life, before, balloon_target_bytes: 0, outcome: None, report: None };
+    let state = State {
+        life,
+        before,
+        balloon_target_bytes: 0,
+        stopping: false,
+        outcome: None,
+        report: None,
+    };
     let handle = VmHandle(Arc::new(Shared {
         plan,
         engine,
@@ -145,7 +153,12 @@ impl VmHandle {
 
     /// Ends the VM at once, as if the power were cut.
     pub fn stop(&self) {
-        self.0.machine().end(End::Stopped);
+        let machine = {
+            let mut state = self.0.lock();
+            state.stopping = true;
+            Arc::clone(&state.life.machine)
+        };
+        machine.end(End::Stopped);
     }
 
     /// Asks the guest's balloon driver to hold `target` bytes of guest memory.
@@ -211,14 +224,17 @@ impl Shared {
     }
 
     fn reboot(&self, ended: &Life) -> Result<Threads, VmError> {
-        let totals = self.lock().before.clone().with(ended);
-        self.lock().before = totals;
         let console = self.console();
         let console = console.as_ref().ok_or_else(|| {
             VmError::Host("reuse the console".into(), std::io::ErrorKind::NotFound.into())
         })?;
         let (life, threads) = begin(&self.plan, &*self.engine, console, self.started)?;
         let mut state = self.lock();
+        state.before = std::mem::take(&mut state.before).with(ended);
+        if state.stopping {
+            // The stop reached only the life that had ended already.
+            life.machine.end(End::Stopped);
+        }
         state.life = life;
         // A new balloon is empty.
         state.balloon_target_bytes = 0;

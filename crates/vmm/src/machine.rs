@@ -150,9 +150,9 @@ impl Machine {
         self.facts.iter().map(|facts| facts.counters().instructions).sum()
     }
 
-    /// Kernel ids of the vCPU threads that have started.
-    pub(crate) fn thread_ids(&self) -> impl Iterator<Item = u64> + '_ {
-        self.facts.iter().filter_map(|facts| facts.tid())
+    /// CPU time of all vCPU threads.
+    pub(crate) fn guest_cpu_seconds(&self) -> f64 {
+        self.facts.iter().map(|facts| facts.cpu_seconds()).sum()
     }
 }
 

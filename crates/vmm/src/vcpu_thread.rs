@@ -7,9 +7,11 @@ use std::thread::{self, JoinHandle};
 
 use devices::bus::Bus;
 use engine::{Counters, EngineError, Exit, Vcpu};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::control::Control;
 use crate::outcome::End;
+use crate::status::thread_cpu_seconds;
 
 /// What all vCPU threads of a machine share.
 pub(crate) struct VcpuShared {
@@ -25,14 +27,21 @@ pub(crate) struct VcpuShared {
 pub(crate) struct VcpuFacts {
     /// Kernel thread id; 0 before the thread runs.
     tid: AtomicU64,
+    /// CPU time of the whole thread; 0 before it has ended.
+    final_cpu_ns: AtomicU64,
     exits: Mutex<BTreeMap<&'static str, u64>>,
     counters: Mutex<Counters>,
 }
 
 impl VcpuFacts {
-    /// Kernel id of the thread, once it runs.
-    pub(crate) fn tid(&self) -> Option<u64> {
-        Some(self.tid.load(Ordering::Relaxed)).filter(|&tid| tid != 0)
+    /// CPU time that the thread took.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        // The kernel forgets an ended thread's time.
+        match (self.final_cpu_ns.load(Ordering::Acquire), self.tid.load(Ordering::Relaxed)) {
+            (0, 0) => 0.0,
+            (0, tid) => thread_cpu_seconds(tid),
+            (nanoseconds, _) => nanoseconds as f64 / 1e9,
+        }
     }
 
     /// Exits so far by kind.
@@ -65,7 +74,7 @@ pub(crate) fn spawn(
 ) -> std::io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
         // A panic here is a defect of ours; the machine must still end and say so.
-        let _finished = Finish(&shared);
+        let _finished = Finish { shared: &shared, facts: &facts };
         facts.tid.store(rustix::thread::gettid().as_raw_nonzero().get() as u64, Ordering::Relaxed);
         while shared.control.may_run() {
             if let Err(error) = step(&mut *vcpu, &shared, &facts) {
@@ -76,15 +85,21 @@ pub(crate) fn spawn(
     })
 }
 
-struct Finish<'a>(&'a VcpuShared);
+struct Finish<'a> {
+    shared: &'a VcpuShared,
+    facts: &'a VcpuFacts,
+}
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+        self.facts.final_cpu_ns.store(nanoseconds, Ordering::Release);
         if thread::panicking() {
-            self.0.control.end(End::Failed("a vcpu thread panicked: this is a bug".into()));
-            (self.0.kick_all)();
+            self.shared.control.end(End::Failed("a vcpu thread panicked: this is a bug".into()));
+            (self.shared.kick_all)();
         }
-        self.0.control.finished();
+        self.shared.control.finished();
     }
 }
 

@@ -51,9 +51,9 @@ pub(crate) struct GuestArgs {
 }
 
 impl GuestArgs {
-    /// What tests need: the disk image too.
-    pub(crate) fn with_disk() -> Self {
-        Self { disk: true, ..Self::default() }
+    /// What tests need: everything.
+    pub(crate) fn everything() -> Self {
+        Self { full: true, disk: true, ..Self::default() }
     }
 }
 

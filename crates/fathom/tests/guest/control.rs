@@ -63,7 +63,11 @@ fn stands_while_paused(vm: &mut Vm<'_>) {
 }
 
 fn comes_up_again(vm: &mut Vm<'_>) {
+    let first = vm.status();
     vm.console.event("init");
     vm.wait_for_shell();
+    let second = vm.status();
+    assert!(second.guest_cpu_seconds > first.guest_cpu_seconds, "figures add up over lives");
+    assert!(second.exits["port_write"] > first.exits["port_write"], "figures add up over lives");
     assert_eq!(vm.shell("cut -d. -f1 /proc/uptime | wc -l"), "1");
 }

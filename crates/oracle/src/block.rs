@@ -1,0 +1,170 @@
+//! Straight-line blocks of random instructions: what one leaves the next one finds.
+
+use iced_x86::{
+    Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind,
+    Register,
+};
+
+use crate::arena;
+use crate::compare::{from_iced, undefined_flags};
+use crate::generate::{Generator, decode};
+use crate::native::Bitness;
+use crate::random::Random;
+use crate::state::State;
+
+/// A block, and what may be compared after it.
+#[derive(Debug)]
+pub struct Block {
+    /// The code.
+    pub bytes: Vec<u8>,
+    /// The same, decoded.
+    pub instrs: Vec<Instruction>,
+    /// Flags that are undefined before each instruction, and after the last.
+    undefined: Vec<u64>,
+}
+
+impl Block {
+    /// The flags that are undefined when the instruction at `rip` is the next.
+    #[must_use]
+    pub fn undefined_at(&self, rip: u64) -> u64 {
+        let mut at = arena::ENTRY;
+        for (instr, undefined) in self.instrs.iter().zip(&self.undefined) {
+            if at >= rip {
+                return *undefined;
+            }
+            at += instr.len() as u64;
+        }
+        self.undefined.last().copied().unwrap_or(0)
+    }
+}
+
+/// Memory operands are relative to this register, with [`INDEX`] as their only index; no instruction of a
+/// block writes either.
+const BASE: Register = Register::R15;
+const INDEX: Register = Register::R14;
+
+/// A block of 5 to 20 instructions.
+pub fn block(generator: &Generator, random: &mut Random) -> Block {
+    let mut block = Block { bytes: Vec::new(), instrs: Vec::new(), undefined: vec![0] };
+    let mut tainted = 0;
+    let len = 5 + random.below(16);
+    let mut info = InstructionInfoFactory::new();
+    while (block.instrs.len() as u64) < len {
+        let (bytes, instr) = generator.instruction(random);
+        if !suits(&instr, &mut info) {
+            continue;
+        }
+        let Some((bytes, instr)) = with_safe_memory(bytes, instr, random) else { continue };
+        if from_iced(instr.rflags_read()) & tainted != 0 {
+            continue;
+        }
+        tainted = taint(tainted, &instr);
+        block.undefined.push(tainted);
+        block.bytes.extend(bytes);
+        block.instrs.push(instr);
+    }
+    block
+}
+
+/// A state in which most memory operands of a block lie in the data.
+pub fn state(random: &mut Random) -> State {
+    let mut state = State::new();
+    for value in &mut state.gpr {
+        *value = random.interesting();
+    }
+    for chunk in state.data.chunks_exact_mut(8) {
+        chunk.copy_from_slice(&random.bits().to_le_bytes());
+    }
+    state.rflags = 0x202 | random.bits() & 0x8d5;
+    state.gpr[4] = arena::DATA + 4096 + random.below(1024);
+    state.gpr[BASE.number()] = arena::DATA + 4096;
+    state.gpr[INDEX.number()] = random.below(100);
+    state
+}
+
+/// The flags that are undefined after `instr`.
+fn taint(before: u64, instr: &Instruction) -> u64 {
+    // A count of zero leaves the flags as they were, and so possibly undefined.
+    let conditional = matches!(
+        instr.mnemonic(),
+        Mnemonic::Shl
+            | Mnemonic::Sal
+            | Mnemonic::Shr
+            | Mnemonic::Sar
+            | Mnemonic::Rol
+            | Mnemonic::Ror
+            | Mnemonic::Rcl
+            | Mnemonic::Rcr
+            | Mnemonic::Shld
+            | Mnemonic::Shrd
+    );
+    let defined = instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set();
+    let cleared = if conditional { 0 } else { from_iced(defined) };
+    before & !cleared | undefined_flags(instr)
+}
+
+/// Whether an instruction's effect stays where the block's rules want it.
+fn suits(instr: &Instruction, info: &mut InstructionInfoFactory) -> bool {
+    let excluded = instr.is_string_instruction()
+        || matches!(
+            instr.mnemonic(),
+            Mnemonic::Enter | Mnemonic::Leave | Mnemonic::Xlatb | Mnemonic::Std
+        )
+        // An index in a register reaches anywhere; double shifts by CL may be undefined.
+        || bit_string(instr)
+        || matches!(instr.code(), Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL)
+        || moffs(instr);
+    let writes = |access| {
+        matches!(
+            access,
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        )
+    };
+    let moves_stack = (0..instr.op_count()).any(|op| {
+        instr.op_kind(op) == OpKind::Register
+            && instr.op_register(op).full_register() == Register::RSP
+    });
+    let reserved = info.info(instr).used_registers().iter().any(|used| {
+        writes(used.access()) && [BASE, INDEX].contains(&used.register().full_register())
+    });
+    !excluded && !reserved && !moves_stack
+}
+
+fn bit_string(instr: &Instruction) -> bool {
+    let bit =
+        matches!(instr.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    bit && instr.op_kind(0) == OpKind::Memory && instr.op_kind(1) == OpKind::Register
+}
+
+fn moffs(instr: &Instruction) -> bool {
+    (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory)
+        && format!("{:?}", instr.code()).contains("moffs")
+}
+
+/// The same instruction with its memory operand in the data, mostly.
+fn with_safe_memory(
+    bytes: Vec<u8>,
+    mut instr: Instruction,
+    random: &mut Random,
+) -> Option<(Vec<u8>, Instruction)> {
+    let Some(op) = (0..instr.op_count()).find(|op| instr.op_kind(*op) == OpKind::Memory) else {
+        return Some((bytes, instr));
+    };
+    let reach = if random.one_in(30) { 4200 } else { 3500 };
+    let displacement = random.below(2 * reach) as i64 - reach as i64;
+    let index = if random.one_in(2) { INDEX } else { Register::None };
+    let scale = random.pick(&[1, 2, 4]);
+    let operand = MemoryOperand::new(BASE, index, scale, displacement, 8, false, Register::None);
+    instr.set_op_kind(op, OpKind::Memory);
+    instr.set_memory_base(operand.base);
+    instr.set_memory_index(operand.index);
+    instr.set_memory_index_scale(operand.scale);
+    instr.set_memory_displacement64(operand.displacement as u64);
+    instr.set_memory_displ_size(operand.displ_size);
+    instr.set_segment_prefix(Register::None);
+    let mut encoder = Encoder::new(64);
+    encoder.encode(&instr, arena::ENTRY).ok()?;
+    let bytes = encoder.take_buffer();
+    let decoded = decode(&bytes, Bitness::Bits64)?;
+    (decoded.code() == instr.code()).then_some((bytes, decoded))
+}
