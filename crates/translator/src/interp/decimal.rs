@@ -3,7 +3,7 @@
 use x86::rflags::{AF, CF, STATUS, ZF};
 use x86::{Exception, Gpr, Vector};
 
-use super::operand::{Source, Target};
+use super::operand::{Sink, Source};
 use super::{Core, flags};
 use crate::cpu::HIGH_BYTE;
 use crate::insn::Insn;
@@ -82,7 +82,7 @@ pub(crate) fn bound<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>) -> 
 }
 
 /// ARPL: raises the RPL of the selector in the destination to that in `src`; written only where it changes.
-pub(crate) fn arpl<M: Machine, D: Source + Target>(
+pub(crate) fn arpl<M: Machine, D: Source + Sink>(
     core: &mut Core<M>,
     insn: &Insn<M>,
 ) -> Result<(), Stop> {

@@ -2,7 +2,7 @@
 
 use x86::Gpr;
 
-use super::operand::{Source, Target};
+use super::operand::{Sink, Source};
 use super::{Core, flags};
 use crate::insn::Insn;
 use crate::machine::{Machine, Stop, Word};
@@ -11,7 +11,7 @@ const RAX: u8 = Gpr::Rax as u8;
 const RDX: u8 = Gpr::Rdx as u8;
 
 /// MOV, MOVNTI.
-pub(crate) fn mov<M: Machine, T: Word, D: Target, S: Source>(
+pub(crate) fn mov<M: Machine, T: Word, D: Sink, S: Source>(
     core: &mut Core<M>,
     insn: &Insn<M>,
 ) -> Result<(), Stop> {
@@ -59,7 +59,7 @@ pub(crate) fn cmov<M: Machine, T: Word, S: Source, const CC: u8>(
 }
 
 /// SETcc.
-pub(crate) fn set<M: Machine, D: Target, const CC: u8>(
+pub(crate) fn set<M: Machine, D: Sink, const CC: u8>(
     core: &mut Core<M>,
     insn: &Insn<M>,
 ) -> Result<(), Stop> {
@@ -76,7 +76,7 @@ pub(crate) fn bswap<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>) -> 
 }
 
 /// MOVBE.
-pub(crate) fn movbe<M: Machine, T: Word, D: Target, S: Source>(
+pub(crate) fn movbe<M: Machine, T: Word, D: Sink, S: Source>(
     core: &mut Core<M>,
     insn: &Insn<M>,
 ) -> Result<(), Stop> {

@@ -13,11 +13,13 @@ pub(crate) trait Source {
     fn get<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>) -> Result<T, Stop>;
 }
 
-/// An operand that can be written.
-pub(crate) trait Target {
-    /// Writes without having read.
+/// An operand that can be written without having been read.
+pub(crate) trait Sink {
     fn set<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>, value: T) -> Result<(), Stop>;
+}
 
+/// An operand that can be changed.
+pub(crate) trait Target {
     /// Replaces the operand and RFLAGS by what `change` makes of them. Neither has changed on an error.
     fn modify<M: Machine, T: Word>(
         core: &mut Core<M>,
@@ -76,13 +78,15 @@ impl Source for Moffs {
     }
 }
 
-impl Target for Reg {
+impl Sink for Reg {
     #[inline(always)]
     fn set<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>, value: T) -> Result<(), Stop> {
         value.write(&mut core.cpu.regs, insn.dst);
         Ok(())
     }
+}
 
+impl Target for Reg {
     #[inline(always)]
     fn modify<M: Machine, T: Word>(
         core: &mut Core<M>,
@@ -96,13 +100,15 @@ impl Target for Reg {
     }
 }
 
-impl Target for Mem {
+impl Sink for Mem {
     #[inline(always)]
     fn set<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>, value: T) -> Result<(), Stop> {
         let va = core.address(insn);
         core.machine.store(va, value)
     }
+}
 
+impl Target for Mem {
     #[inline(always)]
     fn modify<M: Machine, T: Word>(
         core: &mut Core<M>,
@@ -120,12 +126,6 @@ impl Target for Mem {
 
 impl Target for Locked {
     #[inline(always)]
-    fn set<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>, value: T) -> Result<(), Stop> {
-        let va = core.address(insn);
-        core.machine.update(va, |_| value).map(|_: T| ())
-    }
-
-    #[inline(always)]
     fn modify<M: Machine, T: Word>(
         core: &mut Core<M>,
         insn: &Insn<M>,
@@ -139,21 +139,11 @@ impl Target for Locked {
     }
 }
 
-impl Target for Moffs {
+impl Sink for Moffs {
     #[inline(always)]
     fn set<M: Machine, T: Word>(core: &mut Core<M>, insn: &Insn<M>, value: T) -> Result<(), Stop> {
         let va = core.moffs_address(insn);
         core.machine.store(va, value)
-    }
-
-    #[inline(always)]
-    fn modify<M: Machine, T: Word>(
-        core: &mut Core<M>,
-        insn: &Insn<M>,
-        change: impl Fn(T, u64) -> (T, u64),
-    ) -> Result<(), Stop> {
-        // No instruction has this shape; defined for completeness of the trait.
-        Mem::modify(core, insn, change)
     }
 }
 
