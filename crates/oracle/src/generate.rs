@@ -5,7 +5,8 @@
 //! fall into the data pages, often across a page border, sometimes outside.
 
 use iced_x86::{
-    Code, CodeSize, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpKind, Register,
+    Code, CodeSize, CpuidFeature, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpKind,
+    Register,
 };
 
 use crate::arena;
@@ -141,7 +142,26 @@ fn exists(code: Code, bitness: Bitness) -> bool {
         "_dr",
         "_tr",
     ];
-    here && info.is_instruction() && !excluded.iter().any(|part| name.contains(part))
+    let present = code.cpuid_features().iter().all(|feature| host_has(*feature));
+    here && present && info.is_instruction() && !excluded.iter().any(|part| name.contains(part))
+}
+
+/// Whether the host has an extension of the integer instruction set.
+fn host_has(feature: CpuidFeature) -> bool {
+    let leaf_7 = std::arch::x86_64::__cpuid_count(7, 0).ebx;
+    match feature {
+        CpuidFeature::ADX => is_x86_feature_detected!("adx"),
+        CpuidFeature::BMI1 => is_x86_feature_detected!("bmi1"),
+        CpuidFeature::BMI2 => is_x86_feature_detected!("bmi2"),
+        CpuidFeature::CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
+        CpuidFeature::LZCNT => is_x86_feature_detected!("lzcnt"),
+        CpuidFeature::MOVBE => is_x86_feature_detected!("movbe"),
+        CpuidFeature::POPCNT => is_x86_feature_detected!("popcnt"),
+        CpuidFeature::SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        CpuidFeature::CLFLUSHOPT => leaf_7 & 1 << 23 != 0,
+        CpuidFeature::CLWB => leaf_7 & 1 << 24 != 0,
+        _ => true,
+    }
 }
 
 /// Vendors disagree on branches with an operand-size prefix: it is ignored, or cuts RIP to 16 bits. On
