@@ -335,24 +335,35 @@ impl System {
         Ok(())
     }
 
-    /// Bytes of a frame with code were written: drops the blocks they were decoded into.
+    /// Bytes of a frame with code were written: drops the blocks they were decoded into, and ends the one
+    /// that runs. It may be hit without being found, where it runs once or was dropped by another vCPU.
     pub(crate) fn code_written(&mut self, gpa: u64, len: usize) {
-        let (dropped, code_left) = self.shared.code_written(gpa, len);
-        if dropped > 0 {
-            self.end = true;
-        }
+        let (_, code_left) = self.shared.code_written(gpa, len);
+        self.end = true;
         if !code_left {
             self.clear_code(gpa);
         }
     }
 
-    /// Lets stores to a frame without code be fast again, unless somebody is decoding just now.
+    /// Lets stores to a frame without code be fast again, unless somebody is decoding just now. The other
+    /// vCPUs must have ended the blocks of the frame that they run: a block that writes its own code has to
+    /// notice.
     fn clear_code(&self, gpa: u64) {
-        let Ok(mut watch) = self.shared.code_watch.try_lock() else { return };
-        let code_left = self.shared.blocks.invalidate(gpa >> 12, 0, 0).1;
-        if !code_left && let Some(frame) = self.frame(gpa) {
-            watch.remove(&(gpa >> 12));
-            self.shared.memory.clear_code(frame);
+        let shared = &self.shared;
+        let Ok(mut watch) = shared.code_watch.try_lock() else { return };
+        let page = gpa >> 12;
+        if shared.blocks.invalidate(page, 0, 0).1 {
+            return;
+        }
+        if shared.vcpus.len() > 1 {
+            let generation = watch.begin_leaving(page, || shared.begin_revocation_from(self.id));
+            if !shared.is_revoked(generation, self.id) {
+                return;
+            }
+        }
+        watch.forget(page);
+        if let Some(frame) = self.frame(gpa) {
+            shared.memory.clear_code(frame);
         }
     }
 

@@ -61,6 +61,11 @@ impl Attention {
         }
     }
 
+    /// The vCPU leaves: it uses no translation until it enters again.
+    pub(crate) fn leave(&self) {
+        self.inside.store(false, Ordering::SeqCst);
+    }
+
     /// Whether the vCPU uses no translation from before `generation` any more.
     pub(crate) fn has_dropped(&self, generation: u64) -> bool {
         !self.inside.load(Ordering::SeqCst) || self.seen.load(Ordering::SeqCst) >= generation
@@ -85,11 +90,6 @@ impl Generation {
     pub(crate) fn enter(&self, vcpu: &Attention) -> bool {
         vcpu.inside.store(true, Ordering::SeqCst);
         self.acknowledge(vcpu)
-    }
-
-    /// A vCPU leaves: it uses no translation until it enters again.
-    pub(crate) fn leave(&self, vcpu: &Attention) {
-        vcpu.inside.store(false, Ordering::SeqCst);
     }
 
     /// Between two blocks: true if translations were revoked; the vCPU has no pointer in use here, so

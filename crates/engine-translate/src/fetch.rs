@@ -147,9 +147,34 @@ fn forget(shared: &Shared, block: &Block<System>) {
     shared.blocks.invalidate(block.start >> 12, first, first + 1);
 }
 
-/// Frames that were marked as code while some vCPU could still write them unnoticed, by frame: the
-/// generation that ends this.
-pub(crate) type CodeWatch = HashMap<u64, u64>;
+/// Frames on their way into and out of being code, while some vCPU has yet to pass a block's end: physical
+/// pages, and the generation that ends the wait.
+#[derive(Debug, Default)]
+pub(crate) struct CodeWatch {
+    /// Marked, but some vCPU may still write them unnoticed.
+    entering: HashMap<u64, u64>,
+    /// Without blocks, but some vCPU may still run one.
+    leaving: HashMap<u64, u64>,
+}
+
+/// Frames that may leave at a time; one that is forgotten starts again at its next store.
+const LEAVING: usize = 1024;
+
+impl CodeWatch {
+    /// The generation after which nobody runs code of `page`, begun now unless it was before.
+    pub(crate) fn begin_leaving(&mut self, page: u64, begin: impl FnOnce() -> u64) -> u64 {
+        if self.leaving.len() >= LEAVING {
+            self.leaving.clear();
+        }
+        *self.leaving.entry(page).or_insert_with(begin)
+    }
+
+    /// The frame is not code any more.
+    pub(crate) fn forget(&mut self, page: u64) {
+        self.entering.remove(&page);
+        self.leaving.remove(&page);
+    }
+}
 
 /// Makes sure that no store to the frame goes unseen, and returns whether that is so already.
 ///
@@ -158,19 +183,21 @@ pub(crate) type CodeWatch = HashMap<u64, u64>;
 fn watch_code(core: &mut Core, watch: &mut CodeWatch, gpa: u64) -> bool {
     let shared = Arc::clone(&core.machine.shared);
     let Some(frame) = shared.memory.frame_of(Gpa(gpa)) else { return true };
+    let page = gpa >> 12;
+    watch.leaving.remove(&page);
     if shared.memory.mark_code(frame) {
         // Resolved by the fetch, so that this gives the address and no more.
-        if let Ok(page) = shared.memory.resolve(frame, Access::Read) {
-            core.machine.tlb.drop_writes(page.as_ptr() as usize);
+        if let Ok(host) = shared.memory.resolve(frame, Access::Read) {
+            core.machine.tlb.drop_writes(host.as_ptr() as usize);
         }
         if shared.vcpus.len() > 1 {
-            watch.insert(gpa >> 12, shared.begin_revocation_from(core.machine.id));
+            watch.entering.insert(page, shared.begin_revocation_from(core.machine.id));
         }
     }
-    let Some(&generation) = watch.get(&(gpa >> 12)) else { return true };
+    let Some(&generation) = watch.entering.get(&page) else { return true };
     let done = shared.is_revoked(generation, core.machine.id);
     if done {
-        watch.remove(&(gpa >> 12));
+        watch.entering.remove(&page);
     }
     done
 }

@@ -1,13 +1,13 @@
 //! One vCPU: the loop that runs blocks, and everything that happens between two of them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use engine::{Counters, EngineError, Exit, Vcpu};
 use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
+use crate::attention::Attention;
 use crate::fetch::JumpCache;
 use crate::system::{Answer, Core, System};
 use crate::vm::Shared;
@@ -153,7 +153,7 @@ impl TranslateVcpu {
             let now = machine.regs.guest_tsc(clock::host_tsc());
             clock::ticks_to_duration(deadline.saturating_sub(now)) + Duration::from_nanos(1)
         });
-        shared.generation.leave(&peer.attention);
+        peer.attention.leave();
         peer.attention.sleep(timeout);
         if shared.generation.enter(&peer.attention) {
             self.core.machine.flush_all();
@@ -280,6 +280,15 @@ fn uses_stack(block: &Block<System>, offset: u64) -> bool {
     false
 }
 
+/// Leaves when dropped, so that nobody waits for a vCPU whose thread has panicked.
+struct Inside<'a>(&'a Attention);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 impl Vcpu for TranslateVcpu {
     fn run(&mut self) -> Result<Exit, EngineError> {
         let shared = Arc::clone(self.shared());
@@ -288,10 +297,8 @@ impl Vcpu for TranslateVcpu {
             self.core.machine.flush_all();
             self.core.machine.end = false;
         }
-        let exit = self.run_inside();
-        shared.generation.leave(attention);
-        std::sync::atomic::fence(Ordering::SeqCst);
-        exit
+        let _inside = Inside(attention);
+        self.run_inside()
     }
 
     fn complete_read(&mut self, value: u64) {
