@@ -72,6 +72,10 @@ pub trait Payload {
     fn reload_cr3(&mut self) -> Asm;
     /// PUSHFQ, OR `bits`, POPFQ; changes nothing else but the status flags.
     fn set_flags(&mut self, bits: u32) -> Asm;
+    /// Meets the other vCPU, which does the same: neither goes on before both are there. R11, 0 at first,
+    /// counts the meetings, and the word at `address` those who came. Two that meet often run at the same
+    /// time, also on a host that has other things to do.
+    fn meet(&mut self, address: u64) -> Asm;
     /// Spins until the 64-bit word at `address` is at least `value`. Changes RAX.
     fn wait_for(&mut self, address: u64, value: i32) -> Asm;
 }
@@ -197,6 +201,19 @@ impl Payload for CodeAssembler {
         self.pushfq()?;
         self.or(dword_ptr(rsp), bits)?;
         self.popfq()
+    }
+
+    fn meet(&mut self, address: u64) -> Asm {
+        let (mut again, mut there) = (self.create_label(), self.create_label());
+        self.add(r11, 2)?;
+        self.lock().inc(qword_ptr(address))?;
+        self.set_label(&mut again)?;
+        self.cmp(qword_ptr(address), r11)?;
+        self.jge(there)?;
+        self.pause()?;
+        self.jmp(again)?;
+        self.set_label(&mut there)?;
+        self.zero_bytes()
     }
 
     fn wait_for(&mut self, address: u64, value: i32) -> Asm {

@@ -7,25 +7,27 @@ cases!(
     across_line, sixteen_bytes, sixteen_bytes_alone, eight_bytes, mixed_sizes, across_pages,
 );
 
-/// Long enough that both run at the same time on a machine with other things to do.
 const EACH: i32 = 100_000;
+const BATCHES: i32 = 20;
 const START: u64 = DATA + 0x800;
 const WORD: u64 = DATA;
 
-/// Runs `body` `EACH` times on each of two vCPUs, which begin together.
+/// Runs `body` `EACH` times on each of two vCPUs, which meet before each batch.
 fn both(engine: &dyn Engine, body: impl Fn(&mut CodeAssembler) -> Asm) -> Rig {
     let payload = |a: &mut CodeAssembler| {
-        let mut again = a.create_label();
-        a.lock().inc(qword_ptr(START))?;
-        a.wait_for(START, 2)?;
-        a.mov(r12d, EACH)?;
+        let (mut batch, mut again) = (a.create_label(), a.create_label());
+        a.xor(r11d, r11d)?;
+        a.set_label(&mut batch)?;
+        a.meet(START)?;
+        a.mov(r12d, EACH / BATCHES)?;
         a.set_label(&mut again)?;
         a.zero_bytes()?;
         body(a)?;
         a.dec(r12d)?;
         a.jnz(again)?;
-        a.lock().inc(qword_ptr(START))?;
-        a.wait_for(START, 4)
+        a.cmp(r11d, 2 * BATCHES)?;
+        a.jb(batch)?;
+        a.meet(START)
     };
     let mut rig = Rig::with_two(engine, payload, payload);
     rig.run_all();

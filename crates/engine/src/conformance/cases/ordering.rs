@@ -1,6 +1,6 @@
 //! Memory ordering of two processors (SDM volume 3, 8.2): total store order.
 //!
-//! The litmus tests run without a meeting point in each round: every store writes a larger number, every
+//! The litmus tests run without a meeting in each round: every store writes a larger number, every
 //! load is kept, and what must not have happened is looked for afterwards.
 
 use super::prelude::*;
@@ -9,6 +9,8 @@ cases!("ordering": store_buffer_fence, store_buffer_exchange, store_buffer_locke
     message_passing_strings, own_stores, reads_never_go_back);
 
 const ROUNDS: u64 = 50_000;
+/// Rounds between two meetings, a power of two.
+const BATCH: u32 = 4096;
 const START: u64 = DATA + 0x800;
 const X: u64 = DATA;
 const Y: u64 = DATA + 0x40;
@@ -17,19 +19,23 @@ const SEEN: [u64; 2] = [0x40_0000, 0x80_0000];
 
 /// For RBX from 1 to `ROUNDS`, once both have started. RDI moves over this vCPU's list.
 fn rounds(a: &mut CodeAssembler, id: usize, body: impl Fn(&mut CodeAssembler) -> Asm) -> Asm {
-    let mut again = a.create_label();
-    a.lock().inc(qword_ptr(START))?;
-    a.wait_for(START, 2)?;
+    let (mut again, mut apart) = (a.create_label(), a.create_label());
+    a.xor(r11d, r11d)?;
+    a.meet(START)?;
     a.mov(ebx, 1)?;
     a.mov(edi, SEEN[id] as u32)?;
     a.set_label(&mut again)?;
+    a.zero_bytes()?;
     body(a)?;
     a.add(rdi, 8)?;
     a.inc(rbx)?;
+    a.test(ebx, BATCH - 1)?;
+    a.jnz(apart)?;
+    a.meet(START)?;
+    a.set_label(&mut apart)?;
     a.cmp(rbx, ROUNDS as i32)?;
     a.jle(again)?;
-    a.lock().inc(qword_ptr(START))?;
-    a.wait_for(START, 4)
+    a.meet(START)
 }
 
 /// The words that vCPU `id` kept; element `n` is of round `n + 1`.
