@@ -53,9 +53,9 @@ fn everything_is_where_the_plan_says() {
     assert_eq!(u64_at(ram.at(plan.page_tables, 8), 0), Some((plan.page_tables + 0x1000) | 3));
     let gdt = ram.at(plan.gdt_base, usize::from(plan.gdt_limit) + 1);
     assert_eq!(u64_at(gdt, CODE_SELECTOR.into()), Some(0x00af_9b00_0000_ffff));
-    // mov al, 1; mov dx, 0x602; out dx, al; hlt ...; jmp to the hlt
+    // mov al, 1; mov dx, 0x604; out dx, al; hlt ...; jmp to the hlt
     let reset = ram.at(layout::RESET_VECTOR, 16);
-    assert_eq!(reset[..7], [0xb0, 1, 0xba, 0x02, 0x06, 0xee, 0xf4]);
+    assert_eq!(reset[..7], [0xb0, 1, 0xba, 0x04, 0x06, 0xee, 0xf4]);
     assert_eq!(reset[13..], [0xf4, 0xeb, 0xfd]);
 
     let state = plan.vcpu_state();

@@ -60,7 +60,7 @@ fn the_fadt_is_hardware_reduced_with_reset_and_sleep_ports() {
     assert_ne!(flags & 1 << 10, 0, "RESET_REG_SUP");
     // Generic addresses: I/O space, 8 bits, byte access.
     assert_eq!(fadt[116..120], [1, 8, 0, 1]);
-    assert_eq!((u64_at(fadt, 120), fadt[128]), (Some(0x602), 1));
+    assert_eq!((u64_at(fadt, 120), fadt[128]), (Some(0x604), 1));
     assert_eq!(fadt[244..248], [1, 8, 0, 1]);
     assert_eq!(u64_at(fadt, 248), Some(SLEEP_CONTROL_PORT.into()));
     assert_eq!(u64_at(fadt, 260), Some(0x601));
