@@ -10,20 +10,16 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::host;
 
-/// The host's TSC, read after all that comes before has been done. RDTSC alone may be early (SDM vol. 2,
-/// RDTSC), and the guest's own LFENCE is not a host's LFENCE: Linux would see the TSC of one vCPU behind
-/// another's and give it up as a clock.
+/// The host's TSC.
 #[inline]
 pub(crate) fn host_tsc() -> u64 {
-    // SAFETY: LFENCE and RDTSC are on every x86-64; Linux leaves CR4.TSD clear.
-    unsafe {
-        _mm_lfence();
-        _rdtsc()
-    }
+    // SAFETY: RDTSC is on every x86-64; Linux leaves CR4.TSD clear.
+    unsafe { _rdtsc() }
 }
 
 /// The host's TSC after everything that this thread has executed. The processor may run RDTSC ahead of
-/// earlier loads, and to the guest's LFENCE before its RDTSC there is nothing that corresponds here.
+/// earlier loads, and to the guest's LFENCE before its RDTSC there is nothing that corresponds here: Linux
+/// would see one vCPU's TSC behind another's and give it up as a clock.
 pub(crate) fn host_tsc_ordered() -> u64 {
     // SAFETY: LFENCE is of SSE2, which every x86-64 has.
     unsafe { _mm_lfence() };
