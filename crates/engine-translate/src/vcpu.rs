@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Counters, EngineError, Exit, Vcpu};
+use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
@@ -307,14 +307,21 @@ impl Vcpu for TranslateVcpu {
         }
     }
 
-    fn state(&self) -> VcpuState {
-        state::save(&self.core, self.waiting_for_sipi)
+    fn state(&self) -> Result<VcpuState, EngineError> {
+        Ok(state::save(&self.core, self.waiting_for_sipi))
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         state::check(state)?;
         state::load(&mut self.core, state);
         self.waiting_for_sipi = state.waiting_for_sipi;
+        Ok(())
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {
+        if control.is_active() {
+            return Err(EngineError::Unsupported("this engine stops for no debugger".into()));
+        }
         Ok(())
     }
 

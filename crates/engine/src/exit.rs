@@ -1,5 +1,7 @@
 //! Why a vCPU came back.
 
+use crate::debug::DebugStop;
+
 /// What happened in the guest that the engine cannot answer. Plain data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -39,6 +41,8 @@ pub enum Exit {
     },
     /// Somebody called `Vm::kick`.
     Kicked,
+    /// A stop that `Vcpu::set_debug` asked for. The state is exact.
+    Debug(DebugStop),
     /// A fault during the delivery of a double fault: on hardware the processor shuts down, and boards
     /// turn that into a reset.
     TripleFault,
@@ -54,6 +58,7 @@ impl Exit {
             Self::MmioRead { .. } => "mmio_read",
             Self::MmioWrite { .. } => "mmio_write",
             Self::Kicked => "kicked",
+            Self::Debug(_) => "debug",
             Self::TripleFault => "triple_fault",
         }
     }

@@ -16,10 +16,12 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod debug;
 mod error;
 mod exit;
 mod traits;
 
+pub use debug::{BreakOn, DebugControl, DebugStop, HardwareBreakpoint};
 pub use error::EngineError;
 pub use exit::Exit;
 pub use traits::{Capabilities, Counters, Engine, Tracking, Vcpu, Vm, VmSpec};

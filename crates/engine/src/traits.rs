@@ -1,18 +1,23 @@
 //! The traits.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use memory::GuestMemory;
 use x86::VcpuState;
 
+use crate::debug::DebugControl;
 use crate::error::EngineError;
 use crate::exit::Exit;
 
 /// How an engine learns of accesses to a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tracking {
-    /// Every first access of an epoch is seen, with its direction.
+    /// Every first access of an epoch is seen, with its direction, as it happens.
     Exact,
+    /// First accesses of an epoch are found when asked (`GuestMemory::catch_up`); one that falls
+    /// into the microseconds in which a frame is looked at may be missed.
+    Sampled,
     /// Not at all.
     None,
 }
@@ -61,6 +66,24 @@ pub trait Vm: Send + Sync {
     /// Sets input `gsi` of the IO-APIC. An edge-triggered interrupt is a rise followed by a fall.
     fn set_irq(&self, gsi: u32, high: bool);
 
+    /// An edge-triggered interrupt on input `gsi`: a rise and a fall.
+    fn pulse_irq(&self, gsi: u32) {
+        self.set_irq(gsi, true);
+        self.set_irq(gsi, false);
+    }
+
+    /// Asks the engine to signal `event` by itself whenever the guest writes the four bytes `value` to
+    /// `gpa`, instead of returning [`Exit::MmioWrite`]. False: this engine does not, the exit will come.
+    fn attach_doorbell(
+        &self,
+        gpa: u64,
+        value: u32,
+        event: BorrowedFd<'_>,
+    ) -> Result<bool, EngineError> {
+        let _ = (gpa, value, event);
+        Ok(false)
+    }
+
     /// Makes vCPU `id` return [`Exit::Kicked`] soon, whether it runs, is halted or is about to run: a
     /// kick is never lost, and two before the return count as one.
     fn kick(&self, id: u32);
@@ -90,10 +113,19 @@ pub trait Vcpu: Send {
 
     /// A copy of all architectural state. Exact after [`Exit::Kicked`] and before the first run; after a
     /// read exit the instruction has not completed and will run again.
-    fn state(&self) -> VcpuState;
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not hand it out.
+    fn state(&self) -> Result<VcpuState, EngineError>;
 
     /// Replaces all architectural state.
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError>;
+
+    /// Where to stop for a debugger from the next run on; replaces what was set before.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] for what this engine cannot stop on.
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError>;
 
     /// What it has done so far.
     fn counters(&self) -> Counters;

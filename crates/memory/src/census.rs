@@ -13,9 +13,19 @@ impl GuestMemory {
     /// A vCPU forgets at its next safe point: what it accesses before that, through translations
     /// of the epoch that ended, counts as accessed in that one.
     pub fn advance_epoch(&self) -> Epoch {
+        self.catch_up();
         let epoch = self.table.advance_epoch();
         self.revoke(Revocation::Epoch(epoch));
         epoch
+    }
+
+    /// Has the engine tell what it knows of accesses up to now. Before a question about the running
+    /// epoch or about which frames are resident: an engine whose guests reach frames by themselves
+    /// tells only then. Nothing to do on others.
+    pub fn catch_up(&self) {
+        if let Some(observer) = self.observer() {
+            observer.report();
+        }
     }
 
     /// The frames last accessed in `since` or later, in order.

@@ -99,12 +99,13 @@ impl GuestMemory {
     /// Marks the frames as leaving and answers those that have a page to give back.
     fn begin(&self, frames: &[Frame], why: Discard, report: &mut Discarded) -> Vec<Frame> {
         let mut leaving = Vec::with_capacity(frames.len());
+        let unseen = self.observer().is_some_and(|observer| observer.maps_by_itself());
         for &frame in frames {
             if frame.0 >= self.table.len() {
                 report.unknown += 1;
                 continue;
             }
-            match self.table.begin_discard(frame, why.target()) {
+            match self.table.begin_discard(frame, why.target(), unseen) {
                 Begun::Leaving => leaving.push(frame),
                 Begun::Done => report.discarded += 1,
                 Begun::Kept => report.kept += 1,

@@ -39,6 +39,17 @@ pub trait MappingObserver: Send + Sync {
     /// frame is a use of it.
     fn revoke(&self, revoked: Revocation<'_>);
 
+    /// Tells the table, through [`crate::GuestMemory::resolve`], of accesses that the guest made
+    /// since the last report and that the table does not know of. An engine whose guests reach
+    /// frames without `resolve` finds them here; others have nothing to tell.
+    fn report(&self) {}
+
+    /// Whether guests reach frames without `resolve`, so that a frame which the table takes for
+    /// untouched or ballooned may have a page all the same.
+    fn maps_by_itself(&self) -> bool {
+        false
+    }
+
     /// A device wrote `len` bytes at `gpa`, within one frame that is marked as code. Called after
     /// the bytes are in memory.
     fn code_written(&self, gpa: Gpa, len: usize);

@@ -221,7 +221,10 @@ impl FrameTable {
     /// table: a frame that an access took back and a second discard took again would pass for the
     /// first one's, whose revocation came too early. So a frame found discarding is left over
     /// from a discard that died, and is taken.
-    pub(crate) fn begin_discard(&self, frame: Frame, target: Tag) -> Begun {
+    ///
+    /// `unseen`: guests reach frames without [`FrameTable::enter`], so one without a page by the
+    /// table may have one.
+    pub(crate) fn begin_discard(&self, frame: Frame, target: Tag, unseen: bool) -> Begun {
         let entry = self.entry(frame);
         loop {
             let word = Word(entry.word.load(Ordering::Acquire));
@@ -231,6 +234,9 @@ impl FrameTable {
                 }
                 Tag::Resident | Tag::Discarding | Tag::Punching | Tag::Filling => {
                     return Begun::Kept;
+                }
+                Tag::Untouched | Tag::Ballooned if unseen => {
+                    (word.with_tag(Tag::Discarding), Begun::Leaving)
                 }
                 // A ballooned frame leaves the balloon by deflation only.
                 Tag::Ballooned => return Begun::Done,

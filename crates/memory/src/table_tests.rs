@@ -31,7 +31,7 @@ fn a_new_table_is_untouched() {
 fn an_access_takes_a_frame_back_from_a_discard() {
     let table = table();
     enter(&table);
-    assert_eq!(table.begin_discard(F, Tag::Ballooned), Begun::Leaving);
+    assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Leaving);
     assert_eq!(table.is_resident(F), Some(false));
     enter(&table);
     assert!(!table.begin_punch(F));
@@ -42,9 +42,9 @@ fn an_access_takes_a_frame_back_from_a_discard() {
 fn a_pinned_frame_is_kept() {
     let table = table();
     assert!(matches!(table.enter(F, true), Entered::Resident));
-    assert_eq!(table.begin_discard(F, Tag::Ballooned), Begun::Kept);
+    assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Kept);
     table.unpin(F);
-    assert_eq!(table.begin_discard(F, Tag::Ballooned), Begun::Leaving);
+    assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Leaving);
     // A pin during the revocation takes it back too.
     assert!(matches!(table.enter(F, true), Entered::Resident));
     assert!(!table.begin_punch(F));
@@ -58,7 +58,7 @@ fn a_discard_forgets_accesses_and_counts_as_a_change() {
     table.note_access(F, Access::Write);
     table.mark_code(F);
     let second = table.advance_epoch();
-    assert_eq!(table.begin_discard(F, Tag::Untouched), Begun::Leaving);
+    assert_eq!(table.begin_discard(F, Tag::Untouched, false), Begun::Leaving);
     assert!(table.begin_punch(F));
     table.punched(F, Some(Tag::Untouched));
     let facts = table.facts(F).unwrap();
@@ -72,7 +72,7 @@ fn a_refused_punch_leaves_the_frame_resident() {
     let table = table();
     enter(&table);
     table.note_access(F, Access::Read);
-    assert_eq!(table.begin_discard(F, Tag::Ballooned), Begun::Leaving);
+    assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Leaving);
     assert!(table.begin_punch(F));
     table.punched(F, None);
     let facts = table.facts(F).unwrap();
@@ -127,7 +127,7 @@ fn accesses_wait_for_the_end_of_a_fill() {
 fn accesses_wait_for_the_end_of_a_punch() {
     let table = table();
     enter(&table);
-    assert_eq!(table.begin_discard(F, Tag::Ballooned), Begun::Leaving);
+    assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Leaving);
     assert!(table.begin_punch(F));
     std::thread::scope(|scope| {
         let plain = scope.spawn(|| enter(&table));

@@ -73,6 +73,6 @@ pub(crate) fn run(engine: &dyn Engine, code: &[u8], noise: &mut Noise) {
         }
     }
     // Whatever state the noise has made can be saved.
-    assert_eq!(vcpu.state().gpr.len(), 16);
+    assert_eq!(vcpu.state().expect("state").gpr.len(), 16);
     watchdog.join().unwrap();
 }

@@ -100,7 +100,7 @@ impl Rig {
 
     /// Puts vCPU `id` (0 or 1) at the start of its payload.
     pub fn start(&mut self, id: usize) {
-        let state = Self::state(id, self.vcpus[id].state());
+        let state = Self::state(id, self.vcpus[id].state().expect("state"));
         self.vcpus[id].set_state(&state).expect("set state");
     }
 
@@ -207,7 +207,10 @@ impl Board {
                 Exit::Kicked if watchdog.bit() => {
                     record.frames = record::frames(&self.view);
                     record.frames.truncate(8);
-                    panic!("payload hangs at {:#x}; so far {record:x?}", vcpu.state().rip);
+                    panic!(
+                        "payload hangs at {:#x}; so far {record:x?}",
+                        vcpu.state().expect("state").rip
+                    );
                 }
                 _ => {}
             }

@@ -66,7 +66,7 @@ fn waiting(engine: &dyn Engine) {
     let mut rig = Rig::new(engine, 2);
     let Rig { board, vcpus } = &mut rig;
     kicks(&mut *vcpus[1], &board.vm, 1);
-    assert!(vcpus[1].state().waiting_for_sipi);
+    assert!(vcpus[1].state().expect("state").waiting_for_sipi);
 }
 
 /// Two kicks before the run are one, and nothing has been executed.
@@ -76,7 +76,7 @@ fn before_run(engine: &dyn Engine) {
     rig.vm.kick(0);
     let vcpu = &mut rig.vcpus[0];
     assert_eq!(vcpu.run().expect("the engine runs"), Exit::Kicked);
-    assert_eq!(vcpu.state().rip, CODE);
+    assert_eq!(vcpu.state().expect("state").rip, CODE);
     let next = vcpu.run().expect("the engine runs");
     assert_eq!(next, Exit::PortWrite { port: LOG, size: 4, value: 1 });
 }

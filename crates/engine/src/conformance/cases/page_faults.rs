@@ -63,7 +63,7 @@ fn read_only(engine: &dyn Engine) {
         a.user(|a| a.fault(|a| a.mov(dword_ptr(page + 12), 5)))
     });
     rig.map_window(5, page, RU);
-    let mut state = Rig::state(0, rig.vcpus[0].state());
+    let mut state = Rig::state(0, rig.vcpus[0].state().expect("state"));
     state.gpr[1] = 1;
     state.gpr[7] = page;
     rig.vcpus[0].set_state(&state).expect("set state");

@@ -34,7 +34,7 @@ fn state_at_wait(rig: &mut Rig) -> VcpuState {
         });
         while rig.vcpus[0].run().expect("the engine runs") != Exit::Kicked {}
         kicker.join().expect("kicks");
-        let state = rig.vcpus[0].state();
+        let state = rig.vcpus[0].state().expect("state");
         if state.rip == WAIT {
             return state;
         }
@@ -85,7 +85,7 @@ fn transplant(engine: &dyn Engine) {
     });
     assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
     kicker.join().expect("kicks");
-    let state = rig.vcpus[0].state();
+    let state = rig.vcpus[0].state().expect("state");
     let rounds = state.gpr[Gpr::Rcx as usize] + 1000;
     let mut other = moved(engine, &rig, &state);
     drop(rig);
@@ -179,7 +179,7 @@ fn registers_in(engine: &dyn Engine) {
         a.mov(rax, qword_ptr(DATA + 2))?;
         a.log_rax()
     });
-    let mut state = Rig::state(0, rig.vcpus[0].state());
+    let mut state = Rig::state(0, rig.vcpus[0].state().expect("state"));
     let values = [3u64, 0x1234_5678_9abc_def0, u64::MAX, 1 << 63];
     for (register, value) in [Gpr::Rbx, Gpr::Rbp, Gpr::R8, Gpr::R15].into_iter().zip(values) {
         state.gpr[register as usize] = value;
@@ -204,7 +204,7 @@ fn registers_in(engine: &dyn Engine) {
 /// Every field comes back as it was set.
 fn round_trip(engine: &dyn Engine) {
     let rig = &mut Rig::new(engine, 1);
-    let mut state = Rig::state(0, rig.vcpus[0].state());
+    let mut state = Rig::state(0, rig.vcpus[0].state().expect("state"));
     for (index, register) in state.gpr.iter_mut().enumerate() {
         *register = 0x0101_0101_0101_0101 * (index as u64 + 1);
     }
@@ -229,7 +229,7 @@ fn round_trip(engine: &dyn Engine) {
     state.nmi_blocked = true;
     MSRS.into_iter().for_each(|(index, value)| put(&mut state, index, value));
     rig.vcpus[0].set_state(&state).expect("set state");
-    let mut after = rig.vcpus[0].state();
+    let mut after = rig.vcpus[0].state().expect("state");
     // The APIC has a case of its own, and the TSC runs on.
     after.apic = state.apic.clone();
     for state in [&mut after, &mut state] {
@@ -278,7 +278,7 @@ fn vectors_round_trip(engine: &dyn Engine) {
         a.jmp(WAIT)
     });
     write_wait(&rig);
-    let mut state = Rig::state(0, rig.vcpus[0].state());
+    let mut state = Rig::state(0, rig.vcpus[0].state().expect("state"));
     state.xstate = image();
     if avx {
         state.cr4 |= cr4::OSXSAVE;
@@ -386,7 +386,7 @@ fn halted_moves(engine: &dyn Engine) {
         });
         assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
         kicker.join().expect("kicks");
-        let state = rig.vcpus[0].state();
+        let state = rig.vcpus[0].state().expect("state");
         if state.halted {
             break state;
         }
@@ -395,7 +395,7 @@ fn halted_moves(engine: &dyn Engine) {
     let pin = 18;
     // The redirection is of the other machine's IO-APIC, which starts afresh: an NMI by kick is none,
     // so the interrupt is put into the state.
-    let mut woken = other.vcpus[0].state();
+    let mut woken = other.vcpus[0].state().expect("state");
     assert!(woken.halted);
     request(&mut woken, 0x50);
     other.vcpus[0].set_state(&woken).expect("set state");
@@ -418,7 +418,7 @@ fn shadow_kept(engine: &dyn Engine) {
             a.nop()?;
             a.cli()
         });
-        let mut state = Rig::state(0, rig.vcpus[0].state());
+        let mut state = Rig::state(0, rig.vcpus[0].state().expect("state"));
         state.apic.registers[0xf] = 0x1ff;
         request(&mut state, 0x40);
         state.rflags |= rflags::IF;

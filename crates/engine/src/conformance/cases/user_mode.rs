@@ -202,7 +202,7 @@ fn port_map(engine: &dyn Engine) {
     });
     rig.write(TSS + 0x68, &[0xff; 32]);
     rig.write(TSS + 0x68 + 0x70 / 8, &[0b1111_1100]);
-    let mut state = Rig::state(0, rig.vcpus[0].state());
+    let mut state = Rig::state(0, rig.vcpus[0].state().expect("state"));
     state.tr.limit = 0x68 + 31;
     rig.vcpus[0].set_state(&state).expect("set state");
     let record = rig.run();
