@@ -13,7 +13,9 @@ impl GuestMemory {
     /// A vCPU forgets at its next safe point: what it accesses before that, through translations
     /// of the epoch that ended, counts as accessed in that one.
     pub fn advance_epoch(&self) -> Epoch {
-        self.catch_up();
+        if let Some(observer) = self.observer() {
+            observer.end_epoch();
+        }
         let epoch = self.table.advance_epoch();
         self.revoke(Revocation::Epoch(epoch));
         epoch

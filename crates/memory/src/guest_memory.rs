@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustix::io::Errno;
 
-use crate::address::{Access, Epoch, FRAME_SIZE, Frame, Gpa};
+use crate::address::{Access, Epoch, FRAME_SIZE, Frame, FrameRange, Gpa};
 use crate::layout::{LayoutError, RamLayout};
 use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
@@ -57,6 +57,11 @@ pub enum ResolveError {
         error: SourceError,
     },
 }
+
+/// Why frames could not be made absent.
+#[derive(Debug, thiserror::Error)]
+#[error("wait for absent frames: {0}")]
+pub struct AbsentError(String);
 
 /// The host's page of a resident frame: 4096 bytes, aligned, readable and writable.
 ///
@@ -193,16 +198,37 @@ impl GuestMemory {
 
     /// Says that the contents of `frames` are at `source`. Only untouched and ballooned frames
     /// become absent; the answer is how many did. Panics on a source of another memory.
-    pub fn make_absent(&self, frames: impl IntoIterator<Item = Frame>, source: SourceId) -> u32 {
+    ///
+    /// # Errors
+    /// The engine cannot wait for the guest's accesses to absent frames on this host. No frame has
+    /// become absent: fill them beforehand instead.
+    pub fn make_absent(
+        &self,
+        frames: impl IntoIterator<Item = Frame>,
+        source: SourceId,
+    ) -> Result<u32, AbsentError> {
         let registered = self.sources.read().unwrap_or_else(PoisonError::into_inner).len();
         assert!((source.0 as usize) < registered, "{source:?} of {registered} sources");
-        let mut made = 0;
-        for frame in frames {
-            if frame.0 < self.table.len() && self.table.make_absent(frame, source) {
-                made += 1;
-            }
+        let mut frames: Vec<Frame> = frames.into_iter().collect();
+        frames.retain(|frame| frame.0 < self.table.len());
+        frames.sort_unstable();
+        frames.dedup();
+        if let Some(observer) = self.observer() {
+            observer
+                .before_absent(&FrameRange::coalesce(&frames, u32::MAX))
+                .map_err(AbsentError)?;
         }
-        made
+        let made =
+            frames.into_iter().filter(|&frame| self.table.make_absent(frame, source)).count();
+        Ok(made as u32)
+    }
+
+    /// The engine saw that the guest has accessed `frame` by itself. A frame that is absent, or is
+    /// being given back, stays what it is: the access was before that.
+    pub fn note(&self, frame: Frame, access: Access) {
+        if frame.0 < self.table.len() && self.table.settle_resident(frame) {
+            self.table.note_access(frame, access);
+        }
     }
 
     /// Sets who is told of revocations: the engine. Set it before the first vCPU runs.

@@ -42,7 +42,7 @@
 
 pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa};
 pub use discard::{Discard, DiscardError, Discarded};
-pub use guest_memory::{GuestMemory, HostPage, MemoryError, ResolveError};
+pub use guest_memory::{AbsentError, GuestMemory, HostPage, MemoryError, ResolveError};
 pub use layout::{LayoutError, RamLayout, RamRange};
 pub use pin::{AccessError, PinnedSlice, read_at, write_at};
 pub use revoke::{MappingObserver, Revocation};

@@ -39,10 +39,21 @@ pub trait MappingObserver: Send + Sync {
     /// frame is a use of it.
     fn revoke(&self, revoked: Revocation<'_>);
 
-    /// Tells the table, through [`crate::GuestMemory::resolve`], of accesses that the guest made
+    /// Tells the table, through [`crate::GuestMemory::note`], of accesses that the guest made
     /// since the last report and that the table does not know of. An engine whose guests reach
     /// frames without `resolve` finds them here; others have nothing to tell.
     fn report(&self) {}
+
+    /// As [`MappingObserver::report`], just before the epoch ends: what the guest accesses from now
+    /// on is for the next report to tell, also where it was told already.
+    fn end_epoch(&self) {}
+
+    /// These frames are about to become absent: the guest's next access to each must come to
+    /// `resolve`. An error says why that cannot be had, and the frames stay as they are.
+    fn before_absent(&self, frames: &[FrameRange]) -> Result<(), String> {
+        let _ = frames;
+        Ok(())
+    }
 
     /// Whether guests reach frames without `resolve`, so that a frame which the table takes for
     /// untouched or ballooned may have a page all the same.

@@ -169,6 +169,24 @@ impl FrameTable {
         }
     }
 
+    /// Untouched or ballooned to resident, without waiting. False where the frame is neither that nor
+    /// resident.
+    pub(crate) fn settle_resident(&self, frame: Frame) -> bool {
+        let entry = self.entry(frame);
+        loop {
+            let word = Word(entry.word.load(Ordering::Acquire));
+            match word.tag() {
+                Tag::Resident => return true,
+                Tag::Untouched | Tag::Ballooned => {
+                    if self.exchange(entry, word, word.with_tag(Tag::Resident)) {
+                        return true;
+                    }
+                }
+                Tag::Absent | Tag::Filling | Tag::Discarding | Tag::Punching => return false,
+            }
+        }
+    }
+
     /// Ends the fetch that [`Entered::Fill`] asked for: resident (and pinned if `pin`) or, if it
     /// failed, absent as before.
     pub(crate) fn filled(&self, frame: Frame, ok: bool, pin: bool) {

@@ -182,7 +182,9 @@ impl Rig {
                 self.change(frames, FrameState::Ballooned, FrameState::Untouched);
             }
             Step::MakeAbsent(ref frames) => {
-                memory.make_absent(frames.iter().copied().map(Frame), self.source);
+                memory
+                    .make_absent(frames.iter().copied().map(Frame), self.source)
+                    .expect("no engine refuses");
                 let absent = FrameState::Absent(self.source);
                 self.change(frames, FrameState::Untouched, absent);
                 self.change(frames, FrameState::Ballooned, absent);
@@ -281,7 +283,12 @@ proptest! {
 fn a_failed_fetch_leaves_the_frame_absent_and_a_retry_works() {
     let rig = Rig::new();
     let memory = rig.view.memory();
-    assert_eq!(memory.make_absent([Frame(5), Frame(6), Frame(FRAMES)], rig.source), 2);
+    assert_eq!(
+        memory
+            .make_absent([Frame(5), Frame(6), Frame(FRAMES)], rig.source)
+            .expect("no engine refuses"),
+        2
+    );
     rig.numbers.failing.store(true, Ordering::Relaxed);
     let error = memory.resolve(Frame(5), Access::Read).unwrap_err();
     assert!(matches!(error, ResolveError::Source { frame: Frame(5), .. }));
@@ -312,7 +319,7 @@ fn a_panicking_source_leaves_the_frame_absent() {
     }
     let memory = GuestMemory::with_bytes(1 << 20).unwrap();
     let source = memory.add_source(Arc::new(Panics)).unwrap();
-    memory.make_absent([Frame(0)], source);
+    memory.make_absent([Frame(0)], source).expect("no engine refuses");
     let resolve = std::panic::AssertUnwindSafe(|| memory.resolve(Frame(0), Access::Read).is_ok());
     assert!(std::panic::catch_unwind(resolve).is_err());
     assert_eq!(memory.facts(Frame(0)).unwrap().state, FrameState::Absent(source));

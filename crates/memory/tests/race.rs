@@ -161,7 +161,7 @@ fn run_balloon(memory: &GuestMemory, source: memory::SourceId) {
     for round in 1..=ROUNDS / 4 {
         memory.discard(random.frames::<10>(), random.why()).unwrap();
         memory.return_from_balloon(random.frames::<4>());
-        memory.make_absent(random.frames::<4>(), source);
+        memory.make_absent(random.frames::<4>(), source).expect("no engine refuses");
         if round % 64 == 0 {
             memory.advance_epoch();
         }
@@ -232,7 +232,7 @@ fn many_threads_fetch_an_absent_frame_once() {
         let memory = GuestMemory::with_bytes(gpa(Frame(FRAMES)).0).unwrap();
         let counting = Counting::new(moody);
         let source = memory.add_source(counting.clone()).unwrap();
-        memory.make_absent((0..FRAMES).map(Frame), source);
+        memory.make_absent((0..FRAMES).map(Frame), source).expect("no engine refuses");
         let together = Barrier::new(4);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -28,8 +28,8 @@ fn frame(gpa: u64) -> Frame {
 
 fn require_tracking(engine: &dyn Engine) {
     let can = engine.capabilities();
-    if can.access_tracking != Tracking::Exact || can.write_tracking != Tracking::Exact {
-        skip("no exact tracking");
+    if can.access_tracking == Tracking::None || can.write_tracking == Tracking::None {
+        skip("no tracking");
     }
 }
 
@@ -61,6 +61,7 @@ fn touched(
             return;
         }
         let since = *since.lock().expect("one thread");
+        memory.catch_up();
         let accessed: Vec<_> = memory.accessed_since(since).collect();
         assert!(accessed.contains(&frame(CODE)), "the payload itself is not among {accessed:?}");
         let tables = tables();
@@ -138,6 +139,7 @@ fn each_epoch_anew(engine: &dyn Engine) {
             memory.advance_epoch();
             return;
         }
+        memory.catch_up();
         let now = memory.epoch();
         let facts = |gpa| memory.facts(frame(gpa)).expect("inside RAM");
         let (used, idle) = (facts(window(3)), facts(window(4)));
@@ -151,6 +153,7 @@ fn each_epoch_anew(engine: &dyn Engine) {
 /// A table in which the walk sets a bit has been written; one in which it need not, has not.
 fn table_updates(engine: &dyn Engine) {
     require_tracking(engine);
+    let exact = engine.capabilities().write_tracking == Tracking::Exact;
     for (bits, written) in [(READY & !paging::ACCESSED, true), (READY, false)] {
         let mut rig = Rig::with(engine, |a| {
             a.ask(1)?;
@@ -164,8 +167,13 @@ fn table_updates(engine: &dyn Engine) {
                 memory.advance_epoch();
                 return;
             }
+            memory.catch_up();
             let facts = memory.facts(frame(WINDOW_TABLE)).expect("inside RAM");
-            assert_eq!(facts.written == memory.epoch(), written, "entry bits {bits:#x}");
+            // A processor may take every walk through a table for a write of it (AMD64 volume 2, 15.25.5).
+            assert!(facts.written == memory.epoch() || !written, "entry bits {bits:#x}");
+            if exact {
+                assert_eq!(facts.written == memory.epoch(), written, "entry bits {bits:#x}");
+            }
             assert!(facts.accessed == memory.epoch() || !written);
         });
     }
@@ -234,6 +242,7 @@ fn ballooned(engine: &dyn Engine) {
             let gone = FrameState::Ballooned;
             assert_eq!(states(), [gone, gone, FrameState::Untouched]);
         } else {
+            memory.catch_up();
             let here = FrameState::Resident;
             assert_eq!(states(), [here, here, FrameState::Untouched]);
         }
@@ -308,7 +317,10 @@ impl Numbers {
         for frame in frames {
             // Only what has no contents can become absent.
             rig.memory.discard([frame], Discard::Reported).expect("given back");
-            assert_eq!(rig.memory.make_absent([frame], id), 1);
+            match rig.memory.make_absent([frame], id) {
+                Ok(made) => assert_eq!(made, 1),
+                Err(error) => skip(&error.to_string()),
+            }
         }
         source
     }
@@ -411,6 +423,7 @@ fn resident_states(engine: &dyn Engine) {
     });
     let before = rig.memory.counts();
     rig.run();
+    rig.memory.catch_up();
     let state = |page| rig.memory.facts(frame(window(page))).expect("inside RAM").state;
     assert_eq!([state(5), state(6)], [FrameState::Resident; 2]);
     assert_eq!([state(7), state(8)], [FrameState::Untouched; 2]);

@@ -1,0 +1,211 @@
+//! Guest RAM as the guest's page faults see it: a second mapping of the file behind `GuestMemory`.
+//!
+//! The processor reaches guest memory through this mapping only, devices and loaders through the other
+//! one. So the page-table entries of this one are a record of what the guest itself accessed since they
+//! were last removed:
+//!
+//! ```text
+//!   begin of an epoch: remove the entries (MADV_DONTNEED; the pages stay in the file, KVM drops its own)
+//!   guest accesses a frame: KVM faults it in by itself, without us
+//!   end of the epoch: /proc/self/pagemap says which entries are there
+//! ```
+//! It costs a page fault inside the kernel for each frame of the working set and epoch, no privilege and
+//! no exit. See docs/decisions/0005-kvm-memory.md for what else was weighed.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+
+use engine::EngineError;
+use memory::{FRAME_SIZE, Frame, FrameRange, GuestMemory};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+
+use crate::error::host;
+
+/// Frames looked at and zapped together: the time in which an access can be missed is that for one such
+/// piece, some microseconds.
+const PIECE: u32 = 512;
+
+/// Bit of a pagemap entry: the page is mapped (Documentation/admin-guide/mm/pagemap.rst).
+const PRESENT: u64 = 1 << 63;
+
+/// Address space that faults, around RAM.
+const GUARD: usize = FRAME_SIZE;
+
+/// The mapping that KVM's memory slots show.
+pub(crate) struct GuestRam {
+    base: NonNull<u8>,
+    frames: u32,
+    pagemap: File,
+}
+
+// SAFETY: the address of a mapping that lives until drop and belongs to no thread.
+unsafe impl Send for GuestRam {}
+// SAFETY: the methods compute addresses or make system calls; nothing here dereferences.
+unsafe impl Sync for GuestRam {}
+
+impl GuestRam {
+    pub(crate) fn map(memory: &GuestMemory) -> Result<Self, EngineError> {
+        let pagemap = File::open("/proc/self/pagemap").map_err(host("open /proc/self/pagemap"))?;
+        let bytes = usize::try_from(memory.bytes()).expect("RAM is mapped already");
+        let reserved = bytes + 2 * GUARD;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice changes no existing one.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags)
+        };
+        let start = start.map_err(host(format!("reserve {reserved} bytes of address space")))?;
+        // SAFETY: the range lies inside the reservation made above, which nobody else knows of.
+        let mapped = unsafe {
+            rustix::mm::mmap(
+                start.byte_add(GUARD),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
+                memory.fd(),
+                0,
+            )
+        };
+        match mapped {
+            Ok(base) => Ok(Self {
+                base: NonNull::new(base.cast()).expect("a mapping behind a guard is not null"),
+                frames: (bytes / FRAME_SIZE) as u32,
+                pagemap,
+            }),
+            Err(error) => {
+                // SAFETY: undoes the reservation, which nothing uses.
+                let _ = unsafe { rustix::mm::munmap(start, reserved) };
+                Err(host(format!("map {bytes} bytes of guest memory for KVM"))(error))
+            }
+        }
+    }
+
+    /// Where the guest's view of `frame` is.
+    pub(crate) fn address(&self, frame: Frame) -> u64 {
+        assert!(frame.0 <= self.frames, "frame {frame} of {}", self.frames);
+        self.base.as_ptr() as u64 + frame.index() as u64 * FRAME_SIZE as u64
+    }
+
+    /// The frame whose page has this host address.
+    pub(crate) fn frame_at(&self, address: u64) -> Option<Frame> {
+        let offset = address.checked_sub(self.base.as_ptr() as u64)? / FRAME_SIZE as u64;
+        u32::try_from(offset).ok().filter(|&frame| frame < self.frames).map(Frame)
+    }
+
+    /// All frames.
+    pub(crate) fn all(&self) -> FrameRange {
+        FrameRange { first: Frame(0), count: self.frames }
+    }
+
+    /// Tells of each frame that the guest accessed since the last zap of it, piece by piece, and zaps the
+    /// piece afterwards if `zap`.
+    pub(crate) fn accessed(&self, zap: bool, mut tell: impl FnMut(Frame)) -> std::io::Result<()> {
+        let mut entries = [0; PIECE as usize * 8];
+        for first in (0..self.frames).step_by(PIECE as usize) {
+            let piece = FrameRange { first: Frame(first), count: PIECE.min(self.frames - first) };
+            let bytes = &mut entries[..piece.count as usize * 8];
+            let page = self.address(piece.first) / FRAME_SIZE as u64;
+            self.pagemap.read_exact_at(bytes, page * 8)?;
+            let (entries, _) = bytes.as_chunks::<8>();
+            let mapped = |&(_, entry): &(u32, &[u8; 8])| u64::from_ne_bytes(*entry) & PRESENT != 0;
+            let mut any = false;
+            for (index, _) in (0..).zip(entries).filter(mapped) {
+                any = true;
+                tell(Frame(first + index));
+            }
+            if zap && any {
+                self.zap(piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the page-table entries of a piece, ours and KVM's. The contents stay in the file.
+    fn zap(&self, piece: FrameRange) -> std::io::Result<()> {
+        let start = self.address(piece.first) as *mut std::ffi::c_void;
+        let bytes = piece.count as usize * FRAME_SIZE;
+        // SAFETY: the range is our own shared mapping of a memfd: its contents do not change.
+        unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxDontNeed) }?;
+        Ok(())
+    }
+
+    /// Makes the guest's accesses to `frame` fail, or possible again.
+    pub(crate) fn forbid(&self, frame: Frame, forbidden: bool) -> std::io::Result<()> {
+        let access = if forbidden {
+            MprotectFlags::empty()
+        } else {
+            MprotectFlags::READ | MprotectFlags::WRITE
+        };
+        let start = self.address(frame) as *mut std::ffi::c_void;
+        // SAFETY: our own mapping, which no Rust code dereferences.
+        unsafe { rustix::mm::mprotect(start, FRAME_SIZE, access) }?;
+        Ok(())
+    }
+}
+
+impl Drop for GuestRam {
+    fn drop(&mut self) {
+        let bytes = self.frames as usize * FRAME_SIZE + 2 * GUARD;
+        // SAFETY: `map` made exactly this reservation; the memory slots that show it are gone, since
+        // the VM's descriptor is closed before (see `KvmVm`).
+        let done = unsafe { rustix::mm::munmap(self.base.as_ptr().sub(GUARD).cast(), bytes) };
+        debug_assert!(done.is_ok(), "munmap of our own mapping: {done:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use memory::{DeviceView, Gpa};
+
+    use super::*;
+    use crate::userfault::UserFaultHandler;
+
+    fn accessed(ram: &GuestRam, zap: bool) -> Vec<u32> {
+        let mut frames = Vec::new();
+        ram.accessed(zap, |frame| frames.push(frame.0)).expect("pagemap");
+        frames
+    }
+
+    /// What a guest's access does to the mapping.
+    fn touch(ram: &GuestRam, frame: u32) -> u8 {
+        let address = ram.address(Frame(frame)) as *mut u8;
+        // SAFETY: inside the mapping, and nobody else uses it.
+        unsafe {
+            let value = address.read_volatile();
+            address.write_volatile(value.wrapping_add(1));
+            value
+        }
+    }
+
+    #[test]
+    fn accesses_show_until_they_are_zapped_and_contents_stay() {
+        let memory = Arc::new(GuestMemory::with_bytes(8 << 20).expect("memory"));
+        let ram = GuestRam::map(&memory).expect("mapped");
+        let Some(_alone) = UserFaultHandler::open(&ram) else {
+            eprintln!("NOT TESTED: no userfaultfd here: a page's neighbours are mapped with it");
+            return;
+        };
+        DeviceView::new(Arc::clone(&memory)).write(Gpa(0x3000), &[7; 4096]).expect("written");
+        assert!(accessed(&ram, false).is_empty(), "a device's access is not the guest's");
+        for frame in [3, 5, 2047] {
+            touch(&ram, frame);
+        }
+        assert_eq!(accessed(&ram, false), [3, 5, 2047]);
+        assert_eq!(accessed(&ram, true), [3, 5, 2047]);
+        assert!(accessed(&ram, false).is_empty());
+        assert_eq!(touch(&ram, 3), 8);
+        assert_eq!(accessed(&ram, true), [3]);
+        assert_eq!(touch(&ram, 2047), 1);
+    }
+
+    #[test]
+    fn addresses_and_frames_are_inverse() {
+        let memory = GuestMemory::with_bytes(8 << 20).expect("memory");
+        let ram = GuestRam::map(&memory).expect("mapped");
+        assert_eq!(ram.frame_at(ram.address(Frame(77)) + 4095), Some(Frame(77)));
+        assert_eq!(ram.frame_at(ram.address(Frame(0)) - 1), None);
+        assert_eq!(ram.frame_at(ram.address(Frame(2047)) + 4096), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the frame table asks of this engine.
+
+use std::sync::{Mutex, OnceLock, PoisonError, Weak};
+
+use engine::EngineError;
+use memory::{Access, FrameRange, Gpa, GuestMemory, MappingObserver, Revocation};
+
+use crate::vm::Inner;
+
+/// Stands between the frame table and the VM; holds the VM weakly, which holds the memory.
+pub(crate) struct Observer {
+    vm: OnceLock<Weak<Inner>>,
+    memory: Weak<GuestMemory>,
+    /// One look at a time: two would tell the same accesses in different epochs.
+    looking: Mutex<()>,
+}
+
+impl Observer {
+    pub(crate) fn new(memory: Weak<GuestMemory>) -> Self {
+        Self { vm: OnceLock::new(), memory, looking: Mutex::default() }
+    }
+
+    pub(crate) fn connect(&self, vm: Weak<Inner>) {
+        // Set once, by the VM's constructor.
+        let _ = self.vm.set(vm);
+    }
+
+    fn look(&self, zap: bool) {
+        let _one = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(vm) = self.vm.get().and_then(Weak::upgrade) else { return };
+        let Some(memory) = self.memory.upgrade() else { return };
+        if let Err(error) = tell(&vm, &memory, zap) {
+            tracing::error!("look for accesses of the guest: {error}: the working set is unknown");
+        }
+    }
+}
+
+fn tell(vm: &Inner, memory: &GuestMemory, zap: bool) -> Result<(), EngineError> {
+    // The table knows each of these frames as resident or may take it for that: none is absent, since
+    // an absent frame is resolved before the guest sees it. So `resolve` cannot fail.
+    vm.harvest_written(|frame| memory.note(frame, Access::Write))?;
+    vm.ram
+        .accessed(zap, |frame| memory.note(frame, Access::Read))
+        .map_err(crate::error::host("read /proc/self/pagemap"))
+}
+
+impl MappingObserver for Observer {
+    /// Nothing to do: removing a frame's page from the file removes it from all mappings and from KVM,
+    /// and an epoch has ended already.
+    fn revoke(&self, _: Revocation<'_>) {}
+
+    fn code_written(&self, _: Gpa, _: usize) {}
+
+    fn report(&self) {
+        self.look(false);
+    }
+
+    fn end_epoch(&self) {
+        self.look(true);
+    }
+
+    fn maps_by_itself(&self) -> bool {
+        true
+    }
+
+    fn before_absent(&self, ranges: &[FrameRange]) -> Result<(), String> {
+        let (Some(vm), memory) = (self.vm.get().and_then(Weak::upgrade), &self.memory) else {
+            return Ok(());
+        };
+        vm.watch_absent(memory, ranges).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,79 @@
+//! The engine-neutral state of a vCPU, to and from KVM.
+
+mod apic;
+mod events;
+mod msrs;
+mod registers;
+mod xstate;
+
+use engine::EngineError;
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+};
+use kvm_ioctls::VcpuFd;
+use x86::{VcpuState, XSTATE_SIZE};
+
+use crate::error::refused;
+
+/// IA32_APIC_BASE: global enable and x2APIC mode (SDM volume 3, 11.12.1).
+const X2APIC: u64 = 1 << 11 | 1 << 10;
+
+/// Brings a new vCPU to where vCPUs of every engine start: in x2APIC mode, and all but the first waiting
+/// for a start-up IPI.
+pub(crate) fn start(fd: &VcpuFd, id: u32) -> Result<(), EngineError> {
+    let mut sregs = fd.get_sregs().map_err(refused(format!("read the registers of vcpu {id}")))?;
+    sregs.apic_base |= X2APIC;
+    fd.set_sregs(&sregs).map_err(refused(format!("switch the APIC of vcpu {id} to x2APIC")))?;
+    if id != 0 {
+        set_mp_state(fd, KVM_MP_STATE_INIT_RECEIVED)?;
+    }
+    Ok(())
+}
+
+/// Everything, as of now. The vCPU does not run and KVM waits for no answer.
+pub(crate) fn save(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
+    let mut state = VcpuState::reset();
+    let mp_state = fd.get_mp_state().map_err(refused("read a vcpu's run state"))?.mp_state;
+    state.halted = mp_state == KVM_MP_STATE_HALTED;
+    state.waiting_for_sipi =
+        matches!(mp_state, KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED);
+    registers::save(fd, &mut state)?;
+    state.xstate = xstate::save(fd)?;
+    state.xcr0 = xstate::xcr0(fd)?;
+    state.msrs = msrs::save(fd)?;
+    state.apic = apic::save(fd)?;
+    events::save(fd, &mut state)?;
+    Ok(state)
+}
+
+/// Takes up a state.
+pub(crate) fn load(fd: &VcpuFd, state: &VcpuState) -> Result<(), EngineError> {
+    if state.xstate.len() != XSTATE_SIZE {
+        let found = state.xstate.len();
+        return Err(EngineError::State(format!(
+            "xstate has {found} bytes, expected {XSTATE_SIZE}"
+        )));
+    }
+    // Runnable first: KVM takes no events into a vCPU that waits for its start-up IPI.
+    set_mp_state(fd, KVM_MP_STATE_RUNNABLE)?;
+    // The APIC before CR8, which is part of it, and before the deadline, which it would forget.
+    apic::load(fd, &state.apic)?;
+    registers::load(fd, state)?;
+    xstate::load(fd, state.xcr0, &state.xstate)?;
+    msrs::load(fd, &state.msrs)?;
+    apic::load_deadline(fd, &state.apic)?;
+    events::load(fd, state)?;
+    set_mp_state(
+        fd,
+        match (state.waiting_for_sipi, state.halted) {
+            (true, _) => KVM_MP_STATE_INIT_RECEIVED,
+            (false, true) => KVM_MP_STATE_HALTED,
+            (false, false) => KVM_MP_STATE_RUNNABLE,
+        },
+    )
+}
+
+fn set_mp_state(fd: &VcpuFd, mp_state: u32) -> Result<(), EngineError> {
+    fd.set_mp_state(kvm_mp_state { mp_state }).map_err(refused("set a vcpu's run state"))
+}

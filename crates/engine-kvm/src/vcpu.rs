@@ -1,0 +1,132 @@
+//! One vCPU: runs, answers, state.
+
+use std::sync::Arc;
+
+use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
+use kvm_ioctls::VcpuFd;
+use x86::VcpuState;
+
+use crate::cpuid;
+use crate::debug;
+use crate::error::refused;
+use crate::exits::{self, Pending, Turn};
+use crate::kick::Kicker;
+use crate::run_page::RunPage;
+use crate::state;
+use crate::vm::Inner;
+
+/// A vCPU of KVM.
+pub(crate) struct KvmVcpu {
+    fd: VcpuFd,
+    kicker: Arc<Kicker>,
+    vm: Arc<Inner>,
+    /// What the guest still wants of the last exit.
+    pending: Pending,
+    /// The debugger's breakpoints, to tell which one stopped.
+    debug: DebugControl,
+}
+
+impl KvmVcpu {
+    pub(crate) fn new(vm: &Arc<Inner>, id: u32) -> Result<Self, EngineError> {
+        let fd = vm.vm.create_vcpu(id.into()).map_err(refused(format!("create vcpu {id}")))?;
+        let page = RunPage::map(&fd, vm.vm.run_size())?;
+        vm.list_writes_of(&fd)?;
+        cpuid::set(&fd, &vm.host, id, vm.vcpus)?;
+        state::start(&fd, id)?;
+        let kicker = Arc::new(Kicker::new(page)?);
+        let known = vm.kickers[id as usize].set(Arc::clone(&kicker));
+        debug_assert!(known.is_ok(), "vcpu {id} is made twice");
+        let (pending, debug) = (Pending::default(), DebugControl::default());
+        Ok(Self { fd, kicker, vm: Arc::clone(vm), pending, debug })
+    }
+
+    /// One KVM_RUN.
+    fn enter(&mut self) -> Result<(), vmm_sys_util::errno::Error> {
+        self.kicker.enter();
+        let result = self.fd.run().map(drop);
+        self.kicker.leave();
+        result
+    }
+
+    /// What an interrupted or refused run means; `None`: go on.
+    fn refused(&self, errno: i32) -> Result<Option<Exit>, EngineError> {
+        match errno {
+            libc::EINTR | libc::EAGAIN => Ok(self.kicker.take().then_some(Exit::Kicked)),
+            libc::EFAULT => Err(self.vm.take_fault_failure().map_or_else(
+                || EngineError::Bug("KVM cannot reach a page of guest memory".into()),
+                EngineError::Memory,
+            )),
+            _ => Err(EngineError::Host {
+                action: "run a vcpu".into(),
+                source: std::io::Error::from_raw_os_error(errno),
+            }),
+        }
+    }
+
+    /// Has KVM finish the instruction of the last exit, whose answer is given, and no other.
+    fn finish_exit(&mut self) {
+        if self.pending.is_done() {
+            return;
+        }
+        self.pending = Pending::default();
+        self.kicker.page().set_immediate_exit(true);
+        // It returns EINTR by the flag; a kick that it swallowed is still wanted.
+        let _ = self.enter();
+        self.kicker.page().set_immediate_exit(self.kicker.is_wanted());
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self) -> Result<Exit, EngineError> {
+        loop {
+            if let Some(exit) = self.pending.next(self.kicker.page()) {
+                return Ok(exit);
+            }
+            if let Err(errno) = self.enter() {
+                match self.refused(errno.errno())? {
+                    Some(exit) => return Ok(exit),
+                    None => continue,
+                }
+            }
+            let run = self.kicker.page().read();
+            if run.exit_reason == KVM_EXIT_DIRTY_RING_FULL {
+                self.vm.take_listed()?;
+                continue;
+            }
+            match exits::turn(&run, &self.debug, &mut self.pending)? {
+                Turn::Exit(exit) => return Ok(exit),
+                Turn::Pending => {}
+                Turn::Again => {
+                    if self.kicker.take() {
+                        return Ok(Exit::Kicked);
+                    }
+                }
+            }
+        }
+    }
+
+    fn complete_read(&mut self, value: u64) {
+        self.pending.answer(self.kicker.page(), value);
+    }
+
+    fn state(&self) -> Result<VcpuState, EngineError> {
+        state::save(&self.fd)
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
+        self.finish_exit();
+        state::load(&self.fd, state)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {
+        let asked = debug::request(control)?;
+        self.fd.set_guest_debug(&asked).map_err(refused("set the debugger's stops"))?;
+        self.debug = *control;
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}

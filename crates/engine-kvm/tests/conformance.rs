@@ -1,0 +1,74 @@
+//! This engine passes the conformance suite, a test a topic. Only where KVM can run guests: elsewhere the
+//! suite is run inside a virtual machine that can (`cargo xtask lab`), and says so here, loudly.
+
+use std::sync::{Arc, OnceLock};
+
+use engine_kvm::{KvmEngine, probe};
+
+/// The engine, or why there is none. A test run that must have it sets `FATHOM_REQUIRE_KVM`.
+fn engine() -> Option<Arc<KvmEngine>> {
+    static USABLE: OnceLock<Result<(), String>> = OnceLock::new();
+    let usable = USABLE.get_or_init(|| probe().map_err(|error| error.to_string()));
+    match usable {
+        Ok(()) => Some(Arc::new(KvmEngine::new().expect("the engine starts"))),
+        Err(why) => {
+            assert!(std::env::var_os("FATHOM_REQUIRE_KVM").is_none(), "no KVM: {why}");
+            eprintln!("NOT TESTED on the KVM engine: {why}: run `cargo xtask lab`");
+            None
+        }
+    }
+}
+
+fn passes(topic: &str) {
+    let Some(engine) = engine() else { return };
+    // One case, where somebody looks for its defect: CONFORMANCE=topic/case.
+    let only = std::env::var("CONFORMANCE").unwrap_or_default();
+    let wanted = |name: &str| name.split('/').next() == Some(topic) && name.contains(&only);
+    let report = engine::conformance::run(engine, wanted);
+    println!("kvm: {topic}: {} passed, {} skipped", report.passed.len(), report.skipped.len());
+    for (case, why) in report.skipped {
+        println!("skipped {case}: {why}");
+    }
+    assert!(report.failures.is_empty(), "{:#?}", report.failures);
+}
+
+macro_rules! topics {
+    ($($topic:ident),+ $(,)?) => {
+        $(#[test] fn $topic() { passes(stringify!($topic)); })+
+
+        #[test]
+        fn every_topic_is_run() {
+            let run = [$(stringify!($topic)),+];
+            for case in engine::conformance::cases() {
+                let topic = case.name.split('/').next().unwrap_or_default();
+                assert!(run.contains(&topic), "{topic}: not among the tests of this file");
+            }
+        }
+    };
+}
+
+topics!(
+    ports,
+    mmio,
+    page_faults,
+    accessed_dirty,
+    translation,
+    exceptions,
+    single_step,
+    double_fault,
+    segments,
+    strings,
+    interrupts,
+    io_apic,
+    timers,
+    user_mode,
+    smp,
+    atomics,
+    ordering,
+    self_modifying,
+    memory_facts,
+    state,
+    kicks,
+    processor,
+    vector_state,
+);
