@@ -108,9 +108,10 @@ impl UserFaultHandler {
     pub(crate) fn stop(&self) {
         let running = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Answering { stop, thread }) = running
-            && stop.write(1).is_ok() {
-                let _ = thread.join();
-            }
+            && stop.write(1).is_ok()
+        {
+            let _ = thread.join();
+        }
     }
 
     fn answer_faults(&self, stop: &EventFd, ram: &GuestRam, memory: &Weak<GuestMemory>) {
