@@ -1,6 +1,6 @@
 //! Privileged registers of a vCPU.
 
-use x86::{DescriptorTable, Segment, cr0, cr4, efer};
+use x86::{DescriptorTable, Msr, Segment, cr0, cr4, efer, msr};
 
 use crate::walk::Paging;
 
@@ -29,6 +29,7 @@ pub(crate) struct Registers {
     pub(crate) sysenter_eip: u64,
     pub(crate) pat: u64,
     pub(crate) misc_enable: u64,
+    pub(crate) arch_capabilities: u64,
     pub(crate) mtrr_def_type: u64,
     pub(crate) spec_ctrl: u64,
     pub(crate) system_time: u64,
@@ -39,8 +40,10 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    /// As after a reset; `tsc_offset` makes the guest's TSC.
-    pub(crate) fn new(tsc_offset: u64) -> Self {
+    /// As after a reset; `tsc_offset` makes the guest's TSC, `msrs` are the model's.
+    pub(crate) fn new(tsc_offset: u64, msrs: &[Msr]) -> Self {
+        let of_model =
+            |index| msrs.iter().find(|msr| msr.index == index).map_or(0, |msr| msr.value);
         let none = DescriptorTable { base: 0, limit: 0xffff };
         Self {
             cr0: cr0::ET | cr0::NW | cr0::CD,
@@ -64,8 +67,8 @@ impl Registers {
             sysenter_eip: 0,
             // WB, WT, UC-, UC, twice (SDM volume 3, 12.12.4).
             pat: 0x0007_0406_0007_0406,
-            // Fast strings: Linux trusts REP MOVSB only with them.
-            misc_enable: 1,
+            misc_enable: of_model(msr::MISC_ENABLE),
+            arch_capabilities: of_model(msr::ARCH_CAPABILITIES),
             mtrr_def_type: 0,
             spec_ctrl: 0,
             system_time: 0,

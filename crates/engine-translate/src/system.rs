@@ -7,6 +7,7 @@ use std::sync::Arc;
 use engine::Exit;
 use translator::{Insn, Machine, Stop, SystemOp, VectorKind, Word};
 use x86::cpuid::Table;
+use x86::model::Processor;
 use x86::{Exception, Vector, cr0, cr4, rflags};
 
 use crate::apic::LocalApic;
@@ -14,7 +15,7 @@ use crate::attention::Attention;
 use crate::registers::Registers;
 use crate::tlb::Tlb;
 use crate::vm::Shared;
-use crate::{cpuid, host, instructions};
+use crate::{host, instructions};
 
 /// A core of this engine.
 pub(crate) type Core = translator::Core<System>;
@@ -71,18 +72,17 @@ pub(crate) enum Answer {
 }
 
 impl System {
-    pub(crate) fn new(shared: Arc<Shared>, id: u32) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
         let peer = &shared.vcpus[id as usize];
         let apic = LocalApic::new(id, Arc::clone(&peer.inbox));
-        let regs = Registers::new(shared.tsc_offset);
-        let cpuid = cpuid::table(id, shared.vcpus.len() as u32);
+        let regs = Registers::new(shared.tsc_offset, &processor.msrs);
         Self {
             shared,
             id,
             regs,
             tlb: Tlb::new(),
             apic,
-            cpuid,
+            cpuid: processor.cpuid,
             xcr0: 1,
             user: false,
             end: false,

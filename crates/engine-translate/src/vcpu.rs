@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
+use x86::model::Processor;
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
 use crate::attention::Attention;
@@ -28,8 +29,8 @@ pub(crate) struct TranslateVcpu {
 }
 
 impl TranslateVcpu {
-    pub(crate) fn new(shared: Arc<Shared>, id: u32) -> Self {
-        let machine = System::new(shared, id);
+    pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
+        let machine = System::new(shared, id, processor);
         let core = Core { cpu: Cpu::new(), machine };
         let mut vcpu = Self {
             core,

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use engine::{EngineError, Vcpu, Vm, VmSpec};
 use memory::{FRAME_SIZE, FrameRange, Gpa, GuestMemory, MappingObserver, Revocation};
 use translator::BlockCache;
+use x86::model::CpuModel;
 
 use crate::apic::{Delivery, Inbox, IoApic, Message};
 use crate::attention::{Attention, Generation};
 use crate::clock;
+use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
@@ -22,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) blocks: BlockCache<System>,
     pub(crate) vcpus: Vec<Peer>,
+    pub(crate) cpu: CpuModel,
     pub(crate) generation: Generation,
     io_apic: Mutex<IoApic>,
     /// Makes a guest TSC that starts near zero from the host's.
@@ -48,6 +51,7 @@ impl Shared {
             memory: spec.memory,
             blocks: BlockCache::new(BLOCKS_LIMIT),
             vcpus,
+            cpu: spec.cpu,
             generation: Generation::default(),
             io_apic: Mutex::default(),
             tsc_offset: clock::host_tsc().wrapping_neg(),
@@ -155,8 +159,9 @@ impl Vm for TranslateVm {
                 self.shared.vcpus.len() - 1
             )));
         }
+        let processor = cpuid::processor(self.shared.cpu, id, self.shared.vcpus.len() as u32)?;
         made.push(id);
-        Ok(Box::new(TranslateVcpu::new(Arc::clone(&self.shared), id)))
+        Ok(Box::new(TranslateVcpu::new(Arc::clone(&self.shared), id, processor)))
     }
 
     fn set_irq(&self, gsi: u32, high: bool) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use memory::GuestMemory;
 use x86::VcpuState;
+use x86::model::CpuModel;
 
 use crate::debug::DebugControl;
 use crate::error::EngineError;
@@ -42,6 +43,8 @@ pub struct VmSpec {
     pub memory: Arc<GuestMemory>,
     /// Number of vCPUs, 1 or more; their local APIC ids are 0 to `vcpus - 1`.
     pub vcpus: u32,
+    /// Which processor they show.
+    pub cpu: CpuModel,
 }
 
 /// A way to execute guest code.

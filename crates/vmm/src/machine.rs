@@ -8,6 +8,7 @@ use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Vm, VmSpec};
 use memory::{FRAME_SIZE, GuestMemory};
+use x86::model::CpuModel;
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
@@ -48,7 +49,11 @@ impl Machine {
             VmError::Host("reserve guest memory".into(), std::io::Error::other(error))
         })?;
         let memory = Arc::new(memory);
-        let vm = engine.create_vm(VmSpec { memory: Arc::clone(&memory), vcpus: plan.cpus })?;
+        let vm = engine.create_vm(VmSpec {
+            memory: Arc::clone(&memory),
+            vcpus: plan.cpus,
+            cpu: CpuModel::default(),
+        })?;
         let control = Arc::new(Control::new(plan.cpus));
         let ending = Ending::new(&control, &vm, plan.cpus);
         let board = Board::build(plan, &memory, &vm, &ending, console)?;

@@ -14,6 +14,7 @@
 
 pub mod cpuid;
 pub mod exception;
+pub mod model;
 pub mod msr;
 pub mod paging;
 pub mod rflags;

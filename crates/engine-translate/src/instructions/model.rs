@@ -139,7 +139,7 @@ pub(crate) fn read(core: &Core, index: u32) -> Option<u64> {
         msr::SPEC_CTRL => regs.spec_ctrl,
         // No microcode, MTRRs or machine-check banks.
         msr::BIOS_SIGN_ID | msr::MTRR_CAP | msr::MCG_CAP | msr::MCG_STATUS => 0,
-        msr::ARCH_CAPABILITIES => model::ARCH_CAPABILITIES,
+        msr::ARCH_CAPABILITIES => regs.arch_capabilities,
         msr::SYSENTER_CS => regs.sysenter_cs,
         msr::SYSENTER_ESP => regs.sysenter_esp,
         msr::SYSENTER_EIP => regs.sysenter_eip,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::CodeAssembler;
 use memory::{DeviceView, Gpa, GuestMemory};
+use x86::model::CpuModel;
 use x86::{DescriptorTable, Gpr, Segment, VcpuState, cr0, cr4, efer, msr};
 
 use super::layout::{self, Gate};
@@ -63,8 +64,9 @@ impl Rig {
             skip("not that many vCPUs");
         }
         let memory = Arc::new(GuestMemory::with_bytes(RAM).expect("reserve 16 MiB"));
-        let vm =
-            engine.create_vm(VmSpec { memory: Arc::clone(&memory), vcpus }).expect("create vm");
+        let vm = engine
+            .create_vm(VmSpec { memory: Arc::clone(&memory), vcpus, cpu: CpuModel::default() })
+            .expect("create vm");
         let view = DeviceView::new(Arc::clone(&memory));
         let board = Board { memory, view, vm, answers: Mutex::default() };
         layout::write_tables(&board.view);

@@ -1,0 +1,194 @@
+//! The vCPU model: what processor a guest sees, on either engine, from one description.
+//!
+//! ```text
+//!   what the engine can do (Capability)  --+
+//!   CpuModel::Common | CpuModel::Full    --+--> Processor { cpuid, msrs }
+//!   Topology { vcpus, id }               --+
+//! ```
+//!
+//! [`FEATURES`] says of each CPUID bit who is shown it and why, [`ARCH_CAPABILITIES`] the same of the bits
+//! of that MSR, [`MSRS`] which model-specific registers there are, what they hold at reset and which of them
+//! are part of a saved state. docs/vcpu-model.md is written from these tables.
+//!
+//! - [`CpuModel::Common`] is what the translator can do and the host has: the same table on both engines of
+//!   a host, so a guest can go on on the other.
+//! - [`CpuModel::Full`] is all that the engine has and nothing forbids, with the host's vendor, family and
+//!   caches. On the translator it is the same as `Common`.
+//!
+//! What it is *not*: it asks no processor and no kernel; engines say what they can do.
+//!
+//! An engine on KVM turns KVM_GET_SUPPORTED_CPUID into a [`Table`] (`indexed` is
+//! KVM_CPUID_FLAG_SIGNIFCANT_INDEX), reads the system-wide IA32_ARCH_CAPABILITIES (KVM_GET_MSRS on
+//! /dev/kvm; 0 where it is not a feature MSR), and for each vCPU gives `processor.cpuid` to KVM_SET_CPUID2
+//! and then `processor.msrs` to KVM_SET_MSRS:
+//!
+//! ```
+//! use x86::cpuid::Table;
+//! use x86::model::{Capability, CpuModel, ModelError, Processor, Topology};
+//!
+//! fn processor(supported: &Table, id: u32) -> Result<Processor, ModelError> {
+//!     CpuModel::Full.processor(
+//!         &Capability {
+//!             supported,
+//!             also: &["tsc_deadline_timer", "x2apic"], // KVM_CAP_TSC_DEADLINE_TIMER; in-kernel APIC
+//!             arch_capabilities: 0,
+//!             state_components: 7,      // what the engine carries in `VcpuState::xstate`
+//!             tsc_khz: Some(2_000_000), // KVM_GET_TSC_KHZ
+//!             apic_khz: 1_000_000,      // KVM's APIC timer counts nanoseconds
+//!         },
+//!         Topology { vcpus: 2, id },
+//!     )
+//! }
+//! # assert!(processor(&Table::default(), 0).is_err());
+//! ```
+
+mod capabilities;
+mod features;
+mod leaves;
+mod select;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use capabilities::{ARCH_CAPABILITIES, FlawBit, FlawKind, translator_capabilities};
+pub use features::{Exposure, FEATURES, Feature, feature};
+
+use crate::cpuid::Table;
+use crate::state::Msr;
+use crate::{cpuid, msr};
+use select::Selection;
+
+/// Which processor a guest is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuModel {
+    /// What both engines have: the guest can move between them.
+    Common,
+    /// All that the engine has.
+    #[default]
+    Full,
+}
+
+/// What an engine can do on its host.
+#[derive(Clone, Copy, Debug)]
+pub struct Capability<'a> {
+    /// CPUID as far as the engine can bear it out: feature bits, components and sizes of leaf 0xd, address
+    /// widths. Where leaf 0 names no vendor, the model's own identity and caches stand in.
+    pub supported: &'a Table,
+    /// Features that it has although `supported` does not say so.
+    pub also: &'a [&'a str],
+    /// Bits that IA32_ARCH_CAPABILITIES can have here.
+    pub arch_capabilities: u64,
+    /// State components that the engine saves and loads in [`VcpuState::xstate`](crate::VcpuState), as
+    /// bits of XCR0.
+    pub state_components: u64,
+    /// Rate of the guest's TSC; `None` keeps the leaf that tells it away.
+    pub tsc_khz: Option<u32>,
+    /// Rate of the local APIC's timer before its divider.
+    pub apic_khz: u32,
+}
+
+/// The place of a vCPU among its like: each is a core of one package, with one thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Topology {
+    /// vCPUs of the machine, 1 or more.
+    pub vcpus: u32,
+    /// Local APIC id of this one, less than `vcpus`.
+    pub id: u32,
+}
+
+/// What one vCPU shows its guest.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Processor {
+    /// Its CPUID; see [`Table::answer`].
+    pub cpuid: Table,
+    /// MSRs that differ from what an engine has at reset, to be set before the first instruction.
+    pub msrs: Vec<Msr>,
+}
+
+/// Why there is no such processor.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ModelError {
+    /// The host or the engine is too small.
+    #[error("this engine cannot show {}, without which no guest starts: use another engine", .0.join(", "))]
+    Lacks(Vec<&'static str>),
+    /// The caller's mistake.
+    #[error("vcpu {id} of {vcpus}: ids are 0 to vcpus - 1, and there is at least one vcpu")]
+    NoSuchVcpu {
+        /// The id.
+        id: u32,
+        /// Out of how many.
+        vcpus: u32,
+    },
+    /// The caller's mistake.
+    #[error("{0}: no such cpuid feature")]
+    NoSuchFeature(String),
+}
+
+impl CpuModel {
+    /// The processor that vCPU `topology.id` shows on an engine with `capability`. The same arguments give
+    /// the same processor.
+    pub fn processor(
+        self,
+        capability: &Capability<'_>,
+        topology: Topology,
+    ) -> Result<Processor, ModelError> {
+        let Topology { vcpus, id } = topology;
+        if id >= vcpus {
+            return Err(ModelError::NoSuchVcpu { id, vcpus });
+        }
+        let selection = Selection::new(self, capability, topology)?;
+        let msrs = initial_msrs(&selection, capability);
+        Ok(Processor { cpuid: leaves::table(&selection, capability, topology), msrs })
+    }
+}
+
+/// Fast strings: Linux trusts REP MOVSB only with them, and KVM's MISC_ENABLE lacks the bit.
+const FAST_STRINGS: u64 = 1;
+
+fn initial_msrs(selection: &Selection, capability: &Capability<'_>) -> Vec<Msr> {
+    let mut msrs = vec![Msr { index: msr::MISC_ENABLE, value: FAST_STRINGS }];
+    if selection.has("arch_capabilities") {
+        let value = capability.arch_capabilities & capabilities::shown();
+        msrs.push(Msr { index: msr::ARCH_CAPABILITIES, value });
+    }
+    msrs
+}
+
+impl CpuModel {
+    /// As users write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Common => "common",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl std::fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The vendor that a table names, zeros where it names none.
+pub(crate) fn vendor(table: &Table) -> [u8; 12] {
+    let [_, ebx, ecx, edx] = table.registers(0, 0);
+    let mut name = [0; 12];
+    for (part, word) in name.chunks_exact_mut(4).zip([ebx, edx, ecx]) {
+        part.copy_from_slice(&word.to_le_bytes());
+    }
+    name
+}
+
+/// Whether a table's leaves are laid out as AMD's are.
+pub(crate) fn is_amd(table: &Table) -> bool {
+    matches!(&vendor(table), b"AuthenticAMD" | b"HygonGenuine")
+}
+
+/// The highest leaf of the extended range that Intel's processors and the common model have.
+pub(crate) const MAX_EXTENDED: u32 = cpuid::EXTENDED + 8;
+
+#[cfg(test)]
+mod tests;
