@@ -1,32 +1,113 @@
-//! What a guest is shown of the processor.
+//! What a guest is shown of the processor: the shared model of [`x86::model`], over what KVM can do.
 
 use engine::EngineError;
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_msr_entry,
+};
 use kvm_ioctls::VcpuFd;
+use x86::cpuid::{Leaf, Table};
+use x86::model::{Capability, CpuModel, Topology};
+use x86::{Msr, msr};
 
 use crate::error::refused;
 use crate::host::Host;
 
-/// Gives vCPU `id` of `vcpus` its table.
-pub(crate) fn set(fd: &VcpuFd, host: &Host, id: u32, vcpus: u32) -> Result<(), EngineError> {
-    let entries: Vec<kvm_cpuid_entry2> =
-        host.supported_cpuid.as_slice().iter().map(|entry| shown(*entry, id, vcpus)).collect();
+/// What KVM has and does not say: it is asked for by capability.
+const ALSO: [&str; 2] = ["x2apic", "tsc_deadline_timer"];
+/// x87, SSE and AVX: what the neutral state has room for.
+const STATE_COMPONENTS: u64 = 7;
+/// KVM's APIC timer counts nanoseconds.
+const APIC_KHZ: u32 = 1_000_000;
+
+/// Gives a vCPU its table, and the MSRs that go with it.
+pub(crate) fn set(
+    fd: &VcpuFd,
+    host: &Host,
+    model: CpuModel,
+    topology: Topology,
+) -> Result<(), EngineError> {
+    let id = topology.id;
+    let capability = Capability {
+        supported: &table(&host.supported_cpuid),
+        also: &ALSO,
+        arch_capabilities: arch_capabilities(host)?,
+        state_components: STATE_COMPONENTS,
+        tsc_khz: fd.get_tsc_khz().ok(),
+        apic_khz: APIC_KHZ,
+    };
+    let processor = model.processor(&capability, topology);
+    let processor = processor.map_err(|error| EngineError::Unsupported(error.to_string()))?;
+    let entries: Vec<_> = processor.cpuid.leaves.iter().map(entry).collect();
     let table = CpuId::from_entries(&entries)
         .map_err(|error| EngineError::Bug(format!("CPUID table: {error:?}")))?;
-    fd.set_cpuid2(&table).map_err(refused(format!("set CPUID of vcpu {id}")))
+    fd.set_cpuid2(&table).map_err(refused(format!("set CPUID of vcpu {id}")))?;
+    set_msrs(fd, &processor.msrs)?;
+    hide_paravirtual_msrs(fd);
+    Ok(())
 }
 
-fn shown(mut entry: kvm_cpuid_entry2, id: u32, vcpus: u32) -> kvm_cpuid_entry2 {
-    match entry.function {
-        1 => {
-            entry.ebx = entry.ebx & 0xffff | id << 24 | vcpus.next_power_of_two() << 16;
-            // x2APIC, TSC deadline, hypervisor.
-            entry.ecx |= 1 << 21 | 1 << 24 | 1 << 31;
-        }
-        0xb | 0x1f => entry.edx = id,
-        // Steal time, asynchronous page faults and their kin need memory that we don't save.
-        0x4000_0001 => entry.eax &= !(1 << 4 | 1 << 5 | 1 << 10 | 1 << 14),
-        _ => {}
+fn table(supported: &CpuId) -> Table {
+    let leaf = |entry: &kvm_cpuid_entry2| Leaf {
+        function: entry.function,
+        index: entry.index,
+        indexed: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    };
+    Table { leaves: supported.as_slice().iter().map(leaf).collect() }
+}
+
+fn entry(leaf: &Leaf) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: leaf.function,
+        index: leaf.index,
+        flags: if leaf.indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+        eax: leaf.eax,
+        ebx: leaf.ebx,
+        ecx: leaf.ecx,
+        edx: leaf.edx,
+        ..Default::default()
     }
-    entry
+}
+
+/// What KVM can show in IA32_ARCH_CAPABILITIES on this host; 0 where it does not say.
+fn arch_capabilities(host: &Host) -> Result<u64, EngineError> {
+    let mut msrs = list(&[Msr { index: msr::ARCH_CAPABILITIES, value: 0 }])?;
+    match host.kvm.get_msrs(&mut msrs) {
+        Ok(1) => Ok(msrs.as_slice()[0].data),
+        _ => Ok(0),
+    }
+}
+
+fn set_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), EngineError> {
+    let written = fd.set_msrs(&list(msrs)?).map_err(refused("set a vcpu's first MSRs"))?;
+    match msrs.get(written) {
+        Some(Msr { index, value }) => Err(EngineError::Unsupported(format!(
+            "KVM does not take {value:#x} for msr {index:#x}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// MSRs of KVM features that the guest is not shown are not there for it either (Linux 5.10).
+fn hide_paravirtual_msrs(fd: &VcpuFd) {
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+        args: [1, 0, 0, 0],
+        ..Default::default()
+    };
+    if let Err(errno) = fd.enable_cap(&cap) {
+        tracing::debug!("this KVM keeps its MSRs whatever CPUID says: {errno}");
+    }
+}
+
+fn list(msrs: &[Msr]) -> Result<Msrs, EngineError> {
+    let entry =
+        |msr: &Msr| kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() };
+    let entries: Vec<_> = msrs.iter().map(entry).collect();
+    Msrs::from_entries(&entries)
+        .map_err(|error| EngineError::Bug(format!("a list of MSRs: {error:?}")))
 }

@@ -6,6 +6,7 @@ use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
 use x86::VcpuState;
+use x86::model::Topology;
 
 use crate::cpuid;
 use crate::debug;
@@ -32,7 +33,7 @@ impl KvmVcpu {
         let fd = vm.vm.create_vcpu(id.into()).map_err(refused(format!("create vcpu {id}")))?;
         let page = RunPage::map(&fd, vm.vm.run_size())?;
         vm.list_writes_of(&fd)?;
-        cpuid::set(&fd, &vm.host, id, vm.vcpus)?;
+        cpuid::set(&fd, &vm.host, vm.cpu, Topology { vcpus: vm.vcpus, id })?;
         state::start(&fd, id)?;
         let kicker = Arc::new(Kicker::new(page)?);
         let known = vm.kickers[id as usize].set(Arc::clone(&kicker));

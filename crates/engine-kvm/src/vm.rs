@@ -12,6 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::{Frame, FrameRange, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
+use x86::model::CpuModel;
 
 use crate::dirty::{Dirty, DirtyLog, DirtyRing};
 use crate::error::{host, refused};
@@ -43,6 +44,7 @@ pub(crate) struct Inner {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) host: Arc<Host>,
     pub(crate) vcpus: u32,
+    pub(crate) cpu: CpuModel,
     slots: Vec<Slot>,
     dirty: Dirty,
     /// Slots have the flag that makes KVM note writes.
@@ -80,6 +82,7 @@ impl KvmVm {
             ram,
             host: Arc::clone(host),
             vcpus: spec.vcpus,
+            cpu: spec.cpu,
             dirty: dirty.unwrap_or(Dirty::Log(DirtyLog)),
             noting_writes: Mutex::new(false),
             faults,
