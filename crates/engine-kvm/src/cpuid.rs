@@ -82,14 +82,14 @@ fn arch_capabilities(host: &Host) -> Result<u64, EngineError> {
     }
 }
 
+/// One that KVM keeps to itself (IA32_ARCH_CAPABILITIES on some) has the host's value, which is true too.
 fn set_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), EngineError> {
-    let written = fd.set_msrs(&list(msrs)?).map_err(refused("set a vcpu's first MSRs"))?;
-    match msrs.get(written) {
-        Some(Msr { index, value }) => Err(EngineError::Unsupported(format!(
-            "KVM does not take {value:#x} for msr {index:#x}"
-        ))),
-        None => Ok(()),
+    for msr in msrs {
+        if fd.set_msrs(&list(&[*msr])?).map_err(refused("set a vcpu's first MSRs"))? == 0 {
+            tracing::debug!("msr {:#x}: KVM does not take {:#x}", msr.index, msr.value);
+        }
     }
+    Ok(())
 }
 
 /// MSRs of KVM features that the guest is not shown are not there for it either (Linux 5.10).
