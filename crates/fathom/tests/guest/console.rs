@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::sandbox::text;
 
 /// Bounds a failure only: on an idle machine nothing takes a tenth of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a Linux kernel prints when it finds itself wrong, or the machine.
 const COMPLAINTS: [&str; 12] = [
@@ -90,7 +90,7 @@ impl Console {
 
     /// Waits for the end of the output and returns all of it.
     pub(crate) fn until_end(&mut self) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = deadline();
         let mut output = self.shared.output.lock().expect("output");
         while !output.closed {
             if Instant::now() > deadline {
@@ -111,7 +111,7 @@ impl Console {
 
     /// Waits until `find` finds something in what is new, and goes as far as it says.
     fn wait<T>(&mut self, what: &str, find: impl Fn(&[u8]) -> Option<(T, usize)>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = deadline();
         let mut output = self.shared.output.lock().expect("output");
         loop {
             if let Some((found, length)) = find(&output.bytes[self.position..]) {
@@ -128,6 +128,14 @@ impl Console {
                 self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;
         }
     }
+}
+
+/// When to give up waiting: later where `FATHOM_PATIENCE` asks for it.
+pub(crate) fn deadline() -> Instant {
+    let factor = std::env::var("FATHOM_PATIENCE").map_or(1.0, |text| {
+        text.parse().unwrap_or_else(|_| panic!("FATHOM_PATIENCE={text}: write a number"))
+    });
+    Instant::now() + PATIENCE.mul_f64(factor)
 }
 
 fn last(bytes: &[u8]) -> String {

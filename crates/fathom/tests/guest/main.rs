@@ -2,6 +2,15 @@
 //!
 //! A boot is dear, so each test does much with one. What ends a wait is what the guest says, never the
 //! time: machines differ.
+//!
+//! The environment says what is tested where there is no cargo, or a slow machine:
+//!
+//! ```text
+//! FATHOM_ENGINE    kvm or translate (default): the engine of every guest here
+//! FATHOM_KIT       folder of the guest kit, instead of .kit in the workspace
+//! FATHOM_BIN       the program, instead of the one that cargo has built
+//! FATHOM_PATIENCE  by how much longer to wait than on an ordinary machine: a factor, such as 3
+//! ```
 
 #[path = "../sandbox/mod.rs"]
 mod sandbox;
@@ -10,9 +19,10 @@ mod console;
 mod control;
 mod disk;
 mod ends;
-mod full_kernel;
+mod engine;
 mod kit;
 mod memory;
 mod process;
 mod processor;
+mod untested;
 mod vm;

@@ -1,12 +1,17 @@
 //! What the host's kernel knows of a VM's process.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// Resident memory, in bytes, as smaps has it.
+/// Name of the file and its mappings.
+const GUEST_RAM: &str = "memfd:fathom-guest-ram";
+
+/// Resident memory, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Resident {
-    /// Of the mappings of guest RAM.
+    /// Of guest RAM's file, however often it is mapped.
     pub(crate) guest: u64,
     /// Of all others: the VMM's own.
     pub(crate) overhead: u64,
@@ -15,21 +20,33 @@ pub(crate) struct Resident {
 impl Resident {
     pub(crate) fn of(pid: u32) -> Self {
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
-        Self::parse(&smaps)
+        Self { guest: guest_ram(pid), overhead: overhead(&smaps) }
     }
+}
 
-    fn parse(smaps: &str) -> Self {
-        let (mut resident, mut in_guest) = (Self::default(), false);
-        for line in smaps.lines() {
-            if let Some(rest) = line.strip_prefix("Rss:") {
-                let kib = rest.trim().trim_end_matches(" kB").parse::<u64>().expect("a size");
-                *(if in_guest { &mut resident.guest } else { &mut resident.overhead }) += kib << 10;
-            } else if line.starts_with(|c: char| c.is_ascii_digit() || ('a'..='f').contains(&c)) {
-                in_guest = line.contains("memfd:fathom-guest-ram");
-            }
+/// Pages of the file behind guest RAM.
+fn guest_ram(pid: u32) -> u64 {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
+    let is_ram = |path: &PathBuf| {
+        fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains(GUEST_RAM))
+    };
+    let ram = files.flatten().map(|file| file.path()).find(is_ram).expect("guest RAM's file");
+    // Blocks are of 512 bytes whatever the file system.
+    ram.metadata().expect("guest RAM's file").blocks() * 512
+}
+
+/// What smaps has beside guest RAM.
+fn overhead(smaps: &str) -> u64 {
+    let (mut overhead, mut in_guest) = (0, false);
+    for line in smaps.lines() {
+        if let Some(rest) = line.strip_prefix("Rss:") {
+            let kib = rest.trim().trim_end_matches(" kB").parse::<u64>().expect("a size");
+            overhead += if in_guest { 0 } else { kib << 10 };
+        } else if line.starts_with(|c: char| c.is_ascii_digit() || ('a'..='f').contains(&c)) {
+            in_guest = line.contains(GUEST_RAM);
         }
-        resident
     }
+    overhead
 }
 
 /// CPU time of all threads that live.
@@ -57,6 +74,5 @@ VmFlags: rd ex
 7f0010000000-7f0010001000 rw-p 00000000 00:00 0
 Rss:                   4 kB
 ";
-    let resident = Resident::parse(smaps);
-    assert_eq!((resident.guest, resident.overhead), (79544 << 10, 3540 << 10));
+    assert_eq!(overhead(smaps), 3540 << 10);
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use api::{Report, VmStatus};
 
-use crate::console::{Console, PATIENCE, complaints};
+use crate::console::{Console, complaints, deadline};
+use crate::engine::{Engine, announce};
 use crate::kit::Kernel;
 use crate::sandbox::Sandbox;
 
@@ -38,6 +39,12 @@ impl Guest {
         Self { kernel: Kernel::Cloud, words, cpus: 1, disks: Vec::new() }
     }
 
+    pub(crate) fn word(mut self, word: &str) -> Self {
+        self.words += " ";
+        self.words += word;
+        self
+    }
+
     pub(crate) fn kernel(self, kernel: Kernel) -> Self {
         Self { kernel, ..self }
     }
@@ -53,16 +60,20 @@ impl Guest {
 
     pub(crate) fn start(self, sandbox: &Sandbox) -> Vm<'_> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let engine = Engine::under_test();
         let (kernel, initramfs) = (self.kernel.image(), self.kernel.initramfs());
         let mut command = sandbox.command(&["run", "--kernel", &kernel, "--initrd", &initramfs]);
         command.args(["--cmdline", &self.words, "--memory", "256M", "--name", NAME]);
-        command.args(["--cpus", &self.cpus.to_string()]);
+        command.args(["--cpus", &self.cpus.to_string(), "--engine", engine.name()]);
         command.args(self.disks.iter().flat_map(|disk| ["--disk", disk]));
         command.arg("--report").arg(sandbox.path("report.json"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         let console = Console::read(child.stdout.take().expect("standard output"));
-        let errors = Console::read(child.stderr.take().expect("standard error"));
+        let mut errors = Console::read(child.stderr.take().expect("standard error"));
+        errors.wait_for(&format!("runs on engine {engine} "));
+        let test = thread::current().name().unwrap_or_default().to_owned();
+        announce(&format!("{test}: a guest runs on engine {engine}"));
         Vm { sandbox, child, console, errors, commands: 0, _turn: turn }
     }
 
@@ -145,12 +156,13 @@ impl Vm<'_> {
         let vms: Vec<VmStatus> = serde_json::from_str(&json).expect("json");
         let [vm] = <[VmStatus; 1]>::try_from(vms).expect("one VM");
         assert_eq!((vm.name.as_str(), vm.pid), (NAME, self.pid()));
+        assert_eq!(vm.engine, Engine::under_test().name());
         vm
     }
 
     /// Waits until the VM is as wanted.
     pub(crate) fn wait_until(&self, what: &str, wanted: impl Fn(&VmStatus) -> bool) -> VmStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = deadline();
         loop {
             let status = self.status();
             if wanted(&status) {
@@ -169,7 +181,8 @@ impl Vm<'_> {
         let errors = self.errors.until_end();
         let json = fs::read(self.sandbox.path("report.json"));
         let json = json.unwrap_or_else(|error| panic!("no report: {error}\n{errors}\n{console}"));
-        let report = serde_json::from_slice(&json).expect("a report");
+        let report: Report = serde_json::from_slice(&json).expect("a report");
+        assert_eq!(report.engine, Engine::under_test().name());
         Ended { status, console, errors, report }
     }
 
