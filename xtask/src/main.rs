@@ -1,4 +1,4 @@
-//! Every chore of the project: `cargo xtask guest`, `test`, `tidy`, `demo`, `bench`.
+//! Every chore of the project: `cargo xtask guest`, `test`, `lab`, `tidy`, `demo`, `bench`.
 //!
 //! Continuous integration runs the same commands as a person does.
 #![forbid(unsafe_code)]
@@ -10,6 +10,7 @@ mod bench;
 mod command;
 mod demo;
 mod kit;
+mod lab;
 mod machine;
 mod test;
 mod tidy;
@@ -30,6 +31,8 @@ enum Chore {
     Tidy,
     /// Prepare the guest kit and run every test of the workspace
     Test(test::TestArgs),
+    /// Run commands on real KVM, on any machine: in a machine of QEMU's translator
+    Lab(lab::LabArgs),
     /// Boot a guest that touches known amounts of memory, and show what Fathom sees of it
     Demo(demo::DemoArgs),
     /// Benchmarks, each side by side with what it is compared to
@@ -42,15 +45,16 @@ fn main() -> ExitCode {
         Chore::Guest(args) => kit::prepare(&args).map(drop),
         Chore::Tidy => tidy::run(),
         Chore::Test(args) => test::test(&args),
+        // The status of what ran there.
+        Chore::Lab(args) => return lab::run(&args).unwrap_or_else(|error| failed(&error)),
         Chore::Demo(args) => demo::run(&args),
         Chore::Bench(bench) => bench::run(&bench),
     };
-    // Without a backtrace: these errors are for people.
-    done.map_or_else(
-        |error| {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        },
-        |()| ExitCode::SUCCESS,
-    )
+    done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
+/// Without a backtrace: these errors are for people.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
 }

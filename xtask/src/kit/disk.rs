@@ -70,7 +70,7 @@ fn make(kit: &Kit) -> Result<()> {
 }
 
 /// Debian's merged `/usr`: packages still carry files under `/bin` and `/lib`.
-fn lay_out(root: &Path) -> Result<()> {
+pub(super) fn lay_out(root: &Path) -> Result<()> {
     for name in ["bin", "lib", "lib64", "sbin"] {
         fs::create_dir_all(root.join("usr").join(name))?;
         symlink(format!("usr/{name}"), root.join(name))?;

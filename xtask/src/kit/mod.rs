@@ -11,19 +11,23 @@
 //! .kit/initramfs-full.cpio  the same for linux-image-amd64
 //! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3
 //!                           and /check.sh, which shows that they work
+//! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
+//! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
 //! .kit/apt/                 package lists and downloads, ours alone
 //! ```
 
 mod apt;
-mod cpio;
+pub(crate) mod cpio;
 mod disk;
 mod initramfs;
+mod lab;
 mod modules;
 mod program;
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use apt::Apt;
+use modules::Wanted;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,13 +72,13 @@ impl Kernel {
     }
 
     /// One `NAME.ko` each, and `order`: their names in load order.
-    fn modules(&self) -> PathBuf {
+    pub(crate) fn modules(&self) -> PathBuf {
         self.folder.join("modules")
     }
 
     /// Put a kernel and its modules in place, whole or not at all.
-    fn install(&self, image: &Path, modules_folder: &Path) -> Result<()> {
-        let modules = modules::gather(modules_folder)?;
+    fn install(&self, image: &Path, modules: &Path, wanted: &[Wanted]) -> Result<()> {
+        let modules = modules::gather(modules, wanted)?;
         let parent = self.folder.parent().context("a kernel lies in the kit")?;
         let new = tempfile::tempdir_in(parent)?;
         copy(image, &new.path().join("vmlinuz"))?;
@@ -132,11 +136,16 @@ impl Kit {
         self.folder.join("disk.img")
     }
 
+    /// The kernel of the lab's machine.
+    pub(crate) fn lab_kernel(&self) -> Kernel {
+        Kernel { folder: self.folder.join("lab/kernel") }
+    }
+
     fn full_initramfs(&self) -> PathBuf {
         self.folder.join("initramfs-full.cpio")
     }
 
-    fn busybox(&self) -> PathBuf {
+    pub(crate) fn busybox(&self) -> PathBuf {
         self.folder.join("busybox")
     }
 
@@ -172,12 +181,12 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
 fn fetch_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
     let kernel = kit.kernel();
     if let (Some(image), Some(modules)) = (&args.kernel, &args.modules) {
-        return kernel.install(image, modules);
+        return kernel.install(image, modules, &modules::GUEST);
     }
     if kernel.image().is_file() && !args.refresh {
         return Ok(());
     }
-    install_package(kit, "linux-image-cloud-amd64", &kernel)
+    install_package(kit, "linux-image-cloud-amd64", &kernel, &modules::GUEST)
 }
 
 fn fetch_full_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
@@ -185,10 +194,15 @@ fn fetch_full_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
     if kernel.image().is_file() && !args.refresh {
         return Ok(());
     }
-    install_package(kit, "linux-image-amd64", &kernel)
+    install_package(kit, "linux-image-amd64", &kernel, &modules::GUEST)
 }
 
-fn install_package(kit: &Kit, meta_package: &str, kernel: &Kernel) -> Result<()> {
+fn install_package(
+    kit: &Kit,
+    meta_package: &str,
+    kernel: &Kernel,
+    wanted: &[Wanted],
+) -> Result<()> {
     let apt = kit.apt()?;
     let package = apt.first_dependency(meta_package)?;
     eprintln!("kit: {meta_package} is {package}");
@@ -201,7 +215,7 @@ fn install_package(kit: &Kit, meta_package: &str, kernel: &Kernel) -> Result<()>
     // Debian 13 and later keep modules under usr/lib.
     let modules = ["lib/modules", "usr/lib/modules"].map(|dir| unpacked.path().join(dir));
     let modules = modules.iter().find(|dir| dir.is_dir()).context("the package has no modules")?;
-    kernel.install(&image, &only_entry(modules, "")?)
+    kernel.install(&image, &only_entry(modules, "")?, wanted)
 }
 
 fn fetch_busybox(kit: &Kit, args: &GuestArgs) -> Result<()> {

@@ -10,8 +10,8 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// What a guest under Fathom wants, and whether it can do without.
-const WANTED: [(&str, Need); 9] = [
+/// What a guest under Fathom wants.
+pub(super) const GUEST: [Wanted; 9] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
     ("virtio_rng", Need::Must),
@@ -24,8 +24,25 @@ const WANTED: [(&str, Need); 9] = [
     ("crc32c_generic", Need::May),
 ];
 
+/// What the lab's machine wants: to reach its own disk and ports, and to be a host.
+pub(super) const LAB: [Wanted; 10] = [
+    ("virtio_pci", Need::Must),
+    ("virtio_blk", Need::Must),
+    ("virtio_console", Need::Must),
+    ("ext4", Need::Must),
+    ("crc32c_generic", Need::May),
+    ("irqbypass", Need::Must),
+    ("kvm", Need::Must),
+    ("kvm_amd", Need::Must),
+    ("tun", Need::Must),
+    ("overlay", Need::May),
+];
+
+/// A module's name, and whether its user can do without.
+pub(super) type Wanted = (&'static str, Need);
+
 #[derive(Clone, Copy, PartialEq)]
-enum Need {
+pub(super) enum Need {
     Must,
     May,
 }
@@ -38,10 +55,10 @@ pub(crate) struct Module {
 
 /// Gather the wanted modules and all that they need from a `/lib/modules/VERSION` folder, in
 /// load order.
-pub(crate) fn gather(folder: &Path) -> Result<Vec<Module>> {
+pub(crate) fn gather(folder: &Path, wanted: &[Wanted]) -> Result<Vec<Module>> {
     let index = Index::read(folder)?;
     let mut order = Order { index: &index, done: BTreeSet::new(), modules: Vec::new() };
-    for (name, need) in WANTED {
+    for &(name, need) in wanted {
         if index.knows(name) {
             order.add(name)?;
         } else if need == Need::Must {

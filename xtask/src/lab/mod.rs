@@ -1,0 +1,146 @@
+//! The lab: real KVM on any machine.
+//!
+//! QEMU's translator emulates AMD's virtualization with nested paging, so a machine in it
+//! (Debian's cloud kernel, busybox) has a working `/dev/kvm` whatever the host is. What runs
+//! there comes with it: programs, their libraries and files, all at the paths they have here.
+//! It is slow, so a speed seen there means something only by the side of another.
+
+mod control;
+mod image;
+mod libraries;
+mod machine;
+mod script;
+
+use crate::kit::Kit;
+use crate::workspace;
+use anyhow::{Result, bail};
+use image::Image;
+use machine::Machine;
+use script::Step;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What `cargo xtask lab` takes.
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct LabArgs {
+    /// Run this command in the lab's machine, as root, and end with its exit status. One word
+    /// is for the machine's shell (busybox); of several, the first is the program. Words that
+    /// name files of the host come along with the libraries they need, and have the same paths
+    /// there; so has the current folder
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true)]
+    shell: Vec<OsString>,
+    /// Take this file (with the libraries it needs) or folder along, too
+    #[arg(long, value_name = "PATH")]
+    file: Vec<PathBuf>,
+    /// Set this for the command, as NAME=VALUE; variables FATHOM_* and RUST_* are set as here
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    env: Vec<(String, OsString)>,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    timeout: u64,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask lab --shell 'dmesg | grep -i kvm; ls -l /dev/kvm'
+  cargo xtask lab --shell target/debug/fathom doctor
+  cargo xtask lab --shell target/debug/fathom run --engine kvm --kernel .kit/kernel/vmlinuz \\
+      --initrd .kit/initramfs.cpio --cmdline 'console=ttyS0 panic=1'
+  cargo xtask lab --file target/debug/fathom --shell 'target/debug/fathom list; uname -a'
+
+Files written there are gone afterwards. The kernel is Debian's cloud kernel, with the modules
+kvm-amd, tun, overlay and ext4; /tmp is on ext4, /dev/shm in memory, 3 GiB and 2 processors for all.";
+
+pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
+    let kit = Kit::open()?;
+    kit.prepare_lab()?;
+    if args.shell.is_empty() {
+        bail!("give a command: cargo xtask lab --shell COMMAND...");
+    }
+    shell(&kit, args)
+}
+
+fn shell(kit: &Kit, args: &LabArgs) -> Result<ExitCode> {
+    let here = std::env::current_dir()?;
+    let mut image = Image::new(&workspace::target(), &kit.busybox())?;
+    image.make_folder(&here)?;
+    for file in args.file.iter().cloned().chain(files_named(&args.shell)) {
+        image.add(&file)?;
+    }
+    let mut step = Step::new("the command", &here, command(&args.shell));
+    step.environment = environment(&args.env);
+    image.write("/lab/init", 0o755, include_str!("root.sh"))?;
+    image.write("/lab/steps", 0o644, &script::lines(&[step])?)?;
+    let ended = Machine::start(kit, image)?.finish(Duration::from_secs(args.timeout))?;
+    match ended.as_slice() {
+        [(_, status)] => Ok(ExitCode::from(*status)),
+        _ => bail!("the lab's machine ran {} commands, not one", ended.len()),
+    }
+}
+
+/// One word is a script.
+fn command(words: &[OsString]) -> Vec<OsString> {
+    match words {
+        [script] => vec!["sh".into(), "-c".into(), script.clone()],
+        words => words.to_vec(),
+    }
+}
+
+/// Words that are files here: what is for the machine alone (devices, processes) is not taken.
+fn files_named(words: &[OsString]) -> Vec<PathBuf> {
+    let script = match words {
+        [script] => script.to_str(),
+        _ => None,
+    };
+    let words: Vec<PathBuf> = match script {
+        Some(script) => script.split_whitespace().map(PathBuf::from).collect(),
+        None => words.iter().map(PathBuf::from).collect(),
+    };
+    let own = ["/dev", "/proc", "/sys"].map(Path::new);
+    words
+        .into_iter()
+        .filter(|word| word.is_file() && !own.iter().any(|folder| word.starts_with(folder)))
+        .collect()
+}
+
+/// What is set here for us and Rust, then what was asked for.
+fn environment(asked: &[(String, OsString)]) -> Vec<(String, OsString)> {
+    let ours = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let passed = ["FATHOM_", "RUST_"].iter().any(|start| name.starts_with(start));
+        passed.then_some((name, value))
+    });
+    ours.chain(asked.iter().cloned()).collect()
+}
+
+fn name_and_value(text: &str) -> Result<(String, OsString), String> {
+    let (name, value) = text.split_once('=').ok_or("not NAME=VALUE")?;
+    Ok((name.to_owned(), value.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn one_word_is_a_script_and_more_are_a_program() {
+        assert_eq!(command(&words(&["ls; ls"])), words(&["sh", "-c", "ls; ls"]));
+        assert_eq!(command(&words(&["ls", "-l"])), words(&["ls", "-l"]));
+    }
+
+    #[test]
+    fn files_of_the_host_are_found_among_words() {
+        let this = std::env::current_exe().unwrap();
+        let this = this.to_str().unwrap();
+        let found = files_named(&words(&[this, "--engine", "/dev/null", "/proc/self/stat", "/"]));
+        assert_eq!(found, [PathBuf::from(this)]);
+        assert_eq!(files_named(&words(&[&format!("true; {this} x")])), [PathBuf::from(this)]);
+    }
+}
