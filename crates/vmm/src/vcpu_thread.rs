@@ -1,6 +1,7 @@
 //! The thread of one vCPU: runs it and answers its exits.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -10,7 +11,9 @@ use engine::{Counters, EngineError, Exit, Vcpu};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::control::Control;
+use crate::exit_ring::ExitRing;
 use crate::outcome::End;
+use crate::post_mortem;
 use crate::status::thread_cpu_seconds;
 
 /// What all vCPU threads of a machine share.
@@ -68,62 +71,96 @@ impl VcpuFacts {
 /// Starts the thread. It ends when the machine does.
 pub(crate) fn spawn(
     id: u32,
-    mut vcpu: Box<dyn Vcpu>,
+    vcpu: Box<dyn Vcpu>,
     shared: Arc<VcpuShared>,
     facts: Arc<VcpuFacts>,
 ) -> std::io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-        // A panic here is a defect of ours; the machine must still end and say so.
-        let _finished = Finish { shared: &shared, facts: &facts };
-        facts.tid.store(rustix::thread::gettid().as_raw_nonzero().get() as u64, Ordering::Relaxed);
-        while shared.control.may_run() {
-            if let Err(error) = step(&mut *vcpu, &shared, &facts) {
-                shared.control.end(End::Failed(format!("vcpu {id}: {error}")));
-                (shared.kick_all)();
+    let body = move || VcpuThread { id, vcpu, exits: ExitRing::new(), shared, facts }.live();
+    thread::Builder::new().name(format!("vcpu{id}")).spawn(body)
+}
+
+struct VcpuThread {
+    id: u32,
+    vcpu: Box<dyn Vcpu>,
+    exits: ExitRing,
+    shared: Arc<VcpuShared>,
+    facts: Arc<VcpuFacts>,
+}
+
+impl VcpuThread {
+    fn live(mut self) {
+        let _finish = Finish { shared: Arc::clone(&self.shared), facts: Arc::clone(&self.facts) };
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u64;
+        self.facts.tid.store(tid, Ordering::Relaxed);
+        // A panic here is a defect of ours; the machine must still end and say so. Nothing that the
+        // panic may have left half done is used again, but for what the report reads.
+        match catch_unwind(AssertUnwindSafe(|| self.run())) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(&error.to_string()),
+            Err(panic) => {
+                self.fail(&format!("bug: a panic: {}", post_mortem::message(&*panic)));
             }
         }
-    })
+    }
+
+    fn run(&mut self) -> Result<(), EngineError> {
+        while self.shared.control.may_run() {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the machine first: the others must not wait while this vCPU is described.
+    fn fail(&self, what: &str) {
+        self.shared.control.end(End::Failed(format!("vcpu {}: {what}", self.id)));
+        (self.shared.kick_all)();
+        post_mortem::log(self.id, &*self.vcpu, &self.exits);
+    }
+
+    fn step(&mut self) -> Result<(), EngineError> {
+        let exit = self.vcpu.run()?;
+        self.facts.count(&exit, self.vcpu.counters());
+        self.exits.push(exit);
+        let shared = &self.shared;
+        match exit {
+            Exit::PortRead { port, size } => {
+                self.answer(read(&shared.ports, u64::from(port), size));
+            }
+            Exit::PortWrite { port, size, value } => {
+                write(&shared.ports, u64::from(port), size, u64::from(value));
+            }
+            Exit::MmioRead { gpa, size } => self.answer(read(&shared.mmio, gpa, size)),
+            Exit::MmioWrite { gpa, size, value } => write(&shared.mmio, gpa, size, value),
+            Exit::Kicked => {}
+            Exit::TripleFault => {
+                tracing::warn!("triple fault: resetting the machine");
+                shared.control.end(End::Reboot);
+                (shared.kick_all)();
+            }
+            other => return Err(EngineError::Bug(format!("unexpected exit {other:?}"))),
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, value: u64) {
+        self.exits.answered(value);
+        self.vcpu.complete_read(value);
+    }
 }
 
-struct Finish<'a> {
-    shared: &'a VcpuShared,
-    facts: &'a VcpuFacts,
+/// The last act of the thread, come what may.
+struct Finish {
+    shared: Arc<VcpuShared>,
+    facts: Arc<VcpuFacts>,
 }
 
-impl Drop for Finish<'_> {
+impl Drop for Finish {
     fn drop(&mut self) {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
         self.facts.final_cpu_ns.store(nanoseconds, Ordering::Release);
-        if thread::panicking() {
-            self.shared.control.end(End::Failed("a vcpu thread panicked: this is a bug".into()));
-            (self.shared.kick_all)();
-        }
         self.shared.control.finished();
     }
-}
-
-fn step(vcpu: &mut dyn Vcpu, shared: &VcpuShared, facts: &VcpuFacts) -> Result<(), EngineError> {
-    let exit = vcpu.run()?;
-    facts.count(&exit, vcpu.counters());
-    match exit {
-        Exit::PortRead { port, size } => {
-            vcpu.complete_read(read(&shared.ports, u64::from(port), size));
-        }
-        Exit::PortWrite { port, size, value } => {
-            write(&shared.ports, u64::from(port), size, u64::from(value));
-        }
-        Exit::MmioRead { gpa, size } => vcpu.complete_read(read(&shared.mmio, gpa, size)),
-        Exit::MmioWrite { gpa, size, value } => write(&shared.mmio, gpa, size, value),
-        Exit::Kicked => {}
-        Exit::TripleFault => {
-            tracing::warn!("triple fault: resetting the machine");
-            shared.control.end(End::Reboot);
-            (shared.kick_all)();
-        }
-        other => return Err(EngineError::Bug(format!("unexpected exit {other:?}"))),
-    }
-    Ok(())
 }
 
 fn read(bus: &Bus, address: u64, size: u8) -> u64 {
@@ -134,4 +171,108 @@ fn read(bus: &Bus, address: u64, size: u8) -> u64 {
 
 fn write(bus: &Bus, address: u64, size: u8, value: u64) {
     bus.write(address, &value.to_le_bytes()[..usize::from(size.min(8))]);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+
+    use engine::DebugControl;
+    use x86::VcpuState;
+
+    use super::*;
+
+    /// Reads a port, then does what the test is about.
+    struct Fake {
+        runs: u32,
+        then: fn() -> Result<Exit, EngineError>,
+        state: fn() -> VcpuState,
+    }
+
+    impl Vcpu for Fake {
+        fn run(&mut self) -> Result<Exit, EngineError> {
+            self.runs += 1;
+            if self.runs == 1 { Ok(Exit::PortRead { port: 0x71, size: 1 }) } else { (self.then)() }
+        }
+
+        fn complete_read(&mut self, value: u64) {
+            assert_eq!(value, 0xff, "nobody is at that port");
+        }
+
+        fn state(&self) -> Result<VcpuState, EngineError> {
+            Ok((self.state)())
+        }
+
+        fn set_state(&mut self, _: &VcpuState) -> Result<(), EngineError> {
+            unreachable!("no test sets it")
+        }
+
+        fn set_debug(&mut self, _: &DebugControl) -> Result<(), EngineError> {
+            unreachable!("no test sets it")
+        }
+
+        fn counters(&self) -> Counters {
+            Counters::default()
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("log").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Lets a vCPU live on this thread; how the machine ended, and the log.
+    fn live(then: fn() -> Result<Exit, EngineError>, state: fn() -> VcpuState) -> (End, String) {
+        let shared = Arc::new(VcpuShared {
+            control: Arc::new(Control::new(1)),
+            ports: Bus::port(),
+            mmio: Bus::mmio(),
+            kick_all: Box::new(|| ()),
+        });
+        let (log, facts) = (Log::default(), Arc::default());
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let vcpu = Box::new(Fake { runs: 0, then, state });
+        let exits = ExitRing::new();
+        let thread = VcpuThread { id: 3, vcpu, exits, shared: Arc::clone(&shared), facts };
+        tracing::subscriber::with_default(subscriber, || thread.live());
+        let log = String::from_utf8(log.0.lock().expect("log").clone()).expect("text");
+        (shared.control.wait_ended(), log)
+    }
+
+    #[test]
+    fn an_engine_that_fails_is_told_with_exits_and_state() {
+        let fail = || Err(EngineError::Memory("disk gone".into()));
+        let state = || VcpuState { rip: 0xabc, ..VcpuState::long_mode() };
+        let (end, log) = live(fail, state);
+        assert_eq!(end, End::Failed("vcpu 3: guest memory: disk gone".into()));
+        let parts = ["exit 0: port_read port 0x71 size 1 answer 0xff", "rip 0xabc", "halted false"];
+        for part in parts {
+            assert!(log.lines().any(|line| line.contains(part)), "{part}: {log}");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_even_where_another_follows() {
+        let (end, log) = live(|| panic!("number {}", 1), || panic!("again"));
+        assert_eq!(end, End::Failed("vcpu 3: bug: a panic: number 1".into()));
+        assert!(log.contains("exit 0: port_read"), "{log}");
+        assert!(log.contains("not to be had: panic: again"), "{log}");
+    }
+
+    #[test]
+    fn a_triple_fault_is_a_reset_and_no_failure() {
+        let (end, log) = live(|| Ok(Exit::TripleFault), || unreachable!("nobody asks"));
+        assert_eq!(end, End::Reboot);
+        assert!(!log.contains("exit 0"), "{log}");
+    }
 }

@@ -2,9 +2,11 @@
 //!
 //! The same guest first finds its processor in order.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::engine::announce;
 use crate::kit;
 use crate::process::{Resident, cpu_time, mib};
 use crate::processor;
@@ -16,6 +18,10 @@ const MIB: u64 = 1 << 20;
 const OVERHEAD_MAX: u64 = 40 * MIB;
 /// Of one host CPU. The target is 0.03; machines that run tests are noisy.
 const IDLE_MAX: f64 = 0.15;
+/// In ten seconds: what an engine can do by itself (timers, IPIs, HLT, doorbells) is no exit.
+const IDLE_EXITS_MAX: u64 = 50;
+
+type Exits = BTreeMap<String, u64>;
 
 #[test]
 fn a_guest_takes_no_more_than_it_uses() {
@@ -45,14 +51,28 @@ fn a_guest_takes_no_more_than_it_uses() {
 }
 
 fn costs_little_when_idle(vm: &Vm<'_>) {
+    let exits = vm.status().exits;
     let (start, before) = (Instant::now(), cpu_time(vm.pid()));
     thread::sleep(Duration::from_secs(10));
+    let steady = since(&exits, &vm.status().exits);
     let busy = (cpu_time(vm.pid()) - before).as_secs_f64() / start.elapsed().as_secs_f64();
     let resident = Resident::of(vm.pid());
-    println!("idle: {:.2} % of a CPU, watched by --report", busy * 100.0);
-    println!("overhead: {:.1} MiB beside {:.1} MiB", mib(resident.overhead), mib(resident.guest));
+    announce(&format!("idle: {:.2} % of a CPU, watched by --report", busy * 100.0));
+    announce(&format!("idle: exits in 10 s: {steady:?}"));
+    announce(&format!(
+        "overhead: {:.1} MiB beside {:.1} MiB",
+        mib(resident.overhead),
+        mib(resident.guest)
+    ));
     assert!(busy < IDLE_MAX, "{busy}");
+    assert!(steady.values().sum::<u64>() <= IDLE_EXITS_MAX, "{steady:?}");
     assert!(resident.overhead <= OVERHEAD_MAX, "{resident:?}");
+}
+
+/// Exits by kind between two looks.
+fn since(before: &Exits, after: &Exits) -> Exits {
+    let count = |kind: &String, sum: &u64| sum - before.get(kind).unwrap_or(&0);
+    after.iter().map(|(kind, sum)| (kind.clone(), count(kind, sum))).collect()
 }
 
 fn free_pages_are_reported(vm: &mut Vm<'_>) {
@@ -62,7 +82,7 @@ fn free_pages_are_reported(vm: &mut Vm<'_>) {
     assert!(touched >= 128 * MIB, "{}", mib(touched));
     vm.wait_for_shell();
     vm.wait_until("smaller again", |status| status.resident_bytes + 100 * MIB <= touched);
-    println!("128 MiB freed: from {:.1} to {:.1} MiB", mib(touched), mib(agreed(vm)));
+    announce(&format!("128 MiB freed: from {:.1} to {:.1} MiB", mib(touched), mib(agreed(vm))));
 }
 
 fn the_balloon_takes_memory(vm: &mut Vm<'_>) {
@@ -73,7 +93,7 @@ fn the_balloon_takes_memory(vm: &mut Vm<'_>) {
     vm.tell("balloon", &["160M"]);
     vm.wait_until("inflated", |status| status.ballooned_bytes == 160 * MIB);
     let after = agreed(vm);
-    println!("balloon of 160 MiB: from {:.1} to {:.1} MiB", mib(before), mib(after));
+    announce(&format!("balloon of 160 MiB: from {:.1} to {:.1} MiB", mib(before), mib(after)));
     assert!(after <= 96 * MIB && after + 40 * MIB <= before);
     assert_eq!(vm.tell("balloon", &[]), "160M of 160M\n");
 }
