@@ -141,7 +141,7 @@ impl Kit {
         Kernel { folder: self.folder.join("lab/kernel") }
     }
 
-    fn full_initramfs(&self) -> PathBuf {
+    pub(crate) fn full_initramfs(&self) -> PathBuf {
         self.folder.join("initramfs-full.cpio")
     }
 

@@ -8,15 +8,16 @@
 
 use super::control::{Progress, Said};
 use super::image::Image;
+use super::port::{Socket, comma, copy, lines};
+use super::tally::Tally;
 use crate::kit::Kit;
 use crate::kit::cpio::CpioWriter;
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -25,15 +26,26 @@ const MEMORY_MIB: u32 = 3072;
 const CPUS: u32 = 2;
 /// To its first step; ten times what a busy machine takes.
 const BOOT_MAX: Duration = Duration::from_secs(240);
-const POLL: Duration = Duration::from_millis(50);
+/// After the last step.
+const POWEROFF_MAX: Duration = Duration::from_secs(60);
 /// Lines of the kernel that an error shows.
 const TAIL_LINES: usize = 30;
 
 /// Of the time-stamp counter Linux believes only on a list of processors that it is the same on
 /// all; here it is, for QEMU has but one.
 const CMDLINE: &str =
-    "console=ttyS0 loglevel=4 panic=-1 mitigations=off nokaslr audit=0 tsc=reliable";
+    "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr audit=0 tsc=reliable";
 const PORTS: [&str; 3] = ["control", "out", "err"];
+
+/// What became of the steps.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// Name and exit status.
+    pub(super) steps: Vec<(String, u8)>,
+    pub(super) tests: Tally,
+    /// Of the machine's kernel.
+    pub(super) complaints: Vec<String>,
+}
 
 /// A machine that runs; killed when dropped.
 pub(super) struct Machine {
@@ -41,10 +53,11 @@ pub(super) struct Machine {
     /// Until the machine has its files open: nothing is left then even if this program is killed.
     image: Option<Image>,
     started: Instant,
-    control: Receiver<String>,
+    said: Receiver<String>,
     /// Keeps the control port open: without it, the machine powers off.
     _control: UnixStream,
-    readers: Vec<JoinHandle<()>>,
+    out: JoinHandle<Tally>,
+    err: JoinHandle<Tally>,
     kernel: Receiver<String>,
 }
 
@@ -53,61 +66,38 @@ impl Machine {
     pub(super) fn start(kit: &Kit, image: Image) -> Result<Self> {
         // A socket's path must be short, and the workspace's may be long.
         let sockets = tempfile::Builder::new().prefix("lab-").tempdir()?;
-        let initramfs = image.scratch().join("initramfs");
-        fs::write(&initramfs, initramfs_content(kit)?)?;
-        let mut command = kit.qemu()?.command();
-        command.args(["-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max,+svm"]);
-        command.args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()]);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.arg("-kernel").arg(kit.lab_kernel().image()).arg("-initrd").arg(&initramfs);
-        command.args(["-append", CMDLINE]);
-        let drive = format!("file={},format=raw,if=virtio,cache=unsafe", comma(&image.build()?));
-        command.args(["-drive", &drive, "-device", "virtio-serial-pci"]);
+        let mut command = hardware(kit, &image)?;
         let kernel = Socket::new(sockets.path(), "kernel")?;
         command.args(["-chardev", &kernel.chardev(), "-serial", "chardev:kernel"]);
-        let mut ports = Vec::new();
-        for name in PORTS {
-            let port = Socket::new(sockets.path(), name)?;
+        command.args(["-device", "virtio-serial-pci"]);
+        let ports = PORTS.map(|name| Socket::new(sockets.path(), name));
+        let [control, out, err] = ports;
+        let (control, out, err) = (control?, out?, err?);
+        for (port, name) in [&control, &out, &err].iter().zip(PORTS) {
             let device = format!("virtserialport,chardev={name},name={name}");
             command.args(["-chardev", &port.chardev(), "-device", &device]);
-            ports.push(port);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let started = Instant::now();
         let mut qemu = Process(command.spawn().context("start QEMU")?);
-        let kernel = kernel.accept(&mut qemu.0)?;
-        let streams: Result<Vec<UnixStream>> =
-            ports.into_iter().map(|port| port.accept(&mut qemu.0)).collect();
-        let [control, out, err] =
-            <[UnixStream; 3]>::try_from(streams?).expect("as many as there are ports");
-        let (said, said_receiver) = channel();
-        let (kernel_said, kernel_receiver) = channel();
-        let readers = vec![
-            send_lines(control.try_clone()?, said),
-            copy(out, io::stdout()),
-            copy(err, io::stderr()),
-            send_lines(kernel, kernel_said),
-        ];
-        Ok(Self {
-            qemu,
-            image: Some(image),
-            started,
-            control: said_receiver,
-            _control: control,
-            readers,
-            kernel: kernel_receiver,
-        })
+        let kernel = lines(kernel.accept(&mut qemu.0)?);
+        let control = control.accept(&mut qemu.0)?;
+        let said = lines(control.try_clone()?);
+        let out = copy(out.accept(&mut qemu.0)?, io::stdout());
+        let err = copy(err.accept(&mut qemu.0)?, io::stderr());
+        let image = Some(image);
+        Ok(Self { qemu, image, started, said, _control: control, out, err, kernel })
     }
 
-    /// Wait for the last step; returns each step's name and exit status.
+    /// Wait for the last step.
     ///
     /// Fails if the machine does not come up, ends before its last step, or takes longer than
     /// `limit`.
-    pub(super) fn finish(mut self, limit: Duration) -> Result<Vec<(String, u8)>> {
+    pub(super) fn finish(mut self, limit: Duration) -> Result<Outcome> {
         let mut progress = Progress::default();
         while !progress.done {
             let allowed = if progress.ready { limit } else { limit.min(BOOT_MAX) };
-            match self.control.recv_timeout(allowed.saturating_sub(self.started.elapsed())) {
+            match self.said.recv_timeout(allowed.saturating_sub(self.started.elapsed())) {
                 Ok(line) => match Said::parse(line.trim_end()) {
                     Some(said) => {
                         self.image = None;
@@ -119,86 +109,69 @@ impl Machine {
                     let what = format!("took more than {} s, ", allowed.as_secs());
                     bail!(self.complaint(&(what + &progress.place())));
                 }
+                // It may have panicked: QEMU ends then.
                 Err(RecvTimeoutError::Disconnected) => {
-                    // It may have panicked: QEMU ends then.
-                    self.drain();
                     bail!(self.complaint(&format!("ended {}", progress.place())));
                 }
             }
         }
-        self.drain();
-        Ok(progress.ended)
+        self.qemu.end_within(POWEROFF_MAX);
+        let tests = self.out.join().unwrap_or_default();
+        // Only that it is all written matters.
+        let _ = self.err.join();
+        let complaints = self.kernel.iter().filter(|line| is_complaint(line)).collect();
+        Ok(Outcome { steps: progress.ended, tests, complaints })
     }
 
-    /// Wait until all that it said is read.
-    fn drain(&mut self) {
-        // Readers end when QEMU ends; its exit status says nothing that is not known.
-        let _ = self.qemu.0.wait();
-        for reader in self.readers.drain(..) {
-            let _ = reader.join();
-        }
-    }
-
-    fn complaint(&self, what: &str) -> String {
-        let lines: Vec<String> = self.kernel.try_iter().collect();
+    fn complaint(mut self, what: &str) -> String {
+        self.qemu.end_within(Duration::ZERO);
+        let _ = (self.out.join(), self.err.join());
+        let lines: Vec<String> = self.kernel.iter().collect();
         let last = lines[lines.len().saturating_sub(TAIL_LINES)..].concat();
         format!("the lab's machine {what}; its kernel said last:\n{last}")
     }
 }
 
+/// What Linux prints when it finds itself wrong.
+fn is_complaint(line: &str) -> bool {
+    ["WARNING:", "BUG:", "Oops", "rcu: INFO:", "INFO: task"].iter().any(|word| line.contains(word))
+}
+
+/// All of QEMU's arguments but the ports'.
+fn hardware(kit: &Kit, image: &Image) -> Result<Command> {
+    let initramfs = image.scratch().join("initramfs");
+    fs::write(&initramfs, initramfs_content(kit)?)?;
+    let mut command = kit.qemu()?.command();
+    command.args(["-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max,+svm"]);
+    command.args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.arg("-kernel").arg(kit.lab_kernel().image()).arg("-initrd").arg(&initramfs);
+    command.args(["-append", CMDLINE]);
+    let drive = format!("file={},format=raw,if=virtio,cache=unsafe", comma(&image.build()?));
+    command.args(["-drive", &drive]);
+    Ok(command)
+}
+
 /// QEMU; killed when dropped.
 struct Process(Child);
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Ended already, or to be ended: either is fine.
+impl Process {
+    /// Wait for its end, then see to it.
+    fn end_within(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline && matches!(self.0.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        // Its exit status says nothing that is not known.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A socket that QEMU connects to.
-struct Socket {
-    name: String,
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl Socket {
-    fn new(folder: &Path, name: &str) -> Result<Self> {
-        let path = folder.join(name);
-        let listener =
-            UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { name: name.to_owned(), path, listener })
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end_within(Duration::ZERO);
     }
-
-    fn chardev(&self) -> String {
-        format!("socket,id={},path={}", self.name, comma(&self.path))
-    }
-
-    /// Wait for QEMU, which connects before it runs anything.
-    fn accept(self, qemu: &mut Child) -> Result<UnixStream> {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false)?;
-                    return Ok(stream);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
-            if let Some(status) = qemu.try_wait()? {
-                bail!("QEMU does not start: {status}");
-            }
-            thread::sleep(POLL);
-        }
-    }
-}
-
-/// In QEMU's options a comma ends a value unless there are two.
-fn comma(path: &Path) -> String {
-    path.to_string_lossy().replace(',', ",,")
 }
 
 /// Busybox, the modules in order, and the script that loads them.
@@ -218,28 +191,4 @@ fn initramfs_content(kit: &Kit) -> Result<Vec<u8>> {
     cpio.file("modules/order", 0o644, order.as_bytes())?;
     cpio.file("init", 0o755, include_bytes!("init.sh"))?;
     Ok(cpio.finish()?)
-}
-
-fn send_lines(stream: UnixStream, lines: Sender<String>) -> JoinHandle<()> {
-    thread::spawn(move || {
-        let mut reader = BufReader::new(stream);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                return;
-            }
-            line.clear();
-        }
-    })
-}
-
-/// As it comes: a line may take its time.
-fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
-    thread::spawn(move || {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = from.read(&mut bytes) {
-            // Nobody may listen any more; the machine goes on.
-            let _ = to.write_all(&bytes[..count]).and_then(|()| to.flush());
-        }
-    })
 }

@@ -6,16 +6,22 @@
 //! It is slow, so a speed seen there means something only by the side of another.
 
 mod control;
+mod direct;
 mod image;
 mod libraries;
 mod machine;
+mod port;
+mod programs;
 mod script;
+mod suite;
+mod tally;
 
 use crate::kit::Kit;
 use crate::workspace;
 use anyhow::{Result, bail};
 use image::Image;
-use machine::Machine;
+use machine::{Machine, Outcome};
+use programs::Part;
 use script::Step;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,11 +32,20 @@ use std::time::Duration;
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct LabArgs {
+    /// Only tests with this in their names
+    filters: Vec<String>,
+    /// Only these
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Vec<Part>,
+    /// Use the lab's machine on a host that has virtualization, too
+    #[arg(long)]
+    emulated: bool,
     /// Run this command in the lab's machine, as root, and end with its exit status. One word
     /// is for the machine's shell (busybox); of several, the first is the program. Words that
     /// name files of the host come along with the libraries they need, and have the same paths
     /// there; so has the current folder
     #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["filters", "only"])]
     shell: Vec<OsString>,
     /// Take this file (with the libraries it needs) or folder along, too
     #[arg(long, value_name = "PATH")]
@@ -39,12 +54,14 @@ pub(crate) struct LabArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     env: Vec<(String, OsString)>,
     /// Give up after so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
     timeout: u64,
 }
 
 const EXAMPLES: &str = "\
 Examples:
+  cargo xtask lab
+  cargo xtask lab --only conformance timers
   cargo xtask lab --shell 'dmesg | grep -i kvm; ls -l /dev/kvm'
   cargo xtask lab --shell target/debug/fathom doctor
   cargo xtask lab --shell target/debug/fathom run --engine kvm --kernel .kit/kernel/vmlinuz \\
@@ -55,30 +72,43 @@ Files written there are gone afterwards. The kernel is Debian's cloud kernel, wi
 kvm-amd, tun, overlay and ext4; /tmp is on ext4, /dev/shm in memory, 3 GiB and 2 processors for all.";
 
 pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
-    let kit = Kit::open()?;
-    kit.prepare_lab()?;
     if args.shell.is_empty() {
-        bail!("give a command: cargo xtask lab --shell COMMAND...");
+        return suite::run(args);
     }
-    shell(&kit, args)
-}
-
-fn shell(kit: &Kit, args: &LabArgs) -> Result<ExitCode> {
+    let kit = Kit::open()?;
     let here = std::env::current_dir()?;
-    let mut image = Image::new(&workspace::target(), &kit.busybox())?;
-    image.make_folder(&here)?;
-    for file in args.file.iter().cloned().chain(files_named(&args.shell)) {
+    let mut image = new_image(&kit, args)?;
+    for file in files_named(&args.shell) {
         image.add(&file)?;
     }
-    let mut step = Step::new("the command", &here, command(&args.shell));
-    step.environment = environment(&args.env);
-    image.write("/lab/init", 0o755, include_str!("root.sh"))?;
-    image.write("/lab/steps", 0o644, &script::lines(&[step])?)?;
-    let ended = Machine::start(kit, image)?.finish(Duration::from_secs(args.timeout))?;
-    match ended.as_slice() {
+    let environment = environment(&args.env);
+    let step = Step { environment, ..Step::new("the command", &here, command(&args.shell)) };
+    let outcome = in_machine(&kit, image, &[step], Duration::from_secs(args.timeout))?;
+    match outcome.steps.as_slice() {
         [(_, status)] => Ok(ExitCode::from(*status)),
-        _ => bail!("the lab's machine ran {} commands, not one", ended.len()),
+        _ => bail!("the lab's machine ran {} commands, not one", outcome.steps.len()),
     }
+}
+
+/// With the files that were asked for.
+fn new_image(kit: &Kit, args: &LabArgs) -> Result<Image> {
+    kit.prepare_lab()?;
+    let mut image = Image::new(&workspace::target(), &kit.busybox())?;
+    args.file.iter().try_for_each(|file| image.add(file))?;
+    Ok(image)
+}
+
+fn in_machine(kit: &Kit, mut image: Image, steps: &[Step], limit: Duration) -> Result<Outcome> {
+    image.write("/lab/init", 0o755, include_str!("root.sh"))?;
+    image.write("/lab/steps", 0o644, &script::lines(steps)?)?;
+    for step in steps {
+        image.make_folder(&step.folder)?;
+    }
+    let outcome = Machine::start(kit, image)?.finish(limit)?;
+    if !outcome.complaints.is_empty() {
+        eprintln!("lab: the machine's kernel complained:\n{}", outcome.complaints.concat());
+    }
+    Ok(outcome)
 }
 
 /// One word is a script.

@@ -1,0 +1,148 @@
+//! The test programs that run in the lab, as cargo builds them.
+
+use super::script::Step;
+use crate::command::output;
+use crate::workspace;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// What there is to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// The tests of engine-kvm, with the suite that every engine must pass
+    Conformance,
+    /// Real guests, end to end
+    Guest,
+}
+
+impl Part {
+    pub(super) const ALL: [Self; 2] = [Self::Conformance, Self::Guest];
+
+    /// For `cargo test`.
+    fn selection(self) -> &'static [&'static str] {
+        match self {
+            Self::Conformance => &["--package", "engine-kvm", "--lib", "--tests"],
+            Self::Guest => &["--package", "fathom", "--test", "guest"],
+        }
+    }
+}
+
+/// Programs that cargo built for one part.
+#[derive(Default)]
+pub(super) struct Programs {
+    tests: Vec<Test>,
+    /// What tests run: their paths are built into them.
+    pub(super) helpers: Vec<PathBuf>,
+}
+
+struct Test {
+    /// `PACKAGE TARGET`
+    name: String,
+    program: PathBuf,
+    /// The package's, where cargo would run it.
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// Build what `part` needs.
+    pub(super) fn build(part: Part) -> Result<Self> {
+        eprintln!("lab: building {part:?}");
+        let mut cargo = workspace::cargo();
+        cargo.args(["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"]);
+        Self::parse(&output(cargo.args(part.selection()))?)
+    }
+
+    /// Of cargo's messages, one object a line, those about programs.
+    fn parse(messages: &str) -> Result<Self> {
+        let mut programs = Self::default();
+        for line in messages.lines() {
+            let message: Message = serde_json::from_str(line)
+                .with_context(|| format!("cargo said what it should not: {line}"))?;
+            let (Some(target), Some(program)) = (message.target, message.executable) else {
+                continue;
+            };
+            if !message.profile.is_some_and(|profile| profile.test) {
+                programs.helpers.push(program);
+                continue;
+            }
+            let manifest = message.manifest_path.unwrap_or_default();
+            let folder = manifest.parent().unwrap_or(Path::new("/")).to_owned();
+            let package = folder.file_name().unwrap_or_default().to_string_lossy();
+            let name = format!("{package} {}", target.name);
+            programs.tests.push(Test { name, program, folder });
+        }
+        Ok(programs)
+    }
+
+    /// One step a test program.
+    pub(super) fn steps(
+        &self,
+        filters: &[String],
+        environment: &[(String, OsString)],
+    ) -> Vec<Step> {
+        let tests = self.tests.iter().map(|test| {
+            let mut words = vec![test.program.clone().into_os_string()];
+            words.extend(filters.iter().map(OsString::from));
+            let environment = environment.to_vec();
+            Step { environment, ..Step::new(&test.name, &test.folder, words) }
+        });
+        tests.collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Message {
+    target: Option<Target>,
+    profile: Option<Profile>,
+    executable: Option<PathBuf>,
+    manifest_path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGES: &str = concat!(
+        r#"{"reason":"compiler-artifact","manifest_path":"/s/crates/vmm/Cargo.toml","#,
+        r#""target":{"name":"vmm"},"profile":{"test":false},"executable":null}"#,
+        "\n",
+        r#"{"reason":"compiler-artifact","manifest_path":"/s/crates/fathom/Cargo.toml","#,
+        r#""target":{"name":"fathom"},"profile":{"test":false},"executable":"/t/fathom"}"#,
+        "\n",
+        r#"{"reason":"compiler-artifact","manifest_path":"/s/crates/fathom/Cargo.toml","#,
+        r#""target":{"name":"guest"},"profile":{"test":true},"executable":"/t/guest-1"}"#,
+        "\n",
+        r#"{"reason":"build-finished","success":true}"#,
+    );
+
+    #[test]
+    fn test_programs_are_told_from_what_they_run_and_from_libraries() {
+        let programs = Programs::parse(MESSAGES).unwrap();
+        assert_eq!(programs.helpers, [PathBuf::from("/t/fathom")]);
+        let steps = programs.steps(&["disk".into()], &[("A".into(), "b".into())]);
+        let [step] = steps.as_slice() else { panic!("{} steps", steps.len()) };
+        assert_eq!(
+            (step.name.as_str(), step.folder.as_path()),
+            ("fathom guest", Path::new("/s/crates/fathom"))
+        );
+        assert_eq!(step.words, ["/t/guest-1", "disk"].map(OsString::from));
+        assert_eq!(step.environment, [("A".into(), OsString::from("b"))]);
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        assert!(Programs::parse("error: no such package\n").is_err());
+    }
+}
