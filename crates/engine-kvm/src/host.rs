@@ -1,7 +1,5 @@
 //! /dev/kvm and what it can do.
 
-use std::io;
-
 use engine::EngineError;
 use kvm_bindings::{
     CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_MAX_CPUID_ENTRIES,
@@ -39,18 +37,16 @@ const REQUIRED: [(Cap, &str); 9] = [
 
 impl Host {
     pub(crate) fn open() -> Result<Self, EngineError> {
-        let kvm = Kvm::new().map_err(|errno| open_error(errno.errno()))?;
+        let kvm = Kvm::new().map_err(refused("open /dev/kvm"))?;
         if kvm.get_api_version() != API_VERSION {
             let found = kvm.get_api_version();
             return Err(EngineError::Unsupported(format!(
-                "/dev/kvm speaks version {found}, expected {API_VERSION}: use --engine translate"
+                "/dev/kvm speaks version {found}, expected {API_VERSION}"
             )));
         }
         for (capability, name) in REQUIRED {
             if !kvm.check_extension(capability) {
-                return Err(EngineError::Unsupported(format!(
-                    "KVM of this kernel lacks {name}: use a newer kernel or --engine translate"
-                )));
+                return Err(EngineError::Unsupported(format!("KVM of this kernel lacks {name}")));
             }
         }
         let supported_cpuid = kvm
@@ -71,19 +67,6 @@ fn dirty_ring(kvm: &Kvm) -> Option<(u32, u32)> {
         let largest = kvm.check_extension_raw(capability.into());
         u32::try_from(largest).ok().filter(|&bytes| bytes > 0).map(|bytes| (capability, bytes))
     })
-}
-
-fn open_error(errno: i32) -> EngineError {
-    let source = io::Error::from_raw_os_error(errno);
-    let remedy = match source.kind() {
-        io::ErrorKind::PermissionDenied => "join the group kvm (`usermod -aG kvm USER`)",
-        io::ErrorKind::NotFound => {
-            "load kvm-intel or kvm-amd, or switch virtualization on in the firmware; \
-             --engine translate runs without"
-        }
-        _ => "--engine translate runs without it",
-    };
-    EngineError::Host { action: format!("open /dev/kvm ({remedy})"), source }
 }
 
 impl std::fmt::Debug for Host {

@@ -4,6 +4,7 @@
 //! extensions and execute what it can by an emulator of instructions, which lacks most of them. The
 //! payload uses a few that every kernel uses and such emulators don't have.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -39,8 +40,29 @@ pub enum ProbeError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// It is there and does not run what kernels consist of.
-    #[error("/dev/kvm only emulates instructions: {0}")]
+    #[error("/dev/kvm emulates instructions and cannot run a kernel: {0}")]
     Emulates(String),
+}
+
+impl ProbeError {
+    /// What the user can do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        let source = match self {
+            Self::Emulates(_) => {
+                return "ask for nested virtualization where this machine is configured";
+            }
+            Self::Engine(EngineError::Host { source, .. }) => source.kind(),
+            Self::Engine(_) => return "boot a newer kernel",
+        };
+        match source {
+            io::ErrorKind::PermissionDenied => "join the group kvm: sudo usermod -aG kvm $USER",
+            io::ErrorKind::NotFound => {
+                "load kvm_intel or kvm_amd, or turn on virtualization in the firmware's settings"
+            }
+            _ => "see `fathom doctor`",
+        }
+    }
 }
 
 /// Runs a short guest. Takes some milliseconds.
@@ -83,7 +105,9 @@ fn finish(vm: &Arc<dyn Vm>, vcpu: &mut dyn Vcpu) -> Result<(), ProbeError> {
             Ok(Exit::PortWrite { port: PORT, value: ANSWER, .. }) => Ok(()),
             Ok(Exit::Kicked) => Err(ProbeError::Emulates("a short guest takes seconds".into())),
             Ok(other) => Err(ProbeError::Emulates(format!("a short guest ends with {other:?}"))),
-            Err(error) => Err(ProbeError::Emulates(error.to_string())),
+            // An instruction that is not in the emulator, and every kernel uses.
+            Err(EngineError::Unsupported(_)) => Err(ProbeError::Emulates("lock cmpxchg16b".into())),
+            Err(error) => Err(error.into()),
         }
     })
 }

@@ -1,6 +1,5 @@
 //! One VM: memory slots, controllers, vCPUs.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use engine::{EngineError, Vcpu, Vm, VmSpec};
@@ -15,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use x86::model::CpuModel;
 
 use crate::dirty::{Dirty, DirtyLog, DirtyRing};
-use crate::error::{host, refused};
+use crate::error::refused;
 use crate::guest_ram::GuestRam;
 use crate::host::Host;
 use crate::irq::{self, Edges};
@@ -243,21 +242,12 @@ impl Vm for KvmVm {
         self.edges.pulse(&self.inner.vm, gsi);
     }
 
-    fn attach_doorbell(
-        &self,
-        gpa: u64,
-        value: u32,
-        event: BorrowedFd<'_>,
-    ) -> Result<bool, EngineError> {
-        // The kernel takes a reference of its own: ours ends here.
-        let event = event.try_clone_to_owned().map_err(host("duplicate an eventfd"))?;
-        // SAFETY: the descriptor is an eventfd, as the trait asks for, and given away here.
-        let event = unsafe { EventFd::from_raw_fd(event.into_raw_fd()) };
+    fn attach_doorbell(&self, gpa: u64, value: u32, event: &EventFd) -> Result<bool, EngineError> {
         let address = IoEventAddress::Mmio(gpa);
         self.inner
             .vm
-            .register_ioevent(&event, &address, value)
-            .map_err(refused(format!("register ioeventfd {} at {gpa:#x}", event.as_raw_fd())))?;
+            .register_ioevent(event, &address, value)
+            .map_err(refused(format!("register an ioeventfd at {gpa:#x}")))?;
         Ok(true)
     }
 

@@ -1,9 +1,9 @@
 //! The traits.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use memory::GuestMemory;
+use vmm_sys_util::eventfd::EventFd;
 use x86::VcpuState;
 use x86::model::CpuModel;
 
@@ -77,12 +77,7 @@ pub trait Vm: Send + Sync {
 
     /// Asks the engine to signal `event` by itself whenever the guest writes the four bytes `value` to
     /// `gpa`, instead of returning [`Exit::MmioWrite`]. False: this engine does not, the exit will come.
-    fn attach_doorbell(
-        &self,
-        gpa: u64,
-        value: u32,
-        event: BorrowedFd<'_>,
-    ) -> Result<bool, EngineError> {
+    fn attach_doorbell(&self, gpa: u64, value: u32, event: &EventFd) -> Result<bool, EngineError> {
         let _ = (gpa, value, event);
         Ok(false)
     }

@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
 
 /// Which engine and why, and how to leave.
 fn opening(plan: &VmPlan) -> String {
-    let (name, engine, reason) = (&plan.name, plan.engine.kind.name(), plan.engine.reason);
+    let (name, engine, reason) = (&plan.name, plan.engine.kind.name(), &plan.engine.reason);
     let keys = plan.console == ConsoleConfig::Stdio && std::io::stdin().is_terminal();
     let leave = if keys { "; Ctrl-A x stops the VM" } else { "" };
     format!("VM `{name}` runs on engine {engine} ({reason}){leave}")

@@ -15,7 +15,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, FrameBalloon};
 use devices::virtio::block::{Disk, DiskConfig};
 use devices::virtio::console::Console as VirtioConsole;
-use devices::virtio::mmio::MmioTransport;
+use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use engine::Vm;
 use memory::{DeviceView, FRAME_SIZE, GuestMemory};
@@ -193,6 +193,10 @@ impl Board {
         self.mmio
             .insert(base, size, Arc::clone(&transport) as Arc<_>)
             .expect("virtio slots do not overlap");
+        for (index, notifier) in (0..).zip(transport.notifiers()) {
+            // Where the engine does not take it, the exit rings the same notifier.
+            vm.attach_doorbell(base + mmio::QUEUE_NOTIFY, index, notifier.event_fd())?;
+        }
         self.subscribers.push(Arc::clone(&transport) as Arc<_>);
         self.transports.push(transport);
         self.platform.virtio_devices += 1;
@@ -210,8 +214,7 @@ fn irq_line(vm: &Arc<dyn Vm>, gsi: u32) -> Arc<dyn IrqLine> {
     let vm = Arc::downgrade(vm);
     Arc::new(move || {
         if let Some(vm) = vm.upgrade() {
-            vm.set_irq(gsi, true);
-            vm.set_irq(gsi, false);
+            vm.pulse_irq(gsi);
         }
     })
 }

@@ -81,6 +81,7 @@ impl Totals {
 /// The console's terminal is in raw mode from here until [`VmHandle::wait`] returns.
 pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
+        EngineKind::Kvm => Box::new(engine_kvm::KvmEngine::new()?),
         EngineKind::Translate => Box::new(engine_translate::TranslateEngine::new()?),
     };
     let console = Console::open(&plan.console)?;

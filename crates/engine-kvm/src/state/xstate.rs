@@ -25,10 +25,9 @@ pub(super) fn save(fd: &VcpuFd) -> Result<Vec<u8>, EngineError> {
 }
 
 pub(super) fn load(fd: &VcpuFd, xcr0: u64, image: &[u8]) -> Result<(), EngineError> {
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: xcr0, ..Default::default() };
-    fd.set_xcrs(&xcrs)
-        .map_err(|errno| EngineError::State(format!("xcr0 {xcr0:#x}: KVM refuses it: {errno}")))?;
+    if xcr0 != self::xcr0(fd)? {
+        load_xcr0(fd, xcr0)?;
+    }
     let mut xsave = kvm_xsave::default();
     for (word, bytes) in xsave.region.iter_mut().zip(image.as_chunks::<4>().0) {
         *word = u32::from_le_bytes(*bytes);
@@ -40,8 +39,20 @@ pub(super) fn load(fd: &VcpuFd, xcr0: u64, image: &[u8]) -> Result<(), EngineErr
     })
 }
 
+fn load_xcr0(fd: &VcpuFd, value: u64) -> Result<(), EngineError> {
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value, ..Default::default() };
+    fd.set_xcrs(&xcrs)
+        .map_err(|errno| EngineError::State(format!("xcr0 {value:#x}: KVM refuses it: {errno}")))
+}
+
+/// 1, x87 alone, on a processor without XSAVE.
 pub(super) fn xcr0(fd: &VcpuFd) -> Result<u64, EngineError> {
-    let xcrs = fd.get_xcrs().map_err(refused("read a vcpu's xcr0"))?;
+    let xcrs = match fd.get_xcrs() {
+        Ok(xcrs) => xcrs,
+        Err(errno) if errno.errno() == libc::EINVAL => return Ok(1),
+        Err(errno) => return Err(refused("read a vcpu's xcr0")(errno)),
+    };
     let known = &xcrs.xcrs[..(xcrs.nr_xcrs as usize).min(xcrs.xcrs.len())];
     Ok(known.iter().find(|entry| entry.xcr == 0).map_or(1, |entry| entry.value))
 }

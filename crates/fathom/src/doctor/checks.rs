@@ -7,12 +7,12 @@ use std::io;
 
 use api::SocketDirectory;
 
-use super::host::{Host, Landlock};
+use super::host::{Host, Kvm, Landlock};
 use super::{Check, Status};
 
 pub(super) fn all(host: &Host) -> Vec<Check> {
     let mut checks = vec![
-        engine(),
+        engine(host),
         translator(host),
         kvm(host),
         virtualization(host),
@@ -30,8 +30,13 @@ pub(super) fn all(host: &Host) -> Vec<Check> {
     checks
 }
 
-fn engine() -> Check {
-    Check::new("engine", Status::Ok, "translate: this build has no KVM engine yet")
+/// What `--engine auto` would choose.
+fn engine(host: &Host) -> Check {
+    let detail = match host.kvm {
+        Kvm::Runs => "auto chooses kvm",
+        Kvm::Fails { .. } => "auto chooses translate: KVM does not run guests here",
+    };
+    Check::new("engine", Status::Ok, detail)
 }
 
 /// Without these the thunks of vector instructions cannot run.
@@ -58,12 +63,12 @@ fn translator(host: &Host) -> Check {
 
 fn kvm(host: &Host) -> Check {
     let name = "kvm";
-    match host.open_device("/dev/kvm") {
-        Ok(()) => {
-            let detail = "/dev/kvm opens; whether it can run a kernel is not probed by this build";
-            Check::new(name, Status::Unknown, detail)
+    match (host.open_device("/dev/kvm"), &host.kvm) {
+        (Ok(()), Kvm::Runs) => Check::new(name, Status::Ok, "a short guest runs"),
+        (Ok(()), Kvm::Fails { why, remedy }) => {
+            Check::new(name, Status::Missing, why.clone()).mend(*remedy)
         }
-        Err(error) => {
+        (Err(error), _) => {
             let check = Check::new(name, Status::Missing, format!("/dev/kvm: {}", plain(&error)));
             match error.kind() {
                 io::ErrorKind::PermissionDenied => {

@@ -15,8 +15,16 @@ pub(super) struct Host {
     pub(super) kernel_faults: io::Result<()>,
     pub(super) user_faults: io::Result<()>,
     pub(super) memfd: io::Result<()>,
+    pub(super) kvm: Kvm,
     pub(super) landlock: Landlock,
     pub(super) cpu: Vec<(&'static str, bool)>,
+}
+
+/// What came of a short guest on /dev/kvm.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Kvm {
+    Runs,
+    Fails { why: String, remedy: &'static str },
 }
 
 /// What the kernel says of Landlock.
@@ -35,6 +43,7 @@ impl Host {
             kernel_faults: open_userfaultfd(UserFaults::All).map(drop),
             user_faults: open_userfaultfd(UserFaults::UserMode).map(drop),
             memfd: memfd_create("fathom-doctor", MemfdFlags::CLOEXEC).map(drop).map_err(Into::into),
+            kvm: kvm(),
             landlock: landlock(),
             cpu: cpu(),
         }
@@ -48,6 +57,7 @@ impl Host {
             kernel_faults: Ok(()),
             user_faults: Ok(()),
             memfd: Ok(()),
+            kvm: Kvm::Runs,
             landlock: Landlock::Version(6),
             cpu: vec![("avx2", true)],
         }
@@ -74,6 +84,13 @@ impl Host {
     /// `path` is absolute.
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+fn kvm() -> Kvm {
+    match engine_kvm::probe() {
+        Ok(()) => Kvm::Runs,
+        Err(error) => Kvm::Fails { why: error.to_string(), remedy: error.remedy() },
     }
 }
 

@@ -121,7 +121,12 @@ pub enum ConfigError {
         /// The other role.
         other: &'static str,
     },
-    /// KVM asked for in a build without it.
-    #[error("this build has no KVM engine yet: use --engine translate or --engine auto")]
-    NoKvmEngine,
+    /// KVM asked for where it cannot run a guest.
+    #[error("--engine kvm: {source}: {remedy}; --engine translate runs without")]
+    NoKvm {
+        /// What KVM said.
+        source: engine_kvm::ProbeError,
+        /// What to do about it.
+        remedy: &'static str,
+    },
 }

@@ -71,12 +71,14 @@ pub struct EnginePlan {
     /// Which.
     pub kind: EngineKind,
     /// Why, in a few words for the user.
-    pub reason: &'static str,
+    pub reason: String,
 }
 
 /// The engines there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EngineKind {
+    /// The processor itself, by /dev/kvm.
+    Kvm,
     /// The x86-64 translator.
     Translate,
 }
@@ -85,6 +87,7 @@ impl EngineKind {
     /// The name used on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Kvm => "kvm",
             Self::Translate => "translate",
         }
     }
@@ -115,13 +118,20 @@ impl VmPlan {
     }
 }
 
+/// Whether KVM can run a kernel is found out by running a short guest, which takes milliseconds.
 fn engine(choice: EngineChoice) -> Result<EnginePlan, ConfigError> {
-    let reason = match choice {
-        EngineChoice::Kvm => return Err(ConfigError::NoKvmEngine),
-        EngineChoice::Auto => "this build has no KVM engine yet",
-        EngineChoice::Translate => "as asked",
-    };
-    Ok(EnginePlan { kind: EngineKind::Translate, reason })
+    let plan = |kind, reason: &str| EnginePlan { kind, reason: reason.to_owned() };
+    Ok(match choice {
+        EngineChoice::Translate => plan(EngineKind::Translate, "as asked"),
+        EngineChoice::Kvm => match engine_kvm::probe() {
+            Ok(()) => plan(EngineKind::Kvm, "as asked"),
+            Err(source) => return Err(ConfigError::NoKvm { remedy: source.remedy(), source }),
+        },
+        EngineChoice::Auto => match engine_kvm::probe() {
+            Ok(()) => plan(EngineKind::Kvm, "KVM runs guests here"),
+            Err(error) => plan(EngineKind::Translate, &format!("no KVM: {error}")),
+        },
+    })
 }
 
 fn name(asked: Option<String>) -> Result<String, ConfigError> {

@@ -62,7 +62,8 @@ fn the_defaults_are_filled_in() {
     let plan = VmPlan::new(host.config()).expect("plan");
     assert_eq!(plan.name, format!("vm-{}", std::process::id()));
     assert_eq!(plan.cmdline, DEFAULT_CMDLINE);
-    assert_eq!(plan.engine.kind, EngineKind::Translate);
+    let kvm = engine_kvm::probe().is_ok();
+    assert_eq!(plan.engine.kind, if kvm { EngineKind::Kvm } else { EngineKind::Translate });
 }
 
 #[test]
@@ -181,6 +182,12 @@ fn outputs_must_be_possible() {
 #[test]
 fn kvm_is_refused_with_what_to_do_instead() {
     let host = Host::new();
-    let line = refusal(with(&host, |config| config.engine = EngineChoice::Kvm));
-    assert!(line.contains("--engine translate"), "{line}");
+    let config = with(&host, |config| config.engine = EngineChoice::Kvm);
+    match engine_kvm::probe() {
+        Ok(()) => assert_eq!(VmPlan::new(config).expect("plan").engine.kind, EngineKind::Kvm),
+        Err(_) => {
+            let line = refusal(config);
+            assert!(line.contains("--engine translate"), "{line}");
+        }
+    }
 }

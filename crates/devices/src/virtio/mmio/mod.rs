@@ -13,4 +13,5 @@ mod tests;
 pub use config::{ACPI_ID, REGISTERS_LEN};
 pub use device::MmioTransport;
 pub use metrics::TransportMetrics;
+pub use registers::QUEUE_NOTIFY;
 pub use state::TransportState;

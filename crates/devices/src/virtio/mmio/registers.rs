@@ -12,7 +12,8 @@ pub(super) const QUEUE_SELECT: u64 = 0x030;
 pub(super) const QUEUE_SIZE_MAX: u64 = 0x034;
 pub(super) const QUEUE_SIZE: u64 = 0x038;
 pub(super) const QUEUE_READY: u64 = 0x044;
-pub(super) const QUEUE_NOTIFY: u64 = 0x050;
+/// Where a driver writes a queue's index to have it served.
+pub const QUEUE_NOTIFY: u64 = 0x050;
 pub(super) const INTERRUPT_STATUS: u64 = 0x060;
 pub(super) const INTERRUPT_ACK: u64 = 0x064;
 pub(super) const STATUS: u64 = 0x070;

@@ -31,8 +31,12 @@ fn kvm_is_mended_by_what_is_wrong_with_it() {
 
 #[test]
 fn kvm_that_opens_is_not_kvm_that_works() {
-    let (root, host) = host(&[("dev/kvm", ""), ("proc/cpuinfo", "flags : fpu hypervisor\n")]);
-    assert_eq!(kvm(&host).status, Status::Unknown);
+    let (root, mut host) = host(&[("dev/kvm", ""), ("proc/cpuinfo", "flags : fpu hypervisor\n")]);
+    assert_eq!(kvm(&host).status, Status::Ok);
+    assert!(engine(&host).detail.contains("chooses kvm"));
+    host.kvm = Kvm::Fails { why: "it emulates".into(), remedy: "nest" };
+    assert_eq!((kvm(&host).status, remedy(&kvm(&host))), (Status::Missing, "nest"));
+    assert!(engine(&host).detail.contains("chooses translate"));
     assert!(remedy(&virtualization(&host)).contains("nested virtualization"));
     let device = root.path().join("dev/kvm");
     fs::set_permissions(device, fs::Permissions::from_mode(0o000)).expect("mode");
