@@ -17,6 +17,9 @@ pub(crate) struct Host {
     /// KVM_GET_SUPPORTED_CPUID.
     pub(crate) supported_cpuid: CpuId,
     pub(crate) max_vcpus: u32,
+    /// Written pages may stand in a buffer of the processor until it leaves the guest: Intel's page
+    /// modification log (SDM volume 3, 29.3.6).
+    pub(crate) buffers_writes: bool,
     /// The capability of the dirty ring (one of two, by ordering guarantee) and the largest ring in
     /// bytes; `None` where dirty pages are had by log only.
     pub(crate) dirty_ring: Option<(u32, u32)>,
@@ -54,11 +57,18 @@ impl Host {
             .map_err(refused("ask KVM for the CPUID it supports"))?;
         Ok(Self {
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
+            buffers_writes: is_intel(&supported_cpuid),
             dirty_ring: dirty_ring(&kvm),
             supported_cpuid,
             kvm,
         })
     }
+}
+
+fn is_intel(cpuid: &CpuId) -> bool {
+    let vendor = cpuid.as_slice().iter().find(|entry| entry.function == 0);
+    // "Genu", the first four letters of GenuineIntel.
+    vendor.is_some_and(|entry| entry.ebx == u32::from_le_bytes(*b"Genu"))
 }
 
 /// The ring with acquire-release semantics (Linux 6.2) where present: on x86 both are the same.

@@ -12,11 +12,15 @@
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use engine::EngineError;
 
 use crate::error::host;
 use crate::run_page::RunPage;
+
+/// How often one who waits for a vCPU to leave the guest looks whether it has.
+const FLUSH_POLL: Duration = Duration::from_micros(20);
 
 /// What other threads need of a vCPU.
 pub(crate) struct Kicker {
@@ -54,11 +58,16 @@ impl Kicker {
     /// the log or ring. Waits until it has; the run goes on by itself afterwards.
     pub(crate) fn flush(&self) {
         let before = self.returns.load(Ordering::SeqCst);
-        while self.thread.load(Ordering::SeqCst) != 0
-            && self.returns.load(Ordering::SeqCst) == before
-        {
+        let inside = || {
+            self.thread.load(Ordering::SeqCst) != 0 && self.returns.load(Ordering::SeqCst) == before
+        };
+        // Once does, since a signal that comes early leaves the flag. Many would keep the thread busy
+        // with nothing but its handler.
+        if inside() {
             self.interrupt();
-            std::thread::yield_now();
+        }
+        while inside() {
+            std::thread::sleep(FLUSH_POLL);
         }
     }
 

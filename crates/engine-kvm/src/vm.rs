@@ -158,8 +158,9 @@ impl Inner {
         }
         match &self.dirty {
             Dirty::Ring(ring) => {
-                // Written pages may stand in a buffer of the processor until it leaves the guest.
-                self.kickers.iter().filter_map(OnceLock::get).for_each(|kicker| kicker.flush());
+                if self.host.buffers_writes {
+                    self.kickers.iter().filter_map(OnceLock::get).for_each(|kicker| kicker.flush());
+                }
                 ring.harvest(&self.vm, &self.slots, &mut tell)
             }
             Dirty::Log(log) => log.harvest(&self.vm, &self.slots, &mut tell),
