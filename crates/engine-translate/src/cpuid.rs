@@ -16,6 +16,9 @@ use crate::{clock, walk};
 const XSAVE_SSE: u32 = 576;
 const XSAVE_AVX: u32 = 832;
 
+/// This engine's APIC timer counts nanoseconds, as KVM's does.
+const APIC_KHZ: u32 = 1_000_000;
+
 /// What is written out in the interpreter or the system around it, on any host.
 const INTEGER: [&str; 52] = [
     "cx16",
@@ -36,13 +39,13 @@ const INTEGER: [&str; 52] = [
     "sep",
     "mtrr",
     "pge",
-    "mca",
     "cmov",
     "pat",
     "pse36",
     "clflush",
     "arat",
     "fsgsbase",
+    "tsc_adjust",
     "bmi1",
     "smep",
     "bmi2",
@@ -83,8 +86,7 @@ pub(crate) fn processor(model: CpuModel, id: u32, vcpus: u32) -> Result<Processo
         arch_capabilities: model::translator_capabilities(),
         state_components: features.xcr0,
         tsc_khz: Some(tsc_khz),
-        // The timer of this engine's APIC counts the TSC.
-        apic_khz: tsc_khz,
+        apic_khz: APIC_KHZ,
     };
     let processor = model.processor(&capability, Topology { vcpus, id });
     processor.map_err(|error| EngineError::Unsupported(error.to_string()))

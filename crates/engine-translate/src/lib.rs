@@ -21,6 +21,7 @@ mod exceptions;
 mod fetch;
 mod host;
 mod instructions;
+mod mtrr;
 mod registers;
 mod segments;
 mod state;

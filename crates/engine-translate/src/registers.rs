@@ -2,6 +2,7 @@
 
 use x86::{DescriptorTable, Msr, Segment, cr0, cr4, efer, msr};
 
+use crate::mtrr::Mtrrs;
 use crate::walk::Paging;
 
 /// What instructions of privilege level 0 read and write.
@@ -30,7 +31,7 @@ pub(crate) struct Registers {
     pub(crate) pat: u64,
     pub(crate) misc_enable: u64,
     pub(crate) arch_capabilities: u64,
-    pub(crate) mtrr_def_type: u64,
+    pub(crate) mtrrs: Mtrrs,
     pub(crate) spec_ctrl: u64,
     pub(crate) system_time: u64,
     pub(crate) wall_clock: u64,
@@ -69,7 +70,7 @@ impl Registers {
             pat: 0x0007_0406_0007_0406,
             misc_enable: of_model(msr::MISC_ENABLE),
             arch_capabilities: of_model(msr::ARCH_CAPABILITIES),
-            mtrr_def_type: 0,
+            mtrrs: Mtrrs::new(),
             spec_ctrl: 0,
             system_time: 0,
             wall_clock: 0,

@@ -1,31 +1,12 @@
 //! The engine-neutral state of a vCPU, to and from.
 
 use engine::EngineError;
-use x86::{Event, Msr, Segment, VcpuState, XSTATE_SIZE, cr0, cr4, efer, msr, rflags};
+use x86::model;
+use x86::{Event, Msr, Segment, VcpuState, XSTATE_SIZE, cr0, cr4, efer, rflags};
 
-use crate::instructions::{msr_read, msr_write};
+use crate::instructions::{CR4_KNOWN, EFER_KNOWN, msr_load, msr_read};
 use crate::system::{Answer, Core};
 use crate::{clock, exceptions, segments};
-
-/// MSRs that are not in a field of their own. The TSC is first: deadlines are relative to it.
-const MSRS: [u32; 16] = [
-    msr::TSC,
-    msr::TSC_ADJUST,
-    msr::SPEC_CTRL,
-    msr::SYSENTER_CS,
-    msr::SYSENTER_ESP,
-    msr::SYSENTER_EIP,
-    msr::MISC_ENABLE,
-    msr::PAT,
-    msr::MTRR_DEF_TYPE,
-    msr::STAR,
-    msr::LSTAR,
-    msr::CSTAR,
-    msr::SFMASK,
-    msr::KERNEL_GS_BASE,
-    msr::TSC_AUX,
-    msr::KVM_SYSTEM_TIME_NEW,
-];
 
 /// Everything, as of now.
 pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
@@ -35,7 +16,7 @@ pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
     let mut gpr = [0; 16];
     gpr.copy_from_slice(&cpu.regs[..16]);
     let [es, cs, ss, ds, fs, gs, ..] = cpu.segs;
-    let value = |&index: &u32| msr_read(core, index).map(|value| Msr { index, value });
+    let value = |index: u32| msr_read(core, index).map(|value| Msr { index, value });
     let inbox = &machine.shared.vcpus[machine.id as usize].inbox;
     VcpuState {
         gpr,
@@ -60,7 +41,7 @@ pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
         efer: regs.efer,
         debug: regs.debug,
         xstate: cpu.fpu.image.to_vec(),
-        msrs: MSRS.iter().filter_map(value).collect(),
+        msrs: model::saved_msrs(&machine.cpuid).into_iter().filter_map(value).collect(),
         apic: machine.apic.state(now),
         halted: machine.halted,
         waiting_for_sipi,
@@ -71,8 +52,25 @@ pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
 }
 
 /// Whether `state` is one that this processor can be in.
-pub(crate) fn check(state: &VcpuState) -> Result<(), EngineError> {
+pub(crate) fn check(core: &Core, state: &VcpuState) -> Result<(), EngineError> {
     let refuse = |what: String| Err(EngineError::State(what));
+    for (name, value, known) in [
+        ("cr4", state.cr4, CR4_KNOWN),
+        ("efer", state.efer, EFER_KNOWN),
+        ("xcr0", state.xcr0, xcr0_known(core)),
+        ("xstate components", components(state), xcr0_known(core)),
+    ] {
+        if value & !known != 0 {
+            let unknown = value & !known;
+            return refuse(format!("{name} {value:#x}: this processor does not have {unknown:#x}"));
+        }
+    }
+    if !matches!(state.apic.registers.len(), 0 | 64) {
+        return refuse(format!(
+            "the apic has {} registers, expected 64",
+            state.apic.registers.len()
+        ));
+    }
     if state.xstate.len() != XSTATE_SIZE {
         return refuse(format!("xstate has {} bytes, expected {XSTATE_SIZE}", state.xstate.len()));
     }
@@ -93,7 +91,33 @@ pub(crate) fn check(state: &VcpuState) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Takes up a checked state.
+fn xcr0_known(core: &Core) -> u64 {
+    let [low, _, _, high] = core.machine.cpuid.registers(0xd, 0);
+    (u64::from(low) | u64::from(high) << 32).max(1)
+}
+
+/// Those of the image that are not in their initial state: XSTATE_BV (SDM volume 1, 13.4.2).
+fn components(state: &VcpuState) -> u64 {
+    let field = state.xstate.get(512..).and_then(|header| header.first_chunk());
+    field.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// Takes up the MSRs of a state. One that this processor does not have may hold only what it would after a
+/// reset: then nothing is lost.
+pub(crate) fn load_msrs(core: &mut Core, msrs: &[Msr]) -> Result<(), EngineError> {
+    let id = core.machine.id;
+    for msr in msrs {
+        if !msr_load(core, msr.index, msr.value) && !model::is_reset(msr, id) {
+            let Msr { index, value } = msr;
+            return Err(EngineError::State(format!(
+                "msr {index:#x} = {value:#x}: this processor does not have it, or not the value"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes up a checked state but for its MSRs.
 pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     core.cpu.regs[..16].copy_from_slice(&state.gpr);
     core.cpu.rflags = state.rflags | rflags::FIXED;
@@ -111,12 +135,6 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     (regs.cr0, regs.cr2, regs.cr3, regs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
     regs.efer = state.efer;
     regs.debug = state.debug;
-    for &Msr { index, value } in &state.msrs {
-        // MSRs that another engine has and this one has not do not matter to a guest that was shown ours.
-        if !msr_write(core, index, value) {
-            tracing::debug!("msr {index:#x} = {value:#x} in a saved state: not taken up");
-        }
-    }
     let now = core.machine.regs.guest_tsc(clock::host_tsc());
     if !state.apic.registers.is_empty() {
         core.machine.apic.set_state(&state.apic, now);

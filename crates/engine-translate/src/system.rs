@@ -15,7 +15,7 @@ use crate::attention::Attention;
 use crate::registers::Registers;
 use crate::tlb::Tlb;
 use crate::vm::Shared;
-use crate::{host, instructions};
+use crate::{clock, host, instructions};
 
 /// A core of this engine.
 pub(crate) type Core = translator::Core<System>;
@@ -74,7 +74,7 @@ pub(crate) enum Answer {
 impl System {
     pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
         let peer = &shared.vcpus[id as usize];
-        let apic = LocalApic::new(id, Arc::clone(&peer.inbox));
+        let apic = LocalApic::new(id, Arc::clone(&peer.inbox), clock::tsc_hz());
         let regs = Registers::new(shared.tsc_offset, &processor.msrs);
         Self {
             shared,

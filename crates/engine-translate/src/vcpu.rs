@@ -313,7 +313,8 @@ impl Vcpu for TranslateVcpu {
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
-        state::check(state)?;
+        state::check(&self.core, state)?;
+        state::load_msrs(&mut self.core, &state.msrs)?;
         state::load(&mut self.core, state);
         self.waiting_for_sipi = state.waiting_for_sipi;
         Ok(())

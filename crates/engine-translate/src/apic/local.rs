@@ -43,9 +43,9 @@ const TIMER_DEADLINE: u32 = 2 << 17;
 /// "Received illegal vector" and "send illegal vector" are all that can happen here.
 const ESR_SEND_ILLEGAL: u32 = 1 << 5;
 
-/// TSC ticks per tick of the APIC timer before its divider: a 1/16 TSC "bus clock" would save overflow, but
-/// 1:1 is simplest and 32 bits of a divided count still reach seconds.
-const TSC_PER_TICK: u64 = 1;
+/// Ticks of the APIC timer per second, before its divider: as KVM's, so that a count that is running means
+/// the same time on both engines.
+const TIMER_HZ: u64 = 1_000_000_000;
 
 /// What a register write asks of the vCPU besides the register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +63,7 @@ pub(crate) enum Effect {
 pub(crate) struct LocalApic {
     id: u32,
     inbox: Arc<Inbox>,
+    tsc_hz: u64,
     tpr: u32,
     svr: u32,
     isr: [u64; 4],
@@ -82,10 +83,11 @@ pub(crate) struct LocalApic {
 pub(crate) struct Refused;
 
 impl LocalApic {
-    pub(crate) fn new(id: u32, inbox: Arc<Inbox>) -> Self {
+    pub(crate) fn new(id: u32, inbox: Arc<Inbox>, tsc_hz: u64) -> Self {
         Self {
             id,
             inbox,
+            tsc_hz,
             tpr: 0,
             svr: 0xff,
             isr: [0; 4],
@@ -102,7 +104,7 @@ impl LocalApic {
     /// Back to the state after INIT.
     pub(crate) fn reset(&mut self) {
         self.inbox.clear();
-        *self = Self::new(self.id, Arc::clone(&self.inbox));
+        *self = Self::new(self.id, Arc::clone(&self.inbox), self.tsc_hz);
     }
 
     /// Reads a register at TSC `now`.
@@ -243,10 +245,10 @@ impl LocalApic {
         }
         self.divide = word(DIVIDE);
         self.initial_count = word(INITIAL_COUNT);
-        let left = u64::from(word(CURRENT_COUNT)) * self.divisor();
+        let left = self.tsc_ticks(word(CURRENT_COUNT));
         self.deadline = match state.tsc_deadline {
             0 if left == 0 => u64::MAX,
-            0 => now + left,
+            0 => now.saturating_add(left),
             deadline => deadline,
         };
     }
@@ -330,16 +332,25 @@ impl LocalApic {
         if self.mode() == TIMER_DEADLINE || self.deadline == u64::MAX {
             return 0;
         }
-        (self.deadline.saturating_sub(now) / self.divisor()) as u32
+        let left = u128::from(self.deadline.saturating_sub(now));
+        let ticks = left * u128::from(TIMER_HZ) / u128::from(self.tsc_hz);
+        (ticks / u128::from(self.divisor())) as u32
+    }
+
+    /// What the timer takes for `count`, in ticks of the TSC.
+    fn tsc_ticks(&self, count: u32) -> u64 {
+        let ticks = u128::from(count) * u128::from(self.divisor());
+        // No count takes no time: a period of zero would never end.
+        (ticks * u128::from(self.tsc_hz)).div_ceil(u128::from(TIMER_HZ)) as u64
     }
 
     fn divisor(&self) -> u64 {
         let code = self.divide & 3 | self.divide >> 1 & 4;
-        TSC_PER_TICK * if code == 7 { 1 } else { 2 << code }
+        if code == 7 { 1 } else { 2 << code }
     }
 
     fn period(&self) -> u64 {
-        u64::from(self.initial_count) * self.divisor()
+        self.tsc_ticks(self.initial_count)
     }
 }
 
@@ -349,7 +360,7 @@ mod tests {
 
     fn apic() -> (LocalApic, Arc<Inbox>) {
         let inbox = Arc::new(Inbox::default());
-        let mut apic = LocalApic::new(1, Arc::clone(&inbox));
+        let mut apic = LocalApic::new(1, Arc::clone(&inbox), TIMER_HZ);
         apic.write(SVR, 0x1ff, 0).unwrap();
         (apic, inbox)
     }
@@ -387,6 +398,21 @@ mod tests {
         apic.fire(1350);
         assert_eq!(apic.deadline(), 1400);
         assert_eq!(inbox.highest(), Some(0x60));
+    }
+
+    #[test]
+    fn a_count_is_nanoseconds_at_any_tsc_rate() {
+        for hz in [300_000_000, 999_999_999, 2_596_122_000, 6_000_000_000] {
+            let mut apic = LocalApic::new(0, Arc::default(), hz);
+            apic.write(DIVIDE, 3, 0).unwrap();
+            apic.write(INITIAL_COUNT, 0xffff_ffff, 0).unwrap();
+            let seconds = apic.deadline() as f64 / hz as f64;
+            assert!((seconds - 4.294_967_295 * 16.0).abs() < 1e-6, "{hz}: {seconds}");
+            let half = apic.read(CURRENT_COUNT, apic.deadline() / 2).unwrap();
+            assert!(half.abs_diff(0x7fff_ffff) < 2, "{hz}: {half:#x}");
+            apic.write(INITIAL_COUNT, 1, 0).unwrap();
+            assert_ne!(apic.deadline(), 0, "{hz}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::system::Core;
 use crate::walk::PHYSICAL_BITS;
 
 /// CR4 bits that this processor has.
-const CR4_KNOWN: u64 = cr4::TSD
+pub(crate) const CR4_KNOWN: u64 = cr4::TSD
     | cr4::DE
     | cr4::PSE
     | cr4::PAE

@@ -5,10 +5,12 @@ mod descriptor;
 mod flags;
 mod io;
 mod model;
+mod msrs;
 mod syscall;
 mod transfer;
 
-pub(crate) use model::{read as msr_read, write as msr_write};
+pub(crate) use control::CR4_KNOWN;
+pub(crate) use msrs::{EFER_KNOWN, load as msr_load, read as msr_read};
 
 use translator::{Insn, InsnFlags, Machine, RSP, Stop, SystemOp};
 
@@ -35,8 +37,8 @@ pub(crate) fn execute(core: &mut Core, op: SystemOp, insn: &SystemInsn) -> Resul
         Op::Rdtscp => model::rdtscp(core),
         Op::Rdpid => model::rdpid(core, insn),
         Op::Rdpmc => Err(core.machine.gp(0)),
-        Op::Rdmsr => model::rdmsr(core),
-        Op::Wrmsr => model::wrmsr(core),
+        Op::Rdmsr => msrs::rdmsr(core),
+        Op::Wrmsr => msrs::wrmsr(core),
         Op::Rdrand => model::random(core, insn),
         Op::Rdseed => model::random(core, insn),
         Op::Xgetbv => model::xgetbv(core),

@@ -45,6 +45,7 @@
 mod capabilities;
 mod features;
 mod leaves;
+mod msrs;
 mod select;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,7 @@ use thiserror::Error;
 
 pub use capabilities::{ARCH_CAPABILITIES, FlawBit, FlawKind, translator_capabilities};
 pub use features::{Exposure, FEATURES, Feature, feature};
+pub use msrs::{Kind, MSRS, MsrRule, Presence, is_reset, msr_rule, saved_msrs};
 
 use crate::cpuid::Table;
 use crate::state::Msr;
@@ -143,11 +145,12 @@ impl CpuModel {
     }
 }
 
-/// Fast strings: Linux trusts REP MOVSB only with them, and KVM's MISC_ENABLE lacks the bit.
-const FAST_STRINGS: u64 = 1;
-
+/// KVM's MISC_ENABLE lacks fast strings, its PLATFORM_INFO offers to have CPUID fault.
 fn initial_msrs(selection: &Selection, capability: &Capability<'_>) -> Vec<Msr> {
-    let mut msrs = vec![Msr { index: msr::MISC_ENABLE, value: FAST_STRINGS }];
+    let mut msrs = vec![
+        Msr { index: msr::MISC_ENABLE, value: msrs::MISC_ENABLE },
+        Msr { index: msr::PLATFORM_INFO, value: 0 },
+    ];
     if selection.has("arch_capabilities") {
         let value = capability.arch_capabilities & capabilities::shown();
         msrs.push(Msr { index: msr::ARCH_CAPABILITIES, value });
