@@ -7,7 +7,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use x86::cpuid::{Leaf, Table};
-use x86::model::{Capability, CpuModel, Topology};
+use x86::model::{Capability, CpuModel, Processor, Topology};
 use x86::{Msr, msr};
 
 use crate::error::refused;
@@ -20,13 +20,13 @@ const STATE_COMPONENTS: u64 = 7;
 /// KVM's APIC timer counts nanoseconds.
 const APIC_KHZ: u32 = 1_000_000;
 
-/// Gives a vCPU its table, and the MSRs that go with it.
+/// Gives a vCPU its table, and the MSRs that go with it; returns both.
 pub(crate) fn set(
     fd: &VcpuFd,
     host: &Host,
     model: CpuModel,
     topology: Topology,
-) -> Result<(), EngineError> {
+) -> Result<Processor, EngineError> {
     let id = topology.id;
     let capability = Capability {
         supported: &table(&host.supported_cpuid),
@@ -44,7 +44,7 @@ pub(crate) fn set(
     fd.set_cpuid2(&table).map_err(refused(format!("set CPUID of vcpu {id}")))?;
     set_msrs(fd, &processor.msrs)?;
     hide_paravirtual_msrs(fd);
-    Ok(())
+    Ok(processor)
 }
 
 fn table(supported: &CpuId) -> Table {

@@ -6,7 +6,7 @@ use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
 use x86::VcpuState;
-use x86::model::Topology;
+use x86::model::{Topology, saved_msrs};
 
 use crate::cpuid;
 use crate::debug;
@@ -20,6 +20,9 @@ use crate::vm::Inner;
 /// A vCPU of KVM.
 pub(crate) struct KvmVcpu {
     fd: VcpuFd,
+    id: u32,
+    /// Numbers of the MSRs that the guest has and a state holds.
+    saved_msrs: Vec<u32>,
     kicker: Arc<Kicker>,
     vm: Arc<Inner>,
     /// What the guest still wants of the last exit.
@@ -33,13 +36,14 @@ impl KvmVcpu {
         let fd = vm.vm.create_vcpu(id.into()).map_err(refused(format!("create vcpu {id}")))?;
         let page = RunPage::map(&fd, vm.vm.run_size())?;
         vm.list_writes_of(&fd)?;
-        cpuid::set(&fd, &vm.host, vm.cpu, Topology { vcpus: vm.vcpus, id })?;
+        let processor = cpuid::set(&fd, &vm.host, vm.cpu, Topology { vcpus: vm.vcpus, id })?;
         state::start(&fd, id)?;
         let kicker = Arc::new(Kicker::new(page)?);
         let known = vm.kickers[id as usize].set(Arc::clone(&kicker));
         debug_assert!(known.is_ok(), "vcpu {id} is made twice");
         let (pending, debug) = (Pending::default(), DebugControl::default());
-        Ok(Self { fd, kicker, vm: Arc::clone(vm), pending, debug })
+        let saved_msrs = saved_msrs(&processor.cpuid);
+        Ok(Self { fd, id, saved_msrs, kicker, vm: Arc::clone(vm), pending, debug })
     }
 
     /// One KVM_RUN.
@@ -112,12 +116,12 @@ impl Vcpu for KvmVcpu {
     }
 
     fn state(&self) -> Result<VcpuState, EngineError> {
-        state::save(&self.fd)
+        state::save(&self.fd, &self.saved_msrs)
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         self.finish_exit();
-        state::load(&self.fd, state)
+        state::load(&self.fd, self.id, state)
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {

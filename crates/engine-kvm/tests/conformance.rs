@@ -50,6 +50,7 @@ macro_rules! topics {
 topics!(
     ports,
     mmio,
+    msrs,
     page_faults,
     accessed_dirty,
     translation,

@@ -44,11 +44,11 @@ pub(super) fn load(fd: &VcpuFd, state: &ApicState) -> Result<(), EngineError> {
 }
 
 /// The deadline, once the TSC and the timer's mode are there.
-pub(super) fn load_deadline(fd: &VcpuFd, state: &ApicState) -> Result<(), EngineError> {
+pub(super) fn load_deadline(fd: &VcpuFd, id: u32, state: &ApicState) -> Result<(), EngineError> {
     if state.registers.is_empty() {
         return Ok(());
     }
-    msrs::load(fd, &[Msr { index: msr::TSC_DEADLINE, value: state.tsc_deadline }])
+    msrs::load(fd, id, &[Msr { index: msr::TSC_DEADLINE, value: state.tsc_deadline }])
 }
 
 /// `kvm_lapic_state` holds C characters.

@@ -12,7 +12,7 @@ use kvm_bindings::{
     KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
 };
 use kvm_ioctls::VcpuFd;
-use x86::{VcpuState, XSTATE_SIZE};
+use x86::{VcpuState, XSTATE_SIZE, msr};
 
 use crate::error::refused;
 
@@ -32,7 +32,7 @@ pub(crate) fn start(fd: &VcpuFd, id: u32) -> Result<(), EngineError> {
 }
 
 /// Everything, as of now. The vCPU does not run and KVM waits for no answer.
-pub(crate) fn save(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
+pub(crate) fn save(fd: &VcpuFd, saved_msrs: &[u32]) -> Result<VcpuState, EngineError> {
     let mut state = VcpuState::reset();
     let mp_state = fd.get_mp_state().map_err(refused("read a vcpu's run state"))?.mp_state;
     state.halted = mp_state == KVM_MP_STATE_HALTED;
@@ -41,14 +41,14 @@ pub(crate) fn save(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
     registers::save(fd, &mut state)?;
     state.xstate = xstate::save(fd)?;
     state.xcr0 = xstate::xcr0(fd)?;
-    state.msrs = msrs::save(fd)?;
+    state.msrs = msrs::save(fd, saved_msrs)?;
     state.apic = apic::save(fd)?;
     events::save(fd, &mut state)?;
     Ok(state)
 }
 
-/// Takes up a state.
-pub(crate) fn load(fd: &VcpuFd, state: &VcpuState) -> Result<(), EngineError> {
+/// Takes up a state of vCPU `id`.
+pub(crate) fn load(fd: &VcpuFd, id: u32, state: &VcpuState) -> Result<(), EngineError> {
     if state.xstate.len() != XSTATE_SIZE {
         let found = state.xstate.len();
         return Err(EngineError::State(format!(
@@ -57,12 +57,16 @@ pub(crate) fn load(fd: &VcpuFd, state: &VcpuState) -> Result<(), EngineError> {
     }
     // Runnable first: KVM takes no events into a vCPU that waits for its start-up IPI.
     set_mp_state(fd, KVM_MP_STATE_RUNNABLE)?;
-    // The APIC before CR8, which is part of it, and before the deadline, which it would forget.
+    // The APIC after the mode that it is in, before CR8, which is part of it, and before the deadline, which
+    // it would forget.
+    let (mode, rest): (Vec<_>, Vec<_>) =
+        state.msrs.iter().partition(|entry| entry.index == msr::APIC_BASE);
+    msrs::load(fd, id, &mode)?;
     apic::load(fd, &state.apic)?;
     registers::load(fd, state)?;
     xstate::load(fd, state.xcr0, &state.xstate)?;
-    msrs::load(fd, &state.msrs)?;
-    apic::load_deadline(fd, &state.apic)?;
+    msrs::load(fd, id, &rest)?;
+    apic::load_deadline(fd, id, &state.apic)?;
     events::load(fd, state)?;
     set_mp_state(
         fd,

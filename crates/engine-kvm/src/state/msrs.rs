@@ -3,33 +3,14 @@
 use engine::EngineError;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
-use x86::{Msr, msr};
+use x86::{Msr, model};
 
 use crate::error::refused;
 
-/// Those saved, where KVM has them. The TSC is first: deadlines are relative to it.
-const SAVED: [u32; 16] = [
-    msr::TSC,
-    msr::TSC_ADJUST,
-    msr::SPEC_CTRL,
-    msr::SYSENTER_CS,
-    msr::SYSENTER_ESP,
-    msr::SYSENTER_EIP,
-    msr::MISC_ENABLE,
-    msr::PAT,
-    msr::MTRR_DEF_TYPE,
-    msr::STAR,
-    msr::LSTAR,
-    msr::CSTAR,
-    msr::SFMASK,
-    msr::KERNEL_GS_BASE,
-    msr::TSC_AUX,
-    msr::KVM_SYSTEM_TIME_NEW,
-];
-
-pub(super) fn save(fd: &VcpuFd) -> Result<Vec<Msr>, EngineError> {
-    let mut saved = Vec::with_capacity(SAVED.len());
-    let mut rest = &SAVED[..];
+/// Those of `wanted` that KVM has.
+pub(super) fn save(fd: &VcpuFd, wanted: &[u32]) -> Result<Vec<Msr>, EngineError> {
+    let mut saved = Vec::with_capacity(wanted.len());
+    let mut rest = wanted;
     while !rest.is_empty() {
         let (values, read) = read_some(fd, rest)?;
         saved.extend(values);
@@ -53,14 +34,17 @@ fn read_some(fd: &VcpuFd, wanted: &[u32]) -> Result<(Vec<Msr>, usize), EngineErr
     Ok((found.iter().map(|entry| Msr { index: entry.index, value: entry.data }).collect(), read))
 }
 
-/// MSRs that another engine has and this KVM has not do not matter to a guest that was shown neither.
-pub(super) fn load(fd: &VcpuFd, wanted: &[Msr]) -> Result<(), EngineError> {
+/// One that this KVM does not have may hold only what it would after a reset: then nothing is lost.
+pub(super) fn load(fd: &VcpuFd, id: u32, wanted: &[Msr]) -> Result<(), EngineError> {
     let mut rest = wanted;
     while !rest.is_empty() {
         let entries: Vec<_> = rest.iter().copied().map(entry).collect();
         let written = fd.set_msrs(&list(&entries)?).map_err(refused("set a vcpu's MSRs"))?;
-        if let Some(Msr { index, value }) = rest.get(written) {
-            tracing::debug!("msr {index:#x} = {value:#x} in a saved state: not taken up");
+        if let Some(refused) = rest.get(written).filter(|msr| !model::is_reset(msr, id)) {
+            let Msr { index, value } = refused;
+            return Err(EngineError::State(format!(
+                "msr {index:#x} = {value:#x}: KVM does not have it here, or not the value"
+            )));
         }
         rest = &rest[(written + 1).min(rest.len())..];
     }

@@ -34,6 +34,7 @@ mod io_apic;
 mod kicks;
 mod memory_facts;
 mod mmio;
+mod msrs;
 mod ordering;
 mod page_faults;
 mod ports;
@@ -53,6 +54,7 @@ pub(super) fn all() -> Vec<Case> {
     [
         ports::CASES,
         mmio::CASES,
+        msrs::CASES,
         page_faults::CASES,
         accessed_dirty::CASES,
         translation::CASES,
