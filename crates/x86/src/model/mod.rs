@@ -186,7 +186,8 @@ pub(crate) fn vendor(table: &Table) -> [u8; 12] {
 }
 
 /// Whether a table's leaves are laid out as AMD's are.
-pub(crate) fn is_amd(table: &Table) -> bool {
+#[must_use]
+pub fn is_amd(table: &Table) -> bool {
     matches!(&vendor(table), b"AuthenticAMD" | b"HygonGenuine")
 }
 

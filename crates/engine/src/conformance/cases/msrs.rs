@@ -1,7 +1,7 @@
 //! Model-specific registers: each that the model lists, and those that are not there.
 
 use x86::cpuid::Table;
-use x86::model::{FEATURES, Kind, MSRS, MsrRule, feature, msr_rule, saved_msrs};
+use x86::model::{FEATURES, Kind, MSRS, MsrRule, feature, is_amd, msr_rule, saved_msrs};
 use x86::{Msr, msr};
 
 use super::prelude::*;
@@ -68,13 +68,15 @@ fn values_at_reset(engine: &dyn Engine) {
 }
 
 /// A value that a guest can write, and another than after a reset; `None` where there is none.
-fn sample(index: u32) -> Option<u64> {
+fn sample(index: u32, amd: bool) -> Option<u64> {
     const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
     Some(match index {
         msr::TSC_ADJUST => 0x10_0000_0000,
         // IBRS, which every processor with the register has.
         msr::SPEC_CTRL => 1,
         msr::SYSENTER_CS => 0x10,
+        // AMD's have 32 bits: SYSENTER is not there in long mode (APM volume 2, 6.1.2).
+        msr::SYSENTER_ESP | msr::SYSENTER_EIP if amd => 0x8000_3000,
         msr::SYSENTER_ESP | msr::SYSENTER_EIP => 0xffff_8000_0000_3000,
         msr::MISC_ENABLE => 0,
         msr::MTRR_DEF_TYPE => 0xc06,
@@ -93,8 +95,9 @@ fn sample(index: u32) -> Option<u64> {
 }
 
 fn samples(engine: &dyn Engine) -> (Vec<u32>, Vec<u64>) {
-    let indices = saved_msrs(&table(engine));
-    indices.into_iter().filter_map(|index| Some((index, sample(index)?))).unzip()
+    let table = table(engine);
+    let amd = is_amd(&table);
+    saved_msrs(&table).into_iter().filter_map(|index| Some((index, sample(index, amd)?))).unzip()
 }
 
 fn written_and_read(engine: &dyn Engine) {

@@ -149,8 +149,9 @@ const MSRS: [(u32, u64); 9] = [
     (msr::SFMASK, 0x4_7700),
     (msr::KERNEL_GS_BASE, 0xffff_8888_0000_0000),
     (msr::SYSENTER_CS, 0x10),
-    (msr::SYSENTER_ESP, 0xffff_8000_0000_3000),
-    (msr::SYSENTER_EIP, 0xffff_8000_0000_4000),
+    // AMD's have 32 bits; see the topic of MSRs.
+    (msr::SYSENTER_ESP, 0x8000_3000),
+    (msr::SYSENTER_EIP, 0x8000_4000),
     (msr::TSC_AUX, 0x1001),
 ];
 
@@ -222,7 +223,10 @@ fn round_trip(engine: &dyn Engine) {
     state.idtr = DescriptorTable { base: 0xffff_8000_0000_4000, limit: 0xfff };
     state.cr2 = 0x1234;
     state.cr3 = 0x5000;
-    state.cr4 |= cr4::OSXSAVE | cr4::TSD;
+    state.cr4 |= cr4::TSD;
+    if cpuid(engine, 1, 0)[2] & 1 << 26 != 0 {
+        state.cr4 |= cr4::OSXSAVE;
+    }
     state.cr8 = 7;
     state.debug = [1, 2, 3, 4, 0xffff_4ff1, 0x400];
     state.interrupt_shadow = true;
