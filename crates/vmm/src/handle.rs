@@ -30,7 +30,8 @@ struct Shared {
     started: Instant,
     pauses: AtomicU64,
     state: Mutex<State>,
-    ended: Condvar,
+    /// A life began, or the VM ended.
+    changed: Condvar,
 }
 
 struct State {
@@ -103,7 +104,7 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
         started,
         pauses: AtomicU64::new(0),
         state: Mutex::new(state),
-        ended: Condvar::new(),
+        changed: Condvar::new(),
     }));
     let supervisor = handle.clone();
     thread::Builder::new()
@@ -140,16 +141,16 @@ impl VmHandle {
         self.0.status()
     }
 
-    /// Stops all vCPUs at an instruction border; returns when they stand. Pausing twice is once.
+    /// Stops all vCPUs at an instruction border; returns when they stand. Pausing twice is once. In the
+    /// instant of a reboot it is the next life that is paused.
     pub fn pause(&self) -> Result<(), RequestError> {
-        let machine = self.0.machine();
         self.0.pauses.fetch_add(1, Ordering::Relaxed);
-        machine.control.pause(|| machine.kick()).then_some(()).ok_or(RequestError::Ended)
+        self.0.in_some_life(|machine| machine.control.pause(|| machine.kick()))
     }
 
     /// Lets a paused VM go on.
     pub fn resume(&self) -> Result<(), RequestError> {
-        self.0.machine().control.resume().then_some(()).ok_or(RequestError::Ended)
+        self.0.in_some_life(|machine| machine.control.resume())
     }
 
     /// Ends the VM at once, as if the power were cut.
@@ -183,7 +184,7 @@ impl VmHandle {
         loop {
             match &state.outcome {
                 Some(outcome) => return outcome.clone(),
-                None => state = self.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
@@ -239,6 +240,7 @@ impl Shared {
         state.life = life;
         // A new balloon is empty.
         state.balloon_target_bytes = 0;
+        self.changed.notify_all();
         Ok(threads)
     }
 
@@ -249,7 +251,7 @@ impl Shared {
         let mut state = self.lock();
         state.report = Some(report);
         state.outcome = Some(outcome);
-        self.ended.notify_all();
+        self.changed.notify_all();
     }
 
     fn status(&self) -> VmStatus {
@@ -303,8 +305,25 @@ impl Shared {
         }
     }
 
-    fn machine(&self) -> Arc<Machine> {
-        Arc::clone(&self.lock().life.machine)
+    /// Does what a machine refuses once it has ended: now, or after the reboot that ended it.
+    fn in_some_life(&self, act: impl Fn(&Machine) -> bool) -> Result<(), RequestError> {
+        let mut machine = Arc::clone(&self.lock().life.machine);
+        while !act(&machine) {
+            machine = self.machine_after(&machine).ok_or(RequestError::Ended)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the life that follows the one of `ended`; `None` when there will be none.
+    fn machine_after(&self, ended: &Arc<Machine>) -> Option<Arc<Machine>> {
+        let mut state = self.lock();
+        while state.outcome.is_none() {
+            if !Arc::ptr_eq(&state.life.machine, ended) {
+                return Some(Arc::clone(&state.life.machine));
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

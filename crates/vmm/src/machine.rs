@@ -29,13 +29,14 @@ pub(crate) struct Machine {
     vcpus: u32,
     facts: Vec<Arc<VcpuFacts>>,
     balloon: BalloonHandle,
-    transports: Vec<Arc<MmioTransport>>,
 }
 
-/// What only the thread that waits for the machine needs.
+/// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
+/// the next life could not have their files, which belong to one VM at a time.
 pub(crate) struct Threads {
     vcpus: Vec<JoinHandle<()>>,
     io: IoThread,
+    transports: Vec<Arc<MmioTransport>>,
 }
 
 impl Machine {
@@ -71,17 +72,10 @@ impl Machine {
             kick_all: kick_all(&vm, plan.cpus),
         });
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let machine = Arc::new(Self {
-            memory,
-            control,
-            vm,
-            vcpus: plan.cpus,
-            facts,
-            balloon: board.balloon,
-            transports: board.transports,
-        });
-        let threads = machine.spawn(vcpus, &shared)?;
-        Ok((machine, Threads { vcpus: threads, io }))
+        let machine =
+            Arc::new(Self { memory, control, vm, vcpus: plan.cpus, facts, balloon: board.balloon });
+        let vcpus = machine.spawn(vcpus, &shared)?;
+        Ok((machine, Threads { vcpus, io, transports: board.transports }))
     }
 
     fn spawn(
@@ -102,7 +96,7 @@ impl Machine {
         Ok(threads)
     }
 
-    /// Waits for the end of the machine and of its threads.
+    /// Waits for the end of the machine, of its threads and its devices.
     pub(crate) fn wait(&self, threads: Threads) -> End {
         let end = self.control.wait_ended();
         for thread in threads.vcpus {
@@ -110,7 +104,7 @@ impl Machine {
             let _ = thread.join();
         }
         drop(threads.io);
-        for transport in &self.transports {
+        for transport in &threads.transports {
             if let Err(error) = transport.flush() {
                 tracing::error!(
                     "flush {:?}: {error}: the guest's last writes may be lost",
