@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use engine_kvm::{KvmEngine, probe};
+use engine_translate::TranslateEngine;
 
 /// The engine, or why there is none. A test run that must have it sets `FATHOM_REQUIRE_KVM`.
 fn engine() -> Option<Arc<KvmEngine>> {
@@ -50,6 +51,7 @@ macro_rules! topics {
 topics!(
     ports,
     mmio,
+    moves,
     msrs,
     page_faults,
     accessed_dirty,
@@ -73,3 +75,16 @@ topics!(
     processor,
     vector_state,
 );
+
+/// A state that one engine gives out goes on on the other.
+#[test]
+fn moves_from_and_to_the_translator() {
+    let Some(kvm) = engine() else { return };
+    let translate = Arc::new(TranslateEngine::new().expect("the engine starts"));
+    let there = engine::conformance::run_moves(translate.clone(), kvm.clone());
+    let back = engine::conformance::run_moves(kvm, translate);
+    for (way, report) in [("translate to kvm", there), ("kvm to translate", back)] {
+        println!("{way}: {} passed, {} skipped", report.passed.len(), report.skipped.len());
+        assert!(!report.passed.is_empty() && report.failures.is_empty(), "{way}: {report:#?}");
+    }
+}

@@ -34,6 +34,7 @@ macro_rules! topics {
 topics!(
     ports,
     mmio,
+    moves,
     msrs,
     page_faults,
     accessed_dirty,

@@ -38,7 +38,24 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Case {
     /// `topic/case`, unique.
     pub name: &'static str,
-    run: fn(&dyn Engine),
+    run: Run,
+}
+
+/// What a case is a function of.
+#[derive(Clone, Copy)]
+enum Run {
+    One(fn(&dyn Engine)),
+    /// The engine that a state is taken from, and the one that it is given to.
+    Two(fn(&dyn Engine, &dyn Engine)),
+}
+
+impl Run {
+    fn call(self, from: &dyn Engine, to: &dyn Engine) {
+        match self {
+            Self::One(run) => run(from),
+            Self::Two(run) => run(from, to),
+        }
+    }
 }
 
 /// Every case.
@@ -58,11 +75,26 @@ pub struct Report {
     pub failures: Vec<(&'static str, String)>,
 }
 
-/// Runs the cases that `wanted` names.
+/// Runs the cases that `wanted` names; those that move a state move it to another machine of the engine.
 pub fn run(engine: Arc<dyn Engine>, wanted: impl Fn(&str) -> bool) -> Report {
+    let chosen = cases().into_iter().filter(|case| wanted(case.name));
+    run_all(&engine, &engine, chosen)
+}
+
+/// Runs the cases that move a state, from one engine to another.
+pub fn run_moves(from: Arc<dyn Engine>, to: Arc<dyn Engine>) -> Report {
+    let moves = cases().into_iter().filter(|case| matches!(case.run, Run::Two(_)));
+    run_all(&from, &to, moves)
+}
+
+fn run_all(
+    from: &Arc<dyn Engine>,
+    to: &Arc<dyn Engine>,
+    cases: impl Iterator<Item = Case>,
+) -> Report {
     let mut report = Report::default();
-    for case in cases().into_iter().filter(|case| wanted(case.name)) {
-        match attempt(&engine, case) {
+    for case in cases {
+        match attempt(from, to, case) {
             Outcome::Passed => report.passed.push(case.name),
             Outcome::Skipped(why) => report.skipped.push((case.name, why)),
             Outcome::Failed(why) => report.failures.push((case.name, why)),
@@ -86,12 +118,12 @@ fn skip(why: &str) -> ! {
 }
 
 /// Runs a case on a thread of its own: one that hangs is left behind.
-fn attempt(engine: &Arc<dyn Engine>, case: Case) -> Outcome {
+fn attempt(from: &Arc<dyn Engine>, to: &Arc<dyn Engine>, case: Case) -> Outcome {
     let (sender, receiver) = mpsc::channel();
-    let engine = Arc::clone(engine);
+    let (from, to) = (Arc::clone(from), Arc::clone(to));
     let thread = thread::Builder::new().name(case.name.to_owned());
     let spawned = thread.spawn(move || {
-        let result = catch_unwind(AssertUnwindSafe(|| (case.run)(&*engine)));
+        let result = catch_unwind(AssertUnwindSafe(|| case.run.call(&*from, &*to)));
         // Nobody listens any more if the case took too long.
         let _ = sender.send(result);
     });

@@ -60,12 +60,17 @@ impl Deref for Rig {
 impl Rig {
     /// A machine with `vcpus` vCPUs; the first will start at [`CODE`], the others wait.
     pub fn new(engine: &dyn Engine, vcpus: u32) -> Self {
+        Self::showing(CpuModel::default(), engine, vcpus)
+    }
+
+    /// As [`Rig::new`], with a choice of the processor.
+    pub fn showing(cpu: CpuModel, engine: &dyn Engine, vcpus: u32) -> Self {
         if vcpus > engine.capabilities().max_vcpus {
             skip("not that many vCPUs");
         }
         let memory = Arc::new(GuestMemory::with_bytes(RAM).expect("reserve 16 MiB"));
         let vm = engine
-            .create_vm(VmSpec { memory: Arc::clone(&memory), vcpus, cpu: CpuModel::default() })
+            .create_vm(VmSpec { memory: Arc::clone(&memory), vcpus, cpu })
             .expect("create vm");
         let view = DeviceView::new(Arc::clone(&memory));
         let board = Board { memory, view, vm, answers: Mutex::default() };

@@ -6,7 +6,16 @@ use crate::conformance::Case;
 macro_rules! cases {
     ($topic:literal: $($case:ident),+ $(,)?) => {
         pub(super) const CASES: &[crate::conformance::Case] = &[
-            $(crate::conformance::Case { name: concat!($topic, "/", stringify!($case)), run: $case }),+
+            $(crate::conformance::Case { name: concat!($topic, "/", stringify!($case)), run: Run::One($case) }),+
+        ];
+    };
+}
+
+/// As `cases`; each is a function of the engine that a state is taken from and the one that it is given to.
+macro_rules! moves {
+    ($topic:literal: $($case:ident),+ $(,)?) => {
+        pub(super) const CASES: &[crate::conformance::Case] = &[
+            $(crate::conformance::Case { name: concat!($topic, "/", stringify!($case)), run: Run::Two($case) }),+
         ];
     };
 }
@@ -20,7 +29,7 @@ mod prelude {
     pub(super) use crate::conformance::payload::*;
     pub(super) use crate::conformance::record::{Fault, IRQ};
     pub(super) use crate::conformance::rig::{Rig, assemble, cpuid};
-    pub(super) use crate::conformance::skip;
+    pub(super) use crate::conformance::{Run, skip};
     pub(super) use crate::exit::Exit;
     pub(super) use crate::traits::Engine;
 }
@@ -34,6 +43,7 @@ mod io_apic;
 mod kicks;
 mod memory_facts;
 mod mmio;
+mod moves;
 mod msrs;
 mod ordering;
 mod page_faults;
@@ -54,6 +64,7 @@ pub(super) fn all() -> Vec<Case> {
     [
         ports::CASES,
         mmio::CASES,
+        moves::CASES,
         msrs::CASES,
         page_faults::CASES,
         accessed_dirty::CASES,

@@ -68,7 +68,7 @@ fn values_at_reset(engine: &dyn Engine) {
 }
 
 /// A value that a guest can write, and another than after a reset; `None` where there is none.
-fn sample(index: u32, amd: bool) -> Option<u64> {
+pub(super) fn sample(index: u32, amd: bool) -> Option<u64> {
     const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
     Some(match index {
         msr::TSC_ADJUST => 0x10_0000_0000,

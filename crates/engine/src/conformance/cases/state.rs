@@ -1,99 +1,13 @@
 //! State out and in: what a snapshot needs.
 
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
-
 use x86::{DescriptorTable, Gpr, Segment, VcpuState, cr4, msr, rflags};
 
+use super::moves::{WAIT, image, request, state_at_wait, write_wait};
 use super::prelude::*;
 
 cases!(
-    "state": transplant, registers_out, registers_in, round_trip, vectors_round_trip, apic_round_trip,
-    timer_moves, halted_moves, shadow_kept,
+    "state": registers_out, registers_in, round_trip, vectors_round_trip, shadow_kept,
 );
-
-/// Where a payload waits to be looked at.
-const WAIT: u64 = 0x1_3000;
-
-fn write_wait(rig: &Rig) {
-    rig.load(WAIT, |a| {
-        let mut here = a.create_label();
-        a.set_label(&mut here)?;
-        a.jmp(here)
-    });
-}
-
-/// Kicks until the vCPU stands at [`WAIT`], and answers its state.
-fn state_at_wait(rig: &mut Rig) -> VcpuState {
-    for _ in 0..5000 {
-        let vm = Arc::clone(&rig.board.vm);
-        let kicker = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(1));
-            vm.kick(0);
-        });
-        while rig.vcpus[0].run().expect("the engine runs") != Exit::Kicked {}
-        kicker.join().expect("kicks");
-        let state = rig.vcpus[0].state().expect("state");
-        if state.rip == WAIT {
-            return state;
-        }
-    }
-    panic!("the payload does not arrive");
-}
-
-/// A machine with the memory and the state of another.
-fn moved(engine: &dyn Engine, rig: &Rig, state: &VcpuState) -> Rig {
-    let mut other = Rig::new(engine, 1);
-    for gpa in (0..RAM).step_by(4096) {
-        other.write(gpa, &rig.bytes(gpa, 4096));
-    }
-    other.vcpus[0].set_state(state).expect("set state");
-    other
-}
-
-const FACTOR: u64 = 6_364_136_223_846_793_005;
-const TERM: u64 = 1_442_695_040_888_963_407;
-
-/// Stopped in the middle of a computation, it goes on in another machine to the same result.
-fn transplant(engine: &dyn Engine) {
-    const LIMIT: u64 = DATA + 0x100;
-    let mut rig = Rig::with(engine, |a| {
-        let mut again = a.create_label();
-        a.mov(r8, FACTOR)?;
-        a.mov(r9, TERM)?;
-        a.mov(ebx, 1)?;
-        a.xor(ecx, ecx)?;
-        a.set_label(&mut again)?;
-        a.imul_2(rbx, r8)?;
-        a.add(rbx, r9)?;
-        // Through memory and a vector register as well.
-        a.mov(qword_ptr(DATA), rbx)?;
-        a.movq(xmm3, qword_ptr(DATA))?;
-        a.movq(rbx, xmm3)?;
-        a.inc(rcx)?;
-        a.cmp(rcx, qword_ptr(LIMIT))?;
-        a.jb(again)?;
-        a.mov(rax, rbx)?;
-        a.log_rax()
-    });
-    rig.set_word(LIMIT, u64::MAX);
-    let vm = Arc::clone(&rig.vm);
-    let kicker = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(5));
-        vm.kick(0);
-    });
-    assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
-    kicker.join().expect("kicks");
-    let state = rig.vcpus[0].state().expect("state");
-    let rounds = state.gpr[Gpr::Rcx as usize] + 1000;
-    let mut other = moved(engine, &rig, &state);
-    drop(rig);
-    other.set_word(LIMIT, rounds);
-    let step = |value: u64| value.wrapping_mul(FACTOR).wrapping_add(TERM);
-    let expected = (0..rounds).fold(1u64, |value, _| step(value));
-    assert_eq!(other.run().log, [expected as u32, (expected >> 32) as u32]);
-}
 
 /// What a payload puts into registers is in the state.
 fn registers_out(engine: &dyn Engine) {
@@ -242,31 +156,6 @@ fn round_trip(engine: &dyn Engine) {
     assert_eq!(after, state);
 }
 
-/// An XSAVE image of all components, none in its initial state.
-fn image() -> Vec<u8> {
-    let mut image = vec![0; x86::XSTATE_SIZE];
-    image[0..2].copy_from_slice(&0x027fu16.to_le_bytes());
-    // FSW with the top of the stack at 6, and all but two registers empty.
-    image[2..4].copy_from_slice(&0x3000u16.to_le_bytes());
-    image[4] = 0xc0;
-    image[24..28].copy_from_slice(&0x3fa0u32.to_le_bytes());
-    for register in 0..2 {
-        let at = 32 + register * 16;
-        // 1.25 and 1.75, significand and exponent.
-        image[at..at + 8]
-            .copy_from_slice(&(0xa000_0000_0000_0000u64 + ((register as u64) << 62)).to_le_bytes());
-        image[at + 8..at + 10].copy_from_slice(&0x3fffu16.to_le_bytes());
-    }
-    for (index, byte) in image[160..416].iter_mut().enumerate() {
-        *byte = index as u8 ^ 0x5a;
-    }
-    image[512] = 7;
-    for (index, byte) in image[576..832].iter_mut().enumerate() {
-        *byte = index as u8 ^ 0xa5;
-    }
-    image
-}
-
 /// x87, SSE and AVX state in, seen by the payload, and out.
 fn vectors_round_trip(engine: &dyn Engine) {
     let avx = cpuid(engine, 1, 0)[2] & 1 << 28 != 0;
@@ -305,112 +194,6 @@ fn vectors_round_trip(engine: &dyn Engine) {
     assert_eq!(after.xstate[24..28], state.xstate[24..28]);
     assert_eq!(after.xstate[32..64], state.xstate[32..64]);
     assert_eq!(after.xstate[160..416], state.xstate[160..416]);
-}
-
-/// Requests, service and registers of the local APIC go along.
-fn apic_round_trip(engine: &dyn Engine) {
-    let mut rig = Rig::with(engine, |a| {
-        a.enable_apic()?;
-        a.write_msr(apic::LVT_TIMER, 1 << 16 | 0x77)?;
-        a.write_msr(apic::DIVIDE, 3)?;
-        a.write_msr(apic::SELF_IPI, 0x91)?;
-        a.sti()?;
-        a.nop()?;
-        a.nop()?;
-        a.log(99)
-    });
-    // In service, with another one requested.
-    rig.load(HANDLER, |a| {
-        a.write_msr(apic::SELF_IPI, 0x41)?;
-        a.jmp(WAIT)
-    });
-    rig.set_gate(0x91, Gate::to(HANDLER));
-    write_wait(&rig);
-    let mut state = state_at_wait(&mut rig);
-    state.rip = HANDLER + 0x100;
-    let mut other = moved(engine, &rig, &state);
-    other.load_payload(HANDLER + 0x100, |a| {
-        for register in [apic::SVR, apic::LVT_TIMER, apic::DIVIDE, apic::PPR] {
-            a.read_msr(register)?;
-            a.log_eax()?;
-        }
-        a.read_msr(apic::ISR + 4)?;
-        a.log_eax()?;
-        a.read_msr(apic::IRR + 2)?;
-        a.log_eax()?;
-        a.sti()?;
-        a.nop()?;
-        a.log(1)?;
-        a.write_msr(apic::EOI, 0)?;
-        a.nop()?;
-        a.log(2)
-    });
-    let expected = [0x1ff, 1 << 16 | 0x77, 3, 0x90, 1 << 17, 2, 1, IRQ | 0x41, 2];
-    assert_eq!(other.run().log, expected);
-}
-
-/// An armed timer fires in the other machine.
-fn timer_moves(engine: &dyn Engine) {
-    let mut rig = Rig::with(engine, |a| {
-        a.enable_apic()?;
-        a.write_msr(apic::DIVIDE, 0xb)?;
-        a.write_msr(apic::LVT_TIMER, 0x40)?;
-        // Far enough not to fire before it is moved, except on a host that stands still.
-        a.write_msr(apic::INITIAL_COUNT, 200_000_000)?;
-        a.jmp(WAIT)
-    });
-    write_wait(&rig);
-    let mut state = state_at_wait(&mut rig);
-    state.rip = HANDLER + 0x100;
-    let mut other = moved(engine, &rig, &state);
-    other.load_payload(HANDLER + 0x100, |a| {
-        a.sti()?;
-        a.hlt()?;
-        a.cli()?;
-        a.log(1)
-    });
-    assert_eq!(other.run().log, [IRQ | 0x40, 1]);
-}
-
-/// A halted processor is halted in the other machine, and wakes there.
-fn halted_moves(engine: &dyn Engine) {
-    let mut rig = Rig::with(engine, |a| {
-        a.enable_apic()?;
-        a.sti()?;
-        a.hlt()?;
-        a.log(1)
-    });
-    let state = loop {
-        rig.vm.kick(0);
-        assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
-        let vm = Arc::clone(&rig.vm);
-        let kicker = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(2));
-            vm.kick(0);
-        });
-        assert_eq!(rig.vcpus[0].run().expect("the engine runs"), Exit::Kicked);
-        kicker.join().expect("kicks");
-        let state = rig.vcpus[0].state().expect("state");
-        if state.halted {
-            break state;
-        }
-    };
-    let mut other = moved(engine, &rig, &state);
-    let pin = 18;
-    // The redirection is of the other machine's IO-APIC, which starts afresh: an NMI by kick is none,
-    // so the interrupt is put into the state.
-    let mut woken = other.vcpus[0].state().expect("state");
-    assert!(woken.halted);
-    request(&mut woken, 0x50);
-    other.vcpus[0].set_state(&woken).expect("set state");
-    other.vm.set_irq(pin, false);
-    assert_eq!(other.run().log, [IRQ | 0x50, 1]);
-}
-
-/// Sets a bit of the interrupt request register.
-fn request(state: &mut VcpuState, vector: u8) {
-    let word = 0x20 + usize::from(vector / 32);
-    state.apic.registers[word] |= 1 << (vector % 32);
 }
 
 /// The shadow of STI is part of the state.
