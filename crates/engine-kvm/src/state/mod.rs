@@ -4,6 +4,7 @@ mod apic;
 mod events;
 mod msrs;
 mod registers;
+mod tsc;
 mod xstate;
 
 use engine::EngineError;
@@ -12,7 +13,7 @@ use kvm_bindings::{
     KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
 };
 use kvm_ioctls::VcpuFd;
-use x86::{VcpuState, XSTATE_SIZE, msr};
+use x86::{Msr, VcpuState, XSTATE_SIZE, msr};
 
 use crate::error::refused;
 
@@ -59,12 +60,19 @@ pub(crate) fn load(fd: &VcpuFd, id: u32, state: &VcpuState) -> Result<(), Engine
     set_mp_state(fd, KVM_MP_STATE_RUNNABLE)?;
     // The APIC after the mode that it is in, before CR8, which is part of it, and before the deadline, which
     // it would forget.
-    let (mode, rest): (Vec<_>, Vec<_>) =
-        state.msrs.iter().partition(|entry| entry.index == msr::APIC_BASE);
-    msrs::load(fd, id, &mode)?;
+    let value =
+        |index| state.msrs.iter().find(|entry| entry.index == index).map(|entry| entry.value);
+    if let Some(value) = value(msr::APIC_BASE) {
+        msrs::load(fd, id, &[Msr { index: msr::APIC_BASE, value }])?;
+    }
     apic::load(fd, &state.apic)?;
     registers::load(fd, state)?;
     xstate::load(fd, state.xcr0, &state.xstate)?;
+    if let Some(value) = value(msr::TSC) {
+        tsc::load(fd, id, value)?;
+    }
+    let apart = |entry: &&Msr| !matches!(entry.index, msr::APIC_BASE | msr::TSC);
+    let rest: Vec<_> = state.msrs.iter().filter(apart).copied().collect();
     msrs::load(fd, id, &rest)?;
     apic::load_deadline(fd, id, &state.apic)?;
     events::load(fd, state)?;
