@@ -21,6 +21,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// SVM with nested paging. Without XSAVE: QEMU's SVM does not intercept XSETBV, so that KVM and the guest would
+/// disagree about XCR0, and the guest would change the host's.
+const PROCESSOR: &str = "max,+svm,-xsave";
+
 /// Memory for the machine and all guests in it.
 const MEMORY_MIB: u32 = 3072;
 const CPUS: u32 = 2;
@@ -142,7 +146,7 @@ fn hardware(kit: &Kit, image: &Image) -> Result<Command> {
     let initramfs = image.scratch().join("initramfs");
     fs::write(&initramfs, initramfs_content(kit)?)?;
     let mut command = kit.qemu()?.command();
-    command.args(["-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max,+svm"]);
+    command.args(["-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR]);
     command.args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.arg("-kernel").arg(kit.lab_kernel().image()).arg("-initrd").arg(&initramfs);
