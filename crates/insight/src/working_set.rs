@@ -90,9 +90,7 @@ impl WorkingSetTracker {
         self.lengths.push_front(elapsed);
         self.lengths.truncate(self.limit);
         self.tracked += elapsed;
-        // Counting first, ending second: an access meanwhile is still one of the epoch that ends.
-        self.ages = self.memory.accesses_by_age(self.lengths.len());
-        self.memory.advance_epoch();
+        self.ages = self.memory.end_epoch(self.lengths.len());
         let sample = self.sample();
         if self.history.len() == HISTORY {
             self.history.pop_front();

@@ -13,12 +13,21 @@ impl GuestMemory {
     /// A vCPU forgets at its next safe point: what it accesses before that, through translations
     /// of the epoch that ended, counts as accessed in that one.
     pub fn advance_epoch(&self) -> Epoch {
+        self.end_epoch(0);
+        self.epoch()
+    }
+
+    /// As [`GuestMemory::advance_epoch`], and answers [`GuestMemory::accesses_by_age`] of the epoch
+    /// that ends, its own accesses at 0: counted first and ended second, so that an access meanwhile
+    /// is still one of the epoch that ends.
+    pub fn end_epoch(&self, ages: usize) -> Vec<u32> {
         if let Some(observer) = self.observer() {
             observer.end_epoch();
         }
+        let counts = self.accesses_by_age(ages);
         let epoch = self.table.advance_epoch();
         self.revoke(Revocation::Epoch(epoch));
-        epoch
+        counts
     }
 
     /// Has the engine tell what it knows of accesses up to now. Before a question about the running
@@ -45,6 +54,9 @@ impl GuestMemory {
     /// `n` epochs before the current one. Older and never accessed frames are left out.
     pub fn accesses_by_age(&self, ages: usize) -> Vec<u32> {
         let mut counts = vec![0; ages];
+        if ages == 0 {
+            return counts;
+        }
         let now = self.epoch();
         for frame in self.table.frames() {
             let accessed = self.table.accessed(frame);

@@ -260,6 +260,7 @@ impl Shared {
             (state.life.clone(), state.before.clone(), state.balloon_target_bytes)
         };
         let totals = before.with(&life);
+        life.machine.memory.catch_up();
         let counts = life.machine.memory.counts();
         let sample = life.clock.ask();
         VmStatus {
@@ -284,6 +285,7 @@ impl Shared {
     }
 
     fn report(&self, life: &Life) -> RunReport {
+        life.machine.memory.catch_up();
         let counts = life.machine.memory.counts();
         let totals = self.lock().before.clone().with(life);
         let frames = [
