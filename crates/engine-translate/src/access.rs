@@ -50,7 +50,7 @@ impl System {
         let code = self.shared.memory.is_code(frame);
         if kind == Kind::Fetch {
             self.tlb.insert_fetch(va, gpa, user, translation.large);
-        } else {
+        } else if !self.breakpoints.watches_page(va) {
             let write = kind == Kind::Write && translation.writable && !code;
             let rights = Rights { read: true, write, large: translation.large };
             self.tlb.insert(va, page, user, rights);
@@ -74,7 +74,9 @@ impl System {
             self.read_bytes(va, &mut bytes[..T::SIZE])?;
             return Ok(T::cut(u64::from_le_bytes(bytes)));
         }
-        match self.target(va, Kind::Read, self.user)? {
+        let target = self.target(va, Kind::Read, self.user)?;
+        self.note_access(va, T::SIZE, false);
+        match target {
             // SAFETY: `target` resolved the frame; the access lies within the page.
             Target::Ram { host, .. } => Ok(unsafe { host::load(host) }),
             Target::Device { gpa } => self.device_load(gpa),
@@ -88,7 +90,9 @@ impl System {
         if crosses(va, T::SIZE) {
             return self.write_bytes(va, &value.zext().to_le_bytes()[..T::SIZE]);
         }
-        match self.target(va, Kind::Write, self.user)? {
+        let target = self.target(va, Kind::Write, self.user)?;
+        self.note_access(va, T::SIZE, true);
+        match target {
             Target::Ram { host, gpa, code } => {
                 // SAFETY: `target` resolved the frame for writing; the access lies within the page.
                 unsafe { host::store(host, value) };
@@ -134,7 +138,9 @@ impl System {
         if crosses(va, T::SIZE) {
             return self.update_split(va, update);
         }
-        match self.target(va, Kind::Write, self.user)? {
+        let target = self.target(va, Kind::Write, self.user)?;
+        self.note_access(va, T::SIZE, true);
+        match target {
             Target::Ram { host, gpa, code } => {
                 // SAFETY: `target` resolved the frame for writing.
                 let old = unsafe { exchange(host, update) };
@@ -172,7 +178,9 @@ impl System {
             // SAFETY: as in `Machine::store` of this type; 16 aligned bytes lie in one page.
             return Ok(unsafe { host::compare_exchange_16(host, old, new) });
         }
-        match self.target(va, Kind::Write, self.user)? {
+        let target = self.target(va, Kind::Write, self.user)?;
+        self.note_access(va, 16, true);
+        match target {
             Target::Ram { host, gpa, code } => {
                 // SAFETY: `target` resolved the frame for writing; 16 aligned bytes lie in one page.
                 let found = unsafe { host::compare_exchange_16(host, old, new) };
@@ -201,10 +209,12 @@ impl System {
             unsafe { host::load_bytes(host, into) };
             return Ok(());
         }
-        let (first, second) = into.split_at_mut(first_part(va, into.len()));
+        let len = into.len();
+        let (first, second) = into.split_at_mut(first_part(va, len));
         let next = va.wrapping_add(first.len() as u64);
         let a = self.target(va, Kind::Read, user)?;
         let b = if second.is_empty() { a } else { self.target(next, Kind::Read, user)? };
+        self.note_access(va, len, false);
         for (target, part) in [(a, first), (b, second)] {
             self.read_part(target, part)?;
         }
@@ -239,6 +249,7 @@ impl System {
         let next = va.wrapping_add(first.len() as u64);
         let a = self.target(va, Kind::Write, user)?;
         let b = if second.is_empty() { a } else { self.target(next, Kind::Write, user)? };
+        self.note_access(va, from.len(), true);
         for (target, part) in [(a, first), (b, second)] {
             self.write_part(target, part);
         }
@@ -282,7 +293,9 @@ impl System {
 
     pub(crate) fn copy_chunk(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Stop> {
         let len = len.min(PAGE - from % PAGE).min(PAGE - to % PAGE);
-        if len == 0 {
+        // Over what is watched an instruction goes element by element.
+        let watched = self.breakpoints.watches(to, len) || self.breakpoints.watches(from, len);
+        if len == 0 || watched {
             return Ok(0);
         }
         let source = match self.tlb.cached(from, len as usize, self.user, false) {
@@ -307,7 +320,7 @@ impl System {
         count: u64,
     ) -> Result<u64, Stop> {
         let count = count.min((PAGE - to % PAGE) / size as u64);
-        if count == 0 {
+        if count == 0 || self.breakpoints.watches(to, count * size as u64) {
             return Ok(0);
         }
         let Some(host) = self.writable(to)? else { return Ok(0) };

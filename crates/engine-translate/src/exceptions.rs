@@ -3,6 +3,7 @@
 use translator::{Machine, RSP, Stop};
 use x86::{Event, Exception, Segment, Vector, rflags};
 
+use crate::breakpoints::{DR7, DR7_GENERAL_DETECT};
 use crate::segments;
 use crate::system::Core;
 
@@ -21,6 +22,8 @@ pub(crate) fn deliver(core: &mut Core, event: Event) {
     loop {
         let Err(next) = attempt(core, event) else {
             core.machine.end = false;
+            // What the delivery itself touched is not what the program did.
+            core.machine.breakpoints.forget_met();
             return;
         };
         if core.machine.broken.is_some() {
@@ -35,6 +38,17 @@ pub(crate) fn deliver(core: &mut Core, event: Event) {
             return;
         };
         event = Event::Exception(next);
+    }
+}
+
+/// Has the INT3 at RIP do what it does in a guest without debugger.
+pub(crate) fn deliver_int3(core: &mut Core) {
+    let at = core.cpu.rip();
+    core.cpu.set_rip(at.wrapping_add(1));
+    if enter(core, Vector::BP.0, None, Source::Software, false).is_err() {
+        core.cpu.set_rip(at);
+        let fault = core.machine.fault;
+        deliver(core, Event::Exception(fault));
     }
 }
 
@@ -63,10 +77,8 @@ fn attempt(core: &mut Core, event: Event) -> Result<(), Exception> {
     if let Event::Exception(exception) = event {
         match exception.vector {
             Vector::PF => core.machine.regs.cr2 = exception.address,
-            Vector::DB => {
-                // Debug exceptions clear DR7.GD; nothing else here sets it.
-                core.machine.regs.debug[5] &= !(1 << 13);
-            }
+            // The handler may use the debug registers.
+            Vector::DB => core.machine.regs.debug[DR7] &= !DR7_GENERAL_DETECT,
             _ => {}
         }
     }
@@ -198,11 +210,4 @@ fn tss_word(core: &mut Core, offset: u64) -> Result<u64, Stop> {
     let mut bytes = [0; 8];
     core.machine.read_bytes_as(tr.base.wrapping_add(offset), &mut bytes, false)?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-/// The trap after an instruction that began with RFLAGS.TF set.
-pub(crate) fn single_step(core: &mut Core) {
-    const BS: u64 = 1 << 14;
-    core.machine.regs.debug[4] |= BS;
-    deliver(core, Event::Exception(Exception::new(Vector::DB)));
 }

@@ -10,11 +10,12 @@
 //!
 //! What it is *not*: it names no device (an access outside RAM is an exit), and it decodes nothing itself.
 //! Long mode and what leads to it (real mode, unpaged protected mode) is all there is: no 32-bit paging, no
-//! virtual-8086 mode, no task switches, no call gates, no hardware breakpoints.
+//! virtual-8086 mode, no task switches, no call gates, no breakpoints on I/O.
 
 mod access;
 mod apic;
 mod attention;
+mod breakpoints;
 mod clock;
 mod cpuid;
 mod exceptions;

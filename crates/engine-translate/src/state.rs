@@ -2,7 +2,7 @@
 
 use engine::EngineError;
 use x86::model;
-use x86::{Event, Msr, Segment, VcpuState, XSTATE_SIZE, cr0, cr4, efer, rflags};
+use x86::{Event, Msr, Segment, VcpuState, Vector, XSTATE_SIZE, cr0, cr4, efer, rflags};
 
 use crate::instructions::{CR4_KNOWN, EFER_KNOWN, msr_load, msr_read};
 use crate::system::{Answer, Core};
@@ -143,6 +143,7 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
 
     core.machine.flush_all();
     core.machine.retag();
+    core.machine.update_breakpoints(true);
     // Privilege is that of SS in protected mode: CS may be conforming.
     let cpl = if segments::real_mode(core) { 0 } else { state.ss.dpl() };
     segments::enter_code(core, state.cs, cpl);
@@ -157,6 +158,9 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     machine.end = false;
     match state.event {
         Some(Event::Nmi) => machine.shared.vcpus[machine.id as usize].inbox.request_nmi(),
+        Some(Event::Exception(exception)) if exception.vector == Vector::BP => {
+            exceptions::deliver_int3(core);
+        }
         // An event in mid-delivery is delivered now.
         Some(event) => exceptions::deliver(core, event),
         None => {}

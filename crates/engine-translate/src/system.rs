@@ -12,6 +12,7 @@ use x86::{Exception, Vector, cr0, cr4, rflags};
 
 use crate::apic::LocalApic;
 use crate::attention::Attention;
+use crate::breakpoints::Breakpoints;
 use crate::registers::Registers;
 use crate::tlb::Tlb;
 use crate::vm::Shared;
@@ -57,6 +58,8 @@ pub(crate) struct System {
     pub(crate) answer: Answer,
     /// A failure that ends the vCPU.
     pub(crate) broken: Option<String>,
+    /// The guest's and the debugger's.
+    pub(crate) breakpoints: Breakpoints,
     /// Times HLT was executed.
     pub(crate) halts: u64,
 }
@@ -99,6 +102,7 @@ impl System {
             exits: VecDeque::new(),
             answer: Answer::None,
             broken: None,
+            breakpoints: Breakpoints::default(),
             halts: 0,
         }
     }
@@ -245,6 +249,10 @@ impl Machine for System {
     #[inline(always)]
     fn attention(&self) -> bool {
         self.attention_of().is_pending()
+    }
+
+    fn steps(&self) -> bool {
+        self.breakpoints.steps()
     }
 
     #[inline(always)]

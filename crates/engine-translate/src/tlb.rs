@@ -164,6 +164,13 @@ impl Tlb {
         }
     }
 
+    /// Sends the next data access to the page of `va` to the slow path, whatever the address space.
+    pub(crate) fn forget_data(&mut self, va: u64) {
+        for user in [false, true] {
+            self.entries[data_index(va, user)] = EMPTY;
+        }
+    }
+
     fn flush_where(&mut self, doomed: impl Fn(u64) -> bool) {
         self.entries
             .iter_mut()

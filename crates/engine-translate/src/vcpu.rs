@@ -9,10 +9,11 @@ use x86::model::Processor;
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
 use crate::attention::Attention;
+use crate::breakpoints::Begin;
 use crate::fetch::JumpCache;
 use crate::system::{Answer, Core, System};
 use crate::vm::Shared;
-use crate::{clock, exceptions, state};
+use crate::{breakpoints, clock, exceptions, state};
 
 /// Blocks between two looks at the clock: some ten microseconds.
 const CLOCK_EVERY: u32 = 256;
@@ -81,7 +82,9 @@ impl TranslateVcpu {
         if let Answer::Waiting(exit) = machine.answer {
             return Ok(Some(exit));
         }
-        Ok(self.look_around().then_some(Exit::Kicked))
+        // The instruction that has its device's answer completes before anybody looks at the state.
+        let answered = matches!(machine.answer, Answer::Ready(..));
+        Ok((!answered && self.look_around()).then_some(Exit::Kicked))
     }
 
     /// Looks at everything that others may have asked for. True: kicked.
@@ -181,7 +184,9 @@ impl TranslateVcpu {
         self.check_timer();
         let machine = &mut self.core.machine;
         // An instruction that has its device's answer must consume it first: reads may have effects.
-        if machine.shadow || machine.answer != Answer::None {
+        // A debugger that steps wants the next instruction, not the next handler.
+        let held = machine.shadow || machine.breakpoints.steps();
+        if held || machine.answer != Answer::None {
             return false;
         }
         let inbox = Arc::clone(&machine.shared.vcpus[machine.id as usize].inbox);
@@ -205,8 +210,9 @@ impl TranslateVcpu {
     /// Runs blocks until something wants to be looked at.
     fn run_blocks(&mut self) {
         loop {
+            let active = self.core.machine.breakpoints.is_active();
             let single = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
-            let outcome = self.run_block(single);
+            let outcome = if active { self.run_carefully(single) } else { self.run_block(single) };
             if outcome == Outcome::Fault {
                 if self.core.machine.broken.is_some() {
                     return;
@@ -214,6 +220,7 @@ impl TranslateVcpu {
                 self.counters.exceptions += 1;
                 let exception = self.core.machine.fault;
                 exceptions::deliver(&mut self.core, Event::Exception(exception));
+                breakpoints::step_into_handler(&mut self.core);
             }
             let machine = &mut self.core.machine;
             self.countdown -= 1;
@@ -250,20 +257,38 @@ impl TranslateVcpu {
         let outcome = core.run_block(block, single);
         let on_stack =
             outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
+        let waits = matches!(core.machine.answer, Answer::Waiting(_));
+        let care = trap || core.machine.breakpoints.is_active();
         match outcome {
             Outcome::Fault => {
                 if core.machine.fault_is_address && (core.machine.fault_on_stack || on_stack) {
                     core.machine.raise(Exception::new(Vector::SS));
                 }
             }
-            Outcome::Done if trap && !core.machine.no_trap => exceptions::single_step(core),
+            Outcome::Done if care => breakpoints::complete(core, trap && !core.machine.no_trap),
             // One repetition of a string instruction is a step too.
-            Outcome::Retry if trap && core.cpu.regs[Gpr::Rcx as usize] != count => {
-                exceptions::single_step(core);
+            Outcome::Retry if care && !waits && core.cpu.regs[Gpr::Rcx as usize] != count => {
+                breakpoints::hold_resume(core, true);
+                breakpoints::complete(core, trap);
             }
-            Outcome::Retry => core.machine.shadow |= shadow,
+            Outcome::Retry => {
+                core.machine.shadow |= shadow;
+                breakpoints::hold_resume(core, false);
+            }
             Outcome::Done => {}
         }
+        outcome
+    }
+
+    /// Runs a block while there are breakpoints or a debugger steps.
+    #[cold]
+    fn run_carefully(&mut self, single: bool) -> Outcome {
+        let one = match breakpoints::begin(&mut self.core) {
+            Begin::Met(outcome) => return outcome,
+            Begin::Run { single } => single,
+        };
+        let outcome = self.run_block(single || one);
+        breakpoints::end(&mut self.core);
         outcome
     }
 }
@@ -321,10 +346,7 @@ impl Vcpu for TranslateVcpu {
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {
-        if control.is_active() {
-            return Err(EngineError::Unsupported("this engine stops for no debugger".into()));
-        }
-        Ok(())
+        self.core.machine.set_debug(control)
     }
 
     fn counters(&self) -> Counters {

@@ -255,6 +255,11 @@ pub trait Machine: Sized {
     /// ask between chunks.
     fn attention(&self) -> bool;
 
+    /// Whether each repetition of a string instruction is a step of its own, as with RFLAGS.TF.
+    fn steps(&self) -> bool {
+        false
+    }
+
     /// The exception that the control registers demand of an instruction of this kind, #UD or #NM. Asked
     /// by each vector and x87 instruction, so it must be one inlined load and branch.
     fn vector_gate(&self, kind: VectorKind) -> Option<Exception>;

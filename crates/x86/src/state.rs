@@ -91,7 +91,8 @@ pub struct Msr {
 /// An interruption being delivered or waiting when the state was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Event {
-    /// An exception whose delivery has not finished.
+    /// An exception whose delivery has not finished. RIP is where it will return to; but of #BP, at the
+    /// INT3 that raised it.
     Exception(Exception),
     /// An external interrupt that the local APIC has handed over.
     Interrupt(u8),

@@ -177,15 +177,16 @@ pub(super) fn smsw(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
 pub(super) fn mov_from_dr(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     privileged(core)?;
     let number = debug_register(core, insn.aux)?;
+    core.machine.check_general_detect()?;
     let value = core.machine.regs.debug[number];
     set_register(core, insn.dst, operand_size(insn), value);
     Ok(())
 }
 
-/// Breakpoints are stored and shown, and never fire: DR7 enables nothing in this engine.
 pub(super) fn mov_to_dr(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     privileged(core)?;
     let number = debug_register(core, insn.aux)?;
+    core.machine.check_general_detect()?;
     let value = core.cpu.regs[(insn.src & 31) as usize];
     if number >= 4 && value >> 32 != 0 {
         return Err(core.machine.gp(0));
@@ -195,6 +196,7 @@ pub(super) fn mov_to_dr(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> 
         5 => value & !0xd000 | 0x400,
         _ => value,
     };
+    core.machine.update_breakpoints(false);
     Err(Stop::End)
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn execute(core: &mut Core, op: SystemOp, insn: &SystemInsn) -> Resul
         Op::Sysexit => syscall::sysexit(core, insn),
         Op::Int => transfer::int(core, insn.imm as u8),
         Op::Int1 => transfer::int(core, 1),
-        Op::Int3 => transfer::int(core, 3),
+        Op::Int3 => transfer::int3(core),
         Op::Into => transfer::into(core),
         Op::Iret => transfer::iret(core, insn),
         Op::JmpFar => transfer::jmp_far(core, insn),

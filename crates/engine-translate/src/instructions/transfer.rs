@@ -3,6 +3,7 @@
 //! Call gates and task switches are not modelled: a far transfer through one is #GP, as it is for a
 //! descriptor of the wrong type. No 64-bit system uses them.
 
+use engine::{DebugStop, Exit};
 use translator::{InsnFlags, Stop, Width};
 use x86::{Segment, paging, rflags};
 
@@ -19,6 +20,15 @@ pub(super) fn int(core: &mut Core, vector: u8) -> Result<(), Stop> {
     exceptions::enter(core, vector, None, source, false)?;
     core.machine.no_trap = true;
     Err(Stop::End)
+}
+
+/// INT3, unless it is the debugger's.
+pub(super) fn int3(core: &mut Core) -> Result<(), Stop> {
+    if core.machine.breakpoints.int3_stops() {
+        core.machine.report(Exit::Debug(DebugStop::Int3));
+        return Err(Stop::Retry);
+    }
+    int(core, 3)
 }
 
 pub(super) fn into(core: &mut Core) -> Result<(), Stop> {
@@ -54,6 +64,8 @@ pub(super) fn iret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
         None
     };
     let mut mask = writable(core) | rflags::RF;
+    // It keeps breakpoints from stopping at the next instruction, and nothing else.
+    let flags = if core.machine.breakpoints.on_code() { flags } else { flags & !rflags::RF };
     if size == 2 {
         mask &= 0xffff;
     }

@@ -39,7 +39,7 @@ fn repeat<M: Machine>(
         return step(core, insn, 1).map(|_| ());
     }
     // With single stepping, each repetition is a step (SDM volume 3, 17.3.2).
-    let stepping = core.cpu.flag(TF);
+    let stepping = core.cpu.flag(TF) || core.machine.steps();
     let mut count = core.sized(insn, Gpr::Rcx);
     while count != 0 {
         let limit = if stepping { 1 } else { count };
