@@ -58,6 +58,8 @@ topics!(
     translation,
     exceptions,
     single_step,
+    breakpoints,
+    debugger,
     double_fault,
     segments,
     strings,

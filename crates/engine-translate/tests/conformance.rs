@@ -41,6 +41,8 @@ topics!(
     translation,
     exceptions,
     single_step,
+    breakpoints,
+    debugger,
     double_fault,
     segments,
     strings,

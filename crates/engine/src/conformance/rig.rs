@@ -18,7 +18,7 @@ use super::layout::{
     CODE, CODE1, GDT, GDT_LIMIT, IDT, PML4, RAM, STACK, STACK1, TSS, TSS_SIZE, selector,
 };
 use super::payload::{ASK, Asm, DONE, LOG, Payload};
-use super::record::{self, Record};
+use super::record::{self, Frame, Record};
 use super::{skip, stubs};
 use crate::exit::Exit;
 use crate::traits::{Engine, Vcpu, Vm, VmSpec};
@@ -212,7 +212,7 @@ impl Board {
                 }
                 Exit::Kicked if stop.load(Ordering::SeqCst) => break,
                 Exit::Kicked if watchdog.bit() => {
-                    record.frames = record::frames(&self.view);
+                    record.frames = self.frames();
                     record.frames.truncate(8);
                     panic!(
                         "payload hangs at {:#x}; so far {record:x?}",
@@ -226,7 +226,7 @@ impl Board {
                 break;
             }
         }
-        record.frames = record::frames(&self.view);
+        record.frames = self.frames();
         record
     }
 
@@ -275,6 +275,11 @@ impl Board {
     /// Maps page `page` of the window to `gpa` with `bits`.
     pub fn map_window(&self, page: u64, gpa: u64, bits: u64) {
         self.set_word(layout::window_entry(page), gpa | bits);
+    }
+
+    /// What exceptions and interrupts pushed so far.
+    pub fn frames(&self) -> Vec<Frame> {
+        record::frames(&self.view)
     }
 
     /// Writes a gate.

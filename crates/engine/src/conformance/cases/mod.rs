@@ -36,6 +36,8 @@ mod prelude {
 
 mod accessed_dirty;
 mod atomics;
+mod breakpoints;
+mod debugger;
 mod double_fault;
 mod exceptions;
 mod interrupts;
@@ -71,6 +73,8 @@ pub(super) fn all() -> Vec<Case> {
         translation::CASES,
         exceptions::CASES,
         single_step::CASES,
+        breakpoints::CASES,
+        debugger::CASES,
         double_fault::CASES,
         segments::CASES,
         strings::CASES,
