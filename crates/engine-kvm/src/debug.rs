@@ -2,8 +2,8 @@
 
 use engine::{BreakOn, DebugControl, EngineError, HardwareBreakpoint};
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP,
-    kvm_guest_debug,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
 };
 
 /// Exact breakpoints, and bit 10, which reads as one (SDM volume 3, 18.2.4).
@@ -17,7 +17,8 @@ pub(crate) fn request(control: &DebugControl) -> Result<kvm_guest_debug, EngineE
     }
     asked.control = KVM_GUESTDBG_ENABLE;
     if control.single_step {
-        asked.control |= KVM_GUESTDBG_SINGLESTEP;
+        // Kernels before 5.16 do not know the second, and step into the handler of what waits.
+        asked.control |= KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
     }
     if control.int3_stops {
         asked.control |= KVM_GUESTDBG_USE_SW_BP;

@@ -3,7 +3,8 @@
 /// Where a vCPU stops for its debugger. The default stops nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DebugControl {
-    /// Stop after one instruction.
+    /// Stop after one instruction, or one repetition of a string instruction. Interrupts wait meanwhile.
+    /// One that faults is a step to its handler, or over it.
     pub single_step: bool,
     /// INT3 stops the vCPU before the instruction instead of raising #BP in the guest.
     pub int3_stops: bool,
