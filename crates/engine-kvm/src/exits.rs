@@ -87,6 +87,12 @@ impl Pending {
         !self.unfinished
     }
 
+    /// Whether the accesses were writes, and all have been returned.
+    pub(crate) fn is_written(&self) -> bool {
+        let writes = matches!(self.kind, Kind::PortWrite | Kind::MmioWrite);
+        self.unfinished && writes && self.asked == self.left
+    }
+
     fn skip_asked(&mut self) {
         let size = std::mem::take(&mut self.asked);
         self.offset += size;

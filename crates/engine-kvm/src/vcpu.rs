@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
+use engine::{Counters, DebugControl, DebugStop, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
 use x86::VcpuState;
@@ -29,6 +29,8 @@ pub(crate) struct KvmVcpu {
     pending: Pending,
     /// The debugger's breakpoints, to tell which one stopped.
     debug: DebugControl,
+    /// It has stopped for a step, and KVM wants to be asked for the next.
+    stepped: bool,
 }
 
 impl KvmVcpu {
@@ -43,7 +45,7 @@ impl KvmVcpu {
         debug_assert!(known.is_ok(), "vcpu {id} is made twice");
         let (pending, debug) = (Pending::default(), DebugControl::default());
         let saved_msrs = saved_msrs(&processor.cpuid);
-        Ok(Self { fd, id, saved_msrs, kicker, vm: Arc::clone(vm), pending, debug })
+        Ok(Self { fd, id, saved_msrs, kicker, vm: Arc::clone(vm), pending, debug, stepped: false })
     }
 
     /// One KVM_RUN.
@@ -69,26 +71,43 @@ impl KvmVcpu {
         }
     }
 
-    /// Has KVM finish the instruction of the last exit, whose answer is given, and no other.
-    fn finish_exit(&mut self) {
-        if self.pending.is_done() {
-            return;
+    /// KVM steps by RFLAGS.TF, which instructions that it emulates leave clear, and sets it only when asked.
+    fn step_again(&mut self) -> Result<(), EngineError> {
+        if std::mem::take(&mut self.stepped) {
+            self.set_debug(&self.debug.clone())?;
         }
-        self.pending = Pending::default();
-        self.kicker.page().set_immediate_exit(true);
-        // It returns EINTR by the flag; a kick that it swallowed is still wanted.
-        let _ = self.enter();
-        self.kicker.page().set_immediate_exit(self.kicker.is_wanted());
+        Ok(())
     }
-}
 
-impl Vcpu for KvmVcpu {
-    fn run(&mut self) -> Result<Exit, EngineError> {
+    /// Has KVM finish the instruction of the last exit, whose answer is given, and no other. EINTR: it has.
+    fn enter_to_finish(&mut self) -> Result<(), vmm_sys_util::errno::Error> {
+        self.kicker.page().set_immediate_exit(true);
+        let result = self.enter();
+        // A kick that the flag swallowed is still wanted.
+        self.kicker.page().set_immediate_exit(self.kicker.is_wanted());
+        result
+    }
+
+    fn finish_exit(&mut self) {
+        if !self.pending.is_done() {
+            self.pending = Pending::default();
+            // It is interrupted, or exits for what the next run will exit for, too.
+            let _ = self.enter_to_finish();
+        }
+    }
+
+    fn run_inside(&mut self) -> Result<Exit, EngineError> {
         loop {
+            // KVM forgets to stop after a write that it has emulated.
+            let stepped_over = self.debug.single_step && self.pending.is_written();
             if let Some(exit) = self.pending.next(self.kicker.page()) {
                 return Ok(exit);
             }
-            if let Err(errno) = self.enter() {
+            let entered = if stepped_over { self.enter_to_finish() } else { self.enter() };
+            if let Err(errno) = entered {
+                if stepped_over && errno.errno() == libc::EINTR {
+                    return Ok(Exit::Debug(DebugStop::Step));
+                }
                 match self.refused(errno.errno())? {
                     Some(exit) => return Ok(exit),
                     None => continue,
@@ -110,6 +129,15 @@ impl Vcpu for KvmVcpu {
             }
         }
     }
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self) -> Result<Exit, EngineError> {
+        self.step_again()?;
+        let exit = self.run_inside()?;
+        self.stepped = self.debug.single_step && matches!(exit, Exit::Debug(_));
+        Ok(exit)
+    }
 
     fn complete_read(&mut self, value: u64) {
         self.pending.answer(self.kicker.page(), value);
@@ -127,7 +155,7 @@ impl Vcpu for KvmVcpu {
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {
         let asked = debug::request(control)?;
         self.fd.set_guest_debug(&asked).map_err(refused("set the debugger's stops"))?;
-        self.debug = *control;
+        (self.debug, self.stepped) = (*control, false);
         Ok(())
     }
 

@@ -20,8 +20,19 @@ fn engine() -> Option<Arc<KvmEngine>> {
     }
 }
 
+/// What QEMU's translator lacks as a host of virtual machines: it loads their debug registers without setting
+/// breakpoints, and sets breakpoints of theirs that outlive them, which ends it; INT3 is not intercepted.
+const NOT_IN_THE_LAB: [&str; 2] = ["breakpoints", "debugger_breakpoints"];
+
 fn passes(topic: &str) {
     let Some(engine) = engine() else { return };
+    let emulated = std::env::var_os("FATHOM_LAB").is_some_and(|lab| lab == "emulated");
+    if emulated && NOT_IN_THE_LAB.contains(&topic) {
+        eprintln!(
+            "NOT TESTED on the KVM engine: {topic}: run `cargo xtask lab` on a host that has KVM"
+        );
+        return;
+    }
     // One case, where somebody looks for its defect: CONFORMANCE=topic/case.
     let only = std::env::var("CONFORMANCE").unwrap_or_default();
     let wanted = |name: &str| name.split('/').next() == Some(topic) && name.contains(&only);
@@ -60,6 +71,7 @@ topics!(
     single_step,
     breakpoints,
     debugger,
+    debugger_breakpoints,
     double_fault,
     segments,
     strings,

@@ -43,6 +43,7 @@ topics!(
     single_step,
     breakpoints,
     debugger,
+    debugger_breakpoints,
     double_fault,
     segments,
     strings,

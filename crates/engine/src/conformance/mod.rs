@@ -16,6 +16,7 @@
     reason = "a.fault(|a| a.ud2()) looks like its neighbours, which have operands"
 )]
 mod cases;
+pub mod debugging;
 pub mod layout;
 pub mod payload;
 pub mod record;

@@ -38,6 +38,7 @@ mod accessed_dirty;
 mod atomics;
 mod breakpoints;
 mod debugger;
+mod debugger_breakpoints;
 mod double_fault;
 mod exceptions;
 mod interrupts;
@@ -75,6 +76,7 @@ pub(super) fn all() -> Vec<Case> {
         single_step::CASES,
         breakpoints::CASES,
         debugger::CASES,
+        debugger_breakpoints::CASES,
         double_fault::CASES,
         segments::CASES,
         strings::CASES,
