@@ -24,6 +24,54 @@ const PHYSICAL_BITS: u32 = 46;
 const PHYSICAL_BITS_MIN: u32 = 36;
 const LINEAR_BITS: u32 = 48;
 
+/// A leaf that holds more than feature bits.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafRule {
+    /// EAX of CPUID, from and to.
+    pub functions: (u32, u32),
+    /// What it is for.
+    pub holds: &'static str,
+    /// What the common model shows, and the full one on an engine without a processor of its own.
+    pub common: &'static str,
+    /// What the full model shows on an engine with a processor.
+    pub full: &'static str,
+}
+
+const fn leaf(
+    functions: (u32, u32),
+    holds: &'static str,
+    common: &'static str,
+    full: &'static str,
+) -> LeafRule {
+    LeafRule { functions, holds, common, full }
+}
+
+const SAME: &str = "the same";
+const HOST: &str = "the host's";
+
+/// Every leaf but those of feature bits alone. One that is in neither list is all zero.
+#[rustfmt::skip]
+pub const LEAVES: &[LeafRule] = &[
+    leaf((0, 0), "vendor, highest leaf", "GenuineIntel, 0xd", "the host's vendor, 0xd"),
+    leaf((1, 1), "signature, APIC id, number of vCPUs, CLFLUSH line; features", "family 6, model 0x8f, stepping 8", "the host's signature"),
+    leaf((2, 2), "cache descriptors", "see leaf 4", "see leaf 4; nothing on AMD"),
+    leaf((4, 4), "caches", "L1 32 KiB twice, L2 1 MiB, L3 16 MiB for all vCPUs", "the host's, L3 for all vCPUs; nothing on AMD"),
+    leaf((7, 7), "number of sub-leaves; features", "as many as have bits", SAME),
+    leaf((0xb, 0xb), "topology", "one package, a core with one thread a vCPU", SAME),
+    leaf((0xd, 0xd), "XSAVE components and sizes; features", "x87, SSE, AVX; standard format", "what the engine saves"),
+    leaf((HYPERVISOR, HYPERVISOR), "hypervisor", "KVMKVMKVM on both engines", SAME),
+    leaf((FREQUENCIES, FREQUENCIES), "kHz of the TSC and of the APIC timer", "the TSC's, 1000000", SAME),
+    leaf((EXTENDED, EXTENDED), "highest leaf", "0x80000008", "0x80000021 and the vendor on AMD"),
+    leaf((EXTENDED + 1, EXTENDED + 1), "features", "no signature", "on AMD the signature and bits of leaf 1 again"),
+    leaf((EXTENDED + 2, EXTENDED + 4), "brand", "Fathom virtual processor", HOST),
+    leaf((EXTENDED + 5, EXTENDED + 5), "level 1 caches and TLBs", "nothing", "the host's on AMD"),
+    leaf((EXTENDED + 6, EXTENDED + 6), "level 2 cache", "1 MiB", HOST),
+    leaf((EXTENDED + 7, EXTENDED + 7), "features", "the TSC is a clock", SAME),
+    leaf((EXTENDED + 8, EXTENDED + 8), "address widths; features", "at most 46 and 48 bits", "the host's physical width, 48; number of cores on AMD"),
+    leaf((EXTENDED + 0x1d, EXTENDED + 0x1d), "caches", "nothing", "the host's on AMD, L3 for all vCPUs"),
+    leaf((EXTENDED + 0x1e, EXTENDED + 0x1e), "topology", "nothing", "on AMD as leaf 0xb"),
+];
+
 /// The whole table: first what is not features, then those.
 pub(super) fn table(
     selection: &Selection,

@@ -15,6 +15,8 @@
 //! - [`CpuModel::Full`] is all that the engine has and nothing forbids, with the host's vendor, family and
 //!   caches. On the translator it is the same as `Common`.
 //!
+//! [`differences`] says what of a processor that a guest was shown is not so elsewhere.
+//!
 //! What it is *not*: it asks no processor and no kernel; engines say what they can do.
 //!
 //! An engine on KVM turns KVM_GET_SUPPORTED_CPUID into a [`Table`] (`indexed` is
@@ -43,6 +45,7 @@
 //! ```
 
 mod capabilities;
+mod differences;
 mod features;
 mod leaves;
 mod msrs;
@@ -52,7 +55,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use capabilities::{ARCH_CAPABILITIES, FlawBit, FlawKind, translator_capabilities};
+pub use differences::{Difference, differences};
 pub use features::{Exposure, FEATURES, Feature, feature};
+pub use leaves::{LEAVES, LeafRule};
 pub use msrs::{Kind, MSRS, MsrRule, Presence, is_reset, msr_rule, saved_msrs};
 
 use crate::cpuid::Table;

@@ -54,11 +54,15 @@ impl Selection {
     }
 }
 
-fn engine_has(capability: &Capability<'_>, feature: &Feature) -> bool {
-    let [low, _, _, high] = capability.supported.registers(0xd, 0);
-    let components = u64::from(low) | u64::from(high) << 32;
+pub(super) fn engine_has(capability: &Capability<'_>, feature: &Feature) -> bool {
     let present = capability.supported.has(feature.at) || capability.also.contains(&feature.name);
-    present && feature.components & !(components & capability.state_components) == 0
+    present && feature.components & !components_here(capability) == 0
+}
+
+/// State components that the processor has and the engine carries.
+pub(super) fn components_here(capability: &Capability<'_>) -> u64 {
+    let [low, _, _, high] = capability.supported.registers(0xd, 0);
+    (u64::from(low) | u64::from(high) << 32) & capability.state_components
 }
 
 fn follows(

@@ -200,3 +200,82 @@ fn leaf_7_counts_its_sub_leaves() {
     assert_eq!(shown(CpuModel::Full, &host, 1, 0).cpuid.registers(7, 0)[0], 1);
     assert_eq!(shown(CpuModel::Common, &host, 1, 0).cpuid.registers(7, 0)[0], 0);
 }
+
+fn names(found: &[Difference]) -> Vec<String> {
+    found.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_guest_goes_on_where_nothing_differs() {
+    let [intel, amd] = [b"GenuineIntel", b"AuthenticAMD"].map(host);
+    let common = shown(CpuModel::Common, &intel, 2, 1);
+    assert_eq!(names(&differences(&common, &capability(&amd))), [""; 0]);
+    let full = shown(CpuModel::Full, &intel, 2, 1);
+    assert_eq!(names(&differences(&full, &capability(&intel))), [""; 0]);
+}
+
+#[test]
+fn differences_are_named() {
+    let [large, mut small] = [host(b"GenuineIntel"), host(b"GenuineIntel")];
+    let shown = CpuModel::Full.processor(
+        &Capability {
+            state_components: 0x2e7,
+            tsc_khz: Some(2_000_000),
+            apic_khz: 1_000_000,
+            ..capability(&large)
+        },
+        Topology { vcpus: 1, id: 0 },
+    );
+    let shown = shown.expect("a processor");
+    let [eax, ebx, ecx, edx] = small.registers(1, 0);
+    small.put(1, 0, [eax, ebx, ecx & !(1 << 22), edx]); // MOVBE
+    small.put(EXTENDED + 8, 0, [0x3027, u32::MAX, 0, 0]);
+    let here = Capability {
+        state_components: 0xe7,
+        arch_capabilities: !(1 << 5),
+        tsc_khz: Some(2_003_000),
+        apic_khz: 1_000_000,
+        ..capability(&small)
+    };
+    let found = differences(&shown, &here);
+    assert_eq!(
+        names(&found),
+        [
+            "cpu feature movbe is not here",
+            "cpu feature pku is not here",
+            "state component 9 is not here",
+            "physical addresses have 39 bits, the guest's have 48",
+            "the guest was told MDS_NO, which is not so here: it does not guard itself",
+            "the tsc runs at 2003000 khz, the guest's ran at 2000000",
+        ]
+    );
+    let fatal: Vec<_> = found.iter().map(Difference::is_fatal).collect();
+    assert_eq!(fatal, [true, true, true, true, false, false]);
+    let json = serde_json::to_string(&found).expect("serialises");
+    assert!(json.starts_with(r#"[{"kind":"feature","name":"movbe"}"#), "{json}");
+    assert_eq!(serde_json::from_str::<Vec<Difference>>(&json).expect("parses"), found);
+}
+
+/// Whatever a table holds is a feature or told in [`LEAVES`].
+#[test]
+fn every_leaf_is_told() {
+    for vendor in [b"GenuineIntel", b"AuthenticAMD"] {
+        let host = host(vendor);
+        let timed = Capability { tsc_khz: Some(2_000_000), ..capability(&host) };
+        for model in [CpuModel::Common, CpuModel::Full] {
+            let processor = model.processor(&timed, Topology { vcpus: 2, id: 0 });
+            for leaf in processor.expect("a processor").cpuid.leaves {
+                let told = LEAVES
+                    .iter()
+                    .any(|rule| (rule.functions.0..=rule.functions.1).contains(&leaf.function));
+                let mut rest = leaf.registers();
+                for feature in FEATURES {
+                    if (feature.at.function, feature.at.index) == (leaf.function, leaf.index) {
+                        rest[feature.at.register as usize] &= !(1 << feature.at.bit);
+                    }
+                }
+                assert!(told || rest == [0; 4], "{model}: leaf {:#x}", leaf.function);
+            }
+        }
+    }
+}
