@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vmm::config::{Bytes, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, EngineChoice, VmConfig};
+use vmm::config::{
+    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, VmConfig,
+};
 
 const EXAMPLES: &str = "\
 Example:
@@ -128,6 +130,10 @@ pub(crate) struct RunArguments {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
+    /// The processor that the guest sees: full is all that the engine has, common what a guest can use on
+    /// either engine
+    #[arg(long, value_enum, default_value_t = CpuModelArgument::Full)]
+    cpu_model: CpuModelArgument,
     /// A raw image or block device; may be given several times. With `ro` it is never written; with an
     /// overlay, what the guest writes goes there, so that many VMs can share one image
     #[arg(long = "disk", value_name = "PATH[,ro][,overlay=PATH]", value_parser = disk::parse)]
@@ -151,6 +157,12 @@ enum EngineArgument {
     Auto,
     Kvm,
     Translate,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CpuModelArgument {
+    Common,
+    Full,
 }
 
 #[derive(Debug, Args)]
@@ -202,9 +214,25 @@ impl From<RunArguments> for VmConfig {
             EngineArgument::Kvm => EngineChoice::Kvm,
             EngineArgument::Translate => EngineChoice::Translate,
         };
+        let cpu_model = match arguments.cpu_model {
+            CpuModelArgument::Common => CpuModel::Common,
+            CpuModelArgument::Full => CpuModel::Full,
+        };
         let (name, console, report) = (arguments.name, arguments.console, arguments.report);
         let cmdline = Some(cmdline);
-        Self { name, kernel, initrd, cmdline, memory, cpus, disks, engine, console, report }
+        Self {
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            memory,
+            cpus,
+            cpu_model,
+            disks,
+            engine,
+            console,
+            report,
+        }
     }
 }
 
@@ -253,12 +281,13 @@ mod tests {
     fn what_is_asked_is_what_is_configured() {
         let config = config(
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
-             --disk b,ro --engine translate --name web --console none --report r.json",
+             --cpu-model common --disk b,ro --engine translate --name web --console none --report r.json",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
         assert_eq!(config.cmdline.as_deref(), Some("-quiet"));
         assert_eq!((config.memory, config.cpus), (Bytes(1 << 30), 2));
+        assert_eq!(config.cpu_model, CpuModel::Common);
         assert_eq!(config.disks.len(), 2);
         assert!(config.disks[1].read_only);
         assert_eq!(config.engine, EngineChoice::Translate);
@@ -272,7 +301,7 @@ mod tests {
         let config = config("fathom run --kernel k");
         assert_eq!((config.memory, config.cpus), (Bytes(256 << 20), 1));
         assert_eq!(config.console, ConsoleConfig::Stdio);
-        assert_eq!(config.engine, EngineChoice::Auto);
+        assert_eq!((config.engine, config.cpu_model), (EngineChoice::Auto, CpuModel::Full));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod tests;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+pub use x86::model::CpuModel;
 
 pub use bytes::{Bytes, BytesError};
 pub use error::ConfigError;
@@ -37,6 +38,9 @@ pub struct VmConfig {
     pub memory: Bytes,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// Which processor they show the guest.
+    #[serde(default)]
+    pub cpu_model: CpuModel,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// Which engine runs the guest.

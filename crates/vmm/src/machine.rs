@@ -8,7 +8,6 @@ use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Vm, VmSpec};
 use memory::{FRAME_SIZE, GuestMemory};
-use x86::model::CpuModel;
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
@@ -53,7 +52,7 @@ impl Machine {
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
-            cpu: CpuModel::default(),
+            cpu: plan.cpu_model,
         })?;
         let control = Arc::new(Control::new(plan.cpus));
         let ending = Ending::new(&control, &vm, plan.cpus);

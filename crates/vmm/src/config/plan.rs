@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::files::{self, FileId};
 use super::{
-    Bytes, ConfigError, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, EngineChoice, VmConfig,
+    Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
+    VmConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -33,6 +34,8 @@ pub struct VmPlan {
     pub memory: Bytes,
     /// `1 <= cpus <= 64`.
     pub cpus: u32,
+    /// Which processor they show the guest.
+    pub cpu_model: CpuModel,
     /// At most 16; no file that one of them writes is used twice.
     pub disks: Vec<DiskPlan>,
     /// The engine that will run it, and why that one.
@@ -113,8 +116,20 @@ impl VmPlan {
         if let Some(path) = &config.report {
             uses.add_output("report", path)?;
         }
-        let VmConfig { kernel, initrd, console, report, .. } = config;
-        Ok(Self { name, kernel, initrd, cmdline, memory, cpus, disks, engine, console, report })
+        let VmConfig { kernel, initrd, cpu_model, console, report, .. } = config;
+        Ok(Self {
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            memory,
+            cpus,
+            cpu_model,
+            disks,
+            engine,
+            console,
+            report,
+        })
     }
 }
 

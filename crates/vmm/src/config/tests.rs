@@ -33,6 +33,7 @@ impl Host {
             memory: Bytes(64 << 20),
             cpus: 1,
             disks: Vec::new(),
+            cpu_model: CpuModel::Full,
             engine: EngineChoice::Auto,
             console: ConsoleConfig::Stdio,
             report: None,

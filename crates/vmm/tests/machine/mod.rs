@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 use vmm::VmHandle;
-use vmm::config::{Bytes, ConsoleConfig, DiskConfig, EngineChoice, VmConfig, VmPlan};
+use vmm::config::{Bytes, ConsoleConfig, CpuModel, DiskConfig, EngineChoice, VmConfig, VmPlan};
 
 /// `jmp $`
 pub const SPIN: &[u8] = &[0xeb, 0xfe];
@@ -45,6 +45,7 @@ impl Host {
             overlay: Some(self.path("overlay")),
         };
         let config = VmConfig {
+            cpu_model: CpuModel::default(),
             name: Some("tiny".to_owned()),
             kernel: self.path("kernel"),
             initrd: None,
