@@ -1,12 +1,14 @@
 //! What a guest is shown of the processor: the shared model of [`x86::model`], over what KVM can do.
 
+use std::arch::x86_64::__cpuid;
+
 use engine::EngineError;
 use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs,
     kvm_cpuid_entry2, kvm_enable_cap, kvm_msr_entry,
 };
 use kvm_ioctls::VcpuFd;
-use x86::cpuid::{Leaf, Table};
+use x86::cpuid::{EXTENDED, Leaf, Table};
 use x86::model::{Capability, CpuModel, Processor, Topology};
 use x86::{Msr, msr};
 
@@ -19,6 +21,9 @@ const ALSO: [&str; 2] = ["x2apic", "tsc_deadline_timer"];
 const STATE_COMPONENTS: u64 = 7;
 /// KVM's APIC timer counts nanoseconds.
 const APIC_KHZ: u32 = 1_000_000;
+
+/// The leaves of the processor's name.
+const BRAND: [u32; 3] = [EXTENDED + 2, EXTENDED + 3, EXTENDED + 4];
 
 /// Gives a vCPU its table, and the MSRs that go with it; returns both.
 pub(crate) fn set(
@@ -57,7 +62,15 @@ fn table(supported: &CpuId) -> Table {
         ecx: entry.ecx,
         edx: entry.edx,
     };
-    Table { leaves: supported.as_slice().iter().map(leaf).collect() }
+    let mut table = Table { leaves: supported.as_slice().iter().map(leaf).collect() };
+    // KVM leaves the processor's name out.
+    if __cpuid(EXTENDED).eax >= BRAND[2] {
+        for function in BRAND {
+            let part = __cpuid(function);
+            table.put(function, 0, [part.eax, part.ebx, part.ecx, part.edx]);
+        }
+    }
+    table
 }
 
 fn entry(leaf: &Leaf) -> kvm_cpuid_entry2 {

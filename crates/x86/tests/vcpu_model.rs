@@ -57,7 +57,10 @@ fn document() -> String {
     section(
         &mut text,
         "Model-specific registers",
-        "Any other is #GP, to read and to write. *Saved* ones are in `VcpuState::msrs`, in this order.",
+        "Any other is #GP, to read and to write; but KVM shows every guest some more, whatever its CPUID says \
+         (machine-check banks, a count of system-management interrupts), which nobody saves. *Saved* registers \
+         are in `VcpuState::msrs`, in this order. A state that holds another value than that at reset for a \
+         register that the processor does not have is refused.",
     );
     msrs(&mut text);
     text
