@@ -49,7 +49,8 @@ pub(super) fn run(args: &BootArgs) -> Result<()> {
     Ok(())
 }
 
-fn boot(kit: &Kit, vmm: Vmm) -> Result<f64> {
+/// Seconds from the start of the VMM to `/init`.
+pub(super) fn boot(kit: &Kit, vmm: Vmm) -> Result<f64> {
     let guest = Guest::new(kit, "quiet fathom.modules=none fathom.run=boot");
     let tries = if vmm == Vmm::Qemu { QEMU_TRIES } else { 1 };
     for _ in 0..tries {

@@ -2,6 +2,8 @@
 
 mod boot;
 mod epoch;
+mod lab_boot;
+mod lab_measure;
 mod mips;
 
 use anyhow::Result;
@@ -11,6 +13,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Debian's kernel to /init: Fathom and QEMU's translator, by turns
     Boot(boot::BootArgs),
+    /// Boot, idleness and memory on KVM: Fathom and QEMU's microvm, by turns, in the lab
+    LabBoot(lab_boot::LabBootArgs),
     /// Integer loops of a known number of instructions
     Mips(mips::MipsArgs),
     /// What measuring the working set costs the guest
@@ -20,6 +24,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot(args) => boot::run(args),
+        Bench::LabBoot(args) => lab_boot::run(args),
         Bench::Mips(args) => mips::run(args),
         Bench::Epoch(args) => epoch::run(args),
     }

@@ -69,6 +69,20 @@ impl Qemu {
         Ok(Self::Unpacked { root, libraries })
     }
 
+    /// What it takes to run it elsewhere: the program (its libraries not among these if it is the
+    /// host's), firmware.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Unpacked { root, .. } => vec![root.clone()],
+            Self::Host(program) => {
+                let usr = program.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
+                let firmware = ["share/qemu", "share/seabios"].map(|folder| usr.join(folder));
+                let firmware = firmware.into_iter().filter(|folder| folder.is_dir());
+                std::iter::once(program.clone()).chain(firmware).collect()
+            }
+        }
+    }
+
     /// To be given arguments.
     pub(crate) fn command(&self) -> Command {
         match self {

@@ -90,6 +90,30 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
     }
 }
 
+/// Whether [`run_program`] needs no machine of its own.
+pub(crate) fn is_direct() -> bool {
+    direct::has_kvm()
+}
+
+/// Run one program, with the files it needs, in a machine with KVM; fails unless it succeeds.
+pub(crate) fn run_program(
+    kit: &Kit,
+    words: Vec<OsString>,
+    files: &[PathBuf],
+    limit: Duration,
+) -> Result<()> {
+    kit.prepare_lab()?;
+    let mut image = Image::new(&workspace::target(), &kit.busybox())?;
+    files.iter().try_for_each(|file| image.add(file))?;
+    let environment = vec![("FATHOM_KIT".to_owned(), kit.folder().into())];
+    let step = Step { environment, ..Step::new("the program", &workspace::root(), words) };
+    let outcome = in_machine(kit, image, &[step], limit)?;
+    if outcome.steps.iter().any(|(_, status)| *status != 0) {
+        bail!("it failed in the lab's machine");
+    }
+    Ok(())
+}
+
 /// With the files that were asked for.
 fn new_image(kit: &Kit, args: &LabArgs) -> Result<Image> {
     kit.prepare_lab()?;
