@@ -50,17 +50,14 @@ pub(crate) const MEMORY_MIB: u64 = 256;
 
 const QEMU_TCG: [&str; 6] = ["-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", "max"];
 /// The settings by which it boots fastest, tried out one against the other: with ACPI, which is
-/// also what Fathom has; without, Linux spends more time on looking for what is not there. Guest
-/// RAM is a file in memory, as Fathom's is, so that it can be told from the rest.
-const QEMU_KVM: [&str; 8] = [
+/// also what Fathom has; without, Linux spends more time on looking for what is not there.
+const QEMU_KVM: [&str; 6] = [
     "-M",
-    "microvm,acpi=on,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram",
+    "microvm,acpi=on,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,auto-kernel-cmdline=on",
     "-accel",
     "kvm",
     "-cpu",
     "host",
-    "-object",
-    "memory-backend-memfd,id=ram,size=256M",
 ];
 
 /// One processor, a serial console, a reboot that ends the VMM.

@@ -3,7 +3,7 @@
 
 use super::boot::boot;
 use crate::kit::Kit;
-use crate::machine::{Guest, Next, Running, Vmm};
+use crate::machine::{Guest, MEMORY_MIB, Next, Running, Vmm};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::thread;
@@ -23,8 +23,10 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// A boot that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(240);
 
-/// The mapping of guest RAM begins so, Fathom's and QEMU's.
-const GUEST_RAM: [&str; 2] = ["/memfd:fathom-guest-ram", "/memfd:memory-backend-memfd"];
+/// Fathom's guest RAM is a file, and may be mapped more than once; QEMU's has no name, but is the
+/// one mapping of its size.
+const GUEST_RAM: &str = "/memfd:fathom-guest-ram";
+const GUEST_RAM_KIB: u64 = MEMORY_MIB << 10;
 
 /// Fathom and QEMU, by turns.
 pub(super) fn all(kit: &Kit, runs: usize, idle: Duration) -> Result<[Figures; 2]> {
@@ -87,19 +89,23 @@ fn cpu_time(pid: u32) -> Result<Duration> {
 fn overhead(smaps: &str) -> Result<u64> {
     let (mut kib, mut in_guest, mut seen) = (0, false, false);
     for line in smaps.lines() {
-        if let Some(rest) = line.strip_prefix("Rss:") {
-            let size = rest.trim().trim_end_matches(" kB");
-            let size: u64 = size.parse().with_context(|| format!("no size: {line}"))?;
-            kib += if in_guest { 0 } else { size };
-        } else if is_mapping(line) {
-            in_guest = GUEST_RAM.iter().any(|name| line.contains(name));
+        if let Some(size) = kib_of(line, "Size:") {
+            in_guest |= size == GUEST_RAM_KIB;
             seen |= in_guest;
+        } else if let Some(resident) = kib_of(line, "Rss:") {
+            kib += if in_guest { 0 } else { resident };
+        } else if is_mapping(line) {
+            in_guest = line.contains(GUEST_RAM);
         }
     }
     if !seen {
         bail!("no mapping is guest RAM's, of {} lines", smaps.lines().count());
     }
     Ok(kib << 10)
+}
+
+fn kib_of(line: &str, name: &str) -> Option<u64> {
+    line.strip_prefix(name)?.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// `7f0000000000-7f0010000000 rw-s ...`, where other lines begin with a name and a colon.
@@ -114,17 +120,23 @@ mod tests {
     #[test]
     fn guest_ram_is_told_from_the_rest() {
         let smaps = "\
-7f0000000000-7f0010000000 rw-s 00000000 00:01 1029 /memfd:memory-backend-memfd (deleted)
+7f0000000000-7f0010000000 RAM
 Size:             262144 kB
 Rss:               79544 kB
 55d000000000-55d000100000 r-xp 00000000 fe:00 12 /usr/bin/program
+Size:               4096 kB
 Rss:                3536 kB
 VmFlags: rd ex
 7f0010000000-7f0010001000 rw-p 00000000 00:00 0
+Size:                  4 kB
 Rss:                   4 kB
 ";
-        assert_eq!(overhead(smaps).unwrap(), 3540 << 10);
-        assert!(overhead(&smaps.replace("backend-memfd", "other")).is_err());
+        let qemu = smaps.replace("RAM", "rw-p 00000000 00:00 0");
+        assert_eq!(overhead(&qemu).unwrap(), 3540 << 10);
+        let second_half = smaps.replace("262144 kB", "131072 kB");
+        let name = "rw-s 08000000 00:01 9 /memfd:fathom-guest-ram (deleted)";
+        assert_eq!(overhead(&second_half.replace("RAM", name)).unwrap(), 3540 << 10);
+        assert!(overhead(&second_half).is_err());
     }
 
     #[test]
