@@ -38,16 +38,27 @@ impl Observer {
 fn tell(vm: &Inner, memory: &GuestMemory, zap: bool) -> Result<(), EngineError> {
     // The table knows each of these frames as resident or may take it for that: none is absent, since
     // an absent frame is resolved before the guest sees it. So `resolve` cannot fail.
-    vm.harvest_written(|frame| memory.note(frame, Access::Write))?;
+    vm.note_writes()?;
+    vm.take_listed(|frame| memory.note(frame, Access::Write))?;
     vm.ram
         .accessed(zap, |frame| memory.note(frame, Access::Read))
         .map_err(crate::error::host("read /proc/self/pagemap"))
 }
 
 impl MappingObserver for Observer {
-    /// Nothing to do: removing a frame's page from the file removes it from all mappings and from KVM,
-    /// and an epoch has ended already.
-    fn revoke(&self, _: Revocation<'_>) {}
+    /// Removing a frame's page from the file removes it from all mappings and from KVM. But a write
+    /// that is listed and not told yet would later make the frame pass for resident, so the list is
+    /// taken now. An epoch has ended already.
+    fn revoke(&self, revoked: Revocation<'_>) {
+        if matches!(revoked, Revocation::Epoch(_)) {
+            return;
+        }
+        let Some(vm) = self.vm.get().and_then(Weak::upgrade) else { return };
+        let Some(memory) = self.memory.upgrade() else { return };
+        if let Err(error) = vm.take_listed(|frame| memory.note(frame, Access::Write)) {
+            tracing::error!("look for writes of the guest: {error}: some are not told");
+        }
+    }
 
     fn code_written(&self, _: Gpa, _: usize) {}
 

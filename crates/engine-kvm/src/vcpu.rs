@@ -115,7 +115,7 @@ impl KvmVcpu {
             }
             let run = self.kicker.page().read();
             if run.exit_reason == KVM_EXIT_DIRTY_RING_FULL {
-                self.vm.take_listed()?;
+                self.vm.empty_full_list()?;
                 continue;
             }
             match exits::turn(&run, &self.debug, &mut self.pending)? {

@@ -148,12 +148,19 @@ impl Inner {
         Ok(())
     }
 
-    /// Tells of every frame that the guest wrote since the last call; the first call only begins to look.
-    pub(crate) fn harvest_written(&self, mut tell: impl FnMut(Frame)) -> Result<(), EngineError> {
+    /// From now on KVM notes what the guest writes.
+    pub(crate) fn note_writes(&self) -> Result<(), EngineError> {
         let mut noting = self.noting_writes();
         if !*noting {
             self.set_slots(true)?;
             *noting = true;
+        }
+        Ok(())
+    }
+
+    /// Tells of every frame that the guest wrote since the last call, where writes are noted at all.
+    pub(crate) fn take_listed(&self, mut tell: impl FnMut(Frame)) -> Result<(), EngineError> {
+        if !*self.noting_writes() {
             return Ok(());
         }
         match &self.dirty {
@@ -167,15 +174,13 @@ impl Inner {
         }
     }
 
-    /// Takes what is listed already, where writes are noted at all. For a vCPU whose ring is full, and
-    /// before frames leave.
-    pub(crate) fn take_listed(&self) -> Result<(), EngineError> {
-        let noting = self.noting_writes();
+    /// For a vCPU whose own list is full: it is outside of the guest, and must not wait for others.
+    pub(crate) fn empty_full_list(&self) -> Result<(), EngineError> {
         match &self.dirty {
-            Dirty::Ring(ring) if *noting => ring.harvest(&self.vm, &self.slots, |frame| {
+            Dirty::Ring(ring) => ring.harvest(&self.vm, &self.slots, |frame| {
                 self.memory.note(frame, memory::Access::Write);
             }),
-            _ => Ok(()),
+            Dirty::Log(_) => Ok(()),
         }
     }
 
