@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! fathom.run=WORK[:ARGS]     what to do; may be given several times, done in order
+//! fathom.without=TEST,TEST   self-tests to leave out
 //! fathom.seconds=N           how long a phase lasts, 9 if not said
 //! fathom.file=MIB            the size of the file that `phases` reads
 //! fathom.modules=none        load no modules

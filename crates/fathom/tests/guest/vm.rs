@@ -12,6 +12,7 @@ use api::{Report, VmStatus};
 use crate::console::{Console, complaints, deadline};
 use crate::engine::{Engine, announce};
 use crate::kit::Kernel;
+use crate::processor;
 use crate::sandbox::Sandbox;
 
 /// Two guests at a time would slow each other down, and spoil what is measured.
@@ -35,7 +36,7 @@ impl Guest {
     /// The cloud kernel with one vCPU, 256 MiB, and these words on its command line.
     pub(crate) fn new(words: &str) -> Self {
         // Warnings and worse are for us to see; the rest only takes time.
-        let words = format!("console=ttyS0 loglevel=5 panic=1 {words}");
+        let words = format!("console=ttyS0 loglevel=5 panic=1 {words} {}", processor::words());
         Self { kernel: Kernel::Cloud, words, cpus: 1, disks: Vec::new() }
     }
 
