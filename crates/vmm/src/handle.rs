@@ -15,7 +15,7 @@ use crate::error::{RequestError, VmError};
 use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
 use crate::status::{
-    RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_resident_bytes,
+    RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
 use crate::working_set_clock::WorkingSetClock;
 
@@ -302,7 +302,8 @@ impl Shared {
             exits: totals.exits,
             frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
             working_set: totals.working_set,
-            host_resident_bytes: process_resident_bytes(),
+            host_resident_bytes: process_private_bytes()
+                + life.machine.memory.backed_bytes().unwrap_or(0),
             pauses: self.pauses.load(Ordering::Relaxed),
         }
     }

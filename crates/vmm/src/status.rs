@@ -95,10 +95,13 @@ pub(crate) fn process_cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Resident memory of this process (`VmRSS`).
-pub(crate) fn process_resident_bytes() -> u64 {
+/// Resident memory of this process but for what it shares, which is guest RAM: that may be mapped more
+/// than once, and resident without being mapped.
+pub(crate) fn process_private_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
+    let kib = |name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    (kib("RssAnon:") + kib("RssFile:")) * 1024
 }
