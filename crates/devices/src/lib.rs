@@ -55,7 +55,9 @@ pub mod serial;
 mod sync;
 pub mod terminal;
 pub mod virtio;
+mod watch;
 
 pub use irq::IrqLine;
 pub use memory::DeviceView;
 pub use notify::Notifier;
+pub use watch::{Change, Watch};

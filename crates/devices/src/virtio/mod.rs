@@ -21,7 +21,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::Notifier;
+use crate::{Notifier, Watch};
 use queue::QueueError;
 
 pub use state::{DeviceMetrics, DeviceState, RestoreError};
@@ -100,7 +100,13 @@ pub trait VirtioDevice: Send {
         None
     }
 
-    /// Does what it was woken for. Also called once after `activate`.
+    /// Descriptors of the host whose changes are work for the device, if it has any.
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
+
+    /// Does what it was woken for, by its notifier or by a change in what it watches. A change
+    /// that comes before `activate` is not told: look at the watch then.
     ///
     /// # Errors
     /// As for [`serve_queue`](Self::serve_queue).

@@ -60,10 +60,11 @@ impl<'a> Turn<'a> {
         queue.pop(self.memory)
     }
 
-    /// Makes the chain that [`next`](Self::next) gave last available again.
-    pub fn put_back(&mut self, index: usize) {
-        if let Some(queue) = self.slots.get_mut(index).and_then(|slot| slot.queue.as_mut()) {
-            queue.put_back();
+    /// Makes the `count` chains that [`next`](Self::next) gave last available again. None of them
+    /// may have been completed.
+    pub fn put_back(&mut self, index: usize, count: u16) {
+        if let Some(queue) = self.queue(index) {
+            queue.put_back(count);
         }
     }
 
@@ -72,11 +73,21 @@ impl<'a> Turn<'a> {
     /// # Errors
     /// The used ring cannot be written.
     pub fn complete(&mut self, index: usize, head: u16, written: u64) -> Result<(), QueueError> {
-        let Some(queue) = self.slots.get_mut(index).and_then(|slot| slot.queue.as_mut()) else {
-            return Ok(());
-        };
         // A chain is no longer than 4 GiB - 1, so this never saturates.
-        queue.push(self.memory, head, u32::try_from(written).unwrap_or(u32::MAX))
+        self.complete_all(index, &[(head, u32::try_from(written).unwrap_or(u32::MAX))])
+    }
+
+    /// Gives chains back, heads and bytes filled; the guest sees all of them or none.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn complete_all(&mut self, index: usize, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let memory = self.memory;
+        self.queue(index).map_or(Ok(()), |queue| queue.push_all(memory, chains))
+    }
+
+    fn queue(&mut self, index: usize) -> Option<&mut VirtQueue> {
+        self.slots.get_mut(index)?.queue.as_mut()
     }
 
     /// Counts `bytes` against the turn's budget.

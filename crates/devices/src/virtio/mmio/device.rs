@@ -18,7 +18,7 @@ use crate::virtio::queue::{QueueState, VirtQueue};
 use crate::virtio::{
     DeviceKind, DeviceMetrics, GuestError, QueueSlot, RestoreError, Turn, VirtioDevice,
 };
-use crate::{DeviceView, IrqLine, Notifier};
+use crate::{DeviceView, IrqLine, Notifier, Watch};
 
 /// A virtio device on the MMIO bus.
 ///
@@ -30,6 +30,7 @@ pub struct MmioTransport {
     pub(super) memory: DeviceView,
     pub(super) notifiers: Box<[Notifier]>,
     pub(super) wake: Option<Notifier>,
+    pub(super) watch: Option<Watch>,
     interrupt: Interrupt,
     bad_accesses: AtomicU64,
     pub(super) inner: Mutex<Inner>,
@@ -71,10 +72,10 @@ impl MmioTransport {
         });
         let slots = slots.collect::<io::Result<Vec<_>>>()?;
         let notifiers = slots.iter().map(|slot| slot.notifier.clone()).collect();
-        let (kind, wake) = (device.kind(), device.wake());
+        let (kind, wake, watch) = (device.kind(), device.wake(), device.watch());
         let interrupt = Interrupt { status: 0.into(), raised: 0.into(), line };
         let inner = Mutex::new(Inner::new(device, slots));
-        Ok(Self { kind, memory, notifiers, wake, interrupt, bad_accesses: 0.into(), inner })
+        Ok(Self { kind, memory, notifiers, wake, watch, interrupt, bad_accesses: 0.into(), inner })
     }
 
     /// What kind of device it is.

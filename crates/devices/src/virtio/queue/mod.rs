@@ -5,9 +5,9 @@
 //! the queue, it has device-readable parts before device-writable ones, and all of it lies in
 //! guest memory. What fails a check is the guest's fault and stops the device.
 
-use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
+use memory::Gpa;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -23,6 +23,12 @@ mod tests;
 
 pub use chain::Chain;
 pub use segments::{GuestBuffer, Segment, Segments};
+
+/// Offsets and lengths in the rings (2.7.6, 2.7.8).
+const AVAILABLE_ENTRIES: u64 = 4;
+const USED_INDEX: u64 = 2;
+const USED_ENTRIES: u64 = 4;
+const USED_ENTRY_LEN: u64 = 8;
 
 /// The guest broke a rule of virtqueues.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -111,8 +117,8 @@ pub struct QueueState {
 #[derive(Debug)]
 pub struct VirtQueue {
     ring: Ring,
-    /// Used entries were added and the guest may need an interrupt for them.
-    added: bool,
+    /// Used entries added since the guest was last considered for an interrupt.
+    added: u16,
 }
 
 impl VirtQueue {
@@ -132,7 +138,7 @@ impl VirtQueue {
         })?;
         ring.set_next_avail(state.next_available);
         ring.set_next_used(state.next_used);
-        Ok(Self { ring, added: false })
+        Ok(Self { ring, added: 0 })
     }
 
     /// Whether both sides negotiated `VIRTIO_F_EVENT_IDX`.
@@ -169,10 +175,10 @@ impl VirtQueue {
         Chain::collect(descriptors, size, memory).map(Some)
     }
 
-    /// Makes the chain taken last available again, as if it had not been taken.
-    pub fn put_back(&mut self) {
-        let last = Wrapping(self.ring.next_avail()) - Wrapping(1);
-        self.ring.set_next_avail(last.0);
+    /// Makes the `count` chains taken last available again, as if they had not been taken. None
+    /// of them may have been pushed.
+    pub fn put_back(&mut self, count: u16) {
+        self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(count));
     }
 
     /// Gives a chain back to the guest with `written` bytes in its writable part.
@@ -180,9 +186,40 @@ impl VirtQueue {
     /// # Errors
     /// The used ring cannot be written.
     pub fn push(&mut self, memory: &DeviceView, head: u16, written: u32) -> Result<(), QueueError> {
-        self.ring.add_used(memory, head, written).map_err(ring_error)?;
-        self.added = true;
+        self.push_all(memory, &[(head, written)])
+    }
+
+    /// Gives several chains back, of which the guest sees all or none: a packet that spans
+    /// buffers must not be seen in part (5.1.6.4), and virtio-queue shows entries one by one.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn push_all(
+        &mut self,
+        memory: &DeviceView,
+        chains: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let mut next = self.ring.next_used();
+        for &(head, written) in chains {
+            if head >= self.ring.size() {
+                return Err(QueueError::Chain { head });
+            }
+            let at = USED_ENTRIES + USED_ENTRY_LEN * u64::from(next % self.ring.size());
+            let entry = u64::from(written) << 32 | u64::from(head);
+            memory.write(self.used(at)?, &entry.to_le_bytes()).map_err(|_| QueueError::Ring)?;
+            next = next.wrapping_add(1);
+        }
+        let index = GuestAddress(self.used(USED_INDEX)?.0);
+        memory.store(next.to_le(), index, Ordering::Release).map_err(|_| QueueError::Ring)?;
+        self.ring.set_next_used(next);
+        // Saturated it still wants an interrupt, and no turn adds as many.
+        self.added = self.added.saturating_add(chains.len() as u16);
         Ok(())
+    }
+
+    /// `offset` bytes into the used ring.
+    fn used(&self, offset: u64) -> Result<Gpa, QueueError> {
+        Gpa(self.ring.used_ring()).checked_add(offset).ok_or(QueueError::Ring)
     }
 
     /// Whether what was pushed since the last call wants an interrupt.
@@ -190,15 +227,27 @@ impl VirtQueue {
     /// # Errors
     /// The available ring cannot be read.
     pub fn needs_interrupt(&mut self, memory: &DeviceView) -> Result<bool, QueueError> {
-        if !std::mem::take(&mut self.added) {
+        let added = std::mem::take(&mut self.added);
+        if added == 0 {
             return Ok(false);
         }
-        if self.ring.event_idx_enabled() {
-            return self.ring.needs_notification(memory).map_err(ring_error);
+        // The used index is written before the guest's wish is read (2.7.7.2).
+        fence(Ordering::SeqCst);
+        if !self.ring.event_idx_enabled() {
+            let flags = self.available(memory, 0)?;
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
         }
-        let flags = GuestAddress(self.ring.avail_ring());
-        let flags: u16 = memory.load(flags, Ordering::SeqCst).map_err(|_| QueueError::Ring)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let event = self.available(memory, AVAILABLE_ENTRIES + 2 * u64::from(self.ring.size()))?;
+        // Whether the index passed the one the guest waits for (2.7.10).
+        Ok(self.ring.next_used().wrapping_sub(event).wrapping_sub(1) < added)
+    }
+
+    /// The 16-bit field at `offset` in the available ring.
+    fn available(&self, memory: &DeviceView, offset: u64) -> Result<u16, QueueError> {
+        let at = self.ring.avail_ring().checked_add(offset).ok_or(QueueError::Ring)?;
+        let field: u16 =
+            memory.load(GuestAddress(at), Ordering::Relaxed).map_err(|_| QueueError::Ring)?;
+        Ok(u16::from_le(field))
     }
 }
 

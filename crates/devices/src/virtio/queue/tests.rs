@@ -176,3 +176,59 @@ fn segments_split_and_window() {
     let error = segments.read(&view, 11, &mut bytes).unwrap_err();
     assert_eq!(error, QueueError::Short { want: 16, have: 15 });
 }
+
+/// A queue of 8 with three chains of one buffer available, and the view it lies in.
+fn three_chains(event_index: bool) -> (Driver, VirtQueue) {
+    let mut driver = rng();
+    driver.set_up_queue(0, 8);
+    let [desc, available, used] = rings(0);
+    (0..3).for_each(|i| driver.descriptor(0, i, DATA, 4, WRITE, 0));
+    (0..3).for_each(|i| driver.make_available(0, i));
+    let setup = QueueState {
+        size: 8,
+        ready: true,
+        desc,
+        driver: available,
+        device: used,
+        ..QueueState::default()
+    };
+    let mut queue = VirtQueue::new(&setup, 8, &driver.view).unwrap();
+    queue.set_event_index(event_index);
+    (driver, queue)
+}
+
+fn heads(queue: &mut VirtQueue, view: &crate::DeviceView) -> Vec<u16> {
+    std::iter::from_fn(|| queue.pop(view).unwrap()).map(|chain| chain.head).collect()
+}
+
+#[test]
+fn what_is_put_back_comes_again() {
+    let (driver, mut queue) = three_chains(false);
+    assert_eq!(heads(&mut queue, &driver.view), [0, 1, 2]);
+    queue.put_back(2);
+    assert_eq!(heads(&mut queue, &driver.view), [1, 2]);
+}
+
+#[test]
+fn several_chains_go_back_at_once() {
+    let (mut driver, mut queue) = three_chains(false);
+    heads(&mut queue, &driver.view);
+    queue.push_all(&driver.view, &[(2, 4), (0, 3)]).unwrap();
+    assert_eq!(driver.used(0), [(2, 4), (0, 3)]);
+    queue.push(&driver.view, 1, 1).unwrap();
+    assert_eq!(driver.used(0), [(1, 1)]);
+    assert_eq!(queue.push(&driver.view, 8, 0), Err(QueueError::Chain { head: 8 }));
+    assert_eq!(driver.used(0), []);
+}
+
+#[test]
+fn an_index_passed_within_a_batch_interrupts() {
+    for (waits_for, wanted) in [(0, true), (1, true), (2, true), (3, false), (7, false)] {
+        let (driver, mut queue) = three_chains(true);
+        heads(&mut queue, &driver.view);
+        driver.set_used_event(0, waits_for);
+        queue.push_all(&driver.view, &[(0, 0), (1, 0), (2, 0)]).unwrap();
+        assert_eq!(queue.needs_interrupt(&driver.view), Ok(wanted), "{waits_for}");
+        assert_eq!(queue.needs_interrupt(&driver.view), Ok(false), "nothing new");
+    }
+}
