@@ -6,7 +6,7 @@ use engine::{EngineError, Vcpu, Vm, VmSpec};
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS, KVM_CAP_X2APIC_API, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_LINT0_REENABLED, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_X86_QUIRK_LINT0_REENABLED, kvm_clock_data, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::{Frame, FrameRange, GuestMemory};
@@ -255,6 +255,15 @@ impl Vm for KvmVm {
             .register_ioevent(event, &address, value)
             .map_err(refused(format!("register an ioeventfd at {gpa:#x}")))?;
         Ok(true)
+    }
+
+    fn clock_ns(&self) -> Result<u64, EngineError> {
+        Ok(self.inner.vm.get_clock().map_err(refused("read a VM's clock"))?.clock)
+    }
+
+    fn set_clock_ns(&self, ns: u64) -> Result<(), EngineError> {
+        let clock = kvm_clock_data { clock: ns, ..Default::default() };
+        self.inner.vm.set_clock(&clock).map_err(refused("set a VM's clock"))
     }
 
     fn kick(&self, id: u32) {

@@ -22,6 +22,7 @@ mod exceptions;
 mod fetch;
 mod host;
 mod instructions;
+mod kvmclock;
 mod mtrr;
 mod registers;
 mod segments;

@@ -34,6 +34,8 @@ pub(crate) struct Registers {
     pub(crate) mtrrs: Mtrrs,
     pub(crate) spec_ctrl: u64,
     pub(crate) system_time: u64,
+    /// Of the record that was written last; even.
+    pub(crate) system_time_version: u32,
     pub(crate) wall_clock: u64,
     /// Added to the host's TSC.
     pub(crate) tsc_offset: u64,
@@ -73,6 +75,7 @@ impl Registers {
             mtrrs: Mtrrs::new(),
             spec_ctrl: 0,
             system_time: 0,
+            system_time_version: 0,
             wall_clock: 0,
             tsc_offset,
             tsc_adjust: 0,

@@ -78,7 +78,7 @@ impl System {
     pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
         let peer = &shared.vcpus[id as usize];
         let apic = LocalApic::new(id, Arc::clone(&peer.inbox), clock::tsc_hz());
-        let regs = Registers::new(shared.tsc_offset, &processor.msrs);
+        let regs = Registers::new(shared.clock.tsc_offset(), &processor.msrs);
         Self {
             shared,
             id,

@@ -10,9 +10,9 @@ use x86::model::CpuModel;
 
 use crate::apic::{Delivery, Inbox, IoApic, Message};
 use crate::attention::{Attention, Generation};
-use crate::clock;
 use crate::cpuid;
 use crate::fetch::CodeWatch;
+use crate::kvmclock::KvmClock;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
@@ -27,8 +27,7 @@ pub(crate) struct Shared {
     pub(crate) cpu: CpuModel,
     pub(crate) generation: Generation,
     io_apic: Mutex<IoApic>,
-    /// Makes a guest TSC that starts near zero from the host's.
-    pub(crate) tsc_offset: u64,
+    pub(crate) clock: KvmClock,
     /// Held from marking a frame as code until its blocks are in the cache.
     pub(crate) code_watch: Mutex<CodeWatch>,
     /// Counts writes to frames with code, so that a decoder knows that it may have read old bytes.
@@ -54,7 +53,7 @@ impl Shared {
             cpu: spec.cpu,
             generation: Generation::default(),
             io_apic: Mutex::default(),
-            tsc_offset: clock::host_tsc().wrapping_neg(),
+            clock: KvmClock::new(),
             code_watch: Mutex::default(),
             code_writes: AtomicU64::new(0),
             split_lock: Mutex::new(()),
@@ -169,6 +168,15 @@ impl Vm for TranslateVm {
         if let Some(message) = message {
             self.shared.send(message, None);
         }
+    }
+
+    fn clock_ns(&self) -> Result<u64, EngineError> {
+        Ok(self.shared.clock.now_ns())
+    }
+
+    fn set_clock_ns(&self, ns: u64) -> Result<(), EngineError> {
+        self.shared.clock.set_ns(ns);
+        Ok(())
     }
 
     fn kick(&self, id: u32) {

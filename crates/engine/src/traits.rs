@@ -82,6 +82,19 @@ pub trait Vm: Send + Sync {
         Ok(false)
     }
 
+    /// Nanoseconds of the guest's kvmclock: since the VM was made, or as set.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not tell.
+    fn clock_ns(&self) -> Result<u64, EngineError>;
+
+    /// Has the guest's kvmclock go on from `ns`. Before the states of vCPUs are set: what they have in guest
+    /// memory of the clock is written then.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not take it.
+    fn set_clock_ns(&self, ns: u64) -> Result<(), EngineError>;
+
     /// Makes vCPU `id` return [`Exit::Kicked`] soon, whether it runs, is halted or is about to run: a
     /// kick is never lost, and two before the return count as one.
     fn kick(&self, id: u32);

@@ -6,7 +6,6 @@ use x86::{Gpr, cr0, efer, msr, paging};
 use super::model::{pair, set_pair, tsc};
 use super::privileged;
 use crate::apic::Effect;
-use crate::clock;
 use crate::system::Core;
 
 /// Bits of IA32_APIC_BASE: bootstrap processor, x2APIC, enabled.
@@ -118,10 +117,12 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
             let old = set_tsc(core, value);
             let regs = &mut core.machine.regs;
             regs.tsc_adjust = regs.tsc_adjust.wrapping_add(value.wrapping_sub(old));
+            refresh_system_time(core);
         }
         msr::TSC_ADJUST => {
             regs.tsc_offset = regs.tsc_offset.wrapping_add(value.wrapping_sub(regs.tsc_adjust));
             regs.tsc_adjust = value;
+            refresh_system_time(core);
         }
         // The mode cannot be left: there is no APIC page to fall back to.
         msr::APIC_BASE => return value == apic_base(id),
@@ -154,8 +155,8 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
         msr::KVM_SYSTEM_TIME_NEW => return write_system_time(core, value),
         msr::KVM_WALL_CLOCK_NEW => {
             regs.wall_clock = value;
-            let now = tsc(core);
-            return clock::write_wall_clock(&core.machine.shared.memory, value, now);
+            let shared = &core.machine.shared;
+            return shared.clock.write_wall_clock(&shared.memory, value);
         }
         _ => return regs.mtrrs.write(index, value),
     }
@@ -204,9 +205,16 @@ fn write_apic(core: &mut Core, register: u32, value: u64) -> bool {
 
 fn write_system_time(core: &mut Core, value: u64) -> bool {
     core.machine.regs.system_time = value;
-    if value & 1 == 0 {
+    refresh_system_time(core)
+}
+
+/// Writes the record of kvmclock, where there is one; false if it is not in RAM.
+fn refresh_system_time(core: &mut Core) -> bool {
+    let (regs, shared) = (&mut core.machine.regs, &core.machine.shared);
+    if regs.system_time & 1 == 0 {
         return true;
     }
-    let version = 2;
-    clock::write_system_time(&core.machine.shared.memory, value & !1, version)
+    regs.system_time_version = regs.system_time_version.wrapping_add(2);
+    let (gpa, version) = (regs.system_time & !1, regs.system_time_version);
+    shared.clock.write_system_time(&shared.memory, gpa, regs.tsc_offset, version)
 }

@@ -12,7 +12,7 @@ use super::prelude::*;
 use crate::conformance::payload::apic as register;
 
 moves!(
-    "moves": computation, apic, timer, deadline, clock, halted, waiting, events, nothing_is_lost,
+    "moves": computation, apic, timer, deadline, tsc, kvmclock, halted, waiting, events, nothing_is_lost,
     real_mode,
 );
 
@@ -181,7 +181,7 @@ fn deadline(from: &dyn Engine, to: &dyn Engine) {
         a.mov(dword_ptr(DATA), eax)?;
         a.mov(dword_ptr(DATA + 4), edx)?;
         // Far enough not to be met before it is moved, except on a host that stands still.
-        a.add(eax, 800_000_000)?;
+        a.add(eax, 4_000_000_000u32 as i32)?;
         a.adc(edx, 0)?;
         a.mov(ecx, msr::TSC_DEADLINE)?;
         a.wrmsr()?;
@@ -199,7 +199,7 @@ fn deadline(from: &dyn Engine, to: &dyn Engine) {
         a.rdtsc()?;
         a.shl(rdx, 32)?;
         a.or(rax, rdx)?;
-        a.mov(rbx, armed + 800_000_000)?;
+        a.mov(rbx, armed + 4_000_000_000)?;
         a.cmp(rax, rbx)?;
         a.setae(al)?;
         a.movzx(eax, al)?;
@@ -209,7 +209,7 @@ fn deadline(from: &dyn Engine, to: &dyn Engine) {
 }
 
 /// TSC and IA32_TSC_ADJUST are as they were, and the TSC goes on.
-fn clock(from: &dyn Engine, to: &dyn Engine) {
+fn tsc(from: &dyn Engine, to: &dyn Engine) {
     const START: u64 = 0x1234_0000_0000;
     let mut rig = source(from, |a| {
         a.write_msr(msr::TSC, START)?;
@@ -232,6 +232,50 @@ fn clock(from: &dyn Engine, to: &dyn Engine) {
     assert_eq!(log[3], (START >> 32) as u32);
     let saved = state.msrs.iter().find(|entry| entry.index == msr::TSC).expect("a TSC").value;
     assert!(u64::from(log[2]) >= saved & 0xffff_ffff, "{:#x} after {saved:#x}", log[2]);
+}
+
+/// kvmclock goes on where it was, by the record that the guest finds after the move.
+fn kvmclock(from: &dyn Engine, to: &dyn Engine) {
+    const RECORD: u64 = DATA + 0x400;
+    const HOURS: u64 = 100_000_000_000_000;
+    if cpuid(from, 0x4000_0001, 0)[0] & 1 << 3 == 0 {
+        skip("no kvmclock");
+    }
+    let mut rig = source(from, |a| {
+        a.write_msr(msr::TSC, 0x7777_0000_0000)?;
+        a.write_msr(msr::KVM_SYSTEM_TIME_NEW, RECORD | 1)?;
+        a.jmp(WAIT)
+    });
+    rig.vm.set_clock_ns(HOURS).expect("set clock");
+    let mut state = state_at_wait(&mut rig);
+    state.rip = HANDLER;
+    let before = rig.vm.clock_ns().expect("clock");
+    assert!(before >= HOURS, "{before}");
+    let mut other = Rig::showing(CpuModel::Common, to, 1);
+    other.vm.set_clock_ns(before).expect("set clock");
+    other.vcpus[0].set_state(&state).expect("set state");
+    other.load_payload(HANDLER, |a| {
+        a.rdtsc()?;
+        a.shl(rdx, 32)?;
+        a.or(rax, rdx)?;
+        a.log_rax()
+    });
+    let mut last = before;
+    let log = other.run().log;
+    let told = told_ns(&other, RECORD, u64::from(log[0]) | u64::from(log[1]) << 32);
+    for ns in [told, other.vm.clock_ns().expect("clock")] {
+        assert!((last..last + 100_000_000_000).contains(&ns), "{ns} ns after {last}");
+        last = ns;
+    }
+}
+
+/// What a guest makes of its record of kvmclock at a TSC.
+fn told_ns(rig: &Rig, record: u64, tsc: u64) -> u64 {
+    let scale = rig.word(record + 24);
+    let (multiplier, shift) = (u128::from(scale as u32), (scale >> 32) as i8);
+    let ticks = tsc.wrapping_sub(rig.word(record + 8));
+    let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
+    rig.word(record + 16).wrapping_add(((u128::from(ticks) * multiplier) >> 32) as u64)
 }
 
 /// A halted processor is halted in the other machine, and wakes there.
