@@ -56,6 +56,14 @@ pub enum ResolveError {
         /// What its source said.
         error: SourceError,
     },
+    /// The host has no page for the contents of an absent frame. The frame is absent still.
+    #[error("frame {frame}: {errno}: the host has no memory for it: free some, or raise the limit")]
+    Store {
+        /// The frame.
+        frame: Frame,
+        /// What the host said.
+        errno: Errno,
+    },
 }
 
 /// Why frames could not be made absent.
@@ -167,7 +175,9 @@ impl GuestMemory {
     }
 
     /// Fetches an absent frame. The contents go through a buffer, so that a failed fetch leaves no
-    /// page behind and no Rust reference into guest memory is made.
+    /// page behind and no Rust reference into guest memory is made; and into the file by a write of
+    /// the whole page, so that whoever maps it without asking (KVM's page faults) finds no page or
+    /// all of it.
     fn fill(&self, frame: Frame, source: SourceId, pin: bool) -> Result<(), ResolveError> {
         let filling = Filling { table: &self.table, frame };
         let source = self.source(source);
@@ -175,10 +185,7 @@ impl GuestMemory {
         source
             .fetch(frame, &mut contents)
             .map_err(|error| ResolveError::Source { frame, error })?;
-        let page = self.ram.page(frame).as_ptr();
-        // SAFETY: the page is 4096 mapped bytes; the frame is in state filling, which this thread
-        // alone ends, so nobody else has its address; the buffer is ours.
-        unsafe { page.copy_from_nonoverlapping(contents.as_ptr(), FRAME_SIZE) };
+        self.ram.fill(frame, &contents).map_err(|errno| ResolveError::Store { frame, errno })?;
         filling.done(pin);
         Ok(())
     }

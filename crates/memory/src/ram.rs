@@ -82,6 +82,22 @@ impl Ram {
         self.at(frame.index() * FRAME_SIZE)
     }
 
+    /// Puts a page into the file, which had none there. The kernel holds the page locked until it is
+    /// complete: a page fault in any mapping waits for that. On an error there is no page.
+    pub(crate) fn fill(&self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> Result<(), Errno> {
+        let offset = frame.index() as u64 * FRAME_SIZE as u64;
+        let error = loop {
+            match rustix::io::pwrite(&self.file, contents, offset) {
+                Ok(FRAME_SIZE) => return Ok(()),
+                Ok(_) => break Errno::NOSPC,
+                Err(Errno::INTR) => {}
+                Err(error) => break error,
+            }
+        };
+        let _ = self.punch(FrameRange { first: frame, count: 1 });
+        Err(error)
+    }
+
     /// Gives the pages of a run back to the host; they read as zeros then.
     pub(crate) fn punch(&self, run: FrameRange) -> Result<(), Errno> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
