@@ -1,4 +1,4 @@
-//! Every chore of the project: `cargo xtask guest`, `test`, `lab`, `tidy`, `demo`, `bench`.
+//! Every chore of the project: `cargo xtask guest`, `test`, `soak`, `lab`, `tidy`, `demo`, `bench`.
 //!
 //! Continuous integration runs the same commands as a person does.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ mod demo;
 mod kit;
 mod lab;
 mod machine;
+mod soak;
 mod test;
 mod tidy;
 mod workspace;
@@ -31,6 +32,8 @@ enum Chore {
     Tidy,
     /// Prepare the guest kit and run every test of the workspace
     Test(test::TestArgs),
+    /// Start, pause and stop guests many times, and many at once: nothing may be left behind
+    Soak(soak::SoakArgs),
     /// Run commands on real KVM, on any machine: in a machine of QEMU's translator
     Lab(lab::LabArgs),
     /// Boot a guest that touches known amounts of memory, and show what Fathom sees of it
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Chore::Guest(args) => kit::prepare(&args).map(drop),
         Chore::Tidy => tidy::run(),
         Chore::Test(args) => test::test(&args),
+        Chore::Soak(args) => soak::soak(&args),
         // The status of what ran there.
         Chore::Lab(args) => return lab::run(&args).unwrap_or_else(|error| failed(&error)),
         Chore::Demo(args) => demo::run(&args),

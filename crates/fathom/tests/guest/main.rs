@@ -10,6 +10,7 @@
 //! FATHOM_KIT       folder of the guest kit, instead of .kit in the workspace
 //! FATHOM_BIN       the program, instead of the one that cargo has built
 //! FATHOM_PATIENCE  by how much longer to wait than on an ordinary machine: a factor, such as 3
+//! FATHOM_SOAK      full (default) or short: how often the ignored tests in `soak` do what they do
 //! ```
 
 #[path = "../sandbox/mod.rs"]
@@ -24,5 +25,6 @@ mod kit;
 mod memory;
 mod process;
 mod processor;
+mod soak;
 mod untested;
 mod vm;

@@ -49,6 +49,23 @@ fn overhead(smaps: &str) -> u64 {
     overhead
 }
 
+/// What a process has of the host's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    pub(crate) threads: usize,
+    /// Sockets are among them.
+    pub(crate) descriptors: usize,
+    pub(crate) overhead: u64,
+}
+
+impl Usage {
+    pub(crate) fn of(pid: u32) -> Self {
+        let entries = |name| fs::read_dir(format!("/proc/{pid}/{name}")).expect("proc").count();
+        let overhead = Resident::of(pid).overhead;
+        Self { threads: entries("task"), descriptors: entries("fd"), overhead }
+    }
+}
+
 /// CPU time of all threads that live.
 pub(crate) fn cpu_time(pid: u32) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");

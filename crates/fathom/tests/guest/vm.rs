@@ -18,7 +18,7 @@ use crate::sandbox::Sandbox;
 /// Two guests at a time would slow each other down, and spoil what is measured.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Name of every VM here: each has a sandbox of its own.
+/// Name of a VM that has its sandbox to itself.
 const NAME: &str = "guest";
 
 /// Of the shell in the guest.
@@ -26,6 +26,9 @@ const PROMPT: &str = "/ # ";
 
 /// What to start.
 pub(crate) struct Guest {
+    name: String,
+    /// Waits until no other runs.
+    alone: bool,
     kernel: Kernel,
     words: String,
     cpus: u32,
@@ -37,7 +40,13 @@ impl Guest {
     pub(crate) fn new(words: &str) -> Self {
         // Warnings and worse are for us to see; the rest only takes time.
         let words = format!("console=ttyS0 loglevel=5 panic=1 {words} {}", processor::words());
-        Self { kernel: Kernel::Cloud, words, cpus: 1, disks: Vec::new() }
+        let name = NAME.to_owned();
+        Self { name, alone: true, kernel: Kernel::Cloud, words, cpus: 1, disks: Vec::new() }
+    }
+
+    /// One of several in a sandbox, at the same time.
+    pub(crate) fn beside_others(self, name: &str) -> Self {
+        Self { name: name.to_owned(), alone: false, ..self }
     }
 
     pub(crate) fn word(mut self, word: &str) -> Self {
@@ -60,14 +69,15 @@ impl Guest {
     }
 
     pub(crate) fn start(self, sandbox: &Sandbox) -> Vm<'_> {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = || ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.alone.then(turn);
         let engine = Engine::under_test();
         let (kernel, initramfs) = (self.kernel.image(), self.kernel.initramfs());
         let mut command = sandbox.command(&["run", "--kernel", &kernel, "--initrd", &initramfs]);
-        command.args(["--cmdline", &self.words, "--memory", "256M", "--name", NAME]);
+        command.args(["--cmdline", &self.words, "--memory", "256M", "--name", &self.name]);
         command.args(["--cpus", &self.cpus.to_string(), "--engine", engine.name()]);
         command.args(self.disks.iter().flat_map(|disk| ["--disk", disk]));
-        command.arg("--report").arg(sandbox.path("report.json"));
+        command.arg("--report").arg(sandbox.path(&format!("{}.json", self.name)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         let console = Console::read(child.stdout.take().expect("standard output"));
@@ -75,7 +85,7 @@ impl Guest {
         errors.wait_for(&format!("runs on engine {engine} "));
         let test = thread::current().name().unwrap_or_default().to_owned();
         announce(&format!("{test}: a guest runs on engine {engine}"));
-        Vm { sandbox, child, console, errors, commands: 0, _turn: turn }
+        Vm { sandbox, name: self.name, child, console, errors, commands: 0, _turn: turn }
     }
 
     /// Starts it and waits for its end.
@@ -87,12 +97,13 @@ impl Guest {
 /// A VM that runs; killed when dropped.
 pub(crate) struct Vm<'a> {
     sandbox: &'a Sandbox,
+    name: String,
     child: Child,
     pub(crate) console: Console,
     errors: Console,
     /// Typed so far.
     commands: u32,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// A VM that has ended.
@@ -139,24 +150,24 @@ impl Vm<'_> {
 
     /// One of the commands that take the name of a VM.
     pub(crate) fn tell(&self, verb: &str, arguments: &[&str]) -> String {
-        self.sandbox.success(&[&[verb, NAME], arguments].concat())
+        self.sandbox.success(&[&[verb, self.name.as_str()], arguments].concat())
     }
 
     /// The VM as `fathom top` shows it to scripts.
     pub(crate) fn top(&self) -> VmStatus {
-        self.only(&["top", "--once", "--json"])
+        self.shown(&["top", "--once", "--json"])
     }
 
     /// The same from `fathom list`, which does not wait for a working set.
     pub(crate) fn status(&self) -> VmStatus {
-        self.only(&["list", "--json"])
+        self.shown(&["list", "--json"])
     }
 
-    fn only(&self, arguments: &[&str]) -> VmStatus {
+    fn shown(&self, arguments: &[&str]) -> VmStatus {
         let json = self.sandbox.success(arguments);
         let vms: Vec<VmStatus> = serde_json::from_str(&json).expect("json");
-        let [vm] = <[VmStatus; 1]>::try_from(vms).expect("one VM");
-        assert_eq!((vm.name.as_str(), vm.pid), (NAME, self.pid()));
+        let vm = vms.into_iter().find(|vm| vm.name == self.name).expect("a VM of its name");
+        assert_eq!(vm.pid, self.pid());
         assert_eq!(vm.engine, Engine::under_test().name());
         vm
     }
@@ -180,7 +191,7 @@ impl Vm<'_> {
         let console = self.console.until_end();
         let status = self.child.wait().expect("status").code();
         let errors = self.errors.until_end();
-        let json = fs::read(self.sandbox.path("report.json"));
+        let json = fs::read(self.sandbox.path(&format!("{}.json", self.name)));
         let json = json.unwrap_or_else(|error| panic!("no report: {error}\n{errors}\n{console}"));
         let report: Report = serde_json::from_slice(&json).expect("a report");
         assert_eq!(report.engine, Engine::under_test().name());

@@ -1,0 +1,30 @@
+//! `cargo xtask soak`: the same things many times, and many VMs at once, until something is left behind.
+
+use crate::command::run;
+use crate::{kit, workspace};
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub(crate) struct SoakArgs {
+    /// What runs the guests
+    #[arg(long, default_value = "translate", value_parser = ["translate", "kvm"])]
+    engine: String,
+    /// A part of the times, for continuous integration
+    #[arg(long)]
+    short: bool,
+}
+
+pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
+    let kit = kit::prepare(&kit::GuestArgs::default())?;
+    let how = if args.short { "short" } else { "full" };
+    let tests: [&[&str]; 2] =
+        [&["-p", "vmm", "--test", "leaks"], &["-p", "fathom", "--test", "guest"]];
+    for test in tests {
+        let mut cargo = workspace::cargo();
+        cargo.arg("test").args(test).env("FATHOM_KIT", kit.folder());
+        cargo.env("FATHOM_ENGINE", &args.engine).env("FATHOM_SOAK", how);
+        // What one test leaves must not be seen by another.
+        run(cargo.args(["--", "--include-ignored", "--test-threads=1", "--nocapture", "leave_nothing", "come_and_go"]))?;
+    }
+    Ok(())
+}
