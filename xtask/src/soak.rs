@@ -24,7 +24,14 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
         cargo.arg("test").args(test).env("FATHOM_KIT", kit.folder());
         cargo.env("FATHOM_ENGINE", &args.engine).env("FATHOM_SOAK", how);
         // What one test leaves must not be seen by another.
-        run(cargo.args(["--", "--include-ignored", "--test-threads=1", "--nocapture", "leave_nothing", "come_and_go"]))?;
+        run(cargo.args([
+            "--",
+            "--include-ignored",
+            "--test-threads=1",
+            "--nocapture",
+            "leave_nothing",
+            "come_and_go",
+        ]))?;
     }
     Ok(())
 }

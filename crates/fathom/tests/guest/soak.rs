@@ -34,8 +34,8 @@ fn times(full: u32, short: u32) -> u32 {
 #[ignore = "minutes: cargo xtask soak"]
 fn pauses_under_load_leave_nothing() {
     let sandbox = Sandbox::new();
-    let read = sandbox.file("read", &vec![0x5a; 8 << 20]);
-    let written = sandbox.file("written", &vec![0; 8 << 20]);
+    let read = sandbox.file("read", &vec![0x5a; 1 << 20]);
+    let written = sandbox.file("written", &vec![0; 1 << 20]);
     let mut vm = Guest::new("fathom.run=sh").cpus(2).disk(read).disk(written).start(&sandbox);
     vm.wait_for_shell();
     load(&mut vm);
@@ -48,7 +48,9 @@ fn pauses_under_load_leave_nothing() {
     assert_eq!((after.threads, after.descriptors), (before.threads, before.descriptors));
     assert!(after.overhead <= before.overhead + GROWTH_MAX, "{} MiB", mib(after.overhead));
 
-    vm.shell("kill $(jobs -p); wait; sync");
+    // What still reads when the disk goes has its read refused, and the kernel complains.
+    vm.shell("until [ -s /tmp/sums ]; do sleep 1; done");
+    vm.shell("kill %1 %2 %3; wait; sync; sleep 1");
     assert_eq!(vm.shell("sort -u /tmp/sums | wc -l"), "1", "the disk read differently");
     vm.type_line("poweroff -f");
     assert_eq!(vm.ended().well().report.pauses, u64::from(WARM_UP + count));
@@ -71,9 +73,8 @@ fn pause_and_resume(vm: &Vm<'_>) {
     vm.tell("pause", &[]);
     let paused = vm.status();
     assert_eq!(paused.state, RunState::Paused);
-    let later = vm.status();
-    assert_eq!(later.exits, paused.exits, "a paused guest ran");
-    assert_eq!(later.guest_cpu_seconds, paused.guest_cpu_seconds, "a paused guest ran");
+    thread::sleep(Duration::from_millis(100));
+    vm.stood_since(&paused);
     vm.tell("resume", &[]);
     vm.wait_until("resumed", |status| status.guest_cpu_seconds > paused.guest_cpu_seconds + 0.1);
 }

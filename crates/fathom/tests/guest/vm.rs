@@ -186,6 +186,15 @@ impl Vm<'_> {
         }
     }
 
+    /// A busy guest that was paused a tenth of a second ago or longer has done nothing since.
+    pub(crate) fn stood_since(&self, paused: &VmStatus) {
+        let now = self.status();
+        assert_eq!(now.exits, paused.exits, "a paused guest ran");
+        // Its threads take some time to go to sleep.
+        let busy = now.guest_cpu_seconds - paused.guest_cpu_seconds;
+        assert!(busy < 0.01, "a paused guest ran for {busy} s");
+    }
+
     /// Waits for the end.
     pub(crate) fn ended(mut self) -> Ended {
         let console = self.console.until_end();
