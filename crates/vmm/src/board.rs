@@ -245,15 +245,19 @@ fn balloon(plan: &VmPlan, memory: &Arc<GuestMemory>) -> Result<Balloon, VmError>
 }
 
 fn disk(plan: &DiskPlan) -> Result<Disk, VmError> {
+    Ok(Disk::new(disk_config(plan).plan()?))
+}
+
+/// The disk as `devices` is asked for it.
+pub(crate) fn disk_config(plan: &DiskPlan) -> DiskConfig {
     let overlay = match &plan.access {
         DiskAccess::Overlay(path) => Some(path.clone()),
         DiskAccess::Write | DiskAccess::ReadOnly => None,
     };
-    let config = DiskConfig {
+    DiskConfig {
         path: plan.path.clone(),
         read_only: plan.access == DiskAccess::ReadOnly,
         overlay,
         serial: String::new(),
-    };
-    Ok(Disk::new(config.plan()?))
+    }
 }

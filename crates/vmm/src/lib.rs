@@ -23,6 +23,7 @@ mod machine;
 mod outcome;
 mod panic_watch;
 mod post_mortem;
+mod reach;
 mod status;
 mod vcpu_thread;
 mod working_set_clock;

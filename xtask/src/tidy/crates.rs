@@ -5,8 +5,9 @@ use serde::Deserialize;
 use std::path::PathBuf;
 
 /// A crate may use those before it. Crates that do not exist yet have their place already.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "x86",
+    "confine",
     "memory",
     "engine",
     "translator",
@@ -40,7 +41,8 @@ const FORBIDDEN: [(&str, &str, &str); 9] = [
 ];
 
 /// Crates that may hold unsafe code; all others forbid it at their root.
-const UNSAFE_ALLOWED: [&str; 8] = [
+const UNSAFE_ALLOWED: [&str; 9] = [
+    "confine",
     "memory",
     "engine-kvm",
     "translator",
