@@ -150,6 +150,17 @@ pub(crate) struct RunArguments {
     /// Write a report of the run, in JSON, when it ends
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
+    /// Whether the VM's process gives up, before the guest runs, what it will not need: all files but those
+    /// named here, new privileges, inherited descriptors
+    #[arg(long, value_enum, default_value_t = Confinement::On)]
+    pub(crate) confine: Confinement,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Confinement {
+    On,
+    /// For finding faults of Fathom only
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -1,5 +1,6 @@
 //! `fathom run`: one VM, from what the user asked to the status that the shell sees.
 
+mod confinement;
 mod control;
 mod report;
 mod signals;
@@ -18,10 +19,14 @@ use control::HandleControl;
 use signals::StopSignals;
 
 pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
+    let confine = arguments.confine;
+    confinement::begin(confine)?;
     let plan = VmPlan::new(VmConfig::from(arguments)).map_err(Failure::usage)?;
-    let claim = SocketDirectory::open()?.claim(&plan.name)?;
+    let sockets = SocketDirectory::open()?;
+    let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 
+    confinement::complete(confine, &plan, &sockets)?;
     let vm = vmm::start(plan).map_err(blame)?;
     let (outcome, written) = {
         let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;

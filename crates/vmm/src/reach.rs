@@ -61,3 +61,94 @@ fn make(what: &str, path: &Path) -> Result<(), VmError> {
     let made = OpenOptions::new().write(true).create(true).truncate(false).open(path);
     made.map(drop).map_err(|error| VmError::Host(format!("make {what} {}", path.display()), error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::{DiskConfig, EngineChoice, VmConfig};
+
+    struct Host(TempDir);
+
+    impl Host {
+        fn new() -> Self {
+            let host = Self(tempfile::tempdir().expect("temporary directory"));
+            for name in ["vmlinuz", "initrd", "a.img", "b.img", "c.img"] {
+                fs::write(host.path(name), [1; 512]).expect("file");
+            }
+            host
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn plan(&self) -> VmPlan {
+            let disk = |image: &str, read_only, overlay: Option<&str>| DiskConfig {
+                path: self.path(image),
+                read_only,
+                overlay: overlay.map(|name| self.path(name)),
+            };
+            VmPlan::new(VmConfig {
+                name: None,
+                kernel: self.path("vmlinuz"),
+                initrd: Some(self.path("initrd")),
+                cmdline: None,
+                memory: crate::config::Bytes(64 << 20),
+                cpus: 1,
+                cpu_model: x86::model::CpuModel::Full,
+                disks: vec![
+                    disk("a.img", false, None),
+                    disk("b.img", true, None),
+                    disk("c.img", false, Some("c.cow")),
+                ],
+                engine: EngineChoice::Translate,
+                console: ConsoleConfig::File(self.path("console")),
+                report: Some(self.path("report")),
+            })
+            .expect("a plan")
+        }
+    }
+
+    #[test]
+    fn nothing_is_needed_beyond_what_is_planned() {
+        let host = Host::new();
+        let rule = |name: &str, need| PathRule::new(host.path(name), need);
+        let expected = [
+            rule("vmlinuz", Need::Read),
+            rule("initrd", Need::Read),
+            rule("a.img", Need::ReadWrite),
+            rule("b.img", Need::Read),
+            rule("c.img", Need::Read),
+            rule("c.cow", Need::ReadWrite),
+            rule("console", Need::Output),
+            rule("report", Need::Output),
+        ];
+        assert_eq!(host.plan().paths(), expected);
+    }
+
+    #[test]
+    fn what_is_written_is_made_and_what_is_there_is_left_alone() {
+        let host = Host::new();
+        fs::write(host.path("report"), "of yesterday").expect("report");
+        let plan = host.plan();
+        plan.make_files().expect("made");
+        assert!(plan.paths().iter().all(|rule| rule.path.exists()));
+        assert_eq!(fs::read_to_string(host.path("report")).expect("report"), "of yesterday");
+        let overlay = fs::read(host.path("c.cow")).expect("overlay");
+        plan.make_files().expect("made already");
+        assert_eq!(fs::read(host.path("c.cow")).expect("overlay"), overlay);
+    }
+
+    #[test]
+    fn an_overlay_of_something_else_is_refused_here_already() {
+        let host = Host::new();
+        let plan = host.plan();
+        fs::write(host.path("c.cow"), [7; 4096]).expect("no overlay");
+        assert!(matches!(plan.make_files(), Err(VmError::Disk(_))));
+    }
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::RunState;
 
+use crate::confined::is_confined;
 use crate::processor;
 use crate::sandbox::Sandbox;
 use crate::vm::{Guest, Vm};
@@ -13,12 +14,14 @@ use crate::vm::{Guest, Vm};
 fn a_vm_obeys_from_start_to_stop() {
     let sandbox = Sandbox::new();
     // `reboot=t`: by a triple fault.
-    let disk = sandbox.file("disk", &[0; 1 << 20]);
+    let overlay = sandbox.path("overlay");
+    let disk = sandbox.file("disk", &[0; 1 << 20]) + ",overlay=" + overlay.to_str().expect("text");
     let mut vm = Guest::new("reboot=t fathom.run=sh").cpus(2).disk(disk).start(&sandbox);
     vm.wait_for_shell();
     assert_eq!(vm.shell("echo $((6 * 7)) $(nproc)"), "42 2");
     processor::is_right(&vm.shell("/init tests || true"), 2);
     is_shown(&vm);
+    is_confined(vm.pid());
     stands_while_paused(&mut vm);
 
     vm.type_line("reboot -f");

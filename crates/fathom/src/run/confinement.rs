@@ -1,0 +1,36 @@
+//! The walls around the VM's process, put up before the guest runs.
+
+use api::SocketDirectory;
+use confine::{Need, PathRule};
+use vmm::config::VmPlan;
+
+use super::blame;
+use crate::arguments::Confinement;
+use crate::failure::Failure;
+
+/// First of all: later, open files are ours.
+pub(super) fn begin(confine: Confinement) -> Result<(), Failure> {
+    match confine {
+        Confinement::On => confine::close_inherited(&[]).map_err(Failure::host),
+        Confinement::Off => Ok(()),
+    }
+}
+
+/// Last of all that this process does before it starts threads and the guest.
+pub(super) fn complete(
+    confine: Confinement,
+    plan: &VmPlan,
+    sockets: &SocketDirectory,
+) -> Result<(), Failure> {
+    if confine == Confinement::Off {
+        tracing::warn!("--confine off: who breaks out of the guest can do all that you can");
+        return Ok(());
+    }
+    plan.make_files().map_err(blame)?;
+    let mut paths = plan.paths();
+    paths.push(PathRule::new(sockets.path(), Need::SocketDirectory));
+    for missing in confine::confine(&paths).map_err(Failure::host)? {
+        tracing::warn!("wall {} is {}", missing.wall, missing.why);
+    }
+    Ok(())
+}
