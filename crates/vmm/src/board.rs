@@ -140,7 +140,7 @@ impl Board {
         console: &Console,
         typed: Typed,
     ) -> Result<(), VmError> {
-        let output = ending.watched(console.output()?);
+        let output = ending.watched(console.output());
         let serial = Serial::new(irq_line(vm, layout::SERIAL_GSI), output)
             .map_err(VmError::host("create the serial port"))?;
         let serial = Arc::new(serial);
@@ -156,7 +156,7 @@ impl Board {
         console: &Console,
         typed: Typed,
     ) -> Result<(), VmError> {
-        let device = VirtioConsole::new(ending.watched(console.output()?))
+        let device = VirtioConsole::new(ending.watched(console.output()))
             .map_err(VmError::host("create the virtio console"))?;
         let input = device.input();
         self.add_virtio(Box::new(device), view, vm)?;

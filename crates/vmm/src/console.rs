@@ -2,7 +2,7 @@
 //! guest.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +13,14 @@ use devices::terminal::Terminal;
 use rustix::stdio;
 
 use crate::config::ConsoleConfig;
+use crate::console_writer::ConsoleWriter;
 use crate::error::VmError;
 
 /// The host side of the console.
 #[derive(Debug)]
 pub(crate) struct Console {
-    output: Option<OwnedFd>,
+    /// Dropped first: what is left of the output comes before the terminal is as it was.
+    output: Option<ConsoleWriter>,
     input: Option<OwnedFd>,
     /// Standard input in raw mode, where it is a terminal; restored on drop.
     terminal: Option<Terminal>,
@@ -36,7 +38,8 @@ impl Console {
     fn file(path: &Path) -> Result<Self, VmError> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
         let file = file.map_err(|source| error(&path.display().to_string(), source))?;
-        Ok(Self { output: Some(file.into()), input: None, terminal: None })
+        let output = Some(ConsoleWriter::start(file.into())?);
+        Ok(Self { output, input: None, terminal: None })
     }
 
     fn stdio() -> Result<Self, VmError> {
@@ -46,7 +49,8 @@ impl Console {
         let terminal = Terminal::raw(stdio::stdin())
             .map_err(|refused| error("stdio", io::Error::other(refused)))?;
         let (output, input) = (duplicate(stdio::stdout())?, duplicate(stdio::stdin())?);
-        Ok(Self { output: Some(output), input: Some(input), terminal })
+        let output = Some(ConsoleWriter::start(output)?);
+        Ok(Self { output, input: Some(input), terminal })
     }
 
     /// Whether somebody types into it: then Ctrl-A x leaves.
@@ -55,13 +59,10 @@ impl Console {
     }
 
     /// An output for one life of the machine.
-    pub(crate) fn output(&self) -> Result<Output, VmError> {
+    pub(crate) fn output(&self) -> Output {
         match &self.output {
-            None => Ok(Output::new(io::sink())),
-            Some(fd) => {
-                let fd = fd.try_clone().map_err(|source| error("output", source))?;
-                Ok(Output::new(Sink(fd)))
-            }
+            None => Output::new(io::sink()),
+            Some(writer) => Output::buffered(writer.buffer()),
         }
     }
 
@@ -75,19 +76,6 @@ impl Console {
         let fd = fd.try_clone().map_err(|source| error("input", source))?;
         let pump = InputPump::new(fd, sink);
         Ok(Some(if self.is_terminal() { pump.with_escape(leave) } else { pump }))
-    }
-}
-
-/// Unbuffered: a prompt shows at once.
-struct Sink(OwnedFd);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::io::write(&self.0, bytes)?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ mod board;
 pub mod boot;
 pub mod config;
 mod console;
+mod console_writer;
 mod control;
 mod error;
 mod exit_ring;

@@ -11,10 +11,11 @@ use vm_superio::serial::{Error as UartError, Serial as Uart, SerialEvents};
 use super::{SerialError, SerialMetrics, SerialState};
 use crate::bus::BusDevice;
 use crate::input::InputSink;
-use crate::output::Output;
+use crate::output::{Gate, Output};
 use crate::sync::lock;
 use crate::{IrqLine, Notifier};
 
+const DATA: u64 = 0;
 const IIR: u8 = 2;
 const MCR: u8 = 4;
 
@@ -27,6 +28,7 @@ const IIR_RECEIVE: u8 = 0x04;
 /// A 16550A at [`super::PORT_COUNT`] ports.
 pub struct Serial {
     space: Notifier,
+    gate: Gate,
     inner: Mutex<Inner>,
 }
 
@@ -72,8 +74,9 @@ impl Serial {
         uart: Uart<Line, SpaceAgain, UartOutput>,
         transmit_pending: bool,
     ) -> Self {
+        let gate = uart.writer().output.gate();
         let inner = Inner { uart, transmit_pending, received_bytes: 0 };
-        Self { space, inner: Mutex::new(inner) }
+        Self { space, gate, inner: Mutex::new(inner) }
     }
 
     /// The port as it is now.
@@ -134,6 +137,10 @@ impl BusDevice for Serial {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
+        if offset == DATA {
+            // Holds up this vCPU and, without the lock, nobody else.
+            self.gate.wait();
+        }
         let mut inner = lock(&self.inner);
         for (i, &byte) in data.iter().enumerate() {
             let register = offset as u8 + i as u8;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::config::{INPUT_LIMIT, OUTPUT_LIMIT, QUEUES, RECEIVE, TRANSMIT};
 use super::{ConsoleInput, ConsoleMetrics, ConsoleState};
 use crate::Notifier;
-use crate::output::Output;
+use crate::output::{Gate, Output};
 use crate::virtio::queue::Segments;
 use crate::virtio::{
     DeviceKind, DeviceMetrics, DeviceState, GuestError, RestoreError, Turn, VirtioDevice,
@@ -19,6 +19,7 @@ const CHUNK: usize = 4096;
 #[derive(Debug)]
 pub struct Console {
     output: Output,
+    gate: Gate,
     input: Arc<ConsoleInput>,
     sent_bytes: u64,
     received_bytes: u64,
@@ -31,7 +32,8 @@ impl Console {
     /// The host is out of file descriptors.
     pub fn new(output: Output) -> io::Result<Self> {
         let input = Arc::new(ConsoleInput::new()?);
-        Ok(Self { output, input, sent_bytes: 0, received_bytes: 0 })
+        let gate = output.gate();
+        Ok(Self { output, gate, input, sent_bytes: 0, received_bytes: 0 })
     }
 
     /// Where the host types: for an [`InputPump`](crate::input::InputPump).
@@ -40,7 +42,9 @@ impl Console {
     }
 
     fn transmit(&mut self, turn: &mut Turn<'_>) -> Result<(), GuestError> {
-        while let Some(chain) = turn.next(TRANSMIT)? {
+        // A reader who is behind holds up this queue, not the thread.
+        while !self.gate.is_shut() {
+            let Some(chain) = turn.next(TRANSMIT)? else { return Ok(()) };
             if chain.readable.len() > OUTPUT_LIMIT {
                 let rule = "more than 1 MiB of output in one request";
                 return Err(GuestError::Device { kind: DeviceKind::Console, rule });
@@ -49,6 +53,7 @@ impl Console {
             turn.spend(chain.readable.len());
             turn.complete(TRANSMIT, chain.head, 0)?;
         }
+        self.gate.signal_when_open(&self.input.arrived);
         Ok(())
     }
 
@@ -107,7 +112,8 @@ impl VirtioDevice for Console {
     }
 
     fn serve_wake(&mut self, turn: &mut Turn<'_>) -> Result<(), GuestError> {
-        self.receive(turn)
+        self.receive(turn)?;
+        self.transmit(turn)
     }
 
     fn reset(&mut self) {}

@@ -1,8 +1,7 @@
 //! The console device (virtio 1.2, 5.3), one port.
 //!
-//! Output goes to an [`Output`](crate::output::Output) on the I/O thread: a sink that blocks for
-//! long holds up the other devices of the machine, so give it a file, a pipe that is read, or a
-//! terminal.
+//! Output goes to an [`Output`](crate::output::Output) on the I/O thread. Into a buffer it never
+//! blocks: while the reader is behind, requests stay in the queue.
 
 mod config;
 mod device;

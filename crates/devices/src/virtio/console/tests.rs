@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::input::InputSink;
-use crate::output::Output;
+use crate::output::{Output, OutputBuffer, SHUT_AT};
 use crate::virtio::testing::*;
 use crate::virtio::{DeviceMetrics, DeviceState};
 
@@ -100,4 +100,20 @@ fn input_survives_reset_and_saving() {
     assert_eq!(other.request(RECEIVE, &[(DATA, 64, true)]), 4);
     let DeviceMetrics::Console(metrics) = other.transport.device_metrics() else { panic!() };
     assert_eq!(metrics.received_bytes, 4);
+}
+
+#[test]
+fn a_reader_who_is_behind_holds_up_the_queue_until_he_reads() {
+    let buffer = OutputBuffer::new();
+    let console = Console::new(Output::buffered(buffer.clone())).unwrap();
+    let mut driver = Driver::ready(console, 0);
+    buffer.push(&[b'a'; SHUT_AT]);
+    driver.write(DATA, b"late");
+    driver.offer(TRANSMIT, &[(DATA, 4, false)]);
+    driver.notify(TRANSMIT);
+    assert_eq!(driver.used(TRANSMIT), []);
+    buffer.taken(SHUT_AT);
+    driver.run();
+    assert_eq!(driver.used(TRANSMIT), [(0, 0)]);
+    assert_eq!(buffer.next().as_deref(), Some(b"late".as_slice()));
 }

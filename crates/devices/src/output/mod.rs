@@ -1,15 +1,16 @@
-//! Console output: to a sink, with a look at every line on the way.
+//! Console output: into a bounded buffer, with a look at every line on the way.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
-use std::thread;
-use std::time::Duration;
+use std::io::Write;
+
+use crate::Notifier;
+
+mod buffer;
+
+pub use buffer::{CAPACITY, OutputBuffer, SHUT_AT, STALLED_AFTER};
 
 /// Longest line handed to the hook, in bytes; what follows on the same line is not looked at.
 pub const LINE_LIMIT: usize = 4096;
-
-/// How long to wait before writing again to a sink that is full for now.
-const RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// Called with each complete line, without its end. On the thread that wrote the line's end, with
 /// the device locked: it must be quick and must not call into a device.
@@ -17,21 +18,34 @@ pub type LineHook = Box<dyn FnMut(&[u8]) + Send>;
 
 /// Where a console's output goes.
 ///
-/// Each write is flushed, so that a prompt without a line end shows. A sink that is full blocks
-/// the writer, as a serial line with flow control would; a sink that fails loses the bytes, which
-/// are counted, and never fails the guest.
+/// Each write is flushed, so that a prompt without a line end shows. What the sink does not take is
+/// lost and counted, and never fails the guest.
 pub struct Output {
-    sink: Box<dyn Write + Send>,
+    sink: Sink,
     hook: Option<LineHook>,
     /// The line so far; len <= LINE_LIMIT. Kept only while there is a hook.
     line: Vec<u8>,
     lost_bytes: u64,
 }
 
+enum Sink {
+    Direct(Box<dyn Write + Send>),
+    Buffer(OutputBuffer),
+}
+
 impl Output {
-    /// Output into `sink`.
+    /// Output into `sink`, which must not block for long: the device waits for it, locked.
     pub fn new(sink: impl Write + Send + 'static) -> Self {
-        Self { sink: Box::new(sink), hook: None, line: Vec::new(), lost_bytes: 0 }
+        Self::into_sink(Sink::Direct(Box::new(sink)))
+    }
+
+    /// Output into `buffer`, which somebody else empties.
+    pub fn buffered(buffer: OutputBuffer) -> Self {
+        Self::into_sink(Sink::Buffer(buffer))
+    }
+
+    fn into_sink(sink: Sink) -> Self {
+        Self { sink, hook: None, line: Vec::new(), lost_bytes: 0 }
     }
 
     /// The same output, each line also shown to `hook`.
@@ -41,13 +55,21 @@ impl Output {
         self
     }
 
+    /// Says when to wait before sending more.
+    pub fn gate(&self) -> Gate {
+        Gate(match &self.sink {
+            Sink::Direct(_) => None,
+            Sink::Buffer(buffer) => Some(buffer.clone()),
+        })
+    }
+
     /// Sends `bytes` on.
     pub fn send(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.send_all(bytes) {
+        if let Err(error) = self.sink.take(bytes) {
             if self.lost_bytes == 0 {
-                tracing::warn!("console output: {error}: output is lost from here on");
+                tracing::warn!("console output: {}: output is lost", error.why);
             }
-            self.lost_bytes += bytes.len() as u64;
+            self.lost_bytes += error.lost as u64;
         }
         if self.hook.is_some() {
             self.scan(bytes);
@@ -57,22 +79,6 @@ impl Output {
     /// Bytes that the sink did not take.
     pub fn lost_bytes(&self) -> u64 {
         self.lost_bytes
-    }
-
-    fn send_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.sink.write(bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => bytes = &bytes[n..],
-                Err(error) => wait_if_busy(error)?,
-            }
-        }
-        loop {
-            match self.sink.flush() {
-                Ok(()) => return Ok(()),
-                Err(error) => wait_if_busy(error)?,
-            }
-        }
     }
 
     fn scan(&mut self, bytes: &[u8]) {
@@ -94,15 +100,49 @@ impl Output {
     }
 }
 
-/// Another process may have made a shared terminal or pipe non-blocking: full is not failed.
-fn wait_if_busy(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        ErrorKind::Interrupted => Ok(()),
-        ErrorKind::WouldBlock => {
-            thread::sleep(RETRY_AFTER);
-            Ok(())
+struct Lost {
+    lost: usize,
+    why: String,
+}
+
+impl Sink {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Lost> {
+        match self {
+            Self::Direct(sink) => sink
+                .write_all(bytes)
+                .and_then(|()| sink.flush())
+                .map_err(|error| Lost { lost: bytes.len(), why: error.to_string() }),
+            Self::Buffer(buffer) => match bytes.len() - buffer.push(bytes) {
+                0 => Ok(()),
+                lost => Err(Lost { lost, why: "nobody reads it".to_owned() }),
+            },
         }
-        _ => Err(error),
+    }
+}
+
+/// The entrance of an output. Waiting there needs no lock of the device.
+#[derive(Clone, Debug)]
+pub struct Gate(Option<OutputBuffer>);
+
+impl Gate {
+    /// Whether the reader is behind: what is sent now may be lost.
+    pub fn is_shut(&self) -> bool {
+        self.0.as_ref().is_some_and(OutputBuffer::is_shut)
+    }
+
+    /// Waits while it is shut, [`STALLED_AFTER`] at most if the reader takes nothing.
+    pub fn wait(&self) {
+        if let Some(buffer) = &self.0 {
+            buffer.wait();
+        }
+    }
+
+    /// Signals `notifier` once when it is not shut; at once if it is not.
+    pub fn signal_when_open(&self, notifier: &Notifier) {
+        match &self.0 {
+            Some(buffer) => buffer.signal_when_open(notifier),
+            None => notifier.signal(),
+        }
     }
 }
 
@@ -114,6 +154,7 @@ impl fmt::Debug for Output {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, ErrorKind};
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -124,20 +165,6 @@ mod tests {
     impl Write for Shared {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Refuses every second write, as a full non-blocking pipe does.
-    struct Busy(Shared, bool);
-
-    impl Write for Busy {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.1 = !self.1;
-            if self.1 { Err(ErrorKind::WouldBlock.into()) } else { self.0.write(&bytes[..1]) }
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -190,12 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn a_full_sink_loses_nothing() {
-        let shared = Shared::default();
-        let mut output = Output::new(Busy(shared.clone(), false));
-        output.send(b"slow");
-        assert_eq!(*shared.0.lock().unwrap(), b"slow");
+    fn a_full_buffer_is_counted_and_lines_are_still_seen() {
+        let (seen, hook) = lines();
+        let buffer = OutputBuffer::new();
+        let mut output = Output::buffered(buffer.clone()).with_line_hook(hook);
+        output.send(&[b'a'; CAPACITY]);
         assert_eq!(output.lost_bytes(), 0);
+        output.send(b"\nlost\n");
+        assert_eq!(output.lost_bytes(), 6);
+        assert_eq!(seen.lock().unwrap()[1], "lost");
+        assert_eq!(buffer.next().map(|bytes| bytes[0]), Some(b'a'));
     }
 
     #[test]
