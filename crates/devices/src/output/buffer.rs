@@ -143,8 +143,8 @@ impl OutputBuffer {
         let mut state = self.lock();
         state.closed = true;
         self.0.changed.notify_all();
-        // The writer finds a stalled reader first, unless it hangs in its write.
-        while !state.dead && state.moved.elapsed() < 2 * self.0.stalled_after {
+        // The writer finds a stalled reader in two waits at most, unless it hangs in its write.
+        while !state.dead && state.moved.elapsed() < 3 * self.0.stalled_after {
             state = self.wait_a_while(state);
         }
         state.dead
