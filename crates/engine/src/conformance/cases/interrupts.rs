@@ -5,7 +5,7 @@ use super::prelude::*;
 cases!(
     "interrupts": masked, sti_shadow, sti_cli, mov_ss_shadow, popf_and_iret, task_priority, priority,
     in_service, pending_once_more, request_registers, halt, icr_forms, nmi, nmi_blocked, registers,
-    disabled, unmasked_by_instruction,
+    eoi_value, disabled, unmasked_by_instruction,
 );
 
 const VECTOR: u32 = 0x40;
@@ -350,7 +350,7 @@ fn registers(engine: &dyn Engine) {
         // The logical id follows from the id.
         a.read_msr(0x80d)?;
         a.log_eax()?;
-        // Read-only, write-only, reserved values, no such register.
+        // Read-only, write-only, no such register.
         a.xor(eax, eax)?;
         a.xor(edx, edx)?;
         a.mov(ecx, apic::ID)?;
@@ -360,14 +360,24 @@ fn registers(engine: &dyn Engine) {
         a.mov(ecx, apic::SELF_IPI)?;
         a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)?;
         a.mov(ecx, 0x8f0)?;
-        a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)?;
-        a.mov(ecx, apic::EOI)?;
-        a.mov(eax, 1)?;
-        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)
+        a.fault(iced_x86::code_asm::CodeAssembler::rdmsr)
     })
     .run();
     assert_eq!(record.log, [0xfee0_0d00, 0, 0x1ff, 1]);
-    assert_eq!(record.faults(), [Fault::new(Vector::GP); 5]);
+    assert_eq!(record.faults(), [Fault::new(Vector::GP); 4]);
+}
+
+/// Only zero may be written to EOI (SDM volume 3, 10.12.1.2).
+fn eoi_value(engine: &dyn Engine) {
+    let record = Rig::with(engine, |a| {
+        a.enable_apic()?;
+        a.mov(ecx, apic::EOI)?;
+        a.mov(eax, 1)?;
+        a.xor(edx, edx)?;
+        a.fault(iced_x86::code_asm::CodeAssembler::wrmsr)
+    })
+    .run();
+    assert_eq!(record.faults(), [Fault::new(Vector::GP)]);
 }
 
 /// Software-disabled, it takes no fixed interrupts, but NMIs.
