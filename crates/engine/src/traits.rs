@@ -117,6 +117,11 @@ pub struct Counters {
 pub trait Vcpu: Send {
     /// Runs guest code until something needs an answer. HLT and waiting for a start-up IPI block inside.
     /// Pending [`Vcpu::complete_read`] answers are consumed first.
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`] where the source of an absent frame failed: the instruction that needs the
+    /// frame has not completed, and the next run tries it again. After any other error the vCPU must not run
+    /// any more.
     fn run(&mut self) -> Result<Exit, EngineError>;
 
     /// Answers the last [`Exit::PortRead`] or [`Exit::MmioRead`]; bytes beyond the size are ignored.

@@ -167,7 +167,7 @@ pub struct LoaderRegion {
 }
 
 impl DeviceView {
-    /// The same memory for code that asks for a [`GuestMemoryBackend`], such as `linux-loader`.
+    /// The same memory for code that asks for a [`GuestMemoryBackend`].
     /// Every access through it counts as a write.
     pub fn loader(&self) -> LoaderView {
         let region = |range| LoaderRegion { view: self.clone(), range };
