@@ -59,6 +59,8 @@ mod http;
 mod report;
 mod route;
 mod server;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod wire;
 
 pub use client::{Client, ClientError};

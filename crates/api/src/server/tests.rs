@@ -1,57 +1,12 @@
 use std::io::Read;
-use std::sync::atomic::AtomicU64;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::testing::FakeVm;
 use crate::wire::{BalloonTarget, RunState, VmStatus};
 use crate::{ClientError, ControlError, SocketDirectory};
-
-/// A VM of one number and one bit.
-#[derive(Default)]
-struct Fake {
-    paused: AtomicBool,
-    stopped: AtomicBool,
-    target: AtomicU64,
-}
-
-impl VmControl for Fake {
-    fn status(&self) -> Result<VmStatus, ControlError> {
-        let paused = self.paused.load(Ordering::Relaxed);
-        Ok(VmStatus {
-            name: "fake".to_owned(),
-            state: if paused { RunState::Paused } else { RunState::Running },
-            balloon_target_bytes: self.target.load(Ordering::Relaxed),
-            ..VmStatus::default()
-        })
-    }
-
-    fn pause(&self) -> Result<(), ControlError> {
-        self.paused.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), ControlError> {
-        self.paused.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn stop(&self) -> Result<(), ControlError> {
-        if self.stopped.swap(true, Ordering::Relaxed) {
-            return Err(ControlError::State("the guest has ended".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
-        if target.target_bytes > 1 << 30 {
-            return Err(ControlError::Invalid("more than the guest has".to_owned()));
-        }
-        self.target.store(target.target_bytes, Ordering::Relaxed);
-        Ok(())
-    }
-}
 
 struct Running {
     _outer: TempDir,
@@ -63,7 +18,7 @@ fn running() -> Running {
     let outer = tempfile::tempdir().expect("temporary directory");
     let directory = SocketDirectory::at(outer.path().join("fathom")).expect("directory");
     let claim = directory.claim("fake").expect("claim");
-    let server = Server::start(claim, Arc::new(Fake::default())).expect("server");
+    let server = Server::start(claim, Arc::new(FakeVm::new("fake"))).expect("server");
     Running { _outer: outer, directory, server }
 }
 
@@ -105,7 +60,7 @@ fn refusals_reach_the_client_as_one_line() {
     let client = running.directory.client("fake");
     let error = client.set_balloon(BalloonTarget { target_bytes: 1 << 40 }).expect_err("too much");
     assert!(matches!(error, ClientError::Fault { status: 400, .. }));
-    assert_eq!(error.to_string(), "VM `fake`: more than the guest has");
+    assert_eq!(error.to_string(), "VM `fake`: more than the guest has: ask for less");
     client.stop().expect("stop");
     let error = client.stop().expect_err("stopped");
     assert!(matches!(error, ClientError::Fault { status: 409, .. }), "{error}");
@@ -225,7 +180,7 @@ fn a_bug_behind_one_request_leaves_the_server_alive() {
 fn converse(pieces: &[Vec<u8>]) -> Vec<u8> {
     let (mut peer, ours) = UnixStream::pair().expect("pair");
     thread::scope(|scope| {
-        scope.spawn(|| connection::serve(ours, &Fake::default(), &AtomicBool::new(false)));
+        scope.spawn(|| connection::serve(ours, &FakeVm::new("fake"), &AtomicBool::new(false)));
         for piece in pieces {
             let _ = peer.write_all(piece);
         }

@@ -6,11 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use api::{
-    BalloonTarget, ControlError, RunState, Server, SocketDirectory, VmControl, VmStatus, WorkingSet,
-};
+use api::testing::FakeVm;
+use api::{Server, SocketDirectory, VmControl};
 use tempfile::TempDir;
 
 pub struct Sandbox {
@@ -85,70 +83,4 @@ pub fn text(bytes: &[u8]) -> String {
 /// Whether nothing is left in a directory.
 pub fn is_empty(path: &Path) -> bool {
     fs::read_dir(path).expect("directory").next().is_none()
-}
-
-/// A VM that remembers what it was told. Its working set is known from the third question on.
-pub struct FakeVm {
-    name: String,
-    pub paused: AtomicBool,
-    pub stopped: AtomicBool,
-    pub balloon_target: AtomicU64,
-    pub questions: AtomicU64,
-}
-
-impl FakeVm {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            paused: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
-            balloon_target: AtomicU64::new(0),
-            questions: AtomicU64::new(0),
-        }
-    }
-}
-
-impl VmControl for FakeVm {
-    fn status(&self) -> Result<VmStatus, ControlError> {
-        let questions = self.questions.fetch_add(1, Ordering::Relaxed) + 1;
-        let window = (questions >= 3).then_some(30 << 20);
-        let paused = self.paused.load(Ordering::Relaxed);
-        Ok(VmStatus {
-            name: self.name.clone(),
-            pid: std::process::id(),
-            engine: "translate".to_owned(),
-            vcpus: 2,
-            state: if paused { RunState::Paused } else { RunState::Running },
-            uptime_seconds: questions as f64,
-            configured_bytes: 256 << 20,
-            resident_bytes: 100 << 20,
-            balloon_target_bytes: self.balloon_target.load(Ordering::Relaxed),
-            working_set: WorkingSet { window_1s_bytes: window, ..WorkingSet::default() },
-            guest_cpu_seconds: questions as f64 / 2.0,
-            ..VmStatus::default()
-        })
-    }
-
-    fn pause(&self) -> Result<(), ControlError> {
-        self.paused.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), ControlError> {
-        self.paused.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn stop(&self) -> Result<(), ControlError> {
-        self.stopped.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
-        if target.target_bytes > 256 << 20 {
-            return Err(ControlError::Invalid("more than the guest has: ask for less".to_owned()));
-        }
-        self.balloon_target.store(target.target_bytes, Ordering::Relaxed);
-        Ok(())
-    }
 }
