@@ -1,13 +1,14 @@
 //! What the user may write.
 
 mod disk;
+mod gdb;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
-    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, VmConfig,
+    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig, VmConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -150,6 +151,10 @@ pub(crate) struct RunArguments {
     /// Write a report of the run, in JSON, when it ends
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
+    /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
+    /// time. `gdb -ex 'target remote SOCKET'` attaches
+    #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
+    gdb: Option<GdbConfig>,
     /// Whether the VM's process gives up, before the guest runs, what it will not need: all files but those
     /// named here, new privileges, inherited descriptors
     #[arg(long, value_enum, default_value_t = Confinement::On)]
@@ -243,6 +248,7 @@ impl From<RunArguments> for VmConfig {
             engine,
             console,
             report,
+            gdb: arguments.gdb,
         }
     }
 }
@@ -292,7 +298,7 @@ mod tests {
     fn what_is_asked_is_what_is_configured() {
         let config = config(
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
-             --cpu-model common --disk b,ro --engine translate --name web --console none --report r.json",
+             --cpu-model common --disk b,ro --engine translate --name web --console none --report r.json --gdb g",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
@@ -305,6 +311,7 @@ mod tests {
         assert_eq!(config.name.as_deref(), Some("web"));
         assert_eq!(config.console, ConsoleConfig::None);
         assert_eq!(config.report, Some(PathBuf::from("r.json")));
+        assert_eq!(config.gdb, Some(GdbConfig { socket: "g".into(), wait: true }));
     }
 
     #[test]

@@ -58,7 +58,10 @@ fn opening(plan: &VmPlan) -> String {
     let (name, engine, reason) = (&plan.name, plan.engine.kind.name(), &plan.engine.reason);
     let keys = plan.console == ConsoleConfig::Stdio && std::io::stdin().is_terminal();
     let leave = if keys { "; Ctrl-A x stops the VM" } else { "" };
-    format!("VM `{name}` runs on engine {engine} ({reason}){leave}")
+    let gdb = plan.gdb.as_ref().filter(|gdb| gdb.wait);
+    let wait =
+        gdb.map_or(String::new(), |gdb| format!("; it waits for gdb at {}", gdb.socket.display()));
+    format!("VM `{name}` runs on engine {engine} ({reason}){wait}{leave}")
 }
 
 /// Ends a VM that nobody could reach.

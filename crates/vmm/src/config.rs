@@ -49,6 +49,18 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
     /// Where the report of the run is written.
     pub report: Option<PathBuf>,
+    /// Where a debugger is awaited.
+    #[serde(default)]
+    pub gdb: Option<GdbConfig>,
+}
+
+/// A debugger as asked for: gdb, over a UNIX socket.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GdbConfig {
+    /// Where the socket is made.
+    pub socket: PathBuf,
+    /// Whether the guest waits for gdb before its first instruction.
+    pub wait: bool,
 }
 
 /// A disk as asked for.

@@ -7,12 +7,19 @@
 //!            resume
 //! ```
 //!
-//! `pause` returns when every vCPU has stopped at an instruction border. The first end wins; later ones
+//! `pause` returns when every vCPU has stopped at an instruction border. A debugger holds vCPUs besides,
+//! each by itself: one runs while it is neither paused nor held. The first end wins; later ones
 //! change nothing. Ended is final for one life of the machine: a reboot builds a new one.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::outcome::End;
+
+/// A vCPU each, by bit; there are at most 64.
+pub(crate) type VcpuSet = u64;
+
+/// All that there are, and more.
+pub(crate) const ALL: VcpuSet = VcpuSet::MAX;
 
 /// What vCPU threads and their controllers agree on.
 #[derive(Debug)]
@@ -23,7 +30,10 @@ pub(crate) struct Control {
 
 #[derive(Debug)]
 struct State {
-    run: RunState,
+    /// The user wants them all to stand.
+    paused: bool,
+    /// These stand for the debugger.
+    held: VcpuSet,
     /// vCPU threads inside [`Control::may_run`], waiting; `<= vcpus`.
     parked: u32,
     /// vCPU threads that have not finished.
@@ -33,37 +43,48 @@ struct State {
     panicked: bool,
 }
 
+impl State {
+    fn stands(&self, id: u32) -> bool {
+        self.end.is_none() && (self.paused || self.held >> id & 1 != 0)
+    }
+
+    fn some_run(&self) -> bool {
+        self.end.is_none() && self.parked < self.alive
+    }
+}
+
 /// Whether the guest runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RunState {
     /// vCPUs run.
     Running,
-    /// All vCPUs stand at an instruction border until `resume`.
+    /// All vCPUs stand at an instruction border until `resume`, or until the debugger lets them go on.
     Paused,
     /// The guest has ended; see the outcome.
     Ended,
 }
 
 impl Control {
-    pub(crate) fn new(vcpus: u32) -> Self {
+    /// For `vcpus` vCPUs, of which `held` stand for the debugger from the start.
+    pub(crate) fn new(vcpus: u32, held: VcpuSet) -> Self {
         let state =
-            State { run: RunState::Running, parked: 0, alive: vcpus, end: None, panicked: false };
+            State { paused: false, held, parked: 0, alive: vcpus, end: None, panicked: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Called by a vCPU thread before it enters the guest: waits while paused. False: finish.
-    pub(crate) fn may_run(&self) -> bool {
+    /// Called by the thread of vCPU `id` before it enters the guest: waits while the vCPU has to stand.
+    /// False: finish.
+    pub(crate) fn may_run(&self, id: u32) -> bool {
         let mut state = self.lock();
-        if state.run == RunState::Running {
-            return true;
+        if state.stands(id) {
+            state.parked += 1;
+            self.changed.notify_all();
+            while state.stands(id) {
+                state = self.wait(state);
+            }
+            state.parked -= 1;
         }
-        state.parked += 1;
-        self.changed.notify_all();
-        while state.run == RunState::Paused {
-            state = self.wait(state);
-        }
-        state.parked -= 1;
-        state.run == RunState::Running
+        state.end.is_none()
     }
 
     /// Called by a vCPU thread as its last act.
@@ -75,27 +96,44 @@ impl Control {
     /// Asks all vCPUs to park; `kick` makes them leave guest code. Returns when they have, or when the
     /// guest has ended meanwhile (false).
     pub(crate) fn pause(&self, kick: impl FnOnce()) -> bool {
-        let mut state = self.lock();
-        if state.run == RunState::Running {
-            state.run = RunState::Paused;
-        }
-        drop(state);
+        self.lock().paused = true;
         kick();
-        state = self.lock();
-        while state.run == RunState::Paused && state.parked < state.alive {
-            state = self.wait(state);
-        }
-        state.run == RunState::Paused
+        self.await_parked(|state| state.paused)
     }
 
-    /// Lets parked vCPUs go on. False when the guest has ended.
+    /// Lets parked vCPUs go on, but for those that the debugger holds. False when the guest has ended.
     pub(crate) fn resume(&self) -> bool {
         let mut state = self.lock();
-        if state.run == RunState::Paused {
-            state.run = RunState::Running;
-            self.changed.notify_all();
+        state.paused = false;
+        self.changed.notify_all();
+        state.end.is_none()
+    }
+
+    /// Asks all vCPUs to stand for the debugger, without waiting. The caller kicks them.
+    pub(crate) fn ask_to_stand(&self) {
+        self.lock().held = ALL;
+    }
+
+    /// The same, and waits as [`Control::pause`] does.
+    pub(crate) fn hold(&self, kick: impl FnOnce()) -> bool {
+        self.ask_to_stand();
+        kick();
+        self.await_parked(|state| state.held == ALL)
+    }
+
+    /// Lets all but `held` go on, unless the machine is paused, too.
+    pub(crate) fn release(&self, held: VcpuSet) {
+        self.lock().held = held;
+        self.changed.notify_all();
+    }
+
+    /// Waits for all to park, unless somebody takes back what was `wanted`.
+    fn await_parked(&self, wanted: impl Fn(&State) -> bool) -> bool {
+        let mut state = self.lock();
+        while wanted(&state) && state.some_run() {
+            state = self.wait(state);
         }
-        state.run == RunState::Running
+        state.end.is_none()
     }
 
     /// Notes that the guest kernel reported a panic; what ends the machine next counts as that.
@@ -109,13 +147,17 @@ impl Control {
         if state.end.is_none() {
             let panicked = state.panicked && matches!(end, End::Reboot | End::Poweroff);
             state.end = Some(if panicked { End::Panic } else { end });
-            state.run = RunState::Ended;
         }
         self.changed.notify_all();
     }
 
     pub(crate) fn run_state(&self) -> RunState {
-        self.lock().run
+        let state = self.lock();
+        match state.end {
+            Some(_) => RunState::Ended,
+            None if state.paused || state.held != 0 => RunState::Paused,
+            None => RunState::Running,
+        }
     }
 
     /// Waits until the machine has ended and every vCPU thread has finished.
@@ -147,10 +189,10 @@ mod tests {
 
     use super::*;
 
-    fn spin(control: &Arc<Control>, count: &Arc<AtomicU64>) -> thread::JoinHandle<()> {
+    fn spin(control: &Arc<Control>, id: u32, count: &Arc<AtomicU64>) -> thread::JoinHandle<()> {
         let (control, count) = (Arc::clone(control), Arc::clone(count));
         thread::spawn(move || {
-            while control.may_run() {
+            while control.may_run(id) {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             control.finished();
@@ -159,9 +201,9 @@ mod tests {
 
     #[test]
     fn pause_stops_every_vcpu_and_resume_lets_them_go() {
-        let control = Arc::new(Control::new(2));
+        let control = Arc::new(Control::new(2, 0));
         let count = Arc::new(AtomicU64::new(0));
-        let threads = [spin(&control, &count), spin(&control, &count)];
+        let threads = [spin(&control, 0, &count), spin(&control, 1, &count)];
         for _ in 0..100 {
             assert!(control.pause(|| ()));
             let before = count.load(Ordering::Relaxed);
@@ -180,8 +222,8 @@ mod tests {
 
     #[test]
     fn a_paused_machine_can_end() {
-        let control = Arc::new(Control::new(1));
-        let thread = spin(&control, &Arc::default());
+        let control = Arc::new(Control::new(1, 0));
+        let thread = spin(&control, 0, &Arc::default());
         assert!(control.pause(|| ()));
         control.end(End::Poweroff);
         assert_eq!(control.wait_ended(), End::Poweroff);
@@ -190,10 +232,35 @@ mod tests {
 
     #[test]
     fn the_first_end_wins_and_a_panic_colours_a_reset() {
-        let control = Control::new(0);
+        let control = Control::new(0, 0);
         control.note_panic();
         control.end(End::Reboot);
         control.end(End::Poweroff);
         assert_eq!(control.wait_ended(), End::Panic);
+    }
+    #[test]
+    fn held_vcpus_stand_whatever_the_user_wants() {
+        let control = Arc::new(Control::new(2, ALL));
+        let counts = [Arc::default(), Arc::<AtomicU64>::default()];
+        let threads = [0, 1].map(|id| spin(&control, id, &counts[id as usize]));
+        assert!(control.hold(|| ()) && control.resume());
+        assert_eq!(control.run_state(), RunState::Paused);
+        control.release(1 << 1);
+        while counts[0].load(Ordering::Relaxed) < 1000 {
+            thread::yield_now();
+        }
+        assert!(control.pause(|| ()));
+        assert_eq!(counts[1].load(Ordering::Relaxed), 0);
+        control.release(0);
+        assert_eq!(control.run_state(), RunState::Paused);
+        assert!(control.resume());
+        while counts[1].load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        control.end(End::Stopped);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(!control.hold(|| ()));
     }
 }

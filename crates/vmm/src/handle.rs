@@ -11,6 +11,7 @@ use insight::WorkingSetSample;
 
 use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
+use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
 use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
@@ -27,6 +28,7 @@ struct Shared {
     plan: VmPlan,
     engine: Box<dyn Engine>,
     console: Mutex<Option<Console>>,
+    debugger: Mutex<Option<Debugger>>,
     started: Instant,
     pauses: AtomicU64,
     state: Mutex<State>,
@@ -87,7 +89,9 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
     };
     let console = Console::open(&plan.console)?;
     let started = Instant::now();
-    let (life, threads) = begin(&plan, &*engine, &console, started)?;
+    // Its socket is the last that is opened before threads start.
+    let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
+    let (life, threads) = begin(&plan, &*engine, &console, debugger.as_ref(), started)?;
     let before = Totals::default();
     let state = State {
         life,
@@ -101,6 +105,7 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
         plan,
         engine,
         console: Mutex::new(Some(console)),
+        debugger: Mutex::new(debugger),
         started,
         pauses: AtomicU64::new(0),
         state: Mutex::new(state),
@@ -118,9 +123,11 @@ fn begin(
     plan: &VmPlan,
     engine: &dyn Engine,
     console: &Console,
+    debugger: Option<&Debugger>,
     started: Instant,
 ) -> Result<(Life, Threads), VmError> {
-    let (machine, threads) = Machine::start(plan, engine, console)?;
+    let desk = debugger.map(Debugger::desk);
+    let (machine, threads) = Machine::start(plan, engine, console, desk)?;
     let clock = WorkingSetClock::start(Arc::clone(&machine.memory), started, plan.report.is_some());
     let clock = clock.map_err(VmError::host("start the working-set thread"));
     let clock = match clock {
@@ -131,6 +138,9 @@ fn begin(
             return Err(error);
         }
     };
+    if let Some(desk) = desk {
+        desk.begin(&machine);
+    }
     Ok((Life { machine, clock }, threads))
 }
 
@@ -230,7 +240,9 @@ impl Shared {
         let console = console.as_ref().ok_or_else(|| {
             VmError::Host("reuse the console".into(), std::io::ErrorKind::NotFound.into())
         })?;
-        let (life, threads) = begin(&self.plan, &*self.engine, console, self.started)?;
+        let debugger = self.debugger();
+        let (life, threads) =
+            begin(&self.plan, &*self.engine, console, debugger.as_ref(), self.started)?;
         let mut state = self.lock();
         state.before = std::mem::take(&mut state.before).with(ended);
         if state.stopping {
@@ -245,6 +257,9 @@ impl Shared {
     }
 
     fn finish(&self, life: &Life, outcome: Result<Outcome, String>) {
+        if let Some(debugger) = self.debugger().take() {
+            debugger.end(finish_of(&outcome));
+        }
         let report = self.report(life);
         // Restores the terminal before anybody prints what happened.
         drop(self.console().take());
@@ -333,8 +348,21 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn debugger(&self) -> MutexGuard<'_, Option<Debugger>> {
+        self.debugger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn console(&self) -> MutexGuard<'_, Option<Console>> {
         self.console.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The exit status that the program ends with, too.
+fn finish_of(outcome: &Result<Outcome, String>) -> Finish {
+    match outcome {
+        Ok(Outcome::Poweroff | Outcome::Stopped) => Finish(0),
+        Ok(Outcome::Panic) => Finish(3),
+        Err(_) => Finish::FAILED,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod config;
 mod console;
 mod console_writer;
 mod control;
+mod debug;
 mod error;
 mod exit_ring;
 mod guest_ram;

@@ -1,31 +1,32 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Vm, VmSpec};
-use memory::{FRAME_SIZE, GuestMemory};
+use memory::{DeviceView, FRAME_SIZE, GuestMemory};
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
 use crate::config::VmPlan;
 use crate::console::Console;
 use crate::control::Control;
+use crate::debug::Desk;
 use crate::error::VmError;
 use crate::guest_ram::LoaderRam;
 use crate::io_thread::IoThread;
 use crate::outcome::End;
-use crate::vcpu_thread::{self, VcpuFacts, VcpuShared};
+use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
 pub(crate) struct Machine {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) control: Arc<Control>,
     vm: Arc<dyn Vm>,
-    vcpus: u32,
+    vcpus: Vec<SharedVcpu>,
     facts: Vec<Arc<VcpuFacts>>,
     balloon: BalloonHandle,
 }
@@ -39,11 +40,12 @@ pub(crate) struct Threads {
 }
 
 impl Machine {
-    /// Builds the machine and starts its vCPUs.
+    /// Builds the machine and starts its vCPUs, which a debugger at `desk` may want to stand first.
     pub(crate) fn start(
         plan: &VmPlan,
         engine: &dyn Engine,
         console: &Console,
+        desk: Option<&Arc<Desk>>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let memory = GuestMemory::with_bytes(plan.memory.0).map_err(|error| {
             VmError::Host("reserve guest memory".into(), std::io::Error::other(error))
@@ -54,7 +56,8 @@ impl Machine {
             vcpus: plan.cpus,
             cpu: plan.cpu_model,
         })?;
-        let control = Arc::new(Control::new(plan.cpus));
+        let control =
+            Arc::new(Control::new(plan.cpus, desk.map_or(0, |desk| desk.held_at_birth())));
         let ending = Ending::new(&control, &vm, plan.cpus);
         let board = Board::build(plan, &memory, &vm, &ending, console)?;
         let boot =
@@ -69,22 +72,21 @@ impl Machine {
             ports: board.ports,
             mmio: board.mmio,
             kick_all: kick_all(&vm, plan.cpus),
+            debug: desk.map(|desk| (Arc::clone(desk), DeviceView::new(Arc::clone(&memory)))),
         });
+        let vcpus: Vec<SharedVcpu> =
+            vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let machine =
-            Arc::new(Self { memory, control, vm, vcpus: plan.cpus, facts, balloon: board.balloon });
-        let vcpus = machine.spawn(vcpus, &shared)?;
+        let machine = Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon });
+        let vcpus = machine.spawn(&shared)?;
         Ok((machine, Threads { vcpus, io, transports: board.transports }))
     }
 
-    fn spawn(
-        &self,
-        vcpus: Vec<Box<dyn engine::Vcpu>>,
-        shared: &Arc<VcpuShared>,
-    ) -> Result<Vec<JoinHandle<()>>, VmError> {
+    fn spawn(&self, shared: &Arc<VcpuShared>) -> Result<Vec<JoinHandle<()>>, VmError> {
         let mut threads = Vec::new();
-        for (id, (vcpu, facts)) in vcpus.into_iter().zip(&self.facts).enumerate() {
-            match vcpu_thread::spawn(id as u32, vcpu, Arc::clone(shared), Arc::clone(facts)) {
+        for (id, (vcpu, facts)) in self.vcpus.iter().zip(&self.facts).enumerate() {
+            let (vcpu, facts) = (Arc::clone(vcpu), Arc::clone(facts));
+            match vcpu_thread::spawn(id as u32, vcpu, Arc::clone(shared), facts) {
                 Ok(thread) => threads.push(thread),
                 Err(source) => {
                     self.end(End::Stopped);
@@ -122,7 +124,21 @@ impl Machine {
 
     /// Makes every vCPU leave guest code and look at the run state.
     pub(crate) fn kick(&self) {
-        (0..self.vcpus).for_each(|id| self.vm.kick(id));
+        (0..self.vcpu_count()).for_each(|id| self.vm.kick(id));
+    }
+
+    pub(crate) fn vcpu_count(&self) -> u32 {
+        self.vcpus.len() as u32
+    }
+
+    /// To be locked while it is parked: its thread has it locked while it runs.
+    pub(crate) fn vcpu(&self, id: u32) -> Option<&SharedVcpu> {
+        self.vcpus.get(id as usize)
+    }
+
+    /// Guest memory by physical address.
+    pub(crate) fn view(&self) -> DeviceView {
+        DeviceView::new(Arc::clone(&self.memory))
     }
 
     /// Asks the guest's balloon driver to hold `target_bytes`.

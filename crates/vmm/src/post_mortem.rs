@@ -33,7 +33,8 @@ pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-fn registers(state: &VcpuState) -> Vec<String> {
+/// The registers of a vCPU, some lines.
+pub(crate) fn registers(state: &VcpuState) -> Vec<String> {
     const NAMES: [&str; 16] = [
         "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
         "r13", "r14", "r15",

@@ -7,14 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use devices::bus::Bus;
-use engine::{Counters, EngineError, Exit, Vcpu};
+use engine::{Counters, DebugStop, EngineError, Exit, Vcpu};
+use memory::DeviceView;
 use rustix::time::{ClockId, clock_gettime};
+use x86::{Event, Exception, Vector};
 
 use crate::control::Control;
+use crate::debug::{Desk, without_time};
 use crate::exit_ring::ExitRing;
 use crate::outcome::End;
 use crate::post_mortem;
 use crate::status::thread_cpu_seconds;
+
+/// A vCPU, locked by its thread while it runs. Others may lock it while it is parked.
+pub(crate) type SharedVcpu = Arc<Mutex<Box<dyn Vcpu>>>;
 
 /// What all vCPU threads of a machine share.
 pub(crate) struct VcpuShared {
@@ -23,6 +29,8 @@ pub(crate) struct VcpuShared {
     pub(crate) mmio: Bus,
     /// Makes the other vCPUs come back, after [`Control::end`].
     pub(crate) kick_all: Box<dyn Fn() + Send + Sync>,
+    /// Where a debugger is told of stops, and the memory that its breakpoints are in.
+    pub(crate) debug: Option<(Arc<Desk>, DeviceView)>,
 }
 
 /// What is known of a vCPU from outside its thread.
@@ -71,7 +79,7 @@ impl VcpuFacts {
 /// Starts the thread. It ends when the machine does.
 pub(crate) fn spawn(
     id: u32,
-    vcpu: Box<dyn Vcpu>,
+    vcpu: SharedVcpu,
     shared: Arc<VcpuShared>,
     facts: Arc<VcpuFacts>,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -81,7 +89,7 @@ pub(crate) fn spawn(
 
 struct VcpuThread {
     id: u32,
-    vcpu: Box<dyn Vcpu>,
+    vcpu: SharedVcpu,
     exits: ExitRing,
     shared: Arc<VcpuShared>,
     facts: Arc<VcpuFacts>,
@@ -104,8 +112,9 @@ impl VcpuThread {
     }
 
     fn run(&mut self) -> Result<(), EngineError> {
-        while self.shared.control.may_run() {
-            self.step()?;
+        // It parks at instruction borders only: an exit in the middle of one is followed by another.
+        while self.shared.control.may_run(self.id) {
+            while !self.step()? {}
         }
         Ok(())
     }
@@ -114,37 +123,71 @@ impl VcpuThread {
     fn fail(&self, what: &str) {
         self.shared.control.end(End::Failed(format!("vcpu {}: {what}", self.id)));
         (self.shared.kick_all)();
-        post_mortem::log(self.id, &*self.vcpu, &self.exits);
+        let vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        post_mortem::log(self.id, &**vcpu, &self.exits);
     }
 
-    fn step(&mut self) -> Result<(), EngineError> {
-        let exit = self.vcpu.run()?;
-        self.facts.count(&exit, self.vcpu.counters());
+    /// Runs to the next exit and answers it. True: the vCPU stands at an instruction border, where its state
+    /// is exact.
+    fn step(&mut self) -> Result<bool, EngineError> {
+        // Poisoned by a panic of this thread only, which ends it.
+        let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let exit = vcpu.run()?;
+        self.facts.count(&exit, vcpu.counters());
         self.exits.push(exit);
         let shared = &self.shared;
         match exit {
             Exit::PortRead { port, size } => {
-                self.answer(read(&shared.ports, u64::from(port), size));
+                let value = read(&shared.ports, u64::from(port), size);
+                self.exits.answered(value);
+                vcpu.complete_read(value);
             }
             Exit::PortWrite { port, size, value } => {
                 write(&shared.ports, u64::from(port), size, u64::from(value));
             }
-            Exit::MmioRead { gpa, size } => self.answer(read(&shared.mmio, gpa, size)),
+            Exit::MmioRead { gpa, size } => {
+                let value = read(&shared.mmio, gpa, size);
+                self.exits.answered(value);
+                vcpu.complete_read(value);
+            }
             Exit::MmioWrite { gpa, size, value } => write(&shared.mmio, gpa, size, value),
-            Exit::Kicked => {}
+            Exit::Kicked => return Ok(true),
+            Exit::Debug(stop) => return shared.debug_stop(self.id, stop, &mut **vcpu),
             Exit::TripleFault => {
                 tracing::warn!("triple fault: resetting the machine");
                 shared.control.end(End::Reboot);
                 (shared.kick_all)();
+                return Ok(true);
             }
             other => return Err(EngineError::Bug(format!("unexpected exit {other:?}"))),
         }
-        Ok(())
+        Ok(false)
     }
+}
 
-    fn answer(&mut self, value: u64) {
-        self.exits.answered(value);
-        self.vcpu.complete_read(value);
+impl VcpuShared {
+    /// Tells the debugger, and has all vCPUs stand. An INT3 of the guest's own is the guest's: false.
+    fn debug_stop(
+        &self,
+        id: u32,
+        stop: DebugStop,
+        vcpu: &mut dyn Vcpu,
+    ) -> Result<bool, EngineError> {
+        let Some((desk, view)) = &self.debug else {
+            return Err(EngineError::Bug(format!("it stops by {stop:?} for no debugger")));
+        };
+        if stop == DebugStop::Int3 {
+            let mut state = vcpu.state()?;
+            if !desk.owns_int3(&state, view) {
+                state.event = Some(Event::Exception(Exception::new(Vector::BP)));
+                vcpu.set_state(&without_time(&state))?;
+                return Ok(false);
+            }
+        }
+        self.control.ask_to_stand();
+        desk.stopped(id, stop);
+        (self.kick_all)();
+        Ok(true)
     }
 }
 
@@ -232,16 +275,17 @@ mod tests {
     /// Lets a vCPU live on this thread; how the machine ended, and the log.
     fn live(then: fn() -> Result<Exit, EngineError>, state: fn() -> VcpuState) -> (End, String) {
         let shared = Arc::new(VcpuShared {
-            control: Arc::new(Control::new(1)),
+            control: Arc::new(Control::new(1, 0)),
             ports: Bus::port(),
             mmio: Bus::mmio(),
             kick_all: Box::new(|| ()),
+            debug: None,
         });
         let (log, facts) = (Log::default(), Arc::default());
         let writer = log.clone();
         let subscriber =
             tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let vcpu = Box::new(Fake { runs: 0, then, state });
+        let vcpu: SharedVcpu = Arc::new(Mutex::new(Box::new(Fake { runs: 0, then, state })));
         let exits = ExitRing::new();
         let thread = VcpuThread { id: 3, vcpu, exits, shared: Arc::clone(&shared), facts };
         tracing::subscriber::with_default(subscriber, || thread.live());

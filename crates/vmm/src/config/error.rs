@@ -95,6 +95,20 @@ pub enum ConfigError {
         /// Size of guest RAM.
         memory: Bytes,
     },
+    /// A socket cannot be made under that name.
+    #[error(
+        "{what} {path} is refused: its {length} bytes are more than the {max} of a socket's path"
+    )]
+    SocketPath {
+        /// What the socket was to be.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Bytes of the path.
+        length: usize,
+        /// The most.
+        max: usize,
+    },
     /// A disk with a broken last sector.
     #[error("disk {path} has {length} bytes: a raw image is a multiple of 512 bytes long")]
     DiskLength {

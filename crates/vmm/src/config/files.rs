@@ -9,6 +9,9 @@ use rustix::fs::Access;
 
 use super::ConfigError;
 
+/// `sun_path` has 108 bytes, the last of them zero (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
 /// Which file it is, whatever the path that led there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct FileId {
@@ -65,6 +68,22 @@ pub(super) fn writable(what: &'static str, path: &Path) -> Result<Option<FileId>
                 .map(|()| None)
         }
         Err(source) => Err(cannot_create(what, path, source)),
+    }
+}
+
+/// A place where a socket can be made, which may have one that was left behind.
+pub(super) fn socket(what: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        let path = path.to_owned();
+        return Err(ConfigError::SocketPath { what, path, length, max: SOCKET_PATH_MAX });
+    }
+    match path.symlink_metadata() {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(wrong_type(what, path, metadata.file_type(), "path where nothing is, for a socket"))
+        }
+        _ => access(&directory_of(path), Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|source| cannot_create(what, path, source)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::files::{self, FileId};
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    VmConfig,
+    GdbConfig, VmConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -44,6 +44,8 @@ pub struct VmPlan {
     pub console: ConsoleConfig,
     /// Was writable or could be created.
     pub report: Option<PathBuf>,
+    /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
+    pub gdb: Option<GdbConfig>,
 }
 
 /// A disk that can be opened.
@@ -116,7 +118,10 @@ impl VmPlan {
         if let Some(path) = &config.report {
             uses.add_output("report", path)?;
         }
-        let VmConfig { kernel, initrd, cpu_model, console, report, .. } = config;
+        if let Some(gdb) = &config.gdb {
+            files::socket("gdb", &gdb.socket)?;
+        }
+        let VmConfig { kernel, initrd, cpu_model, console, report, gdb, .. } = config;
         Ok(Self {
             name,
             kernel,
@@ -129,6 +134,7 @@ impl VmPlan {
             engine,
             console,
             report,
+            gdb,
         })
     }
 }

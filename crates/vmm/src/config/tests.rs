@@ -37,6 +37,7 @@ impl Host {
             engine: EngineChoice::Auto,
             console: ConsoleConfig::Stdio,
             report: None,
+            gdb: None,
         }
     }
 

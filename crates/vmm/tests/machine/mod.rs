@@ -56,6 +56,7 @@ impl Host {
             engine: engine(),
             console: ConsoleConfig::File(self.path("console")),
             report: None,
+            gdb: None,
         };
         vmm::start(VmPlan::new(config).expect("plan")).expect("start")
     }
