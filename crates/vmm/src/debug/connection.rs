@@ -31,7 +31,9 @@ impl Connection for Answers {
 
     fn write(&mut self, byte: u8) -> io::Result<()> {
         self.pending.push(byte);
-        if self.pending.len() < PIECE { Ok(()) } else { self.flush() }
+        // An acknowledgement is awaited, and is not part of an answer.
+        let acknowledges = matches!(self.pending[..], [b'+' | b'-']);
+        if acknowledges || self.pending.len() >= PIECE { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> io::Result<()> {

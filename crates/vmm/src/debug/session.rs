@@ -1,7 +1,7 @@
 //! One gdb, from its connection until it leaves.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -44,9 +44,13 @@ pub(super) fn serve(stream: UnixStream, listener: &UnixListener, desk: &Arc<Desk
     tracing::info!("gdb is here: the guest stands");
     let mut target = GuestTarget::new(Arc::clone(desk));
     target.hold();
-    let wire = Wire { stream, listener, desk, incoming: VecDeque::new() };
+    let wire = Wire { stream: &stream, listener, desk, incoming: VecDeque::new() };
     match converse(wire, &mut target) {
-        Ok(Some(DisconnectReason::Kill)) => target.kill(),
+        Ok(Some(DisconnectReason::Kill)) => {
+            // gdb waits for this answer to vKill, which gdbstub does not give. One that has gone, has gone.
+            let _ = (&stream).write_all(b"$OK#9a");
+            target.kill();
+        }
         Ok(_) => {}
         Err(error) => tracing::warn!("gdb: {error}"),
     }
@@ -108,7 +112,7 @@ enum Event {
 }
 
 struct Wire<'a> {
-    stream: UnixStream,
+    stream: &'a UnixStream,
     listener: &'a UnixListener,
     desk: &'a Desk,
     /// Read, and not yet understood.
@@ -122,15 +126,16 @@ impl Wire<'_> {
                 return Ok(Event::Byte(byte));
             }
             let [readable, woken, asked] = self.wait()?;
-            if asked {
-                self.turn_away();
+            // Before another is looked at: it may come in the place of this one, which has gone.
+            if readable && self.read()? == 0 {
+                return Ok(Event::Closed);
             }
             if woken {
                 self.desk.woken();
                 return Ok(Event::Woken);
             }
-            if readable && self.read()? == 0 {
-                return Ok(Event::Closed);
+            if asked {
+                self.turn_away();
             }
         }
     }
@@ -150,7 +155,7 @@ impl Wire<'_> {
     /// Returns how many bytes there were; 0 at the end.
     fn read(&mut self) -> io::Result<usize> {
         let mut bytes = [0; CHUNK];
-        match (&self.stream).read(&mut bytes) {
+        match { self.stream }.read(&mut bytes) {
             Ok(len) => {
                 self.incoming.extend(&bytes[..len]);
                 Ok(len)

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 use vmm::VmHandle;
-use vmm::config::{Bytes, ConsoleConfig, CpuModel, DiskConfig, EngineChoice, VmConfig, VmPlan};
+use vmm::config::{
+    Bytes, ConsoleConfig, CpuModel, DiskConfig, EngineChoice, GdbConfig, VmConfig, VmPlan,
+};
 
 /// `jmp $`
 pub const SPIN: &[u8] = &[0xeb, 0xfe];
@@ -16,7 +18,7 @@ pub const REBOOT: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
 pub const PRINT: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xeb, 0xfd];
 
 /// Where the code is loaded and entered.
-const ENTRY: u64 = 0x100_0000;
+pub const ENTRY: u64 = 0x100_0000;
 /// Where a kernel is linked: in the upper half.
 const LINKED: u64 = 0xffff_ffff_8100_0000;
 const HEADERS: usize = 64 + 56;
@@ -37,6 +39,11 @@ impl Host {
 
     /// A VM that runs `code` on vCPU 0, with a disk under an overlay, and a console into a file.
     pub fn start(&self, code: &[u8]) -> VmHandle {
+        self.start_with(code, None)
+    }
+
+    /// The same, with a debugger awaited.
+    pub fn start_with(&self, code: &[u8], gdb: Option<GdbConfig>) -> VmHandle {
         fs::write(self.path("kernel"), elf(code)).expect("kernel");
         fs::write(self.path("disk"), vec![0; 1 << 20]).expect("disk");
         let disk = DiskConfig {
@@ -56,7 +63,7 @@ impl Host {
             engine: engine(),
             console: ConsoleConfig::File(self.path("console")),
             report: None,
-            gdb: None,
+            gdb,
         };
         vmm::start(VmPlan::new(config).expect("plan")).expect("start")
     }
