@@ -8,9 +8,9 @@ use std::path::Path;
 
 use confine::{Need, PathRule};
 
-use crate::board;
 use crate::config::{ConsoleConfig, DiskAccess, EngineKind, VmPlan};
 use crate::error::VmError;
+use crate::{board, debug};
 
 impl VmPlan {
     /// Makes the files that the VM writes and that are not there yet: only what exists can be kept within
@@ -26,6 +26,10 @@ impl VmPlan {
         }
         if let ConsoleConfig::File(path) = &self.console {
             make("console", path)?;
+        }
+        if let Some(gdb) = &self.gdb {
+            let refused = |error| VmError::Host(format!("gdb at {}", gdb.socket.display()), error);
+            debug::remove_abandoned(&gdb.socket).map_err(refused)?;
         }
         self.report.as_deref().map_or(Ok(()), |path| make("report", path))
     }
@@ -46,6 +50,11 @@ impl VmPlan {
             paths.push(PathRule::new(path, Need::Output));
         }
         paths.extend(self.report.as_ref().map(|path| PathRule::new(path, Need::Output)));
+        if let Some(gdb) = &self.gdb {
+            let folder = gdb.socket.parent().filter(|folder| *folder != Path::new(""));
+            let folder = folder.unwrap_or(Path::new("."));
+            paths.push(PathRule::new(folder, Need::SocketDirectory));
+        }
         if self.engine.kind == EngineKind::Kvm {
             paths.push(PathRule::new("/dev/kvm", Need::Device));
         }
@@ -70,7 +79,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{DiskConfig, EngineChoice, VmConfig};
+    use crate::config::{DiskConfig, EngineChoice, GdbConfig, VmConfig};
 
     struct Host(TempDir);
 
@@ -109,6 +118,7 @@ mod tests {
                 engine: EngineChoice::Translate,
                 console: ConsoleConfig::File(self.path("console")),
                 report: Some(self.path("report")),
+                gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
             })
             .expect("a plan")
         }
@@ -127,6 +137,7 @@ mod tests {
             rule("c.cow", Need::ReadWrite),
             rule("console", Need::Output),
             rule("report", Need::Output),
+            PathRule::new(host.0.path(), Need::SocketDirectory),
         ];
         assert_eq!(host.plan().paths(), expected);
     }

@@ -19,6 +19,7 @@ mod sandbox;
 mod confined;
 mod console;
 mod control;
+mod debugger;
 mod disk;
 mod ends;
 mod engine;

@@ -33,6 +33,7 @@ pub(crate) struct Guest {
     words: String,
     cpus: u32,
     disks: Vec<String>,
+    more: Vec<String>,
 }
 
 impl Guest {
@@ -41,7 +42,15 @@ impl Guest {
         // Warnings and worse are for us to see; the rest only takes time.
         let words = format!("console=ttyS0 loglevel=5 panic=1 {words} {}", processor::words());
         let name = NAME.to_owned();
-        Self { name, alone: true, kernel: Kernel::Cloud, words, cpus: 1, disks: Vec::new() }
+        Self {
+            name,
+            alone: true,
+            kernel: Kernel::Cloud,
+            words,
+            cpus: 1,
+            disks: Vec::new(),
+            more: Vec::new(),
+        }
     }
 
     /// One of several in a sandbox, at the same time.
@@ -68,6 +77,12 @@ impl Guest {
         self
     }
 
+    /// Other arguments of `fathom run`.
+    pub(crate) fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.more.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
     pub(crate) fn start(self, sandbox: &Sandbox) -> Vm<'_> {
         let turn = || ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = self.alone.then(turn);
@@ -77,6 +92,7 @@ impl Guest {
         command.args(["--cmdline", &self.words, "--memory", "256M", "--name", &self.name]);
         command.args(["--cpus", &self.cpus.to_string(), "--engine", engine.name()]);
         command.args(self.disks.iter().flat_map(|disk| ["--disk", disk]));
+        command.args(&self.more);
         command.arg("--report").arg(sandbox.path(&format!("{}.json", self.name)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");

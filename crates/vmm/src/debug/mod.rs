@@ -28,4 +28,5 @@ mod x87;
 
 pub(crate) use desk::{Desk, Finish};
 pub(crate) use server::Debugger;
+pub(crate) use socket::remove_abandoned;
 pub(crate) use target::without_time;

@@ -22,9 +22,7 @@ pub(super) struct Socket {
 impl Socket {
     /// Listens at `path`, in the place of a socket there that nobody serves any more.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        if is_abandoned(path) {
-            std::fs::remove_file(path)?;
-        }
+        remove_abandoned(path)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         // Linux makes the file with the mode of the socket: nobody can be faster.
@@ -42,6 +40,11 @@ impl Drop for Socket {
             tracing::debug!("remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// Removes a socket that a process has left behind. (A confined process may not find out that it was.)
+pub(crate) fn remove_abandoned(path: &Path) -> io::Result<()> {
+    if is_abandoned(path) { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 /// Whether a socket is there that refuses connections.
