@@ -46,6 +46,11 @@ impl Image {
         Ok(image)
     }
 
+    /// Fails where images cannot be made.
+    pub(super) fn check_tools() -> Result<()> {
+        mke2fs().map(drop)
+    }
+
     /// Add a file with the libraries it needs, or a folder with all that is in it.
     pub(super) fn add(&mut self, path: &Path) -> Result<()> {
         let path = std::path::absolute(path)?;
@@ -77,8 +82,7 @@ impl Image {
 
     /// Make the image, in the folder where the files are, so that it goes away with them.
     pub(super) fn build(&self) -> Result<PathBuf> {
-        let mke2fs =
-            find_program("mke2fs").context("mke2fs is missing: apt-get install e2fsprogs")?;
+        let mke2fs = mke2fs()?;
         let image = self.folder.path().join("image");
         let size = self.bytes + (FREE_MIB << 20);
         fs::File::create(&image)
@@ -163,6 +167,10 @@ impl Image {
         }
         Ok(inside)
     }
+}
+
+fn mke2fs() -> Result<PathBuf> {
+    find_program("mke2fs").context("mke2fs is missing: apt-get install e2fsprogs")
 }
 
 /// From the root, with nothing that leads out of it.

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 /// What `cargo xtask lab` takes.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct LabArgs {
     /// Only tests with this in their names
@@ -54,9 +54,12 @@ pub(crate) struct LabArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     env: Vec<(String, OsString)>,
     /// Give up after so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_S)]
     timeout: u64,
 }
+
+/// Continuous integration has so long for it.
+const TIMEOUT_S: u64 = 1200;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,6 +91,25 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
         [(_, status)] => Ok(ExitCode::from(*status)),
         _ => bail!("the lab's machine ran {} commands, not one", outcome.steps.len()),
     }
+}
+
+/// Fails where neither this host nor QEMU on it has KVM; what is missing is fetched.
+pub(crate) fn available(kit: &Kit) -> Result<()> {
+    if is_direct() {
+        return Ok(());
+    }
+    Image::check_tools()?;
+    kit.prepare_lab()?;
+    kit.qemu().map(drop)
+}
+
+/// Everything, as `cargo xtask lab` without arguments.
+pub(crate) fn run_all() -> Result<()> {
+    let args = LabArgs { timeout: TIMEOUT_S, ..LabArgs::default() };
+    if suite::run(&args)? == ExitCode::SUCCESS {
+        return Ok(());
+    }
+    bail!("tests on KVM failed: run them again by `cargo xtask lab`");
 }
 
 /// Whether [`run_program`] needs no machine of its own.
