@@ -62,8 +62,6 @@ fn kvm_environment(kit: &Kit, directly: bool, args: &LabArgs) -> Vec<(String, Os
     ];
     if !directly {
         environment.push(set("FATHOM_PATIENCE", PATIENCE.into()));
-        // There are things that it cannot do.
-        environment.push(set("FATHOM_LAB", "emulated".into()));
     }
     environment.extend(super::environment(&args.env));
     environment
