@@ -5,6 +5,7 @@
 //! there comes with it: programs, their libraries and files, all at the paths they have here.
 //! It is slow, so a speed seen there means something only by the side of another.
 
+mod borrowed;
 mod control;
 mod direct;
 mod image;

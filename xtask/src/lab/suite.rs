@@ -2,7 +2,7 @@
 
 use super::machine::Outcome;
 use super::programs::{Part, Programs};
-use super::{LabArgs, direct, in_machine, new_image};
+use super::{LabArgs, borrowed, direct, in_machine, new_image};
 use crate::kit::{self, GuestArgs, Kit};
 use anyhow::Result;
 use std::ffi::OsString;
@@ -31,7 +31,7 @@ pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
         eprintln!("lab: tests run on KVM in a machine of QEMU's translator");
         let mut image = new_image(&kit, args)?;
         let programs = steps.iter().filter_map(|step| step.words.first()).map(Into::into);
-        for file in programs.chain(helpers).chain(guest_files(&kit, &parts)) {
+        for file in programs.chain(helpers).chain(guest_files(&kit, &parts)?) {
             image.add(&file)?;
         }
         in_machine(&kit, image, &steps, limit)?
@@ -44,12 +44,14 @@ fn prepare(parts: &[Part]) -> Result<Kit> {
     if parts.contains(&Part::Guest) { kit::prepare(&GuestArgs::everything()) } else { Kit::open() }
 }
 
-fn guest_files(kit: &Kit, parts: &[Part]) -> Vec<std::path::PathBuf> {
+fn guest_files(kit: &Kit, parts: &[Part]) -> Result<Vec<std::path::PathBuf>> {
     if !parts.contains(&Part::Guest) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let images = [kit.kernel().image(), kit.full_kernel().image(), kit.disk()];
-    images.into_iter().chain([kit.initramfs(), kit.full_initramfs()]).collect()
+    let mut files = borrowed::files()?;
+    files.extend([kit.kernel().image(), kit.full_kernel().image(), kit.disk()]);
+    files.extend([kit.initramfs(), kit.full_initramfs()]);
+    Ok(files)
 }
 
 /// Tests must have KVM here, and say so if they have not.

@@ -47,7 +47,8 @@ pub(crate) fn words() -> &'static str {
     if in_lab() { "fathom.without=iretq,compatibility-mode" } else { "" }
 }
 
-fn in_lab() -> bool {
+/// Whether the engine under test has QEMU's translator below it.
+pub(crate) fn in_lab() -> bool {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Engine::under_test() == Engine::Kvm && processor.contains("QEMU TCG CPU")
 }
