@@ -11,12 +11,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a guest under Fathom wants.
-pub(super) const GUEST: [Wanted; 9] = [
+pub(super) const GUEST: [Wanted; 10] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
     ("virtio_rng", Need::Must),
     ("virtio_balloon", Need::Must),
     ("virtio_console", Need::Must),
+    // With what it depends on: vsock and vmw_vsock_virtio_transport_common.
+    ("vmw_vsock_virtio_transport", Need::Must),
     ("ext4", Need::Must),
     ("overlay", Need::May),
     ("pvpanic_mmio", Need::May),
