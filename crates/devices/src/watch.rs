@@ -33,6 +33,8 @@ pub struct Change {
     pub readable: bool,
     /// There may be room to write, or an error.
     pub writable: bool,
+    /// Both directions are over: the other end is closed.
+    pub closed: bool,
 }
 
 impl Watch {
@@ -88,6 +90,7 @@ impl Change {
             token: event.data.u64(),
             readable: flags.intersects(EventFlags::IN | over),
             writable: flags.intersects(EventFlags::OUT | over),
+            closed: flags.intersects(EventFlags::ERR | EventFlags::HUP),
         }
     }
 }
@@ -116,15 +119,19 @@ mod tests {
         let watch = Watch::new().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         watch.add(&ours, 7).unwrap();
-        assert_eq!(changes(&watch), [Change { token: 7, readable: false, writable: true }]);
+        let room = Change { token: 7, readable: false, writable: true, closed: false };
+        assert_eq!(changes(&watch), [room]);
         assert_eq!(changes(&watch), []);
         theirs.write_all(b"x").unwrap();
         assert_eq!(changes(&watch).len(), 1);
         assert_eq!(changes(&watch), [], "though nobody has read it");
         theirs.write_all(b"x").unwrap();
         assert!(changes(&watch)[0].readable);
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let change = changes(&watch)[0];
+        assert!(change.readable && !change.closed, "the end is something to read");
         drop(theirs);
-        assert!(changes(&watch)[0].readable, "the end is something to read");
+        assert!(changes(&watch)[0].closed);
         watch.remove(&ours);
         watch.remove(&ours);
     }

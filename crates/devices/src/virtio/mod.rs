@@ -16,6 +16,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod turn;
+pub mod vsock;
 
 use std::io;
 
@@ -39,6 +40,8 @@ pub enum DeviceKind {
     Rng = 4,
     /// A traditional memory balloon.
     Balloon = 5,
+    /// Sockets between guest and host.
+    Vsock = 19,
 }
 
 /// The guest misused a device in a way that no request status can express. The device stops and

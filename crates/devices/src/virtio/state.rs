@@ -9,6 +9,7 @@ use super::block::{DiskMetrics, DiskState};
 use super::console::{ConsoleMetrics, ConsoleState};
 use super::queue::QueueError;
 use super::rng::{RngMetrics, RngState};
+use super::vsock::{VsockMetrics, VsockState};
 
 /// What a device saves beside its transport.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub enum DeviceState {
     Console(ConsoleState),
     /// An entropy source.
     Rng(RngState),
+    /// Sockets.
+    Vsock(VsockState),
 }
 
 /// What a device has counted.
@@ -34,6 +37,8 @@ pub enum DeviceMetrics {
     Console(ConsoleMetrics),
     /// An entropy source.
     Rng(RngMetrics),
+    /// Sockets.
+    Vsock(VsockMetrics),
 }
 
 /// A saved device cannot be taken up.

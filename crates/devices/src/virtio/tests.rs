@@ -13,13 +13,19 @@ use super::block::{Disk, DiskConfig};
 use super::console::Console;
 use super::rng::Rng;
 use super::testing::*;
+use super::vsock::{Vsock, VsockConfig, VsockListener};
 use super::{DeviceKind, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::input::InputSink;
 use crate::output::Output;
 
-const KINDS: [DeviceKind; 4] =
-    [DeviceKind::Block, DeviceKind::Console, DeviceKind::Rng, DeviceKind::Balloon];
+const KINDS: [DeviceKind; 5] = [
+    DeviceKind::Block,
+    DeviceKind::Console,
+    DeviceKind::Rng,
+    DeviceKind::Balloon,
+    DeviceKind::Vsock,
+];
 
 /// Something a guest can do.
 #[derive(Clone, Debug)]
@@ -128,6 +134,11 @@ impl Rig {
                 balloon.handle().request_statistics();
                 Box::new(balloon)
             }
+            DeviceKind::Vsock => {
+                let config = VsockConfig::new(3, folder.path().join("vsock"));
+                let listener = Arc::new(VsockListener::open(&config).unwrap());
+                Box::new(Vsock::new(&config, listener).unwrap())
+            }
         };
         let queues = device.queue_sizes().len();
         let driver = Driver::with_memory(memory, device);
@@ -197,6 +208,11 @@ impl Rig {
                 assert_eq!(driver.request(0, &buffers), 513);
                 assert_eq!(driver.read(DATA + 100, 1), [0]);
             }
+            DeviceKind::Vsock => {
+                driver.write(DATA, &[0; 44]);
+                assert_eq!(driver.request(1, &[(DATA, 44, false)]), 0);
+                assert_eq!(driver.request(0, &[(DATA, 64, true)]), 44, "answered by a reset");
+            }
         }
     }
 }
@@ -224,7 +240,7 @@ fn a_queue_that_never_empties_does_not_hold_the_thread() {
     for kind in KINDS {
         let mut rig = Rig::new(kind);
         rig.start();
-        let queue = usize::from(kind == DeviceKind::Console);
+        let queue = usize::from(matches!(kind, DeviceKind::Console | DeviceKind::Vsock));
         // An available index ahead by the whole queue, again and again.
         for round in 1..100_u16 {
             rig.driver.descriptor(
