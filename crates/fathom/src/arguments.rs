@@ -2,6 +2,7 @@
 
 mod disk;
 mod gdb;
+mod vsock;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig, VmConfig,
+    VsockConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -90,7 +92,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run a VM until it ends
     #[command(after_help = RUN_AFTER)]
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// List the VMs that are running
     #[command(after_help = LIST_AFTER)]
     List(ListArguments),
@@ -155,6 +157,11 @@ pub(crate) struct RunArguments {
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
     gdb: Option<GdbConfig>,
+    /// Sockets between guest and host. The guest is at address N, 3 or more. The host connects to PATH, writes
+    /// `CONNECT PORT` and a line feed, and reads `OK` and a port when the guest has taken the call. The guest
+    /// reaches port P of the host where a program listens at PATH_P
+    #[arg(long, value_name = "cid=N,socket=PATH", value_parser = vsock::parse)]
+    vsock: Option<VsockConfig>,
     /// Whether the VM's process gives up, before the guest runs, what it will not need: all files but those
     /// named here, new privileges, inherited descriptors
     #[arg(long, value_enum, default_value_t = Confinement::On)]
@@ -249,6 +256,7 @@ impl From<RunArguments> for VmConfig {
             console,
             report,
             gdb: arguments.gdb,
+            vsock: arguments.vsock,
         }
     }
 }
@@ -276,7 +284,7 @@ mod tests {
     fn config(line: &str) -> VmConfig {
         let arguments = Arguments::try_parse_from(line.split(' ')).expect("arguments");
         let Command::Run(run) = arguments.command else { panic!("{line} does not run") };
-        run.into()
+        (*run).into()
     }
 
     #[test]
@@ -298,7 +306,8 @@ mod tests {
     fn what_is_asked_is_what_is_configured() {
         let config = config(
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
-             --cpu-model common --disk b,ro --engine translate --name web --console none --report r.json --gdb g",
+             --cpu-model common --disk b,ro --engine translate --name web --console none --report r.json --gdb g \
+             --vsock cid=3,socket=v",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
@@ -312,6 +321,7 @@ mod tests {
         assert_eq!(config.console, ConsoleConfig::None);
         assert_eq!(config.report, Some(PathBuf::from("r.json")));
         assert_eq!(config.gdb, Some(GdbConfig { socket: "g".into(), wait: true }));
+        assert_eq!(config.vsock, Some(VsockConfig::new(3, "v")));
     }
 
     #[test]

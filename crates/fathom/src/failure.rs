@@ -154,6 +154,7 @@ mod tests {
             ("fathom run --kernel k --cpus many", ["many", "--cpus"]),
             ("fathom run --kernel k --engine qemu", ["qemu", "translate"]),
             ("fathom run --kernel k --disk d,wr", ["`wr`", "overlay=PATH"]),
+            ("fathom run --kernel k --vsock cid=3", ["socket", "cid=N,socket=PATH"]),
             ("fathom pause", ["<NAME>", "see --help"]),
             ("fathom resme", ["resme", "exists: 'resume'"]),
         ] {

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(arguments) => run::run(*arguments),
         Command::List(arguments) => list::list(&arguments),
         Command::Top(arguments) => top::top(&arguments),
         Command::Pause(vm) => verbs::pause(&vm),

@@ -26,8 +26,9 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 
+    let outside = plan.open_outside().map_err(blame)?;
     confinement::complete(confine, &plan, &sockets)?;
-    let vm = vmm::start(plan).map_err(blame)?;
+    let vm = vmm::start_with(plan, outside).map_err(blame)?;
     let (outcome, written) = {
         let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;
         let control = Arc::new(HandleControl::new(vm.clone()));
@@ -74,7 +75,9 @@ fn abandon(vm: &VmHandle, error: std::io::Error) -> Failure {
 
 fn blame(error: VmError) -> Failure {
     match error {
-        VmError::Boot(_) | VmError::Disk(_) | VmError::Console { .. } => Failure::usage(error),
+        VmError::Boot(_) | VmError::Disk(_) | VmError::Vsock(_) | VmError::Console { .. } => {
+            Failure::usage(error)
+        }
         _ => Failure::host(error),
     }
 }

@@ -47,6 +47,7 @@ fn bad_files() {
     let directory = sandbox.path("").to_str().expect("text").to_owned();
     let missing = sandbox.path("missing").to_str().expect("text").to_owned();
     let same = format!("{disk},overlay={disk}");
+    let (host, taken) = (format!("cid=2,socket={missing}"), format!("cid=3,socket={disk}"));
     for (arguments, parts) in [
         (["--kernel", &missing, "--cpus", "1"], [missing.as_str(), "check the path"]),
         (["--kernel", &empty, "--cpus", "1"], [&empty, "is empty"]),
@@ -56,6 +57,8 @@ fn bad_files() {
         (["--kernel", &kernel, "--disk", &missing], [&missing, "disk"]),
         (["--kernel", &kernel, "--disk", &odd], [&odd, "700 bytes"]),
         (["--kernel", &kernel, "--disk", &same], [&disk, "file of its own"]),
+        (["--kernel", &kernel, "--vsock", &host], ["cid 2 is refused", "ask for 3 to"]),
+        (["--kernel", &kernel, "--vsock", &taken], [&disk, "is no socket"]),
     ] {
         let arguments: Vec<_> = ["run"].into_iter().chain(arguments).collect();
         let line = sandbox.refusal(2, &arguments);

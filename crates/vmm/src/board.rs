@@ -17,6 +17,7 @@ use devices::virtio::block::{Disk, DiskConfig};
 use devices::virtio::console::Console as VirtioConsole;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
 use engine::Vm;
 use memory::{DeviceView, FRAME_SIZE, GuestMemory};
 
@@ -27,6 +28,7 @@ use crate::control::Control;
 use crate::error::VmError;
 use crate::io_thread::Subscriber;
 use crate::outcome::End;
+use crate::outside::Outside;
 use crate::panic_watch::{self, Seen};
 
 /// Devices, wired and described.
@@ -93,6 +95,7 @@ impl Board {
         vm: &Arc<dyn Vm>,
         ending: &Ending,
         console: &Console,
+        outside: &Outside,
     ) -> Result<Self, VmError> {
         let balloon = balloon(plan, memory)?;
         let mut board = Self {
@@ -114,6 +117,9 @@ impl Board {
         board.add_virtio(Box::new(balloon), &view, vm)?;
         board.add_virtio(Box::new(Rng::new()), &view, vm)?;
         board.add_virtio_console(&view, vm, ending, console, typed)?;
+        if let Some(device) = vsock(plan, outside)? {
+            board.add_virtio(Box::new(device), &view, vm)?;
+        }
         Ok(board)
     }
 
@@ -242,6 +248,12 @@ fn balloon(plan: &VmPlan, memory: &Arc<GuestMemory>) -> Result<Balloon, VmError>
     };
     Balloon::new(config, Box::new(FrameBalloon::new(Arc::clone(memory))))
         .map_err(VmError::host("create the balloon"))
+}
+
+fn vsock(plan: &VmPlan, outside: &Outside) -> Result<Option<Vsock>, VmError> {
+    let asked = plan.vsock.as_ref().zip(outside.vsock.as_ref());
+    let device = asked.map(|(config, listener)| Vsock::new(config, Arc::clone(listener)));
+    device.transpose().map_err(VmError::host("create the vsock device"))
 }
 
 fn disk(plan: &DiskPlan) -> Result<Disk, VmError> {

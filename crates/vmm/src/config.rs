@@ -13,6 +13,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+pub use devices::virtio::vsock::VsockConfig;
 use serde::{Deserialize, Serialize};
 pub use x86::model::CpuModel;
 
@@ -52,6 +53,9 @@ pub struct VmConfig {
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,
+    /// Sockets between guest and host.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
 }
 
 /// A debugger as asked for: gdb, over a UNIX socket.

@@ -3,6 +3,7 @@
 use std::io;
 
 use devices::virtio::block::DiskError;
+use devices::virtio::vsock::VsockError;
 use thiserror::Error;
 
 use crate::boot::BootError;
@@ -17,6 +18,9 @@ pub enum VmError {
     /// A disk: the user's to mend.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Sockets between guest and host: the user's to mend.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The console cannot be opened.
     #[error("console {path}: {source}")]
     Console {

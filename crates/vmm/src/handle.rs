@@ -15,6 +15,7 @@ use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
 use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
+use crate::outside::Outside;
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -28,6 +29,7 @@ struct Shared {
     plan: VmPlan,
     engine: Box<dyn Engine>,
     console: Mutex<Option<Console>>,
+    outside: Mutex<Option<Outside>>,
     debugger: Mutex<Option<Debugger>>,
     started: Instant,
     pauses: AtomicU64,
@@ -83,6 +85,12 @@ impl Totals {
 ///
 /// The console's terminal is in raw mode from here until [`VmHandle::wait`] returns.
 pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
+    let outside = plan.open_outside()?;
+    start_with(plan, outside)
+}
+
+/// The same with what [`VmPlan::open_outside`] has opened, which a process that is confined since could not.
+pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
         EngineKind::Kvm => Box::new(engine_kvm::KvmEngine::new()?),
         EngineKind::Translate => Box::new(engine_translate::TranslateEngine::new()?),
@@ -91,7 +99,7 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
     let started = Instant::now();
     // Its socket is the last that is opened before threads start.
     let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
-    let (life, threads) = begin(&plan, &*engine, &console, debugger.as_ref(), started)?;
+    let (life, threads) = begin(&plan, &*engine, &console, &outside, debugger.as_ref(), started)?;
     let before = Totals::default();
     let state = State {
         life,
@@ -105,6 +113,7 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
         plan,
         engine,
         console: Mutex::new(Some(console)),
+        outside: Mutex::new(Some(outside)),
         debugger: Mutex::new(debugger),
         started,
         pauses: AtomicU64::new(0),
@@ -123,11 +132,12 @@ fn begin(
     plan: &VmPlan,
     engine: &dyn Engine,
     console: &Console,
+    outside: &Outside,
     debugger: Option<&Debugger>,
     started: Instant,
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
-    let (machine, threads) = Machine::start(plan, engine, console, desk)?;
+    let (machine, threads) = Machine::start(plan, engine, console, outside, desk)?;
     let clock = WorkingSetClock::start(Arc::clone(&machine.memory), started, plan.report.is_some());
     let clock = clock.map_err(VmError::host("start the working-set thread"));
     let clock = match clock {
@@ -237,12 +247,13 @@ impl Shared {
 
     fn reboot(&self, ended: &Life) -> Result<Threads, VmError> {
         let console = self.console();
-        let console = console.as_ref().ok_or_else(|| {
-            VmError::Host("reuse the console".into(), std::io::ErrorKind::NotFound.into())
-        })?;
+        let console = console.as_ref().ok_or_else(|| gone("console"))?;
+        let outside = self.outside();
+        let outside = outside.as_ref().ok_or_else(|| gone("sockets"))?;
         let debugger = self.debugger();
+        let debugger = debugger.as_ref();
         let (life, threads) =
-            begin(&self.plan, &*self.engine, console, debugger.as_ref(), self.started)?;
+            begin(&self.plan, &*self.engine, console, outside, debugger, self.started)?;
         let mut state = self.lock();
         state.before = std::mem::take(&mut state.before).with(ended);
         if state.stopping {
@@ -261,6 +272,7 @@ impl Shared {
             debugger.end(finish_of(&outcome));
         }
         let report = self.report(life);
+        drop(self.outside().take());
         // Restores the terminal before anybody prints what happened.
         drop(self.console().take());
         let mut state = self.lock();
@@ -352,6 +364,10 @@ impl Shared {
         self.debugger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn outside(&self) -> MutexGuard<'_, Option<Outside>> {
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn console(&self) -> MutexGuard<'_, Option<Console>> {
         self.console.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -364,6 +380,11 @@ fn finish_of(outcome: &Result<Outcome, String>) -> Finish {
         Ok(Outcome::Panic) => Finish(3),
         Err(_) => Finish::FAILED,
     }
+}
+
+/// Asked for by a VM that has ended, which does not reboot.
+fn gone(what: &str) -> VmError {
+    VmError::Host(format!("reuse the {what}"), std::io::ErrorKind::NotFound.into())
 }
 
 /// An error with its causes, on one line.

@@ -23,6 +23,7 @@ mod handle;
 mod io_thread;
 mod machine;
 mod outcome;
+mod outside;
 mod panic_watch;
 mod post_mortem;
 mod reach;
@@ -32,6 +33,7 @@ mod working_set_clock;
 
 pub use control::RunState;
 pub use error::{RequestError, VmError};
-pub use handle::{VmHandle, start};
+pub use handle::{VmHandle, start, start_with};
 pub use outcome::Outcome;
+pub use outside::Outside;
 pub use status::{RunReport, VmStatus, WorkingSet, WorkingSetPoint};

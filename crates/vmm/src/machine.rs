@@ -19,6 +19,7 @@ use crate::error::VmError;
 use crate::guest_ram::LoaderRam;
 use crate::io_thread::IoThread;
 use crate::outcome::End;
+use crate::outside::Outside;
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -45,6 +46,7 @@ impl Machine {
         plan: &VmPlan,
         engine: &dyn Engine,
         console: &Console,
+        outside: &Outside,
         desk: Option<&Arc<Desk>>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let memory = GuestMemory::with_bytes(plan.memory.0).map_err(|error| {
@@ -59,7 +61,7 @@ impl Machine {
         let control =
             Arc::new(Control::new(plan.cpus, desk.map_or(0, |desk| desk.held_at_birth())));
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let board = Board::build(plan, &memory, &vm, &ending, console)?;
+        let board = Board::build(plan, &memory, &vm, &ending, console, outside)?;
         let boot =
             boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
 

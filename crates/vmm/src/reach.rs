@@ -51,15 +51,23 @@ impl VmPlan {
         }
         paths.extend(self.report.as_ref().map(|path| PathRule::new(path, Need::Output)));
         if let Some(gdb) = &self.gdb {
-            let folder = gdb.socket.parent().filter(|folder| *folder != Path::new(""));
-            let folder = folder.unwrap_or(Path::new("."));
-            paths.push(PathRule::new(folder, Need::SocketDirectory));
+            paths.push(PathRule::new(directory_of(&gdb.socket), Need::SocketDirectory));
+        }
+        if let Some(vsock) = &self.vsock {
+            let directory = directory_of(&vsock.path);
+            // The VM's own socket is removed at the end. Those of programs that serve the guest come and go.
+            paths.push(PathRule::new(directory, Need::SocketDirectory));
+            paths.push(PathRule::new(directory, Need::Connect));
         }
         if self.engine.kind == EngineKind::Kvm {
             paths.push(PathRule::new("/dev/kvm", Need::Device));
         }
         paths
     }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
 
 /// Leaves alone what is there: it may be a FIFO, whose opening waits for a reader.
@@ -79,7 +87,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{DiskConfig, EngineChoice, GdbConfig, VmConfig};
+    use crate::config::{DiskConfig, EngineChoice, GdbConfig, VmConfig, VsockConfig};
 
     struct Host(TempDir);
 
@@ -119,6 +127,7 @@ mod tests {
                 console: ConsoleConfig::File(self.path("console")),
                 report: Some(self.path("report")),
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
+                vsock: Some(VsockConfig::new(3, self.path("vsock"))),
             })
             .expect("a plan")
         }
@@ -138,6 +147,8 @@ mod tests {
             rule("console", Need::Output),
             rule("report", Need::Output),
             PathRule::new(host.0.path(), Need::SocketDirectory),
+            PathRule::new(host.0.path(), Need::SocketDirectory),
+            PathRule::new(host.0.path(), Need::Connect),
         ];
         assert_eq!(host.plan().paths(), expected);
     }

@@ -64,6 +64,7 @@ fn live(cycle: u32) {
     vm.stop();
     assert_eq!(vm.wait(), Ok(Outcome::Stopped));
     assert!(vm.report().is_some());
+    assert!(!host.path("vsock").exists(), "the socket is removed");
 }
 
 /// What this process has.

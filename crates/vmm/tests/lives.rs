@@ -2,6 +2,8 @@
 
 mod machine;
 
+use std::os::unix::net::UnixStream;
+
 use machine::{Host, REBOOT};
 use vmm::{Outcome, RequestError, RunState};
 
@@ -15,6 +17,7 @@ fn a_pause_in_the_instant_of_a_reboot_pauses_the_next_life() {
         assert_eq!(paused.state, RunState::Paused);
         assert_eq!(vm.status().exits, paused.exits, "a paused guest ran");
         vm.resume().expect("resumed");
+        UnixStream::connect(host.path("vsock")).expect("the same socket in every life");
     }
     vm.stop();
     assert_eq!(vm.wait(), Ok(Outcome::Stopped));

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use devices::virtio::vsock::VsockError;
+
 use super::Bytes;
 
 /// Why a configuration is refused: the user's to mend, all of them.
@@ -135,6 +137,9 @@ pub enum ConfigError {
         /// The other role.
         other: &'static str,
     },
+    /// Sockets between guest and host that cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// KVM asked for where it cannot run a guest.
     #[error("--engine kvm: {source}: {remedy}; --engine translate runs without")]
     NoKvm {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::files::{self, FileId};
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, VmConfig,
+    GdbConfig, VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -46,6 +46,8 @@ pub struct VmPlan {
     pub report: Option<PathBuf>,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
+    /// Its numbers are in range; nobody listened at its path.
+    pub vsock: Option<VsockConfig>,
 }
 
 /// A disk that can be opened.
@@ -121,7 +123,8 @@ impl VmPlan {
         if let Some(gdb) = &config.gdb {
             files::socket("gdb", &gdb.socket)?;
         }
-        let VmConfig { kernel, initrd, cpu_model, console, report, gdb, .. } = config;
+        config.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
+        let VmConfig { kernel, initrd, cpu_model, console, report, gdb, vsock, .. } = config;
         Ok(Self {
             name,
             kernel,
@@ -135,6 +138,7 @@ impl VmPlan {
             console,
             report,
             gdb,
+            vsock,
         })
     }
 }

@@ -38,6 +38,7 @@ impl Host {
             console: ConsoleConfig::Stdio,
             report: None,
             gdb: None,
+            vsock: None,
         }
     }
 
@@ -192,4 +193,20 @@ fn kvm_is_refused_with_what_to_do_instead() {
             assert!(line.contains("--engine translate"), "{line}");
         }
     }
+}
+
+#[test]
+fn a_vsock_is_looked_at() {
+    let host = Host::new();
+    let vsock = |cid, name| {
+        with(&host, |config| config.vsock = Some(VsockConfig::new(cid, host.path(name))))
+    };
+    let line = refusal(vsock(2, "vsock"));
+    assert!(line.contains("cid 2") && line.contains("3 to 4294967294"), "{line}");
+    let line = refusal(vsock(3, "disk.img"));
+    assert!(line.contains("disk.img is there and is no socket"), "{line}");
+    let line = refusal(vsock(3, "no/vsock"));
+    assert!(line.contains("name one in a directory of yours"), "{line}");
+    VmPlan::new(vsock(3, "vsock")).expect("plan");
+    assert!(!host.path("vsock").exists(), "checking creates nothing");
 }

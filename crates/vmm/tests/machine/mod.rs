@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use vmm::VmHandle;
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DiskConfig, EngineChoice, GdbConfig, VmConfig, VmPlan,
+    VsockConfig,
 };
 
 /// `jmp $`
@@ -37,7 +38,7 @@ impl Host {
         self.folder.path().join(name)
     }
 
-    /// A VM that runs `code` on vCPU 0, with a disk under an overlay, and a console into a file.
+    /// A VM that runs `code` on vCPU 0, with a disk under an overlay, a vsock, and a console into a file.
     pub fn start(&self, code: &[u8]) -> VmHandle {
         self.start_with(code, None)
     }
@@ -64,6 +65,7 @@ impl Host {
             console: ConsoleConfig::File(self.path("console")),
             report: None,
             gdb,
+            vsock: Some(VsockConfig::new(3, self.path("vsock"))),
         };
         vmm::start(VmPlan::new(config).expect("plan")).expect("start")
     }
