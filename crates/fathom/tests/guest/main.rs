@@ -30,3 +30,4 @@ mod processor;
 mod soak;
 mod untested;
 mod vm;
+mod vsock;

@@ -36,7 +36,7 @@ pub struct VmPlan {
     pub cpus: u32,
     /// Which processor they show the guest.
     pub cpu_model: CpuModel,
-    /// At most 16; no file that one of them writes is used twice.
+    /// At most 16, with a vsock 15; no file that one of them writes is used twice.
     pub disks: Vec<DiskPlan>,
     /// The engine that will run it, and why that one.
     pub engine: EnginePlan,
@@ -113,7 +113,7 @@ impl VmPlan {
         if let Some(path) = &config.initrd {
             uses.add("initrd", path, initrd(path, memory)?, false)?;
         }
-        let disks = disks(config.disks, &mut uses)?;
+        let disks = disks(config.disks, config.vsock.is_some(), &mut uses)?;
         if let ConsoleConfig::File(path) = &config.console {
             uses.add_output("console", path)?;
         }
@@ -204,9 +204,15 @@ fn initrd(path: &Path, memory: Bytes) -> Result<FileId, ConfigError> {
     Ok(found.id)
 }
 
-fn disks(asked: Vec<DiskConfig>, uses: &mut Uses) -> Result<Vec<DiskPlan>, ConfigError> {
-    if asked.len() > DISKS_MAX {
-        return Err(ConfigError::Disks { disks: asked.len(), max: DISKS_MAX });
+fn disks(
+    asked: Vec<DiskConfig>,
+    vsock: bool,
+    uses: &mut Uses,
+) -> Result<Vec<DiskPlan>, ConfigError> {
+    // A vsock takes the place of one.
+    let max = DISKS_MAX - usize::from(vsock);
+    if asked.len() > max {
+        return Err(ConfigError::Disks { disks: asked.len(), max });
     }
     asked.into_iter().map(|config| disk(config, uses)).collect()
 }

@@ -207,6 +207,14 @@ fn a_vsock_is_looked_at() {
     assert!(line.contains("disk.img is there and is no socket"), "{line}");
     let line = refusal(vsock(3, "no/vsock"));
     assert!(line.contains("name one in a directory of yours"), "{line}");
+    let overlaid = |number| {
+        let overlay = Some(host.path(&format!("{number}.cow")));
+        DiskConfig { overlay, ..host.disk("disk.img") }
+    };
+    let config = VmConfig { disks: (0..16).map(overlaid).collect(), ..vsock(3, "vsock") };
+    let line = refusal(config.clone());
+    assert!(line.contains("16 disks are refused: at most 15"), "{line}");
+    VmPlan::new(VmConfig { vsock: None, ..config }).expect("plan");
     VmPlan::new(vsock(3, "vsock")).expect("plan");
     assert!(!host.path("vsock").exists(), "checking creates nothing");
 }
