@@ -13,7 +13,7 @@ impl Kit {
     pub(crate) fn prepare_lab(&self) -> Result<()> {
         fetch_busybox(self, &GuestArgs::default())?;
         let kernel = self.lab_kernel();
-        if kernel.image().is_file() {
+        if kernel.is_complete(&modules::LAB) {
             return Ok(());
         }
         fs::create_dir_all(self.folder.join("lab"))?;

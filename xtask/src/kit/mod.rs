@@ -76,8 +76,20 @@ impl Kernel {
         self.folder.join("modules")
     }
 
+    /// Whether it is here, with what is wanted of its modules by now.
+    fn is_complete(&self, wanted: &[Wanted]) -> bool {
+        let kept = fs::read_to_string(self.wanted());
+        self.image().is_file() && kept.is_ok_and(|kept| kept == names(wanted))
+    }
+
+    /// The names of the modules that it was installed for.
+    fn wanted(&self) -> PathBuf {
+        self.folder.join("wanted")
+    }
+
     /// Put a kernel and its modules in place, whole or not at all.
     fn install(&self, image: &Path, modules: &Path, wanted: &[Wanted]) -> Result<()> {
+        let names = names(wanted);
         let modules = modules::gather(modules, wanted)?;
         let parent = self.folder.parent().context("a kernel lies in the kit")?;
         let new = tempfile::tempdir_in(parent)?;
@@ -90,6 +102,7 @@ impl Kernel {
             order += &format!("{name}\n");
         }
         fs::write(new.path().join("modules/order"), order)?;
+        fs::write(new.path().join("wanted"), names)?;
         if self.folder.exists() {
             fs::remove_dir_all(&self.folder)?;
         }
@@ -97,6 +110,11 @@ impl Kernel {
         fs::rename(&new, &self.folder)
             .with_context(|| format!("put the kernel into {}", self.folder.display()))
     }
+}
+
+/// One a line.
+fn names(wanted: &[Wanted]) -> String {
+    wanted.iter().fold(String::new(), |names, (name, _)| names + name + "\n")
 }
 
 /// The kit's folder and what lies in it.
@@ -183,7 +201,7 @@ fn fetch_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
     if let (Some(image), Some(modules)) = (&args.kernel, &args.modules) {
         return kernel.install(image, modules, &modules::GUEST);
     }
-    if kernel.image().is_file() && !args.refresh {
+    if kernel.is_complete(&modules::GUEST) && !args.refresh {
         return Ok(());
     }
     install_package(kit, "linux-image-cloud-amd64", &kernel, &modules::GUEST)
@@ -191,7 +209,7 @@ fn fetch_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
 
 fn fetch_full_kernel(kit: &Kit, args: &GuestArgs) -> Result<()> {
     let kernel = kit.full_kernel();
-    if kernel.image().is_file() && !args.refresh {
+    if kernel.is_complete(&modules::GUEST) && !args.refresh {
         return Ok(());
     }
     install_package(kit, "linux-image-amd64", &kernel, &modules::GUEST)
