@@ -5,9 +5,10 @@ use serde::Deserialize;
 use std::path::PathBuf;
 
 /// A crate may use those before it. Crates that do not exist yet have their place already.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "x86",
     "confine",
+    "tap",
     "memory",
     "engine",
     "translator",
@@ -41,8 +42,9 @@ const FORBIDDEN: [(&str, &str, &str); 9] = [
 ];
 
 /// Crates that may hold unsafe code; all others forbid it at their root.
-const UNSAFE_ALLOWED: [&str; 9] = [
+const UNSAFE_ALLOWED: [&str; 10] = [
     "confine",
+    "tap",
     "memory",
     "engine-kvm",
     "translator",

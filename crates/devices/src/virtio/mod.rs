@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 mod state;
@@ -32,6 +33,8 @@ pub use turn::{QueueSlot, Turn};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum DeviceKind {
+    /// A network interface.
+    Net = 1,
     /// A disk.
     Block = 2,
     /// A console.

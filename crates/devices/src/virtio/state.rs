@@ -7,6 +7,7 @@ use super::DeviceKind;
 use super::balloon::{BalloonMetrics, BalloonState};
 use super::block::{DiskMetrics, DiskState};
 use super::console::{ConsoleMetrics, ConsoleState};
+use super::net::{NetMetrics, NetState};
 use super::queue::QueueError;
 use super::rng::{RngMetrics, RngState};
 use super::vsock::{VsockMetrics, VsockState};
@@ -20,6 +21,8 @@ pub enum DeviceState {
     Block(DiskState),
     /// A console.
     Console(ConsoleState),
+    /// A network interface.
+    Net(NetState),
     /// An entropy source.
     Rng(RngState),
     /// Sockets.
@@ -35,6 +38,8 @@ pub enum DeviceMetrics {
     Block(DiskMetrics),
     /// A console.
     Console(ConsoleMetrics),
+    /// A network interface.
+    Net(NetMetrics),
     /// An entropy source.
     Rng(RngMetrics),
     /// Sockets.

@@ -99,12 +99,17 @@ impl Driver {
     }
 
     pub(crate) fn set_up_queues(&mut self) {
+        self.set_up_queues_of(u16::MAX);
+    }
+
+    /// Sets up every queue with at most `limit` entries.
+    pub(crate) fn set_up_queues_of(&mut self, limit: u16) {
         let count = self.transport.notifiers().len();
         self.queues = vec![Ring::default(); count];
         for queue in 0..count {
             self.set(0x30, queue as u32);
             let size = self.get(0x34) as u16;
-            self.set_up_queue(queue, size);
+            self.set_up_queue(queue, size.min(limit));
         }
     }
 

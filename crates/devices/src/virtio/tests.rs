@@ -2,7 +2,8 @@
 //!
 //! What must hold: nothing panics, every turn ends, and a reset makes the device as good as new.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use memory::GuestMemory;
@@ -11,6 +12,7 @@ use proptest::prelude::*;
 use super::balloon::{Balloon, BalloonConfig, FrameBalloon};
 use super::block::{Disk, DiskConfig};
 use super::console::Console;
+use super::net::{Net, NetPlan};
 use super::rng::Rng;
 use super::testing::*;
 use super::vsock::{Vsock, VsockConfig, VsockListener};
@@ -19,9 +21,10 @@ use crate::bus::BusDevice;
 use crate::input::InputSink;
 use crate::output::Output;
 
-const KINDS: [DeviceKind; 5] = [
+const KINDS: [DeviceKind; 6] = [
     DeviceKind::Block,
     DeviceKind::Console,
+    DeviceKind::Net,
     DeviceKind::Rng,
     DeviceKind::Balloon,
     DeviceKind::Vsock,
@@ -104,6 +107,17 @@ struct Rig {
     _folder: tempfile::TempDir,
 }
 
+/// A network interface with frames to come, and then a link that is down.
+fn net() -> Box<dyn VirtioDevice> {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    for len in [60_u32, 1514, 65549] {
+        theirs.write_all(&len.to_be_bytes()).unwrap();
+        theirs.write_all(&vec![0x5a; len as usize]).unwrap();
+    }
+    let mac = "52:54:00:12:34:56".parse().unwrap();
+    Box::new(Net::new(NetPlan::over_stream(ours, mac, Some(1500)).unwrap()))
+}
+
 impl Rig {
     fn new(kind: DeviceKind) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -121,6 +135,7 @@ impl Rig {
                 console.input().push(b"typed before");
                 Box::new(console)
             }
+            DeviceKind::Net => net(),
             DeviceKind::Rng => Box::new(Rng::new()),
             DeviceKind::Balloon => {
                 let config = BalloonConfig {
@@ -198,6 +213,10 @@ impl Rig {
             DeviceKind::Console => {
                 assert_eq!(driver.request(1, &[(DATA, 32, false)]), 0);
             }
+            DeviceKind::Net => {
+                driver.write(DATA, &[0; 12]);
+                assert_eq!(driver.request(1, &[(DATA, 12 + 60, false)]), 0);
+            }
             DeviceKind::Balloon => {
                 driver.write(DATA, &700_u32.to_le_bytes());
                 assert_eq!(driver.request(0, &[(DATA, 4, false)]), 0);
@@ -240,7 +259,8 @@ fn a_queue_that_never_empties_does_not_hold_the_thread() {
     for kind in KINDS {
         let mut rig = Rig::new(kind);
         rig.start();
-        let queue = usize::from(matches!(kind, DeviceKind::Console | DeviceKind::Vsock));
+        let queue =
+            usize::from(matches!(kind, DeviceKind::Console | DeviceKind::Net | DeviceKind::Vsock));
         // An available index ahead by the whole queue, again and again.
         for round in 1..100_u16 {
             rig.driver.descriptor(

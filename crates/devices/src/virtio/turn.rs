@@ -44,6 +44,11 @@ impl<'a> Turn<'a> {
         self.memory
     }
 
+    /// How many chains queue `index` can hold; 0 if it is not set up.
+    pub fn size(&self, index: usize) -> usize {
+        self.slots.get(index).and_then(|slot| slot.queue.as_ref()).map_or(0, VirtQueue::size)
+    }
+
     /// The next chain of queue `index`; `None` if there is none, the queue is not set up or the
     /// budget is spent.
     ///

@@ -146,6 +146,11 @@ impl VirtQueue {
         self.ring.set_event_idx(on);
     }
 
+    /// How many chains it can hold.
+    pub fn size(&self) -> usize {
+        self.ring.size().into()
+    }
+
     /// Next available entry to take, and next used entry to fill.
     pub fn positions(&self) -> (u16, u16) {
         (self.ring.next_avail(), self.ring.next_used())
