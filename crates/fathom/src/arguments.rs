@@ -2,6 +2,7 @@
 
 mod disk;
 mod gdb;
+mod net;
 mod vsock;
 
 use std::path::PathBuf;
@@ -9,8 +10,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
-    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig, VmConfig,
-    VsockConfig,
+    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig,
+    NetConfig, VmConfig, VsockConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -34,7 +35,7 @@ On a terminal all keys go to the guest. Ctrl-A x stops the VM; Ctrl-A Ctrl-A sen
 
 Example:
   fathom run --kernel /boot/vmlinuz --initrd initrd.img --memory 512M --cpus 2 \\
-      --disk root.img,overlay=changes.cow --name web";
+      --disk root.img,overlay=changes.cow --net passt,tcp=8080:80 --name web";
 
 const LIST_AFTER: &str = "\
 Example:
@@ -141,6 +142,15 @@ pub(crate) struct RunArguments {
     /// overlay, what the guest writes goes there, so that many VMs can share one image
     #[arg(long = "disk", value_name = "PATH[,ro][,overlay=PATH]", value_parser = disk::parse)]
     disks: Vec<DiskConfig>,
+    /// A network interface; may be given several times. tap= is a TAP interface of the host. passt needs no
+    /// privileges: Fathom starts it, or connects to one that listens at SOCKET; tcp= and udp= forward a port
+    /// of the host to the guest. `user` is passt by another name
+    #[arg(
+        long = "net",
+        value_name = "tap=NAME|passt[=SOCKET][,mac=..][,mtu=..][,tcp=..]",
+        value_parser = net::parse
+    )]
+    nets: Vec<NetConfig>,
     /// What runs the guest: KVM, our translator, or the faster of the two that works here
     #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
     engine: EngineArgument,
@@ -231,7 +241,7 @@ pub(crate) struct DoctorArguments {
 
 impl From<RunArguments> for VmConfig {
     fn from(arguments: RunArguments) -> Self {
-        let RunArguments { kernel, initrd, cmdline, memory, cpus, disks, .. } = arguments;
+        let RunArguments { kernel, initrd, cmdline, memory, cpus, disks, nets, .. } = arguments;
         let engine = match arguments.engine {
             EngineArgument::Auto => EngineChoice::Auto,
             EngineArgument::Kvm => EngineChoice::Kvm,
@@ -252,6 +262,7 @@ impl From<RunArguments> for VmConfig {
             cpus,
             cpu_model,
             disks,
+            nets,
             engine,
             console,
             report,
@@ -306,8 +317,8 @@ mod tests {
     fn what_is_asked_is_what_is_configured() {
         let config = config(
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
-             --cpu-model common --disk b,ro --engine translate --name web --console none --report r.json --gdb g \
-             --vsock cid=3,socket=v",
+             --net passt,mtu=1500 --net tap=tap0 --cpu-model common --disk b,ro --engine translate --name web \
+             --console none --report r.json --gdb g --vsock cid=3,socket=v",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
@@ -316,6 +327,7 @@ mod tests {
         assert_eq!(config.cpu_model, CpuModel::Common);
         assert_eq!(config.disks.len(), 2);
         assert!(config.disks[1].read_only);
+        assert_eq!((config.nets.len(), config.nets[0].mtu), (2, Some(1500)));
         assert_eq!(config.engine, EngineChoice::Translate);
         assert_eq!(config.name.as_deref(), Some("web"));
         assert_eq!(config.console, ConsoleConfig::None);

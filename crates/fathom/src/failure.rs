@@ -155,6 +155,7 @@ mod tests {
             ("fathom run --kernel k --engine qemu", ["qemu", "translate"]),
             ("fathom run --kernel k --disk d,wr", ["`wr`", "overlay=PATH"]),
             ("fathom run --kernel k --vsock cid=3", ["socket", "cid=N,socket=PATH"]),
+            ("fathom run --kernel k --net bridge", ["`bridge`", "tap=NAME"]),
             ("fathom pause", ["<NAME>", "see --help"]),
             ("fathom resme", ["resme", "exists: 'resume'"]),
         ] {

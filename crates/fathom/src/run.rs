@@ -26,6 +26,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 
+    // passt is started here, unconfined by our walls and with its own.
     let outside = plan.open_outside().map_err(blame)?;
     confinement::complete(confine, &plan, &sockets)?;
     let vm = vmm::start_with(plan, outside).map_err(blame)?;
@@ -75,9 +76,11 @@ fn abandon(vm: &VmHandle, error: std::io::Error) -> Failure {
 
 fn blame(error: VmError) -> Failure {
     match error {
-        VmError::Boot(_) | VmError::Disk(_) | VmError::Vsock(_) | VmError::Console { .. } => {
-            Failure::usage(error)
-        }
+        VmError::Boot(_)
+        | VmError::Disk(_)
+        | VmError::Net(_)
+        | VmError::Vsock(_)
+        | VmError::Console { .. } => Failure::usage(error),
         _ => Failure::host(error),
     }
 }

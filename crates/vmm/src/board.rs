@@ -16,6 +16,7 @@ use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, FrameBallo
 use devices::virtio::block::{Disk, DiskConfig};
 use devices::virtio::console::Console as VirtioConsole;
 use devices::virtio::mmio::{self, MmioTransport};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use engine::Vm;
@@ -113,6 +114,9 @@ impl Board {
         // Disks come first, so that their names do not depend on what else there is.
         for disk in &plan.disks {
             board.add_virtio(Box::new(self::disk(disk)?), &view, vm)?;
+        }
+        for network in &outside.networks {
+            board.add_virtio(Box::new(Net::new(network.clone())), &view, vm)?;
         }
         board.add_virtio(Box::new(balloon), &view, vm)?;
         board.add_virtio(Box::new(Rng::new()), &view, vm)?;

@@ -7,6 +7,7 @@
 mod bytes;
 mod error;
 mod files;
+mod network;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,11 @@ use serde::{Deserialize, Serialize};
 pub use x86::model::CpuModel;
 
 pub use bytes::{Bytes, BytesError};
+pub use devices::virtio::net::{
+    MacAddress, NetBackend, NetConfig as NetPlan, PortForward, Protocol,
+};
 pub use error::ConfigError;
+pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan};
 
 /// The command line of a guest for which none was asked: a serial console, and a reset after a panic.
@@ -44,6 +49,9 @@ pub struct VmConfig {
     pub cpu_model: CpuModel,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// Network interfaces, in the order in which the guest finds them.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
     /// Which engine runs the guest.
     pub engine: EngineChoice,
     /// Where the guest's serial console goes.

@@ -3,6 +3,7 @@
 use std::io;
 
 use devices::virtio::block::DiskError;
+use devices::virtio::net::NetError;
 use devices::virtio::vsock::VsockError;
 use thiserror::Error;
 
@@ -18,6 +19,9 @@ pub enum VmError {
     /// A disk: the user's to mend.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network interface: the user's to mend.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Sockets between guest and host: the user's to mend.
     #[error(transparent)]
     Vsock(#[from] VsockError),

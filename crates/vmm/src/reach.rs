@@ -8,7 +8,7 @@ use std::path::Path;
 
 use confine::{Need, PathRule};
 
-use crate::config::{ConsoleConfig, DiskAccess, EngineKind, VmPlan};
+use crate::config::{ConsoleConfig, DiskAccess, EngineKind, NetBackend, VmPlan};
 use crate::error::VmError;
 use crate::{board, debug};
 
@@ -44,6 +44,12 @@ impl VmPlan {
             paths.push(PathRule::new(&disk.path, image));
             if let DiskAccess::Overlay(overlay) = &disk.access {
                 paths.push(PathRule::new(overlay, Need::ReadWrite));
+            }
+        }
+        for net in &self.nets {
+            // A passt that was started again has a new socket, so it is the directory that counts.
+            if let NetBackend::Socket(path) = &net.backend {
+                paths.push(PathRule::new(directory_of(path), Need::Connect));
             }
         }
         if let ConsoleConfig::File(path) = &self.console {
@@ -87,7 +93,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::{DiskConfig, EngineChoice, GdbConfig, VmConfig, VsockConfig};
+    use crate::config::{
+        DiskConfig, EngineChoice, GdbConfig, NetBackend, NetConfig, VmConfig, VsockConfig,
+    };
 
     struct Host(TempDir);
 
@@ -123,6 +131,11 @@ mod tests {
                     disk("b.img", true, None),
                     disk("c.img", false, Some("c.cow")),
                 ],
+                nets: vec![NetConfig {
+                    backend: NetBackend::Socket(self.path("passt.socket")),
+                    mac: None,
+                    mtu: None,
+                }],
                 engine: EngineChoice::Translate,
                 console: ConsoleConfig::File(self.path("console")),
                 report: Some(self.path("report")),
@@ -144,6 +157,7 @@ mod tests {
             rule("b.img", Need::Read),
             rule("c.img", Need::Read),
             rule("c.cow", Need::ReadWrite),
+            PathRule::new(host.0.path(), Need::Connect),
             rule("console", Need::Output),
             rule("report", Need::Output),
             PathRule::new(host.0.path(), Need::SocketDirectory),

@@ -24,6 +24,8 @@ pub(super) fn all(host: &Host) -> Vec<Check> {
         cgroup(host),
         seccomp(host),
         landlock(host),
+        tap(host),
+        passt(host),
         perf(host),
     ];
     checks.push(sockets(SocketDirectory::open()));
@@ -253,6 +255,30 @@ fn landlock(host: &Host) -> Check {
         Landlock::NotInKernel => Check::new(name, Status::Missing, "not in this kernel")
             .mend("boot Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK"),
         Landlock::Unknown(why) => Check::new(name, Status::Unknown, why.clone()),
+    }
+}
+
+fn tap(host: &Host) -> Check {
+    let name = "tap";
+    let device = "/dev/net/tun";
+    match host.open_device(device) {
+        Ok(()) => Check::new(name, Status::Ok, "--net tap=NAME works with interfaces of yours"),
+        Err(error) => {
+            let check = Check::new(name, Status::Missing, format!("{device}: {}", plain(&error)));
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => check.mend("sudo chmod 666 /dev/net/tun"),
+                _ => check.mend("sudo modprobe tun"),
+            }
+        }
+    }
+}
+
+fn passt(host: &Host) -> Check {
+    let name = "passt";
+    match host.program("passt") {
+        Some(path) => Check::new(name, Status::Ok, format!("{path}: --net passt works")),
+        None => Check::new(name, Status::Missing, "not in PATH: no network without privileges")
+            .mend("sudo apt install passt"),
     }
 }
 

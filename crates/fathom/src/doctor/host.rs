@@ -1,5 +1,6 @@
 //! What is asked of the host, so that the checks can be tested on hosts that we do not have.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -7,11 +8,13 @@ use std::thread;
 
 use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
 use memory::{UserFaults, open_userfaultfd};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{Access, MemfdFlags, access, memfd_create};
 
 /// A host: its files below `root`, and the answers of its kernel.
 pub(super) struct Host {
     root: PathBuf,
+    /// As in PATH.
+    search: OsString,
     pub(super) kernel_faults: io::Result<()>,
     pub(super) user_faults: io::Result<()>,
     pub(super) memfd: io::Result<()>,
@@ -40,6 +43,7 @@ impl Host {
     pub(super) fn here() -> Self {
         Self {
             root: PathBuf::from("/"),
+            search: std::env::var_os("PATH").unwrap_or_default(),
             kernel_faults: open_userfaultfd(UserFaults::All).map(drop),
             user_faults: open_userfaultfd(UserFaults::UserMode).map(drop),
             memfd: memfd_create("fathom-doctor", MemfdFlags::CLOEXEC).map(drop).map_err(Into::into),
@@ -54,6 +58,7 @@ impl Host {
     pub(super) fn at(root: &std::path::Path) -> Self {
         Self {
             root: root.to_owned(),
+            search: "/usr/local/bin:/usr/bin".into(),
             kernel_faults: Ok(()),
             user_faults: Ok(()),
             memfd: Ok(()),
@@ -74,6 +79,13 @@ impl Host {
 
     pub(super) fn exists(&self, path: &str) -> bool {
         self.path(path).exists()
+    }
+
+    /// Where `name` is in PATH, if it can be run.
+    pub(super) fn program(&self, name: &str) -> Option<String> {
+        let folders = std::env::split_paths(&self.search).map(|folder| folder.join(name));
+        let mut paths = folders.filter_map(|path| path.into_os_string().into_string().ok());
+        paths.find(|path| access(self.path(path), Access::EXEC_OK).is_ok())
     }
 
     /// Opens for reading and writing, as a device is used.

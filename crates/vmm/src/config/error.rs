@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use devices::virtio::net::{MacAddress, NetError};
 use devices::virtio::vsock::VsockError;
 
 use super::Bytes;
@@ -127,6 +128,25 @@ pub enum ConfigError {
         /// The most.
         max: usize,
     },
+    /// More network interfaces than a VM has places for.
+    #[error("{nets} network interfaces beside {disks} disks are refused: at most {max} together")]
+    Nets {
+        /// Disks asked for.
+        disks: usize,
+        /// What was asked.
+        nets: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Two interfaces with one address.
+    #[error("two network interfaces with address {mac}: give each its own by mac=")]
+    SameMac {
+        /// The address.
+        mac: MacAddress,
+    },
+    /// A network interface that cannot be.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// One file in two roles, at least one of which writes.
     #[error("{path} would be written as {writer} and used as {other}: give each a file of its own")]
     Shared {

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use super::files::{self, FileId};
+use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, VmConfig, VsockConfig,
+    GdbConfig, NetPlan, VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
 const MEMORY_MAX: Bytes = Bytes(1 << 40);
 const MEMORY_STEP: u64 = 4096;
 const CPUS_MAX: u32 = 64;
-const DISKS_MAX: usize = 16;
+/// Disks and network interfaces together: as many as there are interrupts for.
+const DISKS_AND_NETS_MAX: usize = 16;
 const SECTOR: u64 = 512;
 /// A socket's path has 107 bytes; 43 are left for the directory, the slash and `.sock`.
 const NAME_MAX: usize = 64;
@@ -38,6 +40,9 @@ pub struct VmPlan {
     pub cpu_model: CpuModel,
     /// At most 16, with a vsock 15; no file that one of them writes is used twice.
     pub disks: Vec<DiskPlan>,
+    /// With the disks at most 16, with a vsock 15; no two with the same address. Whether the host has them shows when they are
+    /// opened, before the process is confined: see [`NetBackend`](super::NetBackend) for what it does later.
+    pub nets: Vec<NetPlan>,
     /// The engine that will run it, and why that one.
     pub engine: EnginePlan,
     /// Where the serial console goes; a file was writable or could be created.
@@ -113,7 +118,10 @@ impl VmPlan {
         if let Some(path) = &config.initrd {
             uses.add("initrd", path, initrd(path, memory)?, false)?;
         }
-        let disks = disks(config.disks, config.vsock.is_some(), &mut uses)?;
+        // A vsock takes the place of one.
+        let places = DISKS_AND_NETS_MAX - usize::from(config.vsock.is_some());
+        let disks = disks(config.disks, places, &mut uses)?;
+        let nets = network::nets(config.nets, &name, disks.len(), places)?;
         if let ConsoleConfig::File(path) = &config.console {
             uses.add_output("console", path)?;
         }
@@ -134,6 +142,7 @@ impl VmPlan {
             cpus,
             cpu_model,
             disks,
+            nets,
             engine,
             console,
             report,
@@ -206,11 +215,9 @@ fn initrd(path: &Path, memory: Bytes) -> Result<FileId, ConfigError> {
 
 fn disks(
     asked: Vec<DiskConfig>,
-    vsock: bool,
+    max: usize,
     uses: &mut Uses,
 ) -> Result<Vec<DiskPlan>, ConfigError> {
-    // A vsock takes the place of one.
-    let max = DISKS_MAX - usize::from(vsock);
     if asked.len() > max {
         return Err(ConfigError::Disks { disks: asked.len(), max });
     }

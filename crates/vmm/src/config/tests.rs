@@ -33,6 +33,7 @@ impl Host {
             memory: Bytes(64 << 20),
             cpus: 1,
             disks: Vec::new(),
+            nets: Vec::new(),
             cpu_model: CpuModel::Full,
             engine: EngineChoice::Auto,
             console: ConsoleConfig::Stdio,
@@ -217,4 +218,37 @@ fn a_vsock_is_looked_at() {
     VmPlan::new(VmConfig { vsock: None, ..config }).expect("plan");
     VmPlan::new(vsock(3, "vsock")).expect("plan");
     assert!(!host.path("vsock").exists(), "checking creates nothing");
+}
+
+fn net(backend: NetBackend) -> NetConfig {
+    NetConfig { backend, mac: None, mtu: None }
+}
+
+#[test]
+fn networks_have_addresses_that_stay() {
+    let host = Host::new();
+    let nets = || vec![net(NetBackend::Passt(Vec::new())), net(NetBackend::Tap("tap0".into()))];
+    let name = |name: &str| Some(name.to_owned());
+    let plan = |name| VmPlan::new(with(&host, |c| (c.nets, c.name) = (nets(), name)));
+    let (web, again, other) = (plan(name("web")), plan(name("web")), plan(name("other")));
+    let macs = |plan: Result<VmPlan, _>| plan.expect("plan").nets.iter().map(|n| n.mac).collect();
+    let (web, again, other): (Vec<_>, Vec<_>, Vec<_>) = (macs(web), macs(again), macs(other));
+    assert_eq!(web, again);
+    assert!(web[0] != web[1] && web[0] != other[0]);
+}
+
+#[test]
+fn networks_are_refused() {
+    let host = Host::new();
+    let passt = || net(NetBackend::Passt(Vec::new()));
+    let refuse = |nets: Vec<NetConfig>| refusal(with(&host, |c| c.nets = nets));
+    let line = refuse(vec![passt(); 17]);
+    assert!(line.contains("17 network interfaces beside 0 disks"), "{line}");
+    let line = refuse(vec![NetConfig { mtu: Some(67), ..passt() }]);
+    assert!(line.contains("mtu 67") && line.contains("65520"), "{line}");
+    let line = refuse(vec![net(NetBackend::Tap("a name that is long".into()))]);
+    assert!(line.contains("1 to 15 bytes"), "{line}");
+    let mac = "52:54:00:12:34:56".parse().ok();
+    let line = refuse(vec![NetConfig { mac, ..passt() }; 2]);
+    assert!(line.contains("52:54:00:12:34:56") && line.contains("mac="), "{line}");
 }

@@ -61,6 +61,7 @@ impl Host {
             memory: Bytes(32 << 20),
             cpus: 2,
             disks: vec![disk],
+            nets: Vec::new(),
             engine: engine(),
             console: ConsoleConfig::File(self.path("console")),
             report: None,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
+use tap::TapError;
 
 use super::backend::{Backend, Passt, TapBackend, child};
 use super::{MacAddress, NetError};
@@ -92,10 +93,15 @@ impl NetConfig {
     /// Checks what can be checked without opening anything.
     ///
     /// # Errors
-    /// The MTU is none.
+    /// The MTU is none, or the name is no interface's.
     pub fn check(&self) -> Result<(), NetError> {
-        match self.mtu {
-            Some(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => Err(NetError::Mtu { mtu }),
+        if let Some(mtu) = self.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {
+            return Err(NetError::Mtu { mtu });
+        }
+        match &self.backend {
+            NetBackend::Tap(name) if !tap::is_name(name) => {
+                Err(TapError::Name { name: name.clone() }.into())
+            }
             _ => Ok(()),
         }
     }

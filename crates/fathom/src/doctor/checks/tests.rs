@@ -92,6 +92,19 @@ fn cgroups_of_both_versions_are_known() {
     assert_eq!(cgroup(&bare).status, Status::Partial);
 }
 
+#[test]
+fn networks_have_two_ways() {
+    let (_root, bare) = host(&[]);
+    assert_eq!((tap(&bare).status, remedy(&tap(&bare))), (Status::Missing, "sudo modprobe tun"));
+    assert_eq!(remedy(&passt(&bare)), "sudo apt install passt");
+    let (root, host) = host(&[("dev/net/tun", ""), ("usr/bin/passt", "")]);
+    assert_eq!(tap(&host).status, Status::Ok);
+    assert_eq!(passt(&host).status, Status::Missing, "it cannot be run");
+    let program = root.path().join("usr/bin/passt");
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).expect("mode");
+    assert!(passt(&host).detail.starts_with("/usr/bin/passt: "), "{:?}", passt(&host));
+}
+
 /// A host that hides everything gets an answer to everything.
 #[test]
 fn an_empty_host_has_a_diagnosis() {
