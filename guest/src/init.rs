@@ -1,5 +1,6 @@
 //! Process 1: bring the machine up, do the work, end the machine.
 
+use crate::network::Address;
 use crate::report::emit;
 use crate::request::{End, Request};
 use crate::{sys, work};
@@ -16,6 +17,9 @@ pub(crate) fn run() -> ! {
     let request = Request::from_cmdline(&cmdline);
     if request.load_modules {
         load_modules(Path::new("/modules"));
+    }
+    if let Some(address) = Address::from_cmdline(&cmdline) {
+        address.configure();
     }
     let done = std::panic::catch_unwind(|| work::run_all(&request)).unwrap_or(false);
     sys::sync();

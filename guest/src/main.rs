@@ -11,6 +11,7 @@
 //! fathom.file=MIB            the size of the file that `phases` reads
 //! fathom.modules=none        load no modules
 //! fathom.end=poweroff|reboot|halt|panic|stay
+//! ip=dhcp, ip=CLIENT::..     an address for eth0, as the kernel has it
 //! ```
 //!
 //! Words with spaces are quoted as for the kernel: `"fathom.run=disk:/bin/ls -l /"`.
@@ -25,6 +26,7 @@
 //! It is *not* a test of Linux: whatever fails here but not on the host is the machine's fault.
 
 mod init;
+mod network;
 mod report;
 mod request;
 mod selftest;

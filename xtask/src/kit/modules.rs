@@ -11,12 +11,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a guest under Fathom wants.
-pub(super) const GUEST: [Wanted; 10] = [
+pub(super) const GUEST: [Wanted; 12] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
     ("virtio_rng", Need::Must),
     ("virtio_balloon", Need::Must),
     ("virtio_console", Need::Must),
+    ("virtio_net", Need::Must),
+    // A guest asks for its address by DHCP before it has one.
+    ("af_packet", Need::Must),
     // With what it depends on: vsock and vmw_vsock_virtio_transport_common.
     ("vmw_vsock_virtio_transport", Need::Must),
     ("ext4", Need::Must),
