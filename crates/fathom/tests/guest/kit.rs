@@ -32,6 +32,11 @@ pub(crate) fn disk_image() -> String {
     file("disk.img")
 }
 
+/// Many programs in one, for a host that may not have them.
+pub(crate) fn busybox() -> String {
+    file("busybox")
+}
+
 fn file(name: &str) -> String {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder =

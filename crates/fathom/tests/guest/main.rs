@@ -25,6 +25,7 @@ mod ends;
 mod engine;
 mod kit;
 mod memory;
+mod net;
 mod process;
 mod processor;
 mod soak;
