@@ -21,6 +21,8 @@ pub struct GuestMemory {
     observer: RwLock<Option<Arc<dyn MappingObserver>>>,
     /// Held through a discard, see `FrameTable::begin_discard`.
     pub(crate) discarding: Mutex<()>,
+    /// Held to read while a pin is taken: nobody takes one while it is held to write.
+    pub(crate) pinning: RwLock<()>,
 }
 
 /// Why guest memory could not be made.
@@ -97,8 +99,19 @@ impl HostPage {
 impl GuestMemory {
     /// Maps RAM for `layout`, every frame untouched. Costs no host memory but page tables.
     pub fn new(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
+        Self::map(layout, false)
+    }
+
+    /// Maps `bytes` of RAM in the usual layout, anonymous: with large pages of the host, and without what
+    /// needs a file ([`GuestMemory::move_to_file`] tells what that is).
+    pub fn anonymous(bytes: u64) -> Result<GuestMemory, MemoryError> {
+        Self::map(RamLayout::new(bytes)?, true)
+    }
+
+    fn map(layout: RamLayout, anonymous: bool) -> Result<GuestMemory, MemoryError> {
         let bytes = layout.bytes();
-        let ram = Ram::map(bytes as usize).map_err(|errno| MemoryError::Map { bytes, errno })?;
+        let ram = Ram::map(bytes as usize, anonymous)
+            .map_err(|errno| MemoryError::Map { bytes, errno })?;
         Ok(GuestMemory {
             layout,
             table: FrameTable::new(layout.frames()),
@@ -106,6 +119,7 @@ impl GuestMemory {
             sources: RwLock::default(),
             observer: RwLock::default(),
             discarding: Mutex::default(),
+            pinning: RwLock::default(),
         })
     }
 
@@ -160,6 +174,7 @@ impl GuestMemory {
         if frame.0 >= self.table.len() {
             return Err(ResolveError::NoSuchFrame(frame));
         }
+        let _pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
         self.make_resident(frame, true)?;
         self.table.note_access(frame, access);
         Ok(())
@@ -216,6 +231,9 @@ impl GuestMemory {
     ) -> Result<u32, AbsentError> {
         let registered = self.sources.read().unwrap_or_else(PoisonError::into_inner).len();
         assert!((source.0 as usize) < registered, "{source:?} of {registered} sources");
+        if self.is_anonymous() {
+            return Err(AbsentError("the memory is anonymous: move it to a file before".into()));
+        }
         let mut frames: Vec<Frame> = frames.into_iter().collect();
         frames.retain(|frame| frame.0 < self.table.len());
         frames.sort_unstable();
@@ -294,8 +312,9 @@ impl GuestMemory {
         u64::from(self.counts().resident) * FRAME_SIZE as u64
     }
 
-    /// The host memory that RAM occupies, measured by asking the host. Less than
-    /// [`GuestMemory::resident_bytes`] by frames that were resolved and then not accessed.
+    /// The host memory that RAM's file occupies, measured by asking the host. Less than
+    /// [`GuestMemory::resident_bytes`] by frames that were resolved and then not accessed, and by what is
+    /// anonymous: the host counts that as the process's own.
     pub fn backed_bytes(&self) -> Result<u64, MemoryError> {
         let bytes = self.bytes();
         self.ram.backed_bytes().map_err(|errno| MemoryError::Map { bytes, errno })
@@ -306,8 +325,8 @@ impl GuestMemory {
         self.table.epoch()
     }
 
-    /// The file behind RAM: frame `n` is at byte `4096 * n`. For lending frames to another
-    /// process; an access through it passes the table by.
+    /// The file behind RAM: frame `n` is at byte `4096 * n`. For mapping it a second time; an access
+    /// through it passes the table by. It is empty while RAM is anonymous.
     pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.ram.fd()
     }

@@ -41,6 +41,7 @@
 //! ```
 
 pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa};
+pub use backing::MoveError;
 pub use discard::{Discard, DiscardError, Discarded};
 pub use guest_memory::{AbsentError, GuestMemory, HostPage, MemoryError, ResolveError};
 pub use layout::{LayoutError, RamLayout, RamRange};
@@ -53,6 +54,7 @@ pub use view::DeviceView;
 pub use vm_memory_traits::{FrameTracking, LoaderRegion, LoaderView, SlicePin};
 
 mod address;
+mod backing;
 mod census;
 mod discard;
 mod guest_memory;

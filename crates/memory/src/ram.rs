@@ -1,12 +1,28 @@
-//! The host memory behind guest RAM: one memfd, mapped once, shared, between guard pages.
+//! The host memory behind guest RAM, between guard pages.
+//!
+//! ```text
+//!   file:       memfd <--- one mapping
+//!   anonymous:  one private mapping, for which the host has pages of 2 MiB
+//!                  | move_to_file
+//!                  v
+//!               memfd <--- the same addresses, for the guest
+//!                     <--- a second mapping, for everybody else
+//! ```
+//! Anonymous memory is faster: the host maps 2 MiB by one fault, where a memfd's pages are of 4 KiB unless
+//! an administrator allows others. What it lacks is a second way to the same bytes, by which the guest's
+//! accesses are told from those of devices.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::address::{FRAME_SIZE, Frame, FrameRange};
 
@@ -14,56 +30,166 @@ use crate::address::{FRAME_SIZE, Frame, FrameRange};
 /// there instead of in somebody else's memory.
 const GUARD: usize = FRAME_SIZE;
 
-/// A mapping of guest RAM as one array of frames.
+/// The host's large page, at whose multiples RAM begins: a processor with nested paging maps by it only
+/// what lies alike in both address spaces.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// A pagemap entry says that the page has contents: it is mapped, or swapped out
+/// (Documentation/admin-guide/mm/pagemap.rst).
+const HAS_CONTENTS: u64 = 1 << 63 | 1 << 62;
+
+/// Guest RAM as one array of frames.
 pub(crate) struct Ram {
     file: OwnedFd,
-    /// The first byte of RAM; `GUARD` bytes of guard lie before it.
+    /// Where the guest accesses RAM.
+    guest: Mapping,
+    /// The first byte of RAM for all others: the same, unless RAM has moved.
+    base: AtomicPtr<u8>,
+    /// Set once, by [`Ram::move_to_file`].
+    moved: OnceLock<Mapping>,
+    /// Its contents are not in the file, or not all.
+    anonymous: AtomicBool,
+}
+
+/// A reservation of address space with RAM in it, mapped until drop.
+struct Mapping {
+    start: NonNull<u8>,
+    reserved: usize,
+    /// The first byte of RAM; at least `GUARD` bytes lie before it and after its end.
     base: NonNull<u8>,
     /// Bytes of RAM, a multiple of 4096.
     bytes: usize,
 }
 
-// SAFETY: `base` is the address of a mapping that lives until drop and belongs to no thread.
-unsafe impl Send for Ram {}
+// SAFETY: the addresses are of a mapping that lives until drop and belongs to no thread.
+unsafe impl Send for Mapping {}
 // SAFETY: as above; the methods only compute addresses or make system calls.
-unsafe impl Sync for Ram {}
+unsafe impl Sync for Mapping {}
 
-impl Ram {
-    pub(crate) fn map(bytes: usize) -> Result<Ram, Errno> {
-        let file = rustix::fs::memfd_create("fathom-guest-ram", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, bytes as u64)?;
-        let reserved = bytes + 2 * GUARD;
+impl Mapping {
+    fn reserve(bytes: usize) -> Result<Self, Errno> {
+        let reserved = bytes + LARGE_PAGE + 2 * GUARD;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice changes no existing one.
         let start = unsafe {
-            rustix::mm::mmap_anonymous(
-                ptr::null_mut(),
-                reserved,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )?
+            rustix::mm::mmap_anonymous(ptr::null_mut(), reserved, ProtFlags::empty(), flags)?
         };
-        // SAFETY: the range lies inside the reservation made above, which nobody else knows of.
-        let mapped = unsafe {
+        let start = NonNull::new(start.cast::<u8>()).expect("the kernel maps nothing at 0");
+        let skip = (start.as_ptr() as usize + GUARD).next_multiple_of(LARGE_PAGE)
+            - start.as_ptr() as usize;
+        // SAFETY: `skip <= GUARD + LARGE_PAGE`, so the sum is inside the reservation.
+        let base = unsafe { start.add(skip) };
+        Ok(Self { start, reserved, base, bytes })
+    }
+
+    fn anonymous(bytes: usize) -> Result<Self, Errno> {
+        let mapping = Self::reserve(bytes)?;
+        let (access, flags) = (
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+        );
+        // SAFETY: RAM's part of the reservation, which nobody else knows of.
+        unsafe {
+            rustix::mm::mmap_anonymous(mapping.base.as_ptr().cast(), bytes, access, flags)?;
+        }
+        // Large pages where the host gives them at all; as for a memfd, no guest memory in core dumps and
+        // none for children.
+        for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump, Advice::LinuxDontFork] {
+            // SAFETY: neither changes what is there. A kernel without large pages refuses the first.
+            let _ = unsafe { rustix::mm::madvise(mapping.base.as_ptr().cast(), bytes, advice) };
+        }
+        Ok(mapping)
+    }
+
+    fn of_file(file: &OwnedFd, bytes: usize) -> Result<Self, Errno> {
+        let mapping = Self::reserve(bytes)?;
+        mapping.show(file, 0, bytes)?;
+        Ok(mapping)
+    }
+
+    /// Maps `bytes` of the file at `offset` to where they are in RAM, in the place of what is there.
+    fn show(&self, file: &OwnedFd, offset: usize, bytes: usize) -> Result<(), Errno> {
+        assert!(offset + bytes <= self.bytes, "{offset} + {bytes} in {} bytes", self.bytes);
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: RAM's part of the reservation. That nobody misses what was there is the caller's matter.
+        unsafe {
             rustix::mm::mmap(
-                start.byte_add(GUARD),
+                self.base.add(offset).as_ptr().cast(),
                 bytes,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
-                &file,
-                0,
+                flags,
+                file,
+                offset as u64,
             )
-        };
-        match mapped {
-            Ok(base) => {
-                let base = NonNull::new(base.cast()).expect("a mapping behind a guard is not null");
-                Ok(Ram { file, base, bytes })
-            }
-            Err(error) => {
-                // SAFETY: undoes the reservation, which nothing uses.
-                unsafe { unmap(start, reserved) };
-                Err(error)
-            }
         }
+        .map(drop)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `reserve` made exactly this reservation; whoever holds an address into it borrowed the
+        // memory or broke the contract of HostPage.
+        let done = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.reserved) };
+        debug_assert!(done.is_ok(), "munmap of our own mapping: {done:?}");
+    }
+}
+
+impl Ram {
+    /// In a file, or anonymous.
+    pub(crate) fn map(bytes: usize, anonymous: bool) -> Result<Ram, Errno> {
+        let file = rustix::fs::memfd_create("fathom-guest-ram", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&file, bytes as u64)?;
+        let guest =
+            if anonymous { Mapping::anonymous(bytes)? } else { Mapping::of_file(&file, bytes)? };
+        Ok(Ram {
+            file,
+            base: AtomicPtr::new(guest.base.as_ptr()),
+            guest,
+            moved: OnceLock::new(),
+            anonymous: AtomicBool::new(anonymous),
+        })
+    }
+
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.anonymous.load(Ordering::Acquire)
+    }
+
+    /// Where the guest's accesses go; the same for the life of the memory.
+    pub(crate) fn guest_base(&self) -> NonNull<u8> {
+        self.guest.base
+    }
+
+    /// Puts the contents into the file, and the file in the place of the anonymous memory. On an error a
+    /// part has moved, which changes nothing for its users; it can be tried again. What somebody writes
+    /// meanwhile may be lost.
+    pub(crate) fn move_to_file(&self) -> std::io::Result<()> {
+        if !self.is_anonymous() {
+            return Ok(());
+        }
+        let second = Mapping::of_file(&self.file, self.guest.bytes)?;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        for offset in (0..self.guest.bytes).step_by(LARGE_PAGE) {
+            let bytes = LARGE_PAGE.min(self.guest.bytes - offset);
+            for page in pages_with_contents(&pagemap, self.guest.base, offset, bytes)? {
+                let mut contents = [0; FRAME_SIZE];
+                // SAFETY: a page of the guest's mapping, and a buffer of its size.
+                unsafe {
+                    let page = self.guest.base.add(page).as_ptr();
+                    contents.as_mut_ptr().copy_from_nonoverlapping(page, FRAME_SIZE);
+                }
+                // What the host's large page has beyond what the guest touched stays a hole.
+                if contents.iter().any(|&byte| byte != 0) {
+                    self.fill(Frame((page / FRAME_SIZE) as u32), &contents)?;
+                }
+            }
+            self.guest.show(&self.file, offset, bytes)?;
+        }
+        self.base.store(second.base.as_ptr(), Ordering::Release);
+        // Set here only, and only once, as RAM is anonymous no longer.
+        let _ = self.moved.set(second);
+        self.anonymous.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// The address of byte `offset` of RAM.
@@ -71,9 +197,10 @@ impl Ram {
     /// Panics past the end: callers check against the layout first.
     #[inline]
     pub(crate) fn at(&self, offset: usize) -> NonNull<u8> {
-        assert!(offset < self.bytes, "offset {offset} in {} bytes of RAM", self.bytes);
-        // SAFETY: the sum is inside the mapping, by the line above.
-        unsafe { self.base.add(offset) }
+        let bytes = self.guest.bytes;
+        assert!(offset < bytes, "offset {offset} in {bytes} bytes of RAM");
+        // SAFETY: the sum is inside the mapping, by the line above; no mapping is at 0.
+        unsafe { NonNull::new_unchecked(self.base.load(Ordering::Relaxed).add(offset)) }
     }
 
     /// The address of a frame that exists.
@@ -100,6 +227,9 @@ impl Ram {
 
     /// Gives the pages of a run back to the host; they read as zeros then.
     pub(crate) fn punch(&self, run: FrameRange) -> Result<(), Errno> {
+        if self.is_anonymous() {
+            self.drop_anonymous(run)?;
+        }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let offset = run.first.index() as u64 * FRAME_SIZE as u64;
         let bytes = u64::from(run.count) * FRAME_SIZE as u64;
@@ -108,6 +238,14 @@ impl Ram {
                 Err(Errno::INTR) => {}
                 done => return done,
             }
+        }
+    }
+
+    fn drop_anonymous(&self, run: FrameRange) -> Result<(), Errno> {
+        let start = self.page(run.first).as_ptr().cast::<c_void>();
+        // SAFETY: as for `punch`: the caller has seen to it that nobody uses the contents.
+        unsafe {
+            rustix::mm::madvise(start, run.count as usize * FRAME_SIZE, Advice::LinuxDontNeed)
         }
     }
 
@@ -122,23 +260,18 @@ impl Ram {
     }
 }
 
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // SAFETY: `map` made exactly this reservation; whoever holds an address into it borrowed
-        // the memory or broke the contract of HostPage.
-        unsafe {
-            let start = self.base.as_ptr().sub(GUARD);
-            unmap(start.cast(), self.bytes + 2 * GUARD);
-        }
-    }
-}
-
-/// Unmaps a reservation.
-///
-/// # Safety
-/// As for munmap(2): nothing may use the range any more.
-unsafe fn unmap(start: *mut c_void, bytes: usize) {
-    // SAFETY: passed on to the caller.
-    let done = unsafe { rustix::mm::munmap(start, bytes) };
-    debug_assert!(done.is_ok(), "munmap of our own mapping: {done:?}");
+/// The pages with contents among the `bytes` at `offset` of a mapping, by their offsets.
+fn pages_with_contents(
+    pagemap: &File,
+    base: NonNull<u8>,
+    offset: usize,
+    bytes: usize,
+) -> std::io::Result<Vec<usize>> {
+    let mut entries = [0; LARGE_PAGE / FRAME_SIZE * 8];
+    let entries = &mut entries[..bytes / FRAME_SIZE * 8];
+    let first = (base.as_ptr() as usize + offset) / FRAME_SIZE;
+    pagemap.read_exact_at(entries, first as u64 * 8)?;
+    let pages = (offset..).step_by(FRAME_SIZE).zip(entries.as_chunks::<8>().0);
+    let full = pages.filter(|(_, entry)| u64::from_ne_bytes(**entry) & HAS_CONTENTS != 0);
+    Ok(full.map(|(page, _)| page).collect())
 }

@@ -55,6 +55,9 @@ pub trait MappingObserver: Send + Sync {
         Ok(())
     }
 
+    /// RAM was anonymous and is a file now, mapped where the guest accesses it. No vCPU runs.
+    fn moved_to_file(&self) {}
+
     /// Whether guests reach frames without `resolve`, so that a frame which the table takes for
     /// untouched or ballooned may have a page all the same.
     fn maps_by_itself(&self) -> bool {

@@ -205,6 +205,12 @@ impl FrameTable {
         });
     }
 
+    /// Whether a device holds any frame.
+    pub(crate) fn any_pinned(&self) -> bool {
+        // Acquire: what a device wrote before it unpinned is seen by who finds the frame unpinned.
+        self.entries.iter().any(|entry| Word(entry.word.load(Ordering::Acquire)).pins() != 0)
+    }
+
     /// Untouched or ballooned to absent; false if the frame is in any other state.
     pub(crate) fn make_absent(&self, frame: Frame, source: SourceId) -> bool {
         let entry = self.entry(frame);
