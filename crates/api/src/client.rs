@@ -102,6 +102,11 @@ impl Client {
         self.get("/fathom/version")
     }
 
+    /// Has its working set measured for the next minute, which costs the guest a little.
+    pub fn watch(&self) -> Result<(), ClientError> {
+        self.put("/fathom/vm/watch", None)
+    }
+
     /// Stops its vCPUs.
     pub fn pause(&self) -> Result<(), ClientError> {
         self.put("/fathom/vm/pause", None)

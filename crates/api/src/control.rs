@@ -7,6 +7,8 @@ use crate::wire::{BalloonTarget, VmStatus};
 pub trait VmControl: Send + Sync {
     /// How it is.
     fn status(&self) -> Result<VmStatus, ControlError>;
+    /// Has its working set measured for the next minute; the status has it from the next second on.
+    fn watch(&self) -> Result<(), ControlError>;
     /// Stops every vCPU; no error if they stand still already.
     fn pause(&self) -> Result<(), ControlError>;
     /// Lets the vCPUs go on; no error if they run already.

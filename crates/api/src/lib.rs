@@ -6,6 +6,7 @@
 //! ```text
 //! GET /fathom/version                     -> 200 Version
 //! GET /fathom/vm                          -> 200 VmStatus
+//! PUT /fathom/vm/watch                    -> 204 (its working set is measured for a minute)
 //! PUT /fathom/vm/pause | resume | stop    -> 204
 //! PUT /fathom/vm/balloon  BalloonTarget   -> 204
 //!                              anything else -> 4xx, 5xx  Fault
@@ -32,6 +33,7 @@
 //!     fn status(&self) -> Result<VmStatus, ControlError> {
 //!         Ok(VmStatus { name: "idle".to_owned(), ..VmStatus::default() })
 //!     }
+//! #   fn watch(&self) -> Result<(), ControlError> { Ok(()) }
 //!     fn pause(&self) -> Result<(), ControlError> {
 //!         Err(ControlError::State("the guest has ended".to_owned()))
 //!     }

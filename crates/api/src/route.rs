@@ -55,6 +55,7 @@ mod tests {
             ("GET", "/fathom/version", FathomCall::Version),
             ("GET", "/fathom/vm", FathomCall::Status),
             ("GET", "/fathom/vm?pretty", FathomCall::Status),
+            ("PUT", "/fathom/vm/watch", FathomCall::Watch),
             ("PUT", "/fathom/vm/pause", FathomCall::Pause),
             ("PUT", "/fathom/vm/resume", FathomCall::Resume),
             ("PUT", "/fathom/vm/stop", FathomCall::Stop),

@@ -17,6 +17,8 @@ pub struct FakeVm {
     pub stopped: AtomicBool,
     /// Bytes that the balloon was told to hold.
     pub balloon_target: AtomicU64,
+    /// Whether its working set is measured.
+    pub watched: AtomicBool,
     /// How often its status was asked.
     pub questions: AtomicU64,
 }
@@ -29,6 +31,7 @@ impl FakeVm {
             paused: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             balloon_target: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
             questions: AtomicU64::new(0),
         }
     }
@@ -37,7 +40,8 @@ impl FakeVm {
 impl VmControl for FakeVm {
     fn status(&self) -> Result<VmStatus, ControlError> {
         let questions = self.questions.fetch_add(1, Ordering::Relaxed) + 1;
-        let window = (questions >= 3).then_some(30 << 20);
+        let measured = questions >= 3 && self.watched.load(Ordering::Relaxed);
+        let window = measured.then_some(30 << 20);
         let paused = self.paused.load(Ordering::Relaxed);
         Ok(VmStatus {
             name: self.name.clone(),
@@ -53,6 +57,11 @@ impl VmControl for FakeVm {
             guest_cpu_seconds: questions as f64 / 2.0,
             ..VmStatus::default()
         })
+    }
+
+    fn watch(&self) -> Result<(), ControlError> {
+        self.watched.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn pause(&self) -> Result<(), ControlError> {

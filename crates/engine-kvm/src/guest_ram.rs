@@ -1,6 +1,6 @@
-//! Guest RAM as the guest's page faults see it: a second mapping of the file behind `GuestMemory`.
+//! Guest RAM as the guest's page faults see it: a mapping of the file behind `GuestMemory`.
 //!
-//! The processor reaches guest memory through this mapping only, devices and loaders through the other
+//! The processor reaches guest memory through this mapping only, devices and loaders through another
 //! one. So the page-table entries of this one are a record of what the guest itself accessed since they
 //! were last removed:
 //!
@@ -11,6 +11,9 @@
 //! ```
 //! It costs a page fault inside the kernel for each frame of the working set and epoch, no privilege and
 //! no exit. See docs/decisions/0005-kvm-memory.md for what else was weighed.
+//!
+//! While `GuestMemory` is anonymous there is one mapping for all, and no epochs: removing its entries would
+//! remove the contents. What has a page shows then, not who accessed it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,8 +29,10 @@ use crate::error::host;
 /// some hundred microseconds; each zap interrupts every vCPU, so there should be few.
 const PIECE: u32 = 16_384;
 
-/// Bit of a pagemap entry: the page is mapped (Documentation/admin-guide/mm/pagemap.rst).
+/// Bits of a pagemap entry: the page is mapped, or swapped out, which anonymous pages are from their only
+/// mapping (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
 
 /// Address space that faults, around RAM.
 const GUARD: usize = FRAME_SIZE;
@@ -37,6 +42,8 @@ pub(crate) struct GuestRam {
     base: NonNull<u8>,
     frames: u32,
     pagemap: File,
+    /// The mapping is this one's own, not that of `GuestMemory`.
+    owned: bool,
 }
 
 // SAFETY: the address of a mapping that lives until drop and belongs to no thread.
@@ -48,6 +55,10 @@ impl GuestRam {
     pub(crate) fn map(memory: &GuestMemory) -> Result<Self, EngineError> {
         let pagemap = File::open("/proc/self/pagemap").map_err(host("open /proc/self/pagemap"))?;
         let bytes = usize::try_from(memory.bytes()).expect("RAM is mapped already");
+        let frames = (bytes / FRAME_SIZE) as u32;
+        if memory.is_anonymous() {
+            return Ok(Self { base: memory.guest_base(), frames, pagemap, owned: false });
+        }
         let reserved = bytes + 2 * GUARD;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice changes no existing one.
@@ -69,8 +80,9 @@ impl GuestRam {
         match mapped {
             Ok(base) => Ok(Self {
                 base: NonNull::new(base.cast()).expect("a mapping behind a guard is not null"),
-                frames: (bytes / FRAME_SIZE) as u32,
+                frames,
                 pagemap,
+                owned: true,
             }),
             Err(error) => {
                 // SAFETY: undoes the reservation, which nothing uses.
@@ -98,24 +110,41 @@ impl GuestRam {
     }
 
     /// Tells of each frame that the guest accessed since the last zap of it, piece by piece, and zaps the
-    /// piece afterwards if `zap`.
+    /// piece afterwards if `zap`, which anonymous memory must not be.
     pub(crate) fn accessed(&self, zap: bool, mut tell: impl FnMut(Frame)) -> std::io::Result<()> {
+        self.pieces(PRESENT, |piece, frames| {
+            frames.iter().for_each(|&frame| tell(frame));
+            if zap && !frames.is_empty() { self.zap(piece) } else { Ok(()) }
+        })
+    }
+
+    /// Tells of each frame of anonymous memory that has contents.
+    pub(crate) fn filled(&self, mut tell: impl FnMut(Frame)) -> std::io::Result<()> {
+        self.pieces(PRESENT | SWAPPED, |_, frames| {
+            frames.iter().for_each(|&frame| tell(frame));
+            Ok(())
+        })
+    }
+
+    /// Calls `look` with each piece, and those of its frames whose entry has any of the bits.
+    fn pieces(
+        &self,
+        bits: u64,
+        mut look: impl FnMut(FrameRange, &[Frame]) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
         let mut entries = vec![0; PIECE.min(self.frames) as usize * 8];
+        let mut frames = Vec::new();
         for first in (0..self.frames).step_by(PIECE as usize) {
             let piece = FrameRange { first: Frame(first), count: PIECE.min(self.frames - first) };
             let bytes = &mut entries[..piece.count as usize * 8];
             let page = self.address(piece.first) / FRAME_SIZE as u64;
             self.pagemap.read_exact_at(bytes, page * 8)?;
             let (entries, _) = bytes.as_chunks::<8>();
-            let mapped = |&(_, entry): &(u32, &[u8; 8])| u64::from_ne_bytes(*entry) & PRESENT != 0;
-            let mut any = false;
-            for (index, _) in (0..).zip(entries).filter(mapped) {
-                any = true;
-                tell(Frame(first + index));
-            }
-            if zap && any {
-                self.zap(piece)?;
-            }
+            let found = (first..).zip(entries);
+            let found = found.filter(|(_, entry)| u64::from_ne_bytes(**entry) & bits != 0);
+            frames.clear();
+            frames.extend(found.map(|(frame, _)| Frame(frame)));
+            look(piece, &frames)?;
         }
         Ok(())
     }
@@ -145,6 +174,9 @@ impl GuestRam {
 
 impl Drop for GuestRam {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         let bytes = self.frames as usize * FRAME_SIZE + 2 * GUARD;
         // SAFETY: `map` made exactly this reservation; the memory slots that show it are gone, since
         // the VM's descriptor is closed before (see `KvmVm`).
@@ -183,7 +215,8 @@ mod tests {
     fn accesses_show_until_they_are_zapped_and_contents_stay() {
         let memory = Arc::new(GuestMemory::with_bytes(8 << 20).expect("memory"));
         let ram = GuestRam::map(&memory).expect("mapped");
-        let Some(_alone) = UserFaultHandler::open(&ram) else {
+        let Some(_alone) = UserFaultHandler::open().filter(|faults| faults.cover(&ram).is_ok())
+        else {
             eprintln!("NOT TESTED: no userfaultfd here: a page's neighbours are mapped with it");
             return;
         };
@@ -198,6 +231,32 @@ mod tests {
         assert_eq!(touch(&ram, 3), 8);
         assert_eq!(accessed(&ram, true), [3]);
         assert_eq!(touch(&ram, 2047), 1);
+    }
+
+    #[test]
+    fn anonymous_memory_shows_what_is_filled_and_once_moved_what_is_accessed() {
+        let memory = Arc::new(GuestMemory::anonymous(8 << 20).expect("memory"));
+        let ram = GuestRam::map(&memory).expect("mapped");
+        let filled = || {
+            let mut frames = Vec::new();
+            ram.filled(|frame| frames.push(frame.0)).expect("pagemap");
+            frames
+        };
+        assert!(filled().is_empty());
+        touch(&ram, 5);
+        // With its neighbours, where the host has large pages.
+        assert!(filled().contains(&5) && !filled().contains(&2047));
+        memory.move_to_file().expect("moved");
+        let Some(_alone) = UserFaultHandler::open().filter(|faults| faults.cover(&ram).is_ok())
+        else {
+            eprintln!("NOT TESTED: no userfaultfd here: a page's neighbours are mapped with it");
+            return;
+        };
+        assert!(accessed(&ram, true).is_empty());
+        assert_eq!(touch(&ram, 5), 1);
+        assert_eq!(accessed(&ram, true), [5]);
+        assert!(accessed(&ram, false).is_empty());
+        assert_eq!(touch(&ram, 5), 2);
     }
 
     #[test]

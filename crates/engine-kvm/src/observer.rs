@@ -38,6 +38,13 @@ impl Observer {
 fn tell(vm: &Inner, memory: &GuestMemory, zap: bool) -> Result<(), EngineError> {
     // The table knows each of these frames as resident or may take it for that: none is absent, since
     // an absent frame is resolved before the guest sees it. So `resolve` cannot fail.
+    if memory.is_anonymous() {
+        // Writes are not noted: KVM would map small pages from then on.
+        return vm
+            .ram
+            .filled(|frame| memory.note(frame, Access::Read))
+            .map_err(crate::error::host("read /proc/self/pagemap"));
+    }
     vm.note_writes()?;
     vm.take_listed(|frame| memory.note(frame, Access::Write))?;
     vm.ram
@@ -68,6 +75,12 @@ impl MappingObserver for Observer {
 
     fn end_epoch(&self) {
         self.look(true);
+    }
+
+    fn moved_to_file(&self) {
+        if let Some(vm) = self.vm.get().and_then(Weak::upgrade) {
+            vm.cover();
+        }
     }
 
     fn maps_by_itself(&self) -> bool {

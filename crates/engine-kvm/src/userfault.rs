@@ -36,16 +36,19 @@ struct Answering {
 }
 
 impl UserFaultHandler {
-    /// Opens the descriptor with as much power as this process may have, and registers all of `ram` for
-    /// write protection. `None` where the host's kernel does not have it.
-    pub(crate) fn open(ram: &GuestRam) -> Option<Self> {
+    /// Opens the descriptor with as much power as this process may have. `None` where the host's kernel does
+    /// not have it.
+    pub(crate) fn open() -> Option<Self> {
         let (uffd, kind) = [UserFaults::All, UserFaults::UserMode]
             .into_iter()
             .find_map(|kind| Uffd::open(kind).ok().map(|uffd| (uffd, kind)))?;
-        let all = ram.all();
-        let (start, bytes) = span(ram, all);
-        uffd.register(start, bytes, Mode::WriteProtect).ok()?;
         Some(Self { uffd, kind, thread: Mutex::default(), failed: Mutex::default() })
+    }
+
+    /// Registers all of `ram`, which is a file's, for write protection.
+    pub(crate) fn cover(&self, ram: &GuestRam) -> std::io::Result<()> {
+        let (start, bytes) = span(ram, ram.all());
+        self.uffd.register(start, bytes, Mode::WriteProtect)
     }
 
     /// From now on the guest's first access to a frame of `ranges` without a page waits for the table.

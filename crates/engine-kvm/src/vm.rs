@@ -68,13 +68,6 @@ impl KvmVm {
             DirtyRing::enable(&vm, capability, largest).map(Dirty::Ring)
         });
         let ram = Arc::new(GuestRam::map(&spec.memory)?);
-        let faults = UserFaultHandler::open(&ram).map(Arc::new);
-        if faults.is_none() {
-            tracing::warn!(
-                "no userfaultfd here: working sets count the neighbours of what is read, and absent \
-                 frames cannot be waited for"
-            );
-        }
         let inner = Arc::new(Inner {
             slots: slots(&spec.memory),
             vm,
@@ -84,11 +77,14 @@ impl KvmVm {
             cpu: spec.cpu,
             dirty: dirty.unwrap_or(Dirty::Log(DirtyLog)),
             noting_writes: Mutex::new(false),
-            faults,
+            faults: UserFaultHandler::open().map(Arc::new),
             kickers: (0..spec.vcpus).map(|_| OnceLock::new()).collect(),
             memory: Arc::clone(&spec.memory),
         });
         inner.set_slots(false)?;
+        if !spec.memory.is_anonymous() {
+            inner.cover();
+        }
         let observer = Observer::new(Arc::downgrade(&spec.memory));
         observer.connect(Arc::downgrade(&inner));
         spec.memory.set_observer(Arc::new(observer));
@@ -199,6 +195,16 @@ impl Inner {
             None => Err(EngineError::Unsupported(
                 "this process may not use userfaultfd: set vm.unprivileged_userfaultfd=1".into(),
             )),
+        }
+    }
+
+    /// Has the guest's accesses to memory in a file counted exactly.
+    pub(crate) fn cover(&self) {
+        if self.faults.as_ref().is_none_or(|faults| faults.cover(&self.ram).is_err()) {
+            tracing::warn!(
+                "no userfaultfd here: working sets count the neighbours of what is read, and absent \
+                 frames cannot be waited for"
+            );
         }
     }
 

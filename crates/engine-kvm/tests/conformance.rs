@@ -111,6 +111,7 @@ topics!(
     atomics,
     ordering,
     self_modifying,
+    backing,
     memory_facts,
     state,
     kicks,

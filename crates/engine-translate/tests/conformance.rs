@@ -55,6 +55,7 @@ topics!(
     atomics,
     ordering,
     self_modifying,
+    backing,
     memory_facts,
     state,
     kicks,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use api::{ClientError, RunState, SocketDirectory, VmStatus};
+use api::{Client, ClientError, RunState, SocketDirectory, VmStatus};
 
 use crate::arguments::ListArguments;
 use crate::failure::{Failure, SUCCESS};
@@ -31,8 +31,22 @@ pub(crate) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
 pub(crate) fn ask_all(
     directory: &SocketDirectory,
 ) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
+    ask_each(directory, Client::status)
+}
+
+/// The same, and has them measure their working sets.
+pub(crate) fn watch_all(
+    directory: &SocketDirectory,
+) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
+    ask_each(directory, |client| client.watch().and_then(|()| client.status()))
+}
+
+fn ask_each(
+    directory: &SocketDirectory,
+    question: fn(&Client) -> Result<VmStatus, ClientError>,
+) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
     let names = directory.names()?;
-    let ask = |name: &str| directory.client(name).with_timeout(ANSWER_TIMEOUT).status();
+    let ask = |name: &str| question(&directory.client(name).with_timeout(ANSWER_TIMEOUT));
     let mut answers = Vec::with_capacity(names.len());
     for some in names.chunks(ASKED_AT_ONCE) {
         thread::scope(|scope| {

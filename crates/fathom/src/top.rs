@@ -13,7 +13,7 @@ use api::{ClientError, RunState, SocketDirectory, VmStatus};
 
 use crate::arguments::TopArguments;
 use crate::failure::{Failure, SUCCESS};
-use crate::list::{ask_all, complain, json_line, print};
+use crate::list::{complain, json_line, print, watch_all};
 use crate::text;
 use history::History;
 
@@ -39,7 +39,7 @@ fn once(directory: &SocketDirectory, json: bool) -> Result<(), Failure> {
     let mut history = History::default();
     let deadline = Instant::now() + FIRST_FIGURES;
     let answers = loop {
-        let answers = ask_all(directory)?;
+        let answers = watch_all(directory)?;
         history.add(&answers);
         if !answers.iter().any(has_no_figures_yet) || Instant::now() > deadline {
             break answers;
@@ -67,7 +67,7 @@ fn stream(directory: &SocketDirectory, interval: Duration) -> Result<(), Failure
     use std::io::Write as _;
     loop {
         let next = Instant::now() + interval;
-        let answers = ask_all(directory)?;
+        let answers = watch_all(directory)?;
         complain(&answers);
         let vms: Vec<_> = answers.into_iter().filter_map(Result::ok).collect();
         let line = json_line(&vms)?;

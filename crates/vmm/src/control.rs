@@ -32,6 +32,8 @@ pub(crate) struct Control {
 struct State {
     /// The user wants them all to stand.
     paused: bool,
+    /// Somebody changes what must not be changed while vCPUs run.
+    still: bool,
     /// These stand for the debugger.
     held: VcpuSet,
     /// vCPU threads inside [`Control::may_run`], waiting; `<= vcpus`.
@@ -45,7 +47,7 @@ struct State {
 
 impl State {
     fn stands(&self, id: u32) -> bool {
-        self.end.is_none() && (self.paused || self.held >> id & 1 != 0)
+        self.end.is_none() && (self.paused || self.still || self.held >> id & 1 != 0)
     }
 
     fn some_run(&self) -> bool {
@@ -67,8 +69,15 @@ pub enum RunState {
 impl Control {
     /// For `vcpus` vCPUs, of which `held` stand for the debugger from the start.
     pub(crate) fn new(vcpus: u32, held: VcpuSet) -> Self {
-        let state =
-            State { paused: false, held, parked: 0, alive: vcpus, end: None, panicked: false };
+        let state = State {
+            paused: false,
+            still: false,
+            held,
+            parked: 0,
+            alive: vcpus,
+            end: None,
+            panicked: false,
+        };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -107,6 +116,17 @@ impl Control {
         state.paused = false;
         self.changed.notify_all();
         state.end.is_none()
+    }
+
+    /// Does `act` while every vCPU stands, whoever else wants them to stand or run. One at a time. `None`
+    /// when the guest has ended.
+    pub(crate) fn while_still<T>(&self, kick: impl FnOnce(), act: impl FnOnce() -> T) -> Option<T> {
+        self.lock().still = true;
+        kick();
+        let done = self.await_parked(|state| state.still).then(act);
+        self.lock().still = false;
+        self.changed.notify_all();
+        done
     }
 
     /// Asks all vCPUs to stand for the debugger, without waiting. The caller kicks them.
@@ -218,6 +238,27 @@ mod tests {
         }
         assert!(!control.resume());
         assert!(!control.pause(|| ()));
+    }
+
+    #[test]
+    fn stillness_comes_and_goes_beside_a_pause() {
+        let control = Arc::new(Control::new(1, 0));
+        let count = Arc::new(AtomicU64::new(0));
+        let thread = spin(&control, 0, &count);
+        let is_still = || {
+            let before = count.load(Ordering::Relaxed);
+            thread::yield_now();
+            count.load(Ordering::Relaxed) == before
+        };
+        assert_eq!(control.while_still(|| (), is_still), Some(true));
+        assert_eq!(control.run_state(), RunState::Running);
+        while is_still() {}
+        assert!(control.pause(|| ()));
+        assert_eq!(control.while_still(|| (), is_still), Some(true));
+        assert!(is_still());
+        control.end(End::Stopped);
+        assert_eq!(control.while_still(|| (), || ()), None);
+        thread.join().unwrap();
     }
 
     #[test]

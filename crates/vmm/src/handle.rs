@@ -138,7 +138,13 @@ fn begin(
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
     let (machine, threads) = Machine::start(plan, engine, console, outside, desk)?;
-    let clock = WorkingSetClock::start(Arc::clone(&machine.memory), started, plan.report.is_some());
+    let measured = Arc::clone(&machine);
+    let clock = WorkingSetClock::start(
+        Arc::clone(&machine.memory),
+        started,
+        plan.report.is_some(),
+        move || measured.can_be_watched(),
+    );
     let clock = clock.map_err(VmError::host("start the working-set thread"));
     let clock = match clock {
         Ok(clock) => Arc::new(clock),
@@ -159,6 +165,12 @@ impl VmHandle {
     #[must_use]
     pub fn status(&self) -> VmStatus {
         self.0.status()
+    }
+
+    /// Has the working set measured for the next minute, see [`VmStatus::working_set`].
+    pub fn watch(&self) {
+        let life = self.0.lock().life.clone();
+        life.clock.watch();
     }
 
     /// Stops all vCPUs at an instruction border; returns when they stand. Pausing twice is once. In the
@@ -289,7 +301,7 @@ impl Shared {
         let totals = before.with(&life);
         life.machine.memory.catch_up();
         let counts = life.machine.memory.counts();
-        let sample = life.clock.ask();
+        let sample = life.clock.latest();
         VmStatus {
             name: self.plan.name.clone(),
             pid: std::process::id(),

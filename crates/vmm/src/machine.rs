@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
-use engine::{Engine, Vm, VmSpec};
+use engine::{Engine, Tracking, Vm, VmSpec};
 use memory::{DeviceView, FRAME_SIZE, GuestMemory};
 
 use crate::board::{Board, Ending};
@@ -49,10 +49,7 @@ impl Machine {
         outside: &Outside,
         desk: Option<&Arc<Desk>>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
-        let memory = GuestMemory::with_bytes(plan.memory.0).map_err(|error| {
-            VmError::Host("reserve guest memory".into(), std::io::Error::other(error))
-        })?;
-        let memory = Arc::new(memory);
+        let memory = Arc::new(guest_memory(plan, engine)?);
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
@@ -124,6 +121,21 @@ impl Machine {
         self.kick();
     }
 
+    /// Prepares the memory for measuring who accesses it. False, and a word in the log, where it cannot be.
+    pub(crate) fn can_be_watched(&self) -> bool {
+        if !self.memory.is_anonymous() {
+            return true;
+        }
+        let moved = self.control.while_still(|| self.kick(), || self.memory.move_to_file());
+        match moved {
+            Some(Err(error)) => {
+                tracing::warn!("{error}: the working set stays unknown");
+                false
+            }
+            moved => moved.is_some(),
+        }
+    }
+
     /// Makes every vCPU leave guest code and look at the run state.
     pub(crate) fn kick(&self) {
         (0..self.vcpu_count()).for_each(|id| self.vm.kick(id));
@@ -170,6 +182,20 @@ impl Machine {
     pub(crate) fn guest_cpu_seconds(&self) -> f64 {
         self.facts.iter().map(|facts| facts.cpu_seconds()).sum()
     }
+}
+
+/// Anonymous, for the host's large pages, until somebody asks which frames the guest accesses; an engine that
+/// sees each access needs no file for that, and gains nothing.
+fn guest_memory(plan: &VmPlan, engine: &dyn Engine) -> Result<GuestMemory, VmError> {
+    let watched_from_the_start = plan.report.is_some();
+    let sampled = engine.capabilities().access_tracking == Tracking::Sampled;
+    let memory = if sampled && !watched_from_the_start {
+        GuestMemory::anonymous(plan.memory.0)
+    } else {
+        GuestMemory::with_bytes(plan.memory.0)
+    };
+    memory
+        .map_err(|error| VmError::Host("reserve guest memory".into(), std::io::Error::other(error)))
 }
 
 fn kick_all(vm: &Arc<dyn Vm>, vcpus: u32) -> Box<dyn Fn() + Send + Sync> {

@@ -41,11 +41,13 @@ struct State {
 }
 
 impl WorkingSetClock {
-    /// Starts the thread; it sleeps until asked, unless `always`. Times count from `zero`.
+    /// Starts the thread; it sleeps until asked, unless `always`. Times count from `zero`. `prepare` is
+    /// called before each time that it measures: false where the memory cannot be measured now.
     pub(crate) fn start(
         memory: Arc<GuestMemory>,
         zero: Instant,
         always: bool,
+        prepare: impl Fn() -> bool + Send + 'static,
     ) -> std::io::Result<Self> {
         let state =
             State { always, wanted_until: None, stop: false, latest: None, history: Vec::new() };
@@ -53,17 +55,20 @@ impl WorkingSetClock {
         let body = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("working-set".into())
-            .spawn(move || body.run(&memory))
+            .spawn(move || body.run(&memory, prepare))
             .map(Some)?;
         Ok(Self { shared, thread })
     }
 
-    /// The latest sample; asking keeps the measurement going. `None` until an epoch has ended.
-    pub(crate) fn ask(&self) -> Option<WorkingSetSample> {
-        let mut state = self.shared.lock();
-        state.wanted_until = Some(Instant::now() + LINGER);
+    /// Measure for the next minute.
+    pub(crate) fn watch(&self) {
+        self.shared.lock().wanted_until = Some(Instant::now() + LINGER);
         self.shared.changed.notify_all();
-        state.latest
+    }
+
+    /// The latest sample; `None` while nobody watches, and until an epoch has ended.
+    pub(crate) fn latest(&self) -> Option<WorkingSetSample> {
+        self.shared.lock().latest
     }
 
     /// Every sample that `always` asked for, with its time.
@@ -84,8 +89,12 @@ impl Drop for WorkingSetClock {
 }
 
 impl Shared {
-    fn run(&self, memory: &Arc<GuestMemory>) {
+    fn run(&self, memory: &Arc<GuestMemory>, prepare: impl Fn() -> bool) {
         while self.wait_until_wanted() {
+            if !prepare() {
+                self.sleep_until(Instant::now() + EPOCH);
+                continue;
+            }
             self.track(WorkingSetTracker::new(Arc::clone(memory), EPOCH));
         }
     }

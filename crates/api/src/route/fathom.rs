@@ -8,6 +8,7 @@ use crate::wire::BalloonTarget;
 pub(crate) enum FathomCall {
     Version,
     Status,
+    Watch,
     Pause,
     Resume,
     Stop,
@@ -19,6 +20,7 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
     match rest {
         ["version"] => get(request, FathomCall::Version),
         ["vm"] => get(request, FathomCall::Status),
+        ["vm", "watch"] => put(request, FathomCall::Watch),
         ["vm", "pause"] => put(request, FathomCall::Pause),
         ["vm", "resume"] => put(request, FathomCall::Resume),
         ["vm", "stop"] => put(request, FathomCall::Stop),

@@ -84,6 +84,7 @@ fn answer(
             Ok(status) => return connection.write_json(&status, keep_alive),
             Err(error) => Err(error),
         },
+        FathomCall::Watch => control.watch(),
         FathomCall::Pause => control.pause(),
         FathomCall::Resume => control.resume(),
         FathomCall::Stop => control.stop(),

@@ -144,6 +144,9 @@ impl VmControl for Broken {
     fn status(&self) -> Result<VmStatus, ControlError> {
         std::panic::resume_unwind(Box::new("a bug"))
     }
+    fn watch(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
     fn pause(&self) -> Result<(), ControlError> {
         Ok(())
     }

@@ -65,10 +65,23 @@ impl Rig {
 
     /// As [`Rig::new`], with a choice of the processor.
     pub fn showing(cpu: CpuModel, engine: &dyn Engine, vcpus: u32) -> Self {
+        let memory = GuestMemory::with_bytes(RAM).expect("reserve 16 MiB");
+        Self::on(memory, cpu, engine, vcpus)
+    }
+
+    /// A machine with one vCPU on anonymous memory, and the payload that `write` assembles.
+    pub fn anonymous(engine: &dyn Engine, write: impl FnOnce(&mut CodeAssembler) -> Asm) -> Self {
+        let memory = GuestMemory::anonymous(RAM).expect("reserve 16 MiB");
+        let rig = Self::on(memory, CpuModel::default(), engine, 1);
+        rig.load_payload(CODE, write);
+        rig
+    }
+
+    fn on(memory: GuestMemory, cpu: CpuModel, engine: &dyn Engine, vcpus: u32) -> Self {
         if vcpus > engine.capabilities().max_vcpus {
             skip("not that many vCPUs");
         }
-        let memory = Arc::new(GuestMemory::with_bytes(RAM).expect("reserve 16 MiB"));
+        let memory = Arc::new(memory);
         let vm = engine
             .create_vm(VmSpec { memory: Arc::clone(&memory), vcpus, cpu })
             .expect("create vm");

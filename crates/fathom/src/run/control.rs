@@ -47,6 +47,11 @@ impl VmControl for HandleControl {
         Ok(wire(status, guest_cpu_percent))
     }
 
+    fn watch(&self) -> Result<(), ControlError> {
+        self.vm.watch();
+        Ok(())
+    }
+
     fn pause(&self) -> Result<(), ControlError> {
         self.vm.pause().map_err(|error| refusal(&error))
     }

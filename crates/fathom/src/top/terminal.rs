@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use super::history::History;
 use super::screen;
 use crate::failure::Failure;
-use crate::list::ask_all;
+use crate::list::watch_all;
 
 /// How long a key, a signal or an answer may wait.
 const TICK: Duration = Duration::from_millis(100);
@@ -44,7 +44,7 @@ fn ask_regularly(directory: SocketDirectory, interval: Duration) -> io::Result<R
     thread::Builder::new().name("ask".to_owned()).spawn(move || {
         loop {
             let next = Instant::now() + interval;
-            let answers = ask_all(&directory);
+            let answers = watch_all(&directory);
             let failed = answers.is_err();
             if sender.send(answers).is_err() || failed {
                 return;

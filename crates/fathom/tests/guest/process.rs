@@ -11,7 +11,7 @@ const GUEST_RAM: &str = "memfd:fathom-guest-ram";
 /// Resident memory, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Resident {
-    /// Of guest RAM's file, however often it is mapped.
+    /// Of guest RAM: its file, however often that is mapped, and what is anonymous.
     pub(crate) guest: u64,
     /// Of all others: the VMM's own.
     pub(crate) overhead: u64,
@@ -20,12 +20,13 @@ pub(crate) struct Resident {
 impl Resident {
     pub(crate) fn of(pid: u32) -> Self {
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
-        Self { guest: guest_ram(pid), overhead: overhead(&smaps) }
+        let (anonymous, overhead) = anonymous_and_overhead(&smaps);
+        Self { guest: file_bytes(pid) + anonymous, overhead }
     }
 }
 
 /// Pages of the file behind guest RAM.
-fn guest_ram(pid: u32) -> u64 {
+fn file_bytes(pid: u32) -> u64 {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
     let is_ram = |path: &PathBuf| {
         fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains(GUEST_RAM))
@@ -35,18 +36,23 @@ fn guest_ram(pid: u32) -> u64 {
     ram.metadata().expect("guest RAM's file").blocks() * 512
 }
 
-/// What smaps has beside guest RAM.
-fn overhead(smaps: &str) -> u64 {
-    let (mut overhead, mut in_guest) = (0, false);
+/// Of anonymous guest RAM, and of all that is not guest RAM. Nothing else of ours asks for large pages (`hg`
+/// among the flags, which are a mapping's last line).
+fn anonymous_and_overhead(smaps: &str) -> (u64, u64) {
+    let (mut anonymous, mut overhead, mut resident, mut in_file) = (0, 0, 0, false);
     for line in smaps.lines() {
         if let Some(rest) = line.strip_prefix("Rss:") {
             let kib = rest.trim().trim_end_matches(" kB").parse::<u64>().expect("a size");
-            overhead += if in_guest { 0 } else { kib << 10 };
+            resident = kib << 10;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let large = flags.split_whitespace().any(|flag| flag == "hg");
+            anonymous += if large { resident } else { 0 };
+            overhead += if large || in_file { 0 } else { resident };
         } else if line.starts_with(|c: char| c.is_ascii_digit() || ('a'..='f').contains(&c)) {
-            in_guest = line.contains(GUEST_RAM);
+            in_file = line.contains(GUEST_RAM);
         }
     }
-    overhead
+    (anonymous, overhead)
 }
 
 /// What a process has of the host's.
@@ -85,11 +91,17 @@ fn guest_memory_is_told_from_the_rest() {
 7f0000000000-7f0010000000 rw-s 00000000 00:01 1029 /memfd:fathom-guest-ram (deleted)
 Size:             262144 kB
 Rss:               79544 kB
+VmFlags: rd wr sh
+7f0020000000-7f0030000000 rw-p 00000000 00:00 0
+Size:             262144 kB
+Rss:               12288 kB
+VmFlags: rd wr mr mw me dc nr hg dd
 55d000000000-55d000100000 r-xp 00000000 fe:00 12 /usr/bin/fathom
 Rss:                3536 kB
 VmFlags: rd ex
 7f0010000000-7f0010001000 rw-p 00000000 00:00 0
 Rss:                   4 kB
+VmFlags: rd wr
 ";
-    assert_eq!(overhead(smaps), 3540 << 10);
+    assert_eq!(anonymous_and_overhead(smaps), (12288 << 10, 3540 << 10));
 }

@@ -36,6 +36,7 @@ mod prelude {
 
 mod accessed_dirty;
 mod atomics;
+mod backing;
 mod breakpoints;
 mod debugger;
 mod debugger_breakpoints;
@@ -74,6 +75,7 @@ pub(super) fn all() -> Vec<Case> {
         translation::CASES,
         exceptions::CASES,
         single_step::CASES,
+        backing::CASES,
         breakpoints::CASES,
         debugger::CASES,
         debugger_breakpoints::CASES,
