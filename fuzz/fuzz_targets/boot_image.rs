@@ -27,6 +27,7 @@ impl BootMemory for Bounds {
 
 fuzz_target!(|file: &[u8]| {
     if let Ok(kernel) = KernelImage::parse(file.to_vec(), RAM) {
-        let _ = boot::load(&kernel, Some(b"initrd"), "quiet", &PLATFORM, &mut Bounds);
+        let initrd = boot::Initrd { bytes: 6, content: &mut &b"initrd"[..] };
+        let _ = boot::load(&kernel, Some(initrd), "quiet", &PLATFORM, &mut Bounds);
     }
 });

@@ -52,6 +52,11 @@ pub struct Vmlinux {
 impl Vmlinux {
     /// Reads the headers of the ELF file `elf`.
     pub fn parse(elf: &[u8]) -> Result<Self, ImageError> {
+        Self::parse_head(elf, elf.len() as u64)
+    }
+
+    /// The same, where `elf` is only the beginning of a file of `length` bytes, with all program headers.
+    pub(super) fn parse_head(elf: &[u8], length: u64) -> Result<Self, ImageError> {
         check_identity(elf)?;
         let mut segments = Vec::new();
         let mut highest_va = 0;
@@ -59,7 +64,7 @@ impl Vmlinux {
             let header = &elf[offset..offset + PROGRAM_HEADER_SIZE];
             if u32_at(header, 0) == Some(LOAD) && field(header, 40)? > 0 {
                 highest_va = highest_va.max(field(header, 16)?);
-                segments.push(segment(elf, offset)?);
+                segments.push(segment(elf, offset, length)?);
             }
         }
         if highest_va < UPPER_HALF {
@@ -135,7 +140,7 @@ fn program_headers(elf: &[u8]) -> Result<impl Iterator<Item = usize>, ImageError
 }
 
 /// The loadable segment whose program header is at `offset`.
-fn segment(elf: &[u8], offset: usize) -> Result<Segment, ImageError> {
+fn segment(elf: &[u8], offset: usize, length: u64) -> Result<Segment, ImageError> {
     let header = &elf[offset..offset + PROGRAM_HEADER_SIZE];
     let (file_offset, gpa) = (field(header, 8)?, field(header, 24)?);
     let (file_size, size) = (field(header, 32)?, field(header, 40)?);
@@ -152,11 +157,12 @@ fn segment(elf: &[u8], offset: usize) -> Result<Segment, ImageError> {
         return bad("p_memsz", 40, "an end at 3 GiB or below, where RAM ends", size);
     }
     let end = file_offset.checked_add(file_size);
-    if end.is_none_or(|end| end > elf.len() as u64) {
-        let needed = usize::try_from(file_size).unwrap_or(usize::MAX);
-        return Err(truncated("ELF segment", file_offset, needed, elf));
+    if end.is_none_or(|end| end > length) {
+        let (what, offset, needed) = ("ELF segment", file_offset, file_size);
+        let available = length.saturating_sub(offset);
+        return Err(ImageError::Truncated { what, offset, needed, available, length });
     }
-    let start = file_offset as usize; // at most elf.len(), as just checked
+    let start = file_offset as usize; // at most `length`, as just checked
     Ok(Segment { file: start..start + file_size as usize, gpa, size })
 }
 

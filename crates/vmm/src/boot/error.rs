@@ -93,6 +93,9 @@ pub enum ImageError {
         /// What came out.
         found: u64,
     },
+    /// Whoever wanted the unpacked kernel took only a part.
+    #[error("the unpacked kernel is not taken: {0}")]
+    NotTaken(#[source] io::Error),
     /// It unpacks to more than the guest could hold.
     #[error(
         "the {compression} data at offset {offset:#x} unpacks to more than {limit} bytes: give the \
@@ -156,6 +159,12 @@ pub enum BootError {
         #[source]
         source: ImageError,
     },
+    /// The kernel is damaged; [`super::prepare`] says which ([`BootError::Kernel`]).
+    #[error(transparent)]
+    Image(ImageError),
+    /// The initrd's content ended early; [`super::prepare`] says whose ([`BootError::Read`]).
+    #[error("read the initrd: {0}")]
+    InitrdRead(#[source] io::Error),
     /// The kernel does not fit into the guest's memory.
     #[error(
         "too little memory: the kernel occupies {start:#x} to {end:#x}, and the guest's low memory \

@@ -8,9 +8,17 @@ use std::path::Path;
 use super::error::BootError;
 
 /// The content of the regular file at `path`, at most `limit` bytes. `what` names its purpose.
+pub(super) fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, BootError> {
+    let (file, length) = open(what, path, limit)?;
+    let failed = |source| BootError::Read { what, path: path.to_owned(), source };
+    let bytes = read_up_to(&file, length, limit).map_err(failed)?;
+    bytes.ok_or_else(|| BootError::FileTooLarge { what, path: path.to_owned(), limit })
+}
+
+/// The regular file at `path`, and its length, at most `limit` bytes.
 ///
 /// Anything else is refused before it is opened: pipes and devices may block, or never end.
-pub(super) fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, BootError> {
+pub(super) fn open(what: &'static str, path: &Path, limit: u64) -> Result<(File, u64), BootError> {
     let failed = |source| BootError::Read { what, path: path.to_owned(), source };
     let metadata = path.metadata().map_err(failed)?;
     if !metadata.is_file() {
@@ -20,9 +28,7 @@ pub(super) fn read(what: &'static str, path: &Path, limit: u64) -> Result<Vec<u8
     if metadata.len() > limit {
         return Err(BootError::FileTooLarge { what, path: path.to_owned(), limit });
     }
-    let file = File::open(path).map_err(failed)?;
-    let bytes = read_up_to(&file, limit).map_err(failed)?;
-    bytes.ok_or_else(|| BootError::FileTooLarge { what, path: path.to_owned(), limit })
+    Ok((File::open(path).map_err(failed)?, metadata.len()))
 }
 
 fn describe(kind: FileType) -> &'static str {
@@ -36,9 +42,10 @@ fn describe(kind: FileType) -> &'static str {
     }
 }
 
-/// The rest of `file`, or nothing if it is longer than `limit`.
-fn read_up_to(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
+/// The rest of `file`, or nothing if it is longer than `limit`; it was `length` bytes long a moment ago.
+fn read_up_to(file: &File, length: u64, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    // One more, so that the end is found without growing.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0).saturating_add(1));
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }

@@ -1,10 +1,15 @@
 //! A kernel file, whatever its format: recognised by its content, unpacked, checked.
 
+use std::io::Write;
+use std::ops::Range;
+
 use super::bzimage::{self, SetupHeader};
+use super::contents::SegmentWriter;
 use super::elf::{self, Vmlinux};
 use super::error::ImageError;
 use super::little_endian::u32_at;
 use super::unpack::Compression;
+use super::{BootError, BootMemory};
 
 /// The largest kernel: `KERNEL_IMAGE_SIZE`, all that the kernel's own mapping can hold.
 const UNPACKED_MAX: u64 = 1 << 30;
@@ -23,11 +28,13 @@ pub enum ImageFormat {
     BzImage,
 }
 
-/// A kernel that has been unpacked and checked, ready to be loaded.
+/// Program headers follow the ELF header directly, and there are few.
+const HEAD: usize = 64 << 10;
+
+/// A kernel that has been recognised and checked, ready to be loaded.
 #[derive(Clone, Debug)]
 pub struct KernelImage {
-    /// The unpacked ELF file.
-    elf: Vec<u8>,
+    elf: Elf,
     vmlinux: Vmlinux,
     header: SetupHeader,
     version: Option<String>,
@@ -35,11 +42,25 @@ pub struct KernelImage {
     compression: Option<Compression>,
 }
 
+/// An ELF file.
+#[derive(Clone, Debug)]
+enum Elf {
+    Whole(Vec<u8>),
+    /// Packed in a part of a bzImage; unpacked on its way to guest memory.
+    Packed {
+        file: Vec<u8>,
+        payload: Range<usize>,
+        compression: Compression,
+        unpacked: u32,
+    },
+}
+
 impl KernelImage {
-    /// Recognises and unpacks the kernel in `file`, for a guest with `ram` bytes of memory.
+    /// Recognises the kernel in `file`, for a guest with `ram` bytes of memory.
     ///
     /// Any bytes are safe to give: what comes out is sound (see [`Vmlinux`]) or an error, and no more
-    /// memory is used than a little more than `ram`, or 1 GiB.
+    /// memory is used than a little more than `ram`, or 1 GiB. Damage in what a bzImage has packed may be
+    /// found as late as in [`super::load`].
     pub fn parse(file: Vec<u8>, ram: u64) -> Result<Self, ImageError> {
         Self::parse_nested(file, ram.saturating_add(NOT_LOADED).min(UNPACKED_MAX), 0)
     }
@@ -52,7 +73,7 @@ impl KernelImage {
             return Self::from_elf(file, SetupHeader::for_vmlinux());
         }
         if bzimage::detect(&file) {
-            return Self::from_bzimage(&file, limit);
+            return Self::from_bzimage(file, limit);
         }
         match Compression::detect(&file) {
             Some(compression) if depth < NESTING_MAX => {
@@ -66,29 +87,51 @@ impl KernelImage {
 
     fn from_elf(elf: Vec<u8>, header: SetupHeader) -> Result<Self, ImageError> {
         let vmlinux = Vmlinux::parse(&elf)?;
-        let format = ImageFormat::Vmlinux;
+        let (elf, format) = (Elf::Whole(elf), ImageFormat::Vmlinux);
         Ok(Self { elf, vmlinux, header, version: None, format, compression: None })
     }
 
-    fn from_bzimage(file: &[u8], limit: u64) -> Result<Self, ImageError> {
-        let header = SetupHeader::parse(file)?;
-        let payload = bzimage::payload(file, &header)?;
-        let (elf, compression) =
-            unpack_payload(&file[payload.clone()], payload.start as u64, limit)?;
-        if !elf.starts_with(elf::MAGIC) {
+    fn from_bzimage(file: Vec<u8>, limit: u64) -> Result<Self, ImageError> {
+        let header = SetupHeader::parse(&file)?;
+        let (version, format) = (bzimage::version(&file), ImageFormat::BzImage);
+        let payload = bzimage::payload(&file, &header)?;
+        let packed = &file[payload.clone()];
+        if packed.starts_with(elf::MAGIC) {
+            let image = Self::from_elf(packed.to_vec(), header)?;
+            return Ok(Self { version, format, ..image });
+        }
+        let offset = payload.start as u64;
+        let (compression, unpacked) = packed_as(packed, offset)?;
+        if u64::from(unpacked) > limit {
+            return Err(ImageError::UnpackedTooLarge { compression, offset, limit });
+        }
+        let head = compression.unpack_head(packed, offset, HEAD)?;
+        if !head.starts_with(elf::MAGIC) {
             return Err(ImageError::Unsupported {
                 what: "its packed part holds no ELF vmlinux: is it a Linux kernel for x86?",
             });
         }
-        let image = Self::from_elf(elf, header)?;
-        let version = bzimage::version(file);
-        Ok(Self { version, format: ImageFormat::BzImage, compression, ..image })
+        let vmlinux = Vmlinux::parse_head(&head, unpacked.into())?;
+        let elf = Elf::Packed { file, payload, compression, unpacked };
+        Ok(Self { elf, vmlinux, header, version, format, compression: Some(compression) })
+    }
+
+    /// Writes the segments into guest memory.
+    pub(super) fn write_segments(&self, memory: &mut dyn BootMemory) -> Result<(), BootError> {
+        let mut writer = SegmentWriter::new(&self.vmlinux.segments, memory);
+        let written = self.elf.write(&mut writer);
+        match writer.into_failure() {
+            Some(error) => Err(error),
+            None => written.map_err(BootError::Image),
+        }
     }
 
     /// The unpacked ELF file.
-    #[must_use]
-    pub fn elf(&self) -> &[u8] {
-        &self.elf
+    #[cfg(test)]
+    pub(super) fn unpacked(&self) -> Result<Vec<u8>, ImageError> {
+        let mut elf = Vec::new();
+        self.elf.write(&mut elf)?;
+        Ok(elf)
     }
 
     /// Its segments and entry.
@@ -122,15 +165,27 @@ impl KernelImage {
     }
 }
 
-/// The ELF file in a bzImage's payload: packed with its length appended, or as it is.
-fn unpack_payload(
-    payload: &[u8],
-    offset: u64,
-    limit: u64,
-) -> Result<(Vec<u8>, Option<Compression>), ImageError> {
-    if payload.starts_with(elf::MAGIC) {
-        return Ok((payload.to_vec(), None));
+impl Elf {
+    /// Writes the whole file, unpacked, in pieces.
+    fn write(&self, out: &mut dyn Write) -> Result<(), ImageError> {
+        let (file, payload, compression, expected) = match self {
+            Self::Whole(elf) => return out.write_all(elf).map_err(ImageError::NotTaken),
+            Self::Packed { file, payload, compression, unpacked } => {
+                (file, payload, *compression, *unpacked)
+            }
+        };
+        let offset = payload.start as u64;
+        let packed = &file[payload.clone()];
+        let found = compression.unpack_into(packed, offset, UNPACKED_MAX, out)?;
+        if found != u64::from(expected) {
+            return Err(ImageError::UnpackedLength { compression, offset, expected, found });
+        }
+        Ok(())
     }
+}
+
+/// How a bzImage's payload is packed, and the length that is appended.
+fn packed_as(payload: &[u8], offset: u64) -> Result<(Compression, u32), ImageError> {
     let Some(compression) = Compression::detect(payload) else {
         return Err(ImageError::Field {
             field: "packed kernel",
@@ -139,13 +194,8 @@ fn unpack_payload(
             found: u32_at(payload, 0).unwrap_or(0).into(),
         });
     };
-    let unpacked = compression.unpack(payload, offset, limit)?;
-    let expected = payload.len().checked_sub(4).and_then(|at| u32_at(payload, at)).unwrap_or(0);
-    if unpacked.len() as u32 != expected {
-        let found = unpacked.len() as u64;
-        return Err(ImageError::UnpackedLength { compression, offset, expected, found });
-    }
-    Ok((unpacked, Some(compression)))
+    let length = payload.len().checked_sub(4).and_then(|at| u32_at(payload, at)).unwrap_or(0);
+    Ok((compression, length))
 }
 
 /// Files that are given for a kernel by mistake, by their first bytes or those at an offset.
@@ -193,7 +243,7 @@ mod tests {
             let image = KernelImage::parse(packed_kernel(compression), RAM).unwrap();
             assert_eq!(image.format(), ImageFormat::BzImage);
             assert_eq!(image.compression(), Some(compression));
-            assert_eq!(image.elf(), small_kernel());
+            assert_eq!(image.unpacked().unwrap(), small_kernel());
             assert_eq!(image.version(), Some("6.1.0-test (builder@host) #1"));
         }
     }
@@ -234,7 +284,8 @@ mod tests {
     fn a_wrong_appended_length_is_damage() {
         let mut payload = pack(Compression::Zstd, &small_kernel());
         payload.extend((small_kernel().len() as u32 + 1).to_le_bytes());
-        let error = KernelImage::parse(bzimage(&payload), RAM).unwrap_err();
+        let image = KernelImage::parse(bzimage(&payload), RAM).unwrap();
+        let error = image.unpacked().unwrap_err();
         assert!(matches!(error, ImageError::UnpackedLength { .. }), "{error}");
     }
 
@@ -261,10 +312,9 @@ mod tests {
         for &compression in ALL_PACKERS {
             let file = packed_kernel(compression);
             for length in (0..file.len()).step_by(97) {
-                assert!(
-                    KernelImage::parse(file[..length].to_vec(), RAM).is_err(),
-                    "{compression} cut to {length}"
-                );
+                let image = KernelImage::parse(file[..length].to_vec(), RAM);
+                let unpacked = image.and_then(|image| image.unpacked());
+                assert!(unpacked.is_err(), "{compression} cut to {length}");
             }
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  kernel file ──KernelImage::parse──▶ ELF vmlinux, setup header, version
-//!                 detect, unpack, check        │
+//!                     detect, check            │ unpack
 //!  initrd, command line, Platform ─────────────┤
 //!                                              ▼
 //!                                            load ──▶ BootMemory::write: kernel, initrd,
@@ -65,6 +65,7 @@
 
 mod acpi;
 mod bzimage;
+mod contents;
 mod e820;
 mod elf;
 mod entry;
@@ -87,6 +88,7 @@ use std::path::Path;
 
 pub use acpi::Platform;
 pub use bzimage::SetupHeader;
+pub use contents::Initrd;
 pub use elf::{Segment, Vmlinux};
 pub use entry::{CODE_SELECTOR, DATA_SELECTOR, TASK_SELECTOR};
 pub use error::{BootError, ImageError, InitrdLimit};
@@ -179,14 +181,21 @@ pub fn prepare(
 ) -> Result<BootPlan, BootError> {
     let ram = memory.ram_ranges().iter().map(|range| range.end.saturating_sub(range.start)).sum();
     let kernel = file::read("kernel", source.kernel, KERNEL_FILE_MAX)?;
-    let kernel = KernelImage::parse(kernel, ram)
-        .map_err(|error| BootError::Kernel { path: source.kernel.to_owned(), source: error })?;
-    let initrd = match source.initrd {
-        // Beyond 4 GiB no kernel can take it: the placement then says so, with its size.
-        Some(path) => Some(file::read("initrd", path, layout::DEVICE_HOLE_END)?),
-        None => None,
-    };
-    load(&kernel, initrd.as_deref(), source.cmdline, platform, memory)
+    let damaged = |error| BootError::Kernel { path: source.kernel.to_owned(), source: error };
+    let kernel = KernelImage::parse(kernel, ram).map_err(damaged)?;
+    // Beyond 4 GiB no kernel can take it: the placement then says so, with its size.
+    let open = |path| file::open("initrd", path, layout::DEVICE_HOLE_END);
+    let mut initrd = source.initrd.map(open).transpose()?;
+    let initrd = initrd.as_mut().map(|(file, bytes)| Initrd { bytes: *bytes, content: file });
+    load(&kernel, initrd, source.cmdline, platform, memory).map_err(|error| match error {
+        BootError::Image(error) => damaged(error),
+        BootError::InitrdRead(error) => BootError::Read {
+            what: "initrd",
+            path: source.initrd.unwrap_or(Path::new("")).to_owned(),
+            source: error,
+        },
+        other => other,
+    })
 }
 
 /// Writes everything that `kernel` needs into `memory` and says how to enter it.
@@ -194,7 +203,7 @@ pub fn prepare(
 /// On an error, `memory` may have been written in part.
 pub fn load(
     kernel: &KernelImage,
-    initrd: Option<&[u8]>,
+    mut initrd: Option<Initrd<'_>>,
     cmdline: &str,
     platform: &Platform,
     memory: &mut dyn BootMemory,
@@ -202,7 +211,7 @@ pub fn load(
     let ram = memory.ram_ranges();
     let memory_map = e820::memory_map(&ram)?;
     let extent = kernel.vmlinux().extent();
-    let initrd_range = place(kernel, initrd, ram[0].end)?;
+    let initrd_range = place(kernel, initrd.as_ref().map(|initrd| initrd.bytes), ram[0].end)?;
     check_cmdline(cmdline, kernel.header().cmdline_size())?;
     let tables = acpi::tables(platform)?;
     let zero_page = ZeroPage {
@@ -213,11 +222,9 @@ pub fn load(
         rsdp: layout::ACPI_START,
     };
 
-    for segment in &kernel.vmlinux().segments {
-        memory.write(segment.gpa, &kernel.elf()[segment.file.clone()])?;
-    }
-    if let (Some(bytes), Some(range)) = (initrd, &initrd_range) {
-        memory.write(range.start, bytes)?;
+    kernel.write_segments(memory)?;
+    if let (Some(initrd), Some(range)) = (&mut initrd, &initrd_range) {
+        initrd.write(range.start, memory)?;
     }
     memory.write(layout::CMDLINE_START, cmdline.as_bytes())?;
     memory.write(layout::CMDLINE_START + cmdline.len() as u64, &[0])?;
@@ -244,7 +251,7 @@ pub fn load(
 /// Finds room for kernel and initrd in low RAM, which ends at `ram_end`.
 fn place(
     kernel: &KernelImage,
-    initrd: Option<&[u8]>,
+    initrd_bytes: Option<u64>,
     ram_end: u64,
 ) -> Result<Option<Range<u64>>, BootError> {
     let Range { start, end } = kernel.vmlinux().extent();
@@ -252,7 +259,7 @@ fn place(
         return Err(BootError::TooLittleMemory { start, end, ram_end });
     }
     let addr_max = kernel.header().initrd_addr_max();
-    initrd.map(|bytes| initrd::place(bytes.len() as u64, end, ram_end, addr_max)).transpose()
+    initrd_bytes.map(|bytes| initrd::place(bytes, end, ram_end, addr_max)).transpose()
 }
 
 fn check_cmdline(cmdline: &str, kernel_limit: usize) -> Result<(), BootError> {

@@ -16,7 +16,13 @@ fn kernel() -> KernelImage {
     KernelImage::parse(packed_kernel(Compression::Lz4), RAM as u64).unwrap()
 }
 
-fn load_error(initrd: Option<&[u8]>, cmdline: &str, ram: usize) -> BootError {
+fn initrd<'a>(content: &'a mut &[u8]) -> Initrd<'a> {
+    Initrd { bytes: content.len() as u64, content }
+}
+
+fn load_error(content: Option<&[u8]>, cmdline: &str, ram: usize) -> BootError {
+    let mut content = content;
+    let initrd = content.as_mut().map(initrd);
     load(&kernel(), initrd, cmdline, &PLATFORM, &mut Ram::new(ram)).unwrap_err()
 }
 
@@ -29,19 +35,22 @@ fn chain(error: &dyn Error) -> String {
 #[test]
 fn everything_is_where_the_plan_says() {
     let mut ram = Ram::new(RAM);
-    let initrd: Vec<u8> = (0..9999u32).map(|at| at as u8 | 1).collect();
-    let plan = load(&kernel(), Some(&initrd), "console=ttyS0", &PLATFORM, &mut ram).unwrap();
+    let content: Vec<u8> = (0..9999u32).map(|at| at as u8 | 1).collect();
+    let mut rest = &content[..];
+    let initrd = Some(initrd(&mut rest));
+    let plan = load(&kernel(), initrd, "console=ttyS0", &PLATFORM, &mut ram).unwrap();
 
     assert_eq!(plan.entry, 0x100_0000);
     assert_eq!(plan.kernel, 0x100_0000..0x120_0000 + 8292);
     assert_eq!(plan.kernel_version.as_deref(), Some("6.1.0-test (builder@host) #1"));
     let image = kernel();
+    let elf = image.unpacked().unwrap();
     for segment in &image.vmlinux().segments {
-        assert_eq!(ram.at(segment.gpa, segment.file.len()), &image.elf()[segment.file.clone()]);
+        assert_eq!(ram.at(segment.gpa, segment.file.len()), &elf[segment.file.clone()]);
     }
     let at = plan.initrd.clone().unwrap();
     assert_eq!(at, 0x1ff_d000..0x1ff_d000 + 9999);
-    assert_eq!(ram.at(at.start, initrd.len()), initrd);
+    assert_eq!(ram.at(at.start, content.len()), content);
 
     let page = ram.at(plan.zero_page, 4096);
     let cmdline = u32_at(page, 0x228).unwrap();
@@ -131,7 +140,7 @@ fn errors_of_files_are_one_line_that_names_them() {
 fn boot_anything(file: &[u8]) {
     let mut ram = Ram::new(RAM);
     if let Ok(kernel) = KernelImage::parse(file.to_vec(), 1 << 20) {
-        let _ = load(&kernel, Some(b"initrd"), "quiet", &PLATFORM, &mut ram);
+        let _ = load(&kernel, Some(initrd(&mut &b"initrd"[..])), "quiet", &PLATFORM, &mut ram);
     }
 }
 

@@ -5,7 +5,7 @@
 //! (Documentation/arch/x86/boot.rst, `payload_length`; scripts/Makefile.lib, `size_append`).
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use super::error::ImageError;
 use super::little_endian::u32_at;
@@ -57,6 +57,8 @@ const MAGICS: &[(&[u8], Compression)] = &[
 const LZ4_LEGACY_MAGIC: u32 = 0x184c_2102;
 /// What one block of a legacy LZ4 frame unpacks to, at most.
 const LZ4_LEGACY_BLOCK: usize = 8 << 20;
+/// What the other methods hand out at once, at most.
+const PIECE: usize = 256 << 10;
 /// Most memory that an lzma or xz decoder may use, in KiB: the kernel's builds ask for dictionaries of
 /// up to 128 MiB.
 const LZMA_MEMORY_KIB: u32 = 192 << 10;
@@ -74,19 +76,49 @@ impl Compression {
     /// `offset` is where `packed` lies in its file, for messages. Fails where the data is damaged or
     /// unpacks to more than `limit` bytes; never uses much more memory than `limit`.
     pub fn unpack(self, packed: &[u8], offset: u64, limit: u64) -> Result<Vec<u8>, ImageError> {
+        let mut unpacked = Vec::new();
+        self.unpack_into(packed, offset, limit, &mut unpacked)?;
+        Ok(unpacked)
+    }
+
+    /// The first `length` bytes that `packed` unpacks to, or all if there are fewer.
+    pub(super) fn unpack_head(
+        self,
+        packed: &[u8],
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, ImageError> {
+        let mut head = Head { bytes: Vec::new(), length };
+        match self.unpack_into(packed, offset, u64::MAX, &mut head) {
+            // It refuses what is beyond.
+            Err(_) if head.bytes.len() == length => Ok(head.bytes),
+            unpacked => unpacked.map(|_| head.bytes),
+        }
+    }
+
+    /// As [`Compression::unpack`], piece by piece into `out`; answers how many bytes. An error of `out` is
+    /// one of the data here. More than `limit` bytes may have gone out when that is found.
+    pub(super) fn unpack_into(
+        self,
+        packed: &[u8],
+        offset: u64,
+        limit: u64,
+        out: &mut dyn Write,
+    ) -> Result<u64, ImageError> {
         let damaged = |source| ImageError::Unpack { compression: self, offset, source };
         let unpacked = match self {
-            Self::Gzip => read_up_to(flate2::read::GzDecoder::new(packed), limit),
-            Self::Xz => read_up_to(
+            Self::Gzip => copy_up_to(flate2::read::GzDecoder::new(packed), limit, out),
+            Self::Xz => copy_up_to(
                 lzma_rust2::XzReader::new_mem_limit(packed, false, LZMA_MEMORY_KIB),
                 limit,
+                out,
             ),
             Self::Lzma => lzma_rust2::LzmaReader::new_mem_limit(packed, LZMA_MEMORY_KIB, None)
-                .and_then(|reader| read_up_to(reader, limit)),
-            Self::Bzip2 => read_up_to(bzip2::read::BzDecoder::new(packed), limit),
-            Self::Lz4 => unpack_lz4_legacy(packed, limit),
+                .and_then(|reader| copy_up_to(reader, limit, out)),
+            Self::Bzip2 => copy_up_to(bzip2::read::BzDecoder::new(packed), limit, out),
+            Self::Lz4 => unpack_lz4_legacy(packed, limit, out),
             Self::Zstd => zstd::stream::read::Decoder::with_buffer(packed)
-                .and_then(|reader| read_up_to(reader.single_frame(), limit)),
+                .and_then(|reader| copy_up_to(reader.single_frame(), limit, out)),
             Self::Lzo => {
                 return Err(ImageError::Unsupported {
                     what: "its compression is lzo: use a kernel with another compression, or its \
@@ -102,17 +134,46 @@ impl Compression {
     }
 }
 
-/// All that `reader` gives, or nothing if that is more than `limit` bytes.
-fn read_up_to(reader: impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut unpacked = Vec::new();
-    reader.take(limit.saturating_add(1)).read_to_end(&mut unpacked)?;
-    Ok((unpacked.len() as u64 <= limit).then_some(unpacked))
+/// Takes so many bytes and refuses more.
+struct Head {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Write for Head {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.length - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many bytes `reader` gave, or nothing if that is more than `limit`.
+fn copy_up_to(reader: impl Read, limit: u64, out: &mut dyn Write) -> io::Result<Option<u64>> {
+    let mut reader = reader.take(limit.saturating_add(1));
+    let mut piece = vec![0; PIECE];
+    let mut copied = 0;
+    loop {
+        match reader.read(&mut piece) {
+            Ok(0) => return Ok((copied <= limit).then_some(copied)),
+            Ok(length) => {
+                out.write_all(&piece[..length])?;
+                copied += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// A legacy LZ4 frame: the magic, then blocks, each with its packed length in front. It has no end mark:
 /// it ends with the data, or where the kernel's build has appended the unpacked length.
-fn unpack_lz4_legacy(packed: &[u8], limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut unpacked = Vec::new();
+fn unpack_lz4_legacy(packed: &[u8], limit: u64, out: &mut dyn Write) -> io::Result<Option<u64>> {
+    let mut unpacked = 0;
     // One buffer for all blocks: a hostile file of many tiny blocks must not cost 8 MiB each.
     let mut block = vec![0; LZ4_LEGACY_BLOCK];
     let mut position = size_of::<u32>();
@@ -123,17 +184,18 @@ fn unpack_lz4_legacy(packed: &[u8], limit: u64) -> io::Result<Option<Vec<u8>>> {
             position = start; // a frame may follow another
             continue;
         }
-        if start == packed.len() && unpacked.len() as u32 == length {
+        if start == packed.len() && unpacked as u32 == length {
             break; // the appended unpacked length
         }
         let end = start.saturating_add(length as usize);
         let bytes = packed.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
         let filled = lz4_flex::block::decompress_into(bytes, &mut block)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        unpacked.extend_from_slice(&block[..filled]);
-        if unpacked.len() as u64 > limit {
+        unpacked += filled as u64;
+        if unpacked > limit {
             return Ok(None);
         }
+        out.write_all(&block[..filled])?;
         position = end;
     }
     Ok(Some(unpacked))
@@ -155,6 +217,18 @@ mod tests {
             assert_eq!(Compression::detect(&packed), Some(compression));
             let unpacked = compression.unpack(&packed, 0, 1 << 20).unwrap();
             assert!(unpacked == sample(), "{compression}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_the_beginning_or_all() {
+        for &compression in ALL_PACKERS {
+            let packed = pack(compression, &sample());
+            let head = |length| compression.unpack_head(&packed, 0, length).unwrap();
+            assert!(head(1000) == sample()[..1000], "{compression}");
+            assert!(head(sample().len()) == sample(), "{compression}");
+            assert!(head(sample().len() + 1) == sample(), "{compression}");
+            assert!(compression.unpack_head(&packed[..7], 0, 1000).is_err(), "{compression}");
         }
     }
 
