@@ -1,10 +1,12 @@
 //! Virtio over MMIO, version 2 (virtio 1.2, 4.2), one transport for every device.
 
+mod access;
 mod config;
 mod device;
 mod events;
 mod metrics;
 mod registers;
+mod setup;
 mod state;
 mod status;
 #[cfg(test)]
