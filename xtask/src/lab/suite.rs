@@ -49,7 +49,7 @@ fn guest_files(kit: &Kit, parts: &[Part]) -> Result<Vec<std::path::PathBuf>> {
         return Ok(Vec::new());
     }
     let mut files = borrowed::files()?;
-    files.extend([kit.kernel().image(), kit.full_kernel().image(), kit.disk()]);
+    files.extend([kit.kernel().image(), kit.full_kernel().image(), kit.disk(), kit.busybox()]);
     files.extend([kit.initramfs(), kit.full_initramfs()]);
     Ok(files)
 }
