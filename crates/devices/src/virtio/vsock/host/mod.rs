@@ -1,6 +1,12 @@
 //! The host's side: UNIX sockets, a timer, and one [`Watch`] over all of them.
 //!
 //! Nothing here blocks, and nothing decides: what a change means is for the device.
+//!
+//! System calls, for whoever filters them. The listener, before all else: `open` of its directory, `flock`,
+//! `statx`, `connect`, `bind`, `chmod`, `listen`; at the end `statx` and `unlink`. Each life of the machine:
+//! `timerfd_create`, `epoll_create1`, `epoll_ctl`, `eventfd2`. The I/O thread: `accept4`, `socket` and
+//! `connect` of UNIX streams, `recvfrom`, `sendto`, `shutdown`, `epoll_ctl`, `epoll_wait`, `timerfd_settime`,
+//! `close`.
 
 mod error;
 mod greeting;
