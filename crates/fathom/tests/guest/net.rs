@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::console::{deadline, events};
+use crate::console::{complaints, deadline, events};
 use crate::engine::announce;
 use crate::kit;
 use crate::sandbox::Sandbox;
@@ -63,8 +63,7 @@ fn a_guest_has_a_network_through_passt() {
         host.transfers(&mut vm, |_| {});
         host.connects(&mut vm);
         the_host_calls(&mut vm, forwarded);
-        vm.type_line("poweroff -f");
-        vm.ended().well();
+        end(vm);
     });
 }
 
@@ -86,8 +85,7 @@ fn a_passt_that_vanishes_is_waited_for() {
         let _passt = self::passt(socket);
         wait_for_carrier(&mut vm, 1);
         assert_eq!(host.ask(&mut vm, "one-by-one", 10), "10");
-        vm.type_line("poweroff -f");
-        vm.ended().well();
+        end(vm);
     });
 }
 
@@ -114,8 +112,7 @@ fn a_guest_has_a_network_through_tap() {
         });
         frames_were_large(&mut vm);
         host.connects(&mut vm);
-        vm.type_line("poweroff -f");
-        vm.ended().well();
+        end(vm);
     });
 }
 
@@ -186,8 +183,18 @@ fn start<'a>(sandbox: &'a Sandbox, address: &str, net: &str) -> Vm<'a> {
     vm.wait_for_shell();
     let log = vm.console.so_far();
     assert_eq!(events(&log, "network")[0]["ok"], true, "{log}");
+    // What the kernel has to say of a busy host would stand in the middle of an answer.
+    vm.shell("dmesg -n 1");
     vm.shell("cat /dev/vdb >/disk/tmp/client.py");
     vm
+}
+
+/// The kernel had nothing to complain of.
+fn end(mut vm: Vm<'_>) {
+    let log = vm.shell("dmesg");
+    assert!(complaints(&log).is_empty(), "{log}");
+    vm.type_line("poweroff -f");
+    vm.ended().well();
 }
 
 /// The host as a guest reaches it.
