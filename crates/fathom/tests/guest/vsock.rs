@@ -11,6 +11,7 @@ use std::{fs, thread};
 use crate::console::deadline;
 use crate::engine::announce;
 use crate::kit;
+use crate::processor;
 use crate::sandbox::{Sandbox, text};
 use crate::vm::{Guest, Vm};
 
@@ -23,10 +24,6 @@ const OPEN: u32 = 5002;
 
 const CID: u32 = 42;
 const MIB: usize = 1 << 20;
-/// In each direction.
-const MUCH: usize = 100 * MIB;
-/// More of these at a time than half of what a VM may have: the second time takes the places of the first.
-const CONNECTIONS: usize = 1000;
 /// Bounds a failure only.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -43,7 +40,7 @@ fn guest_and_host_talk_over_vsock() {
     the_guest_calls(&host, &mut vm);
     nobody_answers(&host, &mut vm);
     a_half_is_closed(&host);
-    a_thousand_connections(&host);
+    many_connections(&host);
     a_host_leaves_midway(&host);
     assert_eq!(vm.shell("cat /tmp/log"), "serving");
     vm.shell("kill %1; wait");
@@ -55,6 +52,16 @@ fn guest_and_host_talk_over_vsock() {
     vm.type_line("poweroff -f");
     vm.ended().well();
     assert!(!sandbox.path("vsock").exists(), "the socket is removed");
+}
+
+/// Bytes in each direction. What the lab gives takes a minute for a hundred MiB.
+fn much() -> usize {
+    if processor::in_lab() { 4 * MIB } else { 100 * MIB }
+}
+
+/// More at a time than half of what a VM may have: the second time takes the places of the first.
+fn connections() -> usize {
+    if processor::in_lab() { 100 } else { 1000 }
 }
 
 fn start(sandbox: &Sandbox) -> Vm<'_> {
@@ -180,17 +187,17 @@ fn exchange(stream: &UnixStream, bytes: usize) {
 
 fn the_host_calls(host: &Host<'_>) {
     let begun = Instant::now();
-    exchange(&host.call(ECHO), MUCH);
-    announce(&format!("{} MiB there and back: {:?}", MUCH / MIB, begun.elapsed()));
+    exchange(&host.call(ECHO), much());
+    announce(&format!("{} MiB there and back: {:?}", much() / MIB, begun.elapsed()));
 }
 
 fn the_guest_calls(host: &Host<'_>, vm: &mut Vm<'_>) {
     let begun = Instant::now();
     let listener = host.listen(1024);
-    let end = thread::spawn(move || exchange(&listener.accept().expect("called").0, MUCH));
-    assert_eq!(python(vm, "peer.py call 1024"), MUCH.to_string());
+    let end = thread::spawn(move || exchange(&listener.accept().expect("called").0, much()));
+    assert_eq!(python(vm, "peer.py call 1024"), much().to_string());
     end.join().expect("exchanged");
-    announce(&format!("{} MiB there and back: {:?}", MUCH / MIB, begun.elapsed()));
+    announce(&format!("{} MiB there and back: {:?}", much() / MIB, begun.elapsed()));
 }
 
 fn nobody_answers(host: &Host<'_>, vm: &mut Vm<'_>) {
@@ -208,10 +215,10 @@ fn a_half_is_closed(host: &Host<'_>) {
 }
 
 /// All at a time, twice: the places of the first are free again.
-fn a_thousand_connections(host: &Host<'_>) {
+fn many_connections(host: &Host<'_>) {
     for _ in 0..2 {
-        let mut streams: Vec<_> = (0..CONNECTIONS).map(|_| host.call(ECHO)).collect();
-        host.has_open(CONNECTIONS);
+        let mut streams: Vec<_> = (0..connections()).map(|_| host.call(ECHO)).collect();
+        host.has_open(connections());
         for (number, stream) in streams.iter_mut().enumerate() {
             writeln!(stream, "{number}").expect("sent");
         }
