@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::console::{complaints, deadline, events};
 use crate::engine::announce;
 use crate::kit;
+use crate::processor;
 use crate::sandbox::Sandbox;
 use crate::vm::{Guest, Vm};
 use ground::{Ground, script};
@@ -58,7 +59,7 @@ fn a_guest_has_a_network_through_passt() {
         let forwarded = free_port();
         let mut vm = start(&sandbox, "ip=dhcp", &format!("passt,tcp={forwarded}:{ECHO}"));
         let server = Server::start(Ipv4Addr::LOCALHOST);
-        let host = Host { address: gateway(&mut vm), server };
+        let host = Host { address: gateway(&mut vm), server, bytes: bytes_through_passt() };
         agreed_on(&mut vm, &[&CHECKSUMS[..], &[MERGEABLE]].concat());
         host.transfers(&mut vm, |_| {});
         host.connects(&mut vm);
@@ -76,9 +77,9 @@ fn a_passt_that_vanishes_is_waited_for() {
         let passt = passt(socket);
         let mut vm = start(&sandbox, "ip=dhcp", &format!("passt={socket}"));
         let server = Server::start(Ipv4Addr::LOCALHOST);
-        let host = Host { address: gateway(&mut vm), server };
+        let host = Host { address: gateway(&mut vm), server, bytes: bytes_through_passt() };
         host.asks_in_background(&mut vm, "transfer", MUCH);
-        host.has_sent(10 * MIB);
+        host.has_sent(MIB);
         drop(passt);
         wait_for_carrier(&mut vm, 0);
         vm.shell("kill %1; wait");
@@ -102,7 +103,7 @@ fn a_guest_has_a_network_through_tap() {
         let address = format!("ip=192.168.77.2::{TAP_ADDRESS}:255.255.255.0::eth0:off");
         let mut vm = start(&sandbox, &address, "tap=tap0");
         let server = Server::start(Ipv4Addr::UNSPECIFIED);
-        let host = Host { address: TAP_ADDRESS.into(), server };
+        let host = Host { address: TAP_ADDRESS.into(), server, bytes: MUCH };
         agreed_on(&mut vm, &[&CHECKSUMS[..], &SEGMENTS, &[MERGEABLE]].concat());
         host.transfers(&mut vm, |vm| {
             script("\"$B\" ip link del tap0");
@@ -201,22 +202,25 @@ fn end(mut vm: Vm<'_>) {
 struct Host {
     address: String,
     server: Server,
+    /// To transfer in each direction.
+    bytes: u64,
 }
 
 impl Host {
     /// Down and up; in the middle of it `meanwhile` happens.
     fn transfers(&self, vm: &mut Vm<'_>, meanwhile: impl FnOnce(&mut Vm<'_>)) {
         let begun = Instant::now();
-        self.asks_in_background(vm, "transfer", MUCH);
-        self.has_sent(MUCH / 3);
+        self.asks_in_background(vm, "transfer", self.bytes);
+        self.has_sent(self.bytes / 3);
         meanwhile(vm);
         vm.shell("wait; cat /tmp/log");
         let said = vm.shell("cat /tmp/log");
         let (down, up) = said.split_once('\n').expect(&said);
-        assert_eq!(down, format!("down {MUCH} {}", checksum_of_noise(MUCH)));
+        assert_eq!(down, format!("down {} {}", self.bytes, checksum_of_noise(self.bytes)));
         // The guest has compared the checksum with its own.
-        assert!(up.starts_with(&format!("up {MUCH} ")), "{said}");
-        announce(&format!("{} MiB down and as much up: {:?}", MUCH / MIB, begun.elapsed()));
+        assert!(up.starts_with(&format!("up {} ", self.bytes)), "{said}");
+        let mib = self.bytes / MIB;
+        announce(&format!("{mib} MiB down and as much up: {:?}", begun.elapsed()));
     }
 
     fn connects(&self, vm: &mut Vm<'_>) {
@@ -244,6 +248,17 @@ impl Host {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// passt drops frames that a slow VM has not taken yet, and sends them again after seconds.
+fn bytes_through_passt() -> u64 {
+    if !processor::in_lab() {
+        return MUCH;
+    }
+    announce(
+        "*** NOT TESTED in the lab: 100 MiB through passt: too slow a machine for passt's timers ***",
+    );
+    MUCH / 20
 }
 
 /// passt has the host's own programs behind the address of the gateway.
