@@ -1,4 +1,10 @@
 //! What carries frames between the device and the host.
+//!
+//! System calls, for whoever filters them. Before the VM: `open` of /dev/net/tun, `ioctl` below, `socket`, `connect`;
+//! for a passt of our own `socketpair`, `memfd_create`, `fcntl`, `clone3`, `execve`, `wait4`. The I/O thread, passt:
+//! `recvfrom`, `sendto`, `socket` and `connect` of UNIX streams; TAP: `read` and `write`, and when it is back `ioctl`
+//! with SIOCGIFINDEX, TUNSETIFF, TUNSETVNETHDRSZ and TUNSETOFFLOAD; both: `epoll_ctl`, `epoll_wait`,
+//! `timerfd_settime`, `read`, `close`.
 
 pub(super) mod child;
 mod passt;
