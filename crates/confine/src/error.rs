@@ -23,6 +23,9 @@ pub enum ConfineError {
         /// What the host said.
         source: io::Error,
     },
+    /// A system call filter cannot be made or put up.
+    #[error("restrict system calls: {0}: --confine off runs without")]
+    Filter(String),
     /// Landlock refused.
     #[error("restrict paths by Landlock: {0}: --confine off runs without")]
     Landlock(#[from] landlock::RulesetError),

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   close_inherited      nothing that a parent left open can be used
-//!   confine              no new privileges; no guest memory in core dumps; few descriptors;
+//!   restrict_paths       no new privileges; no guest memory in core dumps; few descriptors;
 //!                        of the file system only the planned paths (Landlock)
+//!   restrict_calls       of the system calls only those that some thread needs (seccomp)
+//!   spawn, enter         of these, only those that this kind of thread needs
 //! ```
 //!
 //! All of it is for good and is inherited by threads: it is done by the main thread before there are others.
@@ -15,10 +17,12 @@ mod descriptors;
 mod error;
 mod limits;
 mod paths;
+mod seccomp;
 
 pub use descriptors::close_inherited;
 pub use error::ConfineError;
 pub use paths::{Need, PathRule};
+pub use seccomp::{Having, Thread, enter, spawn};
 
 /// A wall that was wanted and does not stand, because the host's kernel lacks it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,15 +33,28 @@ pub struct Missing {
     pub why: String,
 }
 
-/// Confines this thread and those that it will start; `paths` stay reachable.
+/// Refuses new privileges to this thread and those that it will start, keeps guest memory out of core dumps,
+/// limits open files, and puts all but `paths` out of reach.
 ///
-/// Tells which walls the host's kernel cannot build; the others stand.
+/// Tells if the host's kernel has no Landlock; the other walls stand.
 ///
 /// # Errors
 /// The host refuses what it has, or one of `paths` is not there. Then some walls may stand: give up.
-pub fn confine(paths: &[PathRule]) -> Result<Vec<Missing>, ConfineError> {
+pub fn restrict_paths(paths: &[PathRule]) -> Result<Option<Missing>, ConfineError> {
     rustix::thread::set_no_new_privs(true).map_err(ConfineError::host("refuse new privileges"))?;
     limits::keep_guest_memory_out_of_core_dumps()?;
     limits::limit_descriptors()?;
-    Ok(paths::restrict(paths)?.into_iter().collect())
+    paths::restrict(paths)
+}
+
+/// Forbids this thread and those that it will start all system calls that no thread of a VM needs which is
+/// `having`. From then on [`enter`] and [`spawn`] narrow each thread to what its kind needs.
+///
+/// To be called after [`restrict_paths`], whose own calls are forbidden then. Tells if the host's kernel has
+/// no filters.
+///
+/// # Errors
+/// The host refuses a filter.
+pub fn restrict_calls(having: &[Having]) -> Result<Option<Missing>, ConfineError> {
+    seccomp::restrict(having)
 }

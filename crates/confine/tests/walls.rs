@@ -1,20 +1,15 @@
-//! Each wall holds, and lets through what it should. A child process confines itself: examples/confined.rs.
+//! The walls beside the filters of system calls hold, and let through what they should. A child process confines itself: examples/confined.rs.
+
+mod child;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use child::confined;
 use tempfile::TempDir;
-
-/// The example that cargo has built beside this test.
-fn confined() -> Command {
-    let test = std::env::current_exe().expect("path of this test");
-    let built = test.ancestors().nth(2).expect("target folder").join("examples/confined");
-    assert!(built.is_file(), "{}: not there: cargo build -p confine --examples", built.display());
-    Command::new(built)
-}
 
 /// Confines a child by `rules`, has it make `attempts`, and returns the answers in order.
 fn answers(rules: &[String], attempts: &[String]) -> Vec<String> {
