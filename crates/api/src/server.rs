@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use confine::Thread;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::control::VmControl;
@@ -63,10 +64,10 @@ impl Server {
         let (wake, woken) = UnixStream::pair()?;
         let shared = Arc::new(Shared::default());
         let for_thread = Arc::clone(&shared);
-        let accept = thread::Builder::new()
-            .name("api".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || accept_loop(&listener, &woken, &for_thread, &control))?;
+        let builder = thread::Builder::new().name("api".to_owned()).stack_size(STACK_BYTES);
+        let accept = confine::spawn(builder, Thread::Api, move || {
+            accept_loop(&listener, &woken, &for_thread, &control);
+        })?;
         Ok(Self { shared, wake, accept: Some(accept), _claim: claim })
     }
 }
@@ -104,7 +105,7 @@ fn accept_loop(
     }
 }
 
-/// Starts a thread for the connection, or says why not.
+/// Starts a thread for the connection, or says why not. It may make the system calls of this one.
 fn serve(stream: UnixStream, shared: &Arc<Shared>, control: &Arc<dyn VmControl>) {
     let Some(entry) = Entry::new(&stream, shared) else {
         return refuse(stream);

@@ -8,6 +8,10 @@ use std::process::Output;
 
 use child::confined;
 
+/// Those that every VM has.
+const THREADS: [&str; 8] =
+    ["main", "supervisor", "vcpu", "io", "workingset", "api", "signals", "console"];
+
 fn run(arguments: &[&str]) -> Output {
     confined().args(arguments).output().expect("it runs")
 }
@@ -65,7 +69,7 @@ fn no_thread_may_do_these() {
 #[test]
 fn a_thread_may_do_only_what_its_kind_does() {
     assert_eq!(is_survived("unix socket", ""), "ok");
-    for thread in ["main", "supervisor", "vcpu", "io", "workingset", "api", "signals"] {
+    for thread in THREADS {
         let told = format!("{}.json made", thread.replace("gset", "g-set"));
         is_forbidden("unix socket", thread, &told);
     }
@@ -77,7 +81,7 @@ fn a_thread_may_do_only_what_its_kind_does() {
 
 #[test]
 fn some_calls_are_refused_by_an_error() {
-    for thread in ["vcpu", "io", "workingset", "signals"] {
+    for thread in ["vcpu", "io", "workingset", "signals", "console"] {
         assert_eq!(is_survived("open", thread), "PermissionDenied", "{thread}");
     }
     for thread in ["main", "supervisor", "api"] {
@@ -92,7 +96,7 @@ fn some_calls_are_refused_by_an_error() {
 
 #[test]
 fn every_kind_of_thread_starts_works_and_ends() {
-    for thread in ["main", "supervisor", "vcpu", "io", "workingset", "api", "signals"] {
+    for thread in THREADS {
         let output = run(&["filter", "--", &format!("work@{thread}"), "work"]);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{thread}: {errors}");

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
+use confine::Thread;
 use engine::EngineError;
 use memory::{Access, FRAME_SIZE, Frame, FrameRange, GuestMemory, UserFaults};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -99,10 +100,11 @@ impl UserFaultHandler {
         let stop = EventFd::new(EFD_CLOEXEC).map_err(host("create an eventfd"))?;
         let asked = stop.try_clone().map_err(host("duplicate an eventfd"))?;
         let (handler, ram, memory) = (Arc::clone(self), Arc::clone(ram), Weak::clone(memory));
-        let thread = thread::Builder::new()
-            .name("userfault".into())
-            .spawn(move || handler.answer_faults(&asked, &ram, &memory))
-            .map_err(host("start the userfault thread"))?;
+        let builder = thread::Builder::new().name("userfault".into());
+        let thread = confine::spawn(builder, Thread::Userfault, move || {
+            handler.answer_faults(&asked, &ram, &memory);
+        })
+        .map_err(host("start the userfault thread"))?;
         *running = Some(Answering { stop, thread });
         Ok(())
     }

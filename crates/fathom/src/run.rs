@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use api::{Server, SocketDirectory};
+use confine::Thread;
 use vmm::config::{ConsoleConfig, VmConfig, VmPlan};
 use vmm::{Outcome, VmError, VmHandle};
 
@@ -34,6 +35,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;
         let control = Arc::new(HandleControl::new(vm.clone()));
         let _server = Server::start(claim, control).map_err(|error| abandon(&vm, error))?;
+        confine::enter(Thread::Main).map_err(|error| abandon(&vm, error))?;
         // On a terminal in raw mode a line feed does not return to the margin.
         eprint!("fathom: {line}{}", if vm.has_terminal() { "\r\n" } else { "\n" });
         let outcome = vm.wait();

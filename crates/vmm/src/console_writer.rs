@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
+use confine::Thread;
 use devices::output::{OutputBuffer, STALLED_AFTER};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -25,14 +26,14 @@ impl ConsoleWriter {
     pub(crate) fn start(fd: OwnedFd) -> Result<Self, VmError> {
         let buffer = OutputBuffer::new();
         let taken = buffer.clone();
-        let thread = thread::Builder::new()
-            .name("console".into())
-            .spawn(move || {
-                if let Err(error) = write_all(&fd, &taken) {
-                    tracing::warn!("console output: {error}: output is lost from here on");
-                }
-                taken.dead();
-            })
+        let body = move || {
+            if let Err(error) = write_all(&fd, &taken) {
+                tracing::warn!("console output: {error}: output is lost from here on");
+            }
+            taken.dead();
+        };
+        let builder = thread::Builder::new().name("console".into());
+        let thread = confine::spawn(builder, Thread::Console, body)
             .map_err(VmError::host("start the console thread"))?;
         Ok(Self { buffer, thread: Some(thread) })
     }

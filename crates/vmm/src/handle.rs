@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use confine::Thread;
 use engine::Engine;
 use insight::WorkingSetSample;
 
@@ -121,9 +122,8 @@ pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
         changed: Condvar::new(),
     }));
     let supervisor = handle.clone();
-    thread::Builder::new()
-        .name("supervisor".into())
-        .spawn(move || supervisor.0.supervise(threads))
+    let builder = thread::Builder::new().name("supervisor".into());
+    confine::spawn(builder, Thread::Supervisor, move || supervisor.0.supervise(threads))
         .map_err(VmError::host("start the supervisor thread"))?;
     Ok(handle)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread;
 
+use confine::Thread;
 use devices::Notifier;
 use event_manager::{EventManager, EventOps, EventSet, EventSubscriber, Events, SubscriberOps};
 
@@ -37,9 +38,7 @@ impl IoThread {
                 }
             }
         };
-        let thread = thread::Builder::new()
-            .name("io".into())
-            .spawn(body)
+        let thread = confine::spawn(thread::Builder::new().name("io".into()), Thread::Io, body)
             .map_err(VmError::host("start the I/O thread"))?;
         Ok(Self { stop, thread: Some(thread) })
     }

@@ -1,4 +1,4 @@
-//! Which files a VM needs for as long as it lives, so that the rest can be put out of its reach.
+//! What a VM needs for as long as it lives, so that the rest can be put out of its reach.
 //!
 //! A guest that reboots gets a new machine, which opens every file again: what is needed once is needed
 //! always.
@@ -6,19 +6,27 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use confine::{Need, PathRule};
+use confine::{Having, Need, PathRule};
 
 use crate::config::{ConsoleConfig, DiskAccess, EngineKind, NetBackend, VmPlan};
 use crate::error::VmError;
 use crate::{board, debug};
 
 impl VmPlan {
-    /// Makes the files that the VM writes and that are not there yet: only what exists can be kept within
-    /// reach of a confined process.
+    /// Does what a confined process cannot do any more: makes the files that the VM writes and that are not
+    /// there yet (only what exists can be kept within reach), and has executable memory for the translator.
     ///
     /// # Errors
-    /// As [`start`](crate::start) would fail for a disk or the console.
-    pub fn make_files(&self) -> Result<(), VmError> {
+    /// As [`start`](crate::start) would fail for the engine, a disk or the console.
+    pub fn prepare(&self) -> Result<(), VmError> {
+        if self.engine.kind == EngineKind::Translate {
+            // The memory stays with the process.
+            engine_translate::TranslateEngine::new()?;
+        }
+        self.make_files()
+    }
+
+    fn make_files(&self) -> Result<(), VmError> {
         for disk in &self.disks {
             if let DiskAccess::Overlay(_) = disk.access {
                 board::disk_config(disk).plan()?;
@@ -32,6 +40,14 @@ impl VmPlan {
             debug::remove_abandoned(&gdb.socket).map_err(refused)?;
         }
         self.report.as_deref().map_or(Ok(()), |path| make("report", path))
+    }
+
+    /// What it has that takes system calls of its own.
+    #[must_use]
+    pub fn having(&self) -> Vec<Having> {
+        let kvm = (self.engine.kind == EngineKind::Kvm).then_some(Having::Kvm);
+        let gdb = self.gdb.is_some().then_some(Having::Gdb);
+        [kvm, gdb].into_iter().flatten().collect()
     }
 
     /// What it opens, and what for.

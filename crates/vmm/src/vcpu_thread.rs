@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use confine::Thread;
 use devices::bus::Bus;
 use engine::{Counters, DebugStop, EngineError, Exit, Vcpu};
 use memory::DeviceView;
@@ -84,7 +85,7 @@ pub(crate) fn spawn(
     facts: Arc<VcpuFacts>,
 ) -> std::io::Result<JoinHandle<()>> {
     let body = move || VcpuThread { id, vcpu, exits: ExitRing::new(), shared, facts }.live();
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(body)
+    confine::spawn(thread::Builder::new().name(format!("vcpu{id}")), Thread::Vcpu, body)
 }
 
 struct VcpuThread {

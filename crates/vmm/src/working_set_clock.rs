@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use confine::Thread;
 use insight::{WorkingSetSample, WorkingSetTracker};
 use memory::GuestMemory;
 
@@ -53,11 +54,10 @@ impl WorkingSetClock {
             State { always, wanted_until: None, stop: false, latest: None, history: Vec::new() };
         let shared = Arc::new(Shared { zero, state: Mutex::new(state), changed: Condvar::new() });
         let body = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("working-set".into())
-            .spawn(move || body.run(&memory, prepare))
-            .map(Some)?;
-        Ok(Self { shared, thread })
+        let builder = thread::Builder::new().name("working-set".into());
+        let body = move || body.run(&memory, prepare);
+        let thread = confine::spawn(builder, Thread::WorkingSet, body)?;
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Measure for the next minute.

@@ -49,8 +49,8 @@ impl Gathered {
             }
             let rules = files.get(name).ok_or_else(|| format!("{name}.json is not there"))?;
             gathered.add(rules).map_err(|error| format!("{name}.json: {error}"))?;
-            left.extend(rules.includes.iter().filter_map(|include| include.file(having)));
-            left.extend(rules.starts.iter().map(String::as_str));
+            let files = rules.includes.iter().chain(&rules.starts);
+            left.extend(files.filter_map(|include| include.file(having)));
         }
         Ok(gathered)
     }

@@ -9,7 +9,7 @@ mod violation;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{OnceLock, mpsc};
+use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
 
 use serde::Deserialize;
@@ -34,6 +34,12 @@ pub enum Thread {
     Api,
     /// Waits for signals.
     Signals,
+    /// Writes console output.
+    Console,
+    /// Serves the debugger.
+    Gdb,
+    /// Answers faults of a guest on KVM.
+    Userfault,
 }
 
 /// What a VM has that takes system calls of its own.
@@ -42,11 +48,13 @@ pub enum Thread {
 pub enum Having {
     /// The KVM engine.
     Kvm,
+    /// A debugger's socket.
+    Gdb,
 }
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Main,
         Self::Supervisor,
         Self::Vcpu,
@@ -54,6 +62,9 @@ impl Thread {
         Self::WorkingSet,
         Self::Api,
         Self::Signals,
+        Self::Console,
+        Self::Gdb,
+        Self::Userfault,
     ];
 
     /// The data file.
@@ -66,6 +77,9 @@ impl Thread {
             Self::WorkingSet => "working-set",
             Self::Api => "api",
             Self::Signals => "signals",
+            Self::Console => "console",
+            Self::Gdb => "gdb",
+            Self::Userfault => "userfault",
         }
     }
 }
@@ -106,25 +120,20 @@ pub fn enter(thread: Thread) -> io::Result<()> {
 
 /// Starts a thread that is narrowed to `thread` before it does anything else.
 ///
+/// Does not wait until it is: a host that refuses the filter now, although it took that of the process, ends
+/// the process.
+///
 /// # Errors
-/// The host refuses the thread or its filter; then `body` does not run.
+/// The host refuses the thread.
 pub fn spawn(
     builder: Builder,
     thread: Thread,
     body: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let (tell, told) = mpsc::sync_channel(1);
-    let handle = builder.spawn(move || {
-        let entered = enter(thread);
-        let may_run = entered.is_ok();
-        // The other end waits for it.
-        let _ = tell.send(entered);
-        if may_run {
-            body();
-        }
-    })?;
-    let entered = told.recv().map_err(|_| io::Error::other("the thread ended at its start"))?;
-    entered.map(|()| handle)
+    builder.spawn(move || match enter(thread) {
+        Ok(()) => body(),
+        Err(error) => violation::give_up(&format!("thread {}: {error}", thread.file())),
+    })
 }
 
 impl Programs {

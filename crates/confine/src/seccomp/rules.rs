@@ -16,7 +16,7 @@ pub(super) struct Rules {
     #[serde(default)]
     pub(super) includes: Vec<Include>,
     #[serde(default)]
-    pub(super) starts: Vec<String>,
+    pub(super) starts: Vec<Include>,
     pub(super) allow: Vec<Allow>,
     #[serde(default)]
     pub(super) refuse: Vec<Refuse>,
@@ -79,9 +79,9 @@ macro_rules! files {
 }
 
 const FILES: &[(&str, &str)] = files! {
-    "api" "common" "disk" "guest-memory" "io" "kvm-guest-memory" "kvm-interrupts" "kvm-kick"
-    "kvm-machine" "kvm-vcpu" "main" "process" "signals" "start-threads" "supervisor" "vcpu"
-    "working-set"
+    "api" "common" "console" "disk" "gdb" "gdb-socket" "guest-memory" "io" "kvm-guest-memory"
+    "kvm-interrupts" "kvm-kick" "kvm-machine" "kvm-vcpu" "kvm-vcpu-state" "main" "process" "signals"
+    "start-threads" "supervisor" "userfault" "vcpu" "working-set"
 };
 
 /// All files by name.

@@ -66,16 +66,29 @@ extern "C" fn forbidden(_: c_int, info: *const Info, context: *const c_void) {
     // SAFETY: the kernel passes a siginfo of this signal and the context of a thread of this architecture,
     // both valid while the handler runs (SA_SIGINFO).
     let (info, context) = unsafe { (&*info, &*context.cast::<libc::ucontext_t>()) };
-    if let Some(settings) = TERMINAL.get() {
-        // SAFETY: settings as the kernel gave them. Without effect if standard input is no longer that.
-        unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TCSETS, std::ptr::from_ref(settings)) };
-    }
+    restore_terminal();
     if info.code == FROM_FILTER {
         let line = describe(i64::from(info.call), &context.uc_mcontext.gregs);
         // Nobody is left to tell if this fails.
         let _ = rustix::io::write(rustix::stdio::stderr(), line.text());
     }
     end();
+}
+
+/// Ends the process because the calling thread cannot be confined.
+pub(super) fn give_up(why: &str) -> ! {
+    restore_terminal();
+    eprintln!("fathom: {why}: the VM ends");
+    // No destructors: other threads are in the midst of what these would take from them.
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(1) }
+}
+
+fn restore_terminal() {
+    if let Some(settings) = TERMINAL.get() {
+        // SAFETY: settings as the kernel gave them. Without effect if standard input is no longer that.
+        unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TCSETS, std::ptr::from_ref(settings)) };
+    }
 }
 
 fn describe(call: i64, registers: &[libc::greg_t; 23]) -> Line {

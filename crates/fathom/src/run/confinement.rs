@@ -26,10 +26,12 @@ pub(super) fn complete(
         tracing::warn!("--confine off: who breaks out of the guest can do all that you can");
         return Ok(());
     }
-    plan.make_files().map_err(blame)?;
+    plan.prepare().map_err(blame)?;
     let mut paths = plan.paths();
     paths.push(PathRule::new(sockets.path(), Need::SocketDirectory));
-    for missing in confine::confine(&paths).map_err(Failure::host)? {
+    let no_landlock = confine::restrict_paths(&paths).map_err(Failure::host)?;
+    let no_seccomp = confine::restrict_calls(&plan.having()).map_err(Failure::host)?;
+    for missing in [no_landlock, no_seccomp].into_iter().flatten() {
         tracing::warn!("wall {} is {}", missing.wall, missing.why);
     }
     Ok(())

@@ -4,6 +4,7 @@
 use std::io;
 use std::thread::{self, JoinHandle};
 
+use confine::Thread;
 use devices::terminal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
@@ -22,7 +23,8 @@ impl StopSignals {
     pub(super) fn watch(vm: VmHandle) -> io::Result<Self> {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
         let handle = signals.handle();
-        let thread = thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let builder = thread::Builder::new().name("signals".to_owned());
+        let thread = confine::spawn(builder, Thread::Signals, move || {
             let mut signals = signals.forever();
             if signals.next().is_some() {
                 vm.stop();

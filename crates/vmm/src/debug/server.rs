@@ -5,8 +5,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::{Builder, JoinHandle};
 
+use confine::Thread;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::desk::{Desk, Finish, Life};
@@ -18,10 +19,8 @@ use crate::post_mortem;
 
 /// Serves gdb until dropped.
 ///
-/// Its thread is named `gdb`. The socket is open when the thread starts; from then on it needs `poll`,
-/// `accept4`, `recvfrom`, `sendto` and `writev`, `read`, `write` (an eventfd), `setsockopt`, `fcntl`,
-/// `close`, and what the engine's vCPUs need for their state (of KVM: `ioctl`). The socket's file is
-/// removed by whoever drops this.
+/// Its thread is named `gdb`; the socket is open when it starts. The socket's file is removed by whoever
+/// drops this.
 pub(crate) struct Debugger {
     desk: Arc<Desk>,
     thread: Option<JoinHandle<()>>,
@@ -41,7 +40,8 @@ impl Debugger {
                 at.set_holds(false);
             }
         };
-        let thread = thread::Builder::new().name("gdb".into()).spawn(body).map_err(refused)?;
+        let thread = confine::spawn(Builder::new().name("gdb".into()), Thread::Gdb, body);
+        let thread = thread.map_err(refused)?;
         Ok(Self { desk, thread: Some(thread), _socket: socket })
     }
 
