@@ -1,12 +1,12 @@
 //! `cargo xtask soak`: the same things many times, and many VMs at once, until something is left behind.
 
 use crate::command::run;
-use crate::{kit, workspace};
+use crate::{kit, lab, workspace};
 use anyhow::Result;
 
 #[derive(clap::Args)]
 pub(crate) struct SoakArgs {
-    /// What runs the guests
+    /// What runs the guests; KVM in the lab, where this host has none
     #[arg(long, default_value = "translate", value_parser = ["translate", "kvm"])]
     engine: String,
     /// A part of the times, for continuous integration
@@ -14,24 +14,23 @@ pub(crate) struct SoakArgs {
     short: bool,
 }
 
+/// One test after the other, since what one leaves must not be seen by another.
+pub(crate) const ARGUMENTS: [&str; 5] =
+    ["--include-ignored", "--test-threads=1", "--nocapture", "leave_nothing", "come_and_go"];
+
 pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
-    let kit = kit::prepare(&kit::GuestArgs::default())?;
     let how = if args.short { "short" } else { "full" };
+    if args.engine == "kvm" && !lab::is_direct() {
+        return lab::soak(how);
+    }
+    let kit = kit::prepare(&kit::GuestArgs::default())?;
     let tests: [&[&str]; 2] =
         [&["-p", "vmm", "--test", "leaks"], &["-p", "fathom", "--test", "guest"]];
     for test in tests {
         let mut cargo = workspace::cargo();
         cargo.arg("test").args(test).env("FATHOM_KIT", kit.folder());
         cargo.env("FATHOM_ENGINE", &args.engine).env("FATHOM_SOAK", how);
-        // What one test leaves must not be seen by another.
-        run(cargo.args([
-            "--",
-            "--include-ignored",
-            "--test-threads=1",
-            "--nocapture",
-            "leave_nothing",
-            "come_and_go",
-        ]))?;
+        run(cargo.arg("--").args(ARGUMENTS))?;
     }
     Ok(())
 }

@@ -49,6 +49,8 @@ pub(crate) struct Ram {
     moved: OnceLock<Mapping>,
     /// Its contents are not in the file, or not all.
     anonymous: AtomicBool,
+    /// Of this process, opened while it may: for anonymous RAM.
+    pagemap: Option<File>,
 }
 
 /// A reservation of address space with RAM in it, mapped until drop.
@@ -142,12 +144,14 @@ impl Ram {
         rustix::fs::ftruncate(&file, bytes as u64)?;
         let guest =
             if anonymous { Mapping::anonymous(bytes)? } else { Mapping::of_file(&file, bytes)? };
+        let pagemap = anonymous.then(open_pagemap).transpose()?;
         Ok(Ram {
             file,
             base: AtomicPtr::new(guest.base.as_ptr()),
             guest,
             moved: OnceLock::new(),
             anonymous: AtomicBool::new(anonymous),
+            pagemap,
         })
     }
 
@@ -164,14 +168,13 @@ impl Ram {
     /// part has moved, which changes nothing for its users; it can be tried again. What somebody writes
     /// meanwhile may be lost.
     pub(crate) fn move_to_file(&self) -> std::io::Result<()> {
-        if !self.is_anonymous() {
+        let (true, Some(pagemap)) = (self.is_anonymous(), &self.pagemap) else {
             return Ok(());
-        }
+        };
         let second = Mapping::of_file(&self.file, self.guest.bytes)?;
-        let pagemap = File::open("/proc/self/pagemap")?;
         for offset in (0..self.guest.bytes).step_by(LARGE_PAGE) {
             let bytes = LARGE_PAGE.min(self.guest.bytes - offset);
-            for page in pages_with_contents(&pagemap, self.guest.base, offset, bytes)? {
+            for page in pages_with_contents(pagemap, self.guest.base, offset, bytes)? {
                 let mut contents = [0; FRAME_SIZE];
                 // SAFETY: a page of the guest's mapping, and a buffer of its size.
                 unsafe {
@@ -258,6 +261,11 @@ impl Ram {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn open_pagemap() -> Result<File, Errno> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/pagemap", flags, rustix::fs::Mode::empty()).map(File::from)
 }
 
 /// The pages with contents among the `bytes` at `offset` of a mapping, by their offsets.

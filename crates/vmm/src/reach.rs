@@ -47,7 +47,9 @@ impl VmPlan {
     pub fn having(&self) -> Vec<Having> {
         let kvm = (self.engine.kind == EngineKind::Kvm).then_some(Having::Kvm);
         let gdb = self.gdb.is_some().then_some(Having::Gdb);
-        [kvm, gdb].into_iter().flatten().collect()
+        let net = (!self.nets.is_empty()).then_some(Having::Net);
+        let vsock = self.vsock.is_some().then_some(Having::Vsock);
+        [kvm, gdb, net, vsock].into_iter().flatten().collect()
     }
 
     /// What it opens, and what for.

@@ -53,6 +53,7 @@ fn live(cycle: u32) {
     let vm = host.start([SPIN, PRINT, REBOOT][cycle as usize % 3]);
     if cycle.is_multiple_of(2) {
         // Begins to measure its working set, on a thread.
+        vm.watch();
         assert_eq!(vm.status().vcpus, 2);
     }
     if cycle % 4 < 2 {

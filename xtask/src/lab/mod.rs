@@ -62,6 +62,9 @@ pub(crate) struct LabArgs {
 /// Continuous integration has so long for it.
 const TIMEOUT_S: u64 = 1200;
 
+/// A soak may take so long.
+const SOAK_S: u64 = 7200;
+
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask lab
@@ -111,6 +114,16 @@ pub(crate) fn run_all() -> Result<()> {
         return Ok(());
     }
     bail!("tests on KVM failed: run them again by `cargo xtask lab`");
+}
+
+/// What `cargo xtask soak` runs, `full` or `short`.
+pub(crate) fn soak(how: &str) -> Result<()> {
+    let env = vec![("FATHOM_SOAK".to_owned(), how.into())];
+    let args = LabArgs { only: vec![Part::Soak], env, timeout: SOAK_S, ..LabArgs::default() };
+    if suite::run(&args)? == ExitCode::SUCCESS {
+        return Ok(());
+    }
+    bail!("the soak on KVM failed");
 }
 
 /// Whether [`run_program`] needs no machine of its own.

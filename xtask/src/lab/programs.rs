@@ -15,6 +15,8 @@ pub(crate) enum Part {
     Conformance,
     /// Real guests, end to end
     Guest,
+    /// Many starts, stops and pauses, and many VMs at once; not among those that run by default
+    Soak,
 }
 
 impl Part {
@@ -25,6 +27,17 @@ impl Part {
         match self {
             Self::Conformance => &["--package", "engine-kvm", "--lib", "--tests"],
             Self::Guest => &["--package", "fathom", "--test", "guest"],
+            Self::Soak => {
+                &["--package", "vmm", "--test", "leaks", "--package", "fathom", "--test", "guest"]
+            }
+        }
+    }
+
+    /// For the test programs.
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Conformance | Self::Guest => &[],
+            Self::Soak => &crate::soak::ARGUMENTS,
         }
     }
 }
@@ -32,6 +45,7 @@ impl Part {
 /// Programs that cargo built for one part.
 #[derive(Default)]
 pub(super) struct Programs {
+    arguments: &'static [&'static str],
     tests: Vec<Test>,
     /// What tests run: their paths are built into them.
     pub(super) helpers: Vec<PathBuf>,
@@ -51,7 +65,8 @@ impl Programs {
         eprintln!("lab: building {part:?}");
         let mut cargo = workspace::cargo();
         cargo.args(["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"]);
-        Self::parse(&output(cargo.args(part.selection()))?)
+        let programs = Self::parse(&output(cargo.args(part.selection()))?)?;
+        Ok(Self { arguments: part.arguments(), ..programs })
     }
 
     /// Of cargo's messages, one object a line, those about programs.
@@ -84,6 +99,7 @@ impl Programs {
     ) -> Vec<Step> {
         let tests = self.tests.iter().map(|test| {
             let mut words = vec![test.program.clone().into_os_string()];
+            words.extend(self.arguments.iter().map(OsString::from));
             words.extend(filters.iter().map(OsString::from));
             let environment = environment.to_vec();
             Step { environment, ..Step::new(&test.name, &test.folder, words) }

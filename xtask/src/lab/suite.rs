@@ -41,11 +41,15 @@ pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
 
 /// Guests need all of the guest kit, others nothing of it.
 fn prepare(parts: &[Part]) -> Result<Kit> {
-    if parts.contains(&Part::Guest) { kit::prepare(&GuestArgs::everything()) } else { Kit::open() }
+    if has_guests(parts) { kit::prepare(&GuestArgs::everything()) } else { Kit::open() }
+}
+
+fn has_guests(parts: &[Part]) -> bool {
+    parts.iter().any(|part| matches!(part, Part::Guest | Part::Soak))
 }
 
 fn guest_files(kit: &Kit, parts: &[Part]) -> Result<Vec<std::path::PathBuf>> {
-    if !parts.contains(&Part::Guest) {
+    if !has_guests(parts) {
         return Ok(Vec::new());
     }
     let mut files = borrowed::files()?;

@@ -50,6 +50,10 @@ pub enum Having {
     Kvm,
     /// A debugger's socket.
     Gdb,
+    /// Network interfaces.
+    Net,
+    /// A virtio-vsock.
+    Vsock,
 }
 
 impl Thread {

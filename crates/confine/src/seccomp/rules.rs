@@ -79,8 +79,8 @@ macro_rules! files {
 }
 
 const FILES: &[(&str, &str)] = files! {
-    "api" "common" "console" "disk" "gdb" "gdb-socket" "guest-memory" "io" "kvm-guest-memory"
-    "kvm-interrupts" "kvm-kick" "kvm-machine" "kvm-vcpu" "kvm-vcpu-state" "main" "process" "signals"
+    "api" "common" "connections" "console" "disk" "gdb" "gdb-socket" "guest-memory" "io" "kvm-guest-memory"
+    "kvm-interrupts" "kvm-kick" "kvm-machine" "kvm-vcpu" "kvm-vcpu-state" "main" "process" "signals" "sockets"
     "start-threads" "supervisor" "userfault" "vcpu" "working-set"
 };
 

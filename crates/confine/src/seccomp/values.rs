@@ -30,7 +30,7 @@ const LIBC: &[(&str, u64)] = table! {
     FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE
     FIONBIO
     F_DUPFD_CLOEXEC F_GETFD
-    MADV_DONTNEED MADV_FREE
+    MADV_DONTDUMP MADV_DONTFORK MADV_DONTNEED MADV_FREE MADV_HUGEPAGE
     PROT_EXEC
     PR_SET_NAME PR_SET_NO_NEW_PRIVS
     SECCOMP_SET_MODE_FILTER
@@ -40,9 +40,14 @@ const LIBC: &[(&str, u64)] = table! {
     TCGETS TCGETS2 TCSETS TCSETS2 TIOCGWINSZ
 };
 
-/// What libc does not name: include/uapi/linux/{prctl,userfaultfd}.h.
+/// What libc does not name: include/uapi/linux/{prctl,if_tun,sockios,userfaultfd}.h.
 const LINUX: &[(&str, u64)] = &[
     ("PR_GET_AUXV", 0x4155_5856),
+    ("SIOCGIFINDEX", 0x8933),
+    ("SIOCGIFMTU", 0x8921),
+    ("TUNSETIFF", 0x4004_54ca),
+    ("TUNSETOFFLOAD", 0x4004_54d0),
+    ("TUNSETVNETHDRSZ", 0x4004_54d8),
     ("UFFDIO_API", 0xc018_aa3f),
     ("UFFDIO_REGISTER", 0xc020_aa00),
     ("UFFDIO_WAKE", 0x8010_aa02),
