@@ -1,6 +1,7 @@
 //! The walls that a VM's process puts up around itself before guest code runs.
 //!
 //! ```text
+//!   Jail::enter          a root directory and a user of its own (for root, where asked for)
 //!   close_inherited      nothing that a parent left open can be used
 //!   restrict_paths       no new privileges; no guest memory in core dumps; few descriptors;
 //!                        of the file system only the planned paths (Landlock)
@@ -15,12 +16,14 @@
 
 mod descriptors;
 mod error;
+mod jail;
 mod limits;
 mod paths;
 mod seccomp;
 
 pub use descriptors::close_inherited;
 pub use error::ConfineError;
+pub use jail::{Jail, JailError};
 pub use paths::{Need, PathRule};
 pub use seccomp::{Having, Thread, enter, spawn};
 

@@ -176,6 +176,11 @@ pub(crate) struct RunArguments {
     /// named here, new privileges, inherited descriptors
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) confine: Confinement,
+    /// For root: first make CHROOT the root directory and become user UID and group GID. All other paths are
+    /// those in there, so kernel, initrd and disks have to be there and readable by that user. Devices are made
+    /// there; the API's socket is in CHROOT/run/fathom (XDG_RUNTIME_DIR=CHROOT/run fathom list)
+    #[arg(long, value_name = "UID:GID:CHROOT")]
+    pub(crate) jail: Option<confine::Jail>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

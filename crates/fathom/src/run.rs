@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use api::{Server, SocketDirectory};
-use confine::Thread;
+use confine::{Jail, Thread};
 use vmm::config::{ConsoleConfig, VmConfig, VmPlan};
 use vmm::{Outcome, VmError, VmHandle};
 
@@ -21,9 +21,13 @@ use signals::StopSignals;
 
 pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let confine = arguments.confine;
-    confinement::begin(confine)?;
+    let jail = arguments.jail.clone();
+    confinement::begin(confine, jail.as_ref())?;
     let plan = VmPlan::new(VmConfig::from(arguments)).map_err(Failure::usage)?;
-    let sockets = SocketDirectory::open()?;
+    let sockets = match jail {
+        Some(_) => SocketDirectory::at(Jail::SOCKETS.into()),
+        None => SocketDirectory::open(),
+    }?;
     let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 

@@ -1,7 +1,7 @@
 //! The walls around the VM's process, put up before the guest runs.
 
 use api::SocketDirectory;
-use confine::{Need, PathRule};
+use confine::{Jail, Need, PathRule};
 use vmm::config::{EngineKind, VmPlan};
 
 use super::blame;
@@ -9,11 +9,11 @@ use crate::arguments::Confinement;
 use crate::failure::Failure;
 
 /// First of all: later, open files are ours.
-pub(super) fn begin(confine: Confinement) -> Result<(), Failure> {
-    match confine {
-        Confinement::On => confine::close_inherited(&[]).map_err(Failure::host),
-        Confinement::Off => Ok(()),
+pub(super) fn begin(confine: Confinement, jail: Option<&Jail>) -> Result<(), Failure> {
+    if confine == Confinement::On {
+        confine::close_inherited(&[]).map_err(Failure::host)?;
     }
+    jail.map_or(Ok(()), |jail| jail.enter().map_err(Failure::usage))
 }
 
 /// Last of all that this process does before it starts threads and the guest.

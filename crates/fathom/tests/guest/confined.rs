@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::engine::Engine;
-
 /// Filters that every thread inherits; one that has no more has forgotten its own.
 const OF_THE_PROCESS: u32 = 3;
 
@@ -14,9 +12,6 @@ pub(crate) fn is_confined(pid: u32) {
     for thread in threads(&process) {
         let status = fs::read_to_string(thread.join("status")).expect("status");
         assert_eq!(field(&status, "NoNewPrivs"), "1", "{status}");
-        if Engine::under_test() == Engine::Kvm {
-            continue;
-        }
         assert_eq!(field(&status, "Seccomp"), "2", "{status}");
         let filters: u32 = field(&status, "Seccomp_filters").parse().expect("a number");
         assert!(filters > OF_THE_PROCESS, "{status}");

@@ -23,6 +23,7 @@ mod debugger;
 mod disk;
 mod ends;
 mod engine;
+mod jail;
 mod kit;
 mod memory;
 mod net;
