@@ -1,6 +1,7 @@
 //! The walls that a VM's process puts up around itself before guest code runs.
 //!
 //! ```text
+//!   Cgroup::enter        limits on memory and processor time (where asked for)
 //!   Jail::enter          a root directory and a user of its own (for root, where asked for)
 //!   close_inherited      nothing that a parent left open can be used
 //!   restrict_paths       no new privileges; no guest memory in core dumps; few descriptors;
@@ -14,6 +15,7 @@
 //! What it is *not*: it knows no VM. Who plans a file or a device says what is needed of it ([`PathRule`]).
 //! What each wall stops, and what none does, is in docs/threat-model.md.
 
+mod cgroup;
 mod descriptors;
 mod error;
 mod jail;
@@ -21,6 +23,7 @@ mod limits;
 mod paths;
 mod seccomp;
 
+pub use cgroup::{Cgroup, CgroupError};
 pub use descriptors::close_inherited;
 pub use error::ConfineError;
 pub use jail::{Jail, JailError};

@@ -1,5 +1,6 @@
 //! What the user may write.
 
+mod cgroup;
 mod disk;
 mod gdb;
 mod net;
@@ -156,7 +157,7 @@ pub(crate) struct RunArguments {
     engine: EngineArgument,
     /// Name of the VM, for the other commands [default: vm- and the process id]
     #[arg(long, value_name = "NAME")]
-    name: Option<String>,
+    pub(crate) name: Option<String>,
     /// Guest's serial console: stdio, none, or a file that takes its output
     #[arg(long, value_name = "stdio|PATH|none", default_value = "stdio", value_parser = console)]
     console: ConsoleConfig,
@@ -181,6 +182,10 @@ pub(crate) struct RunArguments {
     /// there; the API's socket is in CHROOT/run/fathom (XDG_RUNTIME_DIR=CHROOT/run fathom list)
     #[arg(long, value_name = "UID:GID:CHROOT")]
     pub(crate) jail: Option<confine::Jail>,
+    /// Limit what the VM's process takes of the host: memory, guest memory included, and processor time, such as
+    /// vms,memory=1G,cpus=1.5. Its control group, of version 1 or 2, is PARENT/NAME and stays afterwards
+    #[arg(long, value_name = "PARENT[,memory=SIZE][,cpus=N]", value_parser = cgroup::parse)]
+    pub(crate) cgroup: Option<confine::Cgroup>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

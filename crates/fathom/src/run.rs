@@ -22,7 +22,7 @@ use signals::StopSignals;
 pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let confine = arguments.confine;
     let jail = arguments.jail.clone();
-    confinement::begin(confine, jail.as_ref())?;
+    confinement::begin(&arguments)?;
     let plan = VmPlan::new(VmConfig::from(arguments)).map_err(Failure::usage)?;
     let sockets = match jail {
         Some(_) => SocketDirectory::at(Jail::SOCKETS.into()),

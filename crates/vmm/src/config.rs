@@ -24,7 +24,7 @@ pub use devices::virtio::net::{
 };
 pub use error::ConfigError;
 pub use network::NetConfig;
-pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan};
+pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
 
 /// The command line of a guest for which none was asked: a serial console, and a reset after a panic.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=a panic=1";

@@ -1,19 +1,23 @@
 //! The walls around the VM's process, put up before the guest runs.
 
 use api::SocketDirectory;
-use confine::{Jail, Need, PathRule};
+use confine::{Need, PathRule};
 use vmm::config::{EngineKind, VmPlan};
 
 use super::blame;
-use crate::arguments::Confinement;
+use crate::arguments::{Confinement, RunArguments};
 use crate::failure::Failure;
 
 /// First of all: later, open files are ours.
-pub(super) fn begin(confine: Confinement, jail: Option<&Jail>) -> Result<(), Failure> {
-    if confine == Confinement::On {
+pub(super) fn begin(arguments: &RunArguments) -> Result<(), Failure> {
+    if arguments.confine == Confinement::On {
         confine::close_inherited(&[]).map_err(Failure::host)?;
     }
-    jail.map_or(Ok(()), |jail| jail.enter().map_err(Failure::usage))
+    if let Some(cgroup) = &arguments.cgroup {
+        let name = arguments.name.clone().unwrap_or_else(vmm::config::default_name);
+        cgroup.enter(&name).map_err(Failure::host)?;
+    }
+    arguments.jail.as_ref().map_or(Ok(()), |jail| jail.enter().map_err(Failure::usage))
 }
 
 /// Last of all that this process does before it starts threads and the guest.

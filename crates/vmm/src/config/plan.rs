@@ -152,6 +152,12 @@ impl VmPlan {
     }
 }
 
+/// What a VM of this process is called that has no name.
+#[must_use]
+pub fn default_name() -> String {
+    format!("vm-{}", std::process::id())
+}
+
 /// Whether KVM can run a kernel is found out by running a short guest, which takes milliseconds.
 fn engine(choice: EngineChoice) -> Result<EnginePlan, ConfigError> {
     let plan = |kind, reason: &str| EnginePlan { kind, reason: reason.to_owned() };
@@ -169,7 +175,7 @@ fn engine(choice: EngineChoice) -> Result<EnginePlan, ConfigError> {
 }
 
 fn name(asked: Option<String>) -> Result<String, ConfigError> {
-    let name = asked.unwrap_or_else(|| format!("vm-{}", std::process::id()));
+    let name = asked.unwrap_or_else(default_name);
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let all = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if first && all && name.len() <= NAME_MAX {
