@@ -2,7 +2,7 @@
 
 use api::SocketDirectory;
 use confine::{Need, PathRule};
-use vmm::config::{EngineKind, VmPlan};
+use vmm::config::VmPlan;
 
 use super::blame;
 use crate::arguments::{Confinement, RunArguments};
@@ -34,11 +34,7 @@ pub(super) fn complete(
     let mut paths = plan.paths();
     paths.push(PathRule::new(sockets.path(), Need::SocketDirectory));
     let no_landlock = confine::restrict_paths(&paths).map_err(Failure::host)?;
-    // The lists for KVM have not been tried on a processor yet; a call that they lack would end the VM.
-    let no_seccomp = match plan.engine.kind {
-        EngineKind::Translate => confine::restrict_calls(&plan.having()).map_err(Failure::host)?,
-        EngineKind::Kvm => None,
-    };
+    let no_seccomp = confine::restrict_calls(&plan.having()).map_err(Failure::host)?;
     for missing in [no_landlock, no_seccomp].into_iter().flatten() {
         tracing::warn!("wall {} is {}", missing.wall, missing.why);
     }
