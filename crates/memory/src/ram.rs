@@ -264,8 +264,8 @@ impl Ram {
 }
 
 fn open_pagemap() -> Result<File, Errno> {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    rustix::fs::open("/proc/self/pagemap", flags, rustix::fs::Mode::empty()).map(File::from)
+    let unknown = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    File::open("/proc/self/pagemap").map_err(unknown)
 }
 
 /// The pages with contents among the `bytes` at `offset` of a mapping, by their offsets.

@@ -93,6 +93,8 @@ static THREADS: OnceLock<BTreeMap<Thread, Programs>> = OnceLock::new();
 
 /// Puts up the filter of the process, on this thread and those that it will start.
 pub(crate) fn restrict(having: &[Having]) -> Result<Option<Missing>, ConfineError> {
+    // rustix finds the kernel's functions once; before Linux 6.4 it opens a file for that.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let (process, threads) = compile::all(having).map_err(ConfineError::Filter)?;
     violation::watch().map_err(ConfineError::host("handle SIGSYS"))?;
     match process.apply() {
