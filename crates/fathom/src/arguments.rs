@@ -131,7 +131,7 @@ pub(crate) struct RunArguments {
     cmdline: String,
     /// Memory of the guest: bytes, or with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "256M")]
-    memory: Bytes,
+    pub(crate) memory: Bytes,
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,

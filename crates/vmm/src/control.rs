@@ -105,9 +105,14 @@ impl Control {
     /// Asks all vCPUs to park; `kick` makes them leave guest code. Returns when they have, or when the
     /// guest has ended meanwhile (false).
     pub(crate) fn pause(&self, kick: impl FnOnce()) -> bool {
-        self.lock().paused = true;
+        self.ask_to_pause();
         kick();
         self.await_parked(|state| state.paused)
+    }
+
+    /// The same, without waiting. The caller kicks those that run.
+    pub(crate) fn ask_to_pause(&self) {
+        self.lock().paused = true;
     }
 
     /// Lets parked vCPUs go on, but for those that the debugger holds. False when the guest has ended.

@@ -46,6 +46,8 @@ struct State {
     balloon_target_bytes: u64,
     /// Somebody said stop: no further life begins.
     stopping: bool,
+    /// The user wants it to stand, in this life and those that follow.
+    paused: bool,
     outcome: Option<Result<Outcome, String>>,
     report: Option<RunReport>,
 }
@@ -100,13 +102,15 @@ pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
     let started = Instant::now();
     // Its socket is the last that is opened before threads start.
     let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
-    let (life, threads) = begin(&plan, &*engine, &console, &outside, debugger.as_ref(), started)?;
+    let (life, threads) =
+        begin(&plan, &*engine, &console, &outside, debugger.as_ref(), started, false)?;
     let before = Totals::default();
     let state = State {
         life,
         before,
         balloon_target_bytes: 0,
         stopping: false,
+        paused: false,
         outcome: None,
         report: None,
     };
@@ -135,9 +139,10 @@ fn begin(
     outside: &Outside,
     debugger: Option<&Debugger>,
     started: Instant,
+    paused: bool,
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
-    let (machine, threads) = Machine::start(plan, engine, console, outside, desk)?;
+    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused)?;
     let measured = Arc::clone(&machine);
     let clock = WorkingSetClock::start(
         Arc::clone(&machine.memory),
@@ -177,11 +182,14 @@ impl VmHandle {
     /// instant of a reboot it is the next life that is paused.
     pub fn pause(&self) -> Result<(), RequestError> {
         self.0.pauses.fetch_add(1, Ordering::Relaxed);
+        // Before anything else: a guest that does nothing but reboot ends each life sooner than it is met.
+        self.0.lock().paused = true;
         self.0.in_some_life(|machine| machine.control.pause(|| machine.kick()))
     }
 
     /// Lets a paused VM go on.
     pub fn resume(&self) -> Result<(), RequestError> {
+        self.0.lock().paused = false;
         self.0.in_some_life(|machine| machine.control.resume())
     }
 
@@ -264,9 +272,14 @@ impl Shared {
         let outside = outside.as_ref().ok_or_else(|| gone("sockets"))?;
         let debugger = self.debugger();
         let debugger = debugger.as_ref();
+        let paused = self.lock().paused;
         let (life, threads) =
-            begin(&self.plan, &*self.engine, console, outside, debugger, self.started)?;
+            begin(&self.plan, &*self.engine, console, outside, debugger, self.started, paused)?;
         let mut state = self.lock();
+        if paused && !state.paused {
+            // Resumed meanwhile, which reached only the life that had ended already.
+            life.machine.control.resume();
+        }
         state.before = std::mem::take(&mut state.before).with(ended);
         if state.stopping {
             // The stop reached only the life that had ended already.

@@ -41,13 +41,14 @@ pub(crate) struct Threads {
 }
 
 impl Machine {
-    /// Builds the machine and starts its vCPUs, which a debugger at `desk` may want to stand first.
+    /// Builds the machine and starts its vCPUs, which a debugger at `desk` may want to stand first, or the user.
     pub(crate) fn start(
         plan: &VmPlan,
         engine: &dyn Engine,
         console: &Console,
         outside: &Outside,
         desk: Option<&Arc<Desk>>,
+        paused: bool,
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let memory = Arc::new(guest_memory(plan, engine)?);
         let vm = engine.create_vm(VmSpec {
@@ -57,6 +58,9 @@ impl Machine {
         })?;
         let control =
             Arc::new(Control::new(plan.cpus, desk.map_or(0, |desk| desk.held_at_birth())));
+        if paused {
+            control.ask_to_pause();
+        }
         let ending = Ending::new(&control, &vm, plan.cpus);
         let board = Board::build(plan, &memory, &vm, &ending, console, outside)?;
         let boot =

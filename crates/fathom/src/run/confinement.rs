@@ -7,6 +7,7 @@ use vmm::config::VmPlan;
 use super::blame;
 use crate::arguments::{Confinement, RunArguments};
 use crate::failure::Failure;
+use crate::text::bytes;
 
 /// First of all: later, open files are ours.
 pub(super) fn begin(arguments: &RunArguments) -> Result<(), Failure> {
@@ -16,6 +17,12 @@ pub(super) fn begin(arguments: &RunArguments) -> Result<(), Failure> {
     if let Some(cgroup) = &arguments.cgroup {
         let name = arguments.name.clone().unwrap_or_else(vmm::config::default_name);
         cgroup.enter(&name).map_err(Failure::host)?;
+        if cgroup.memory.is_some_and(|limit| limit < arguments.memory.0) {
+            tracing::warn!(
+                "--cgroup: the limit on memory is below the guest's {}: the host ends the VM when it needs more",
+                bytes(arguments.memory.0)
+            );
+        }
     }
     arguments.jail.as_ref().map_or(Ok(()), |jail| jail.enter().map_err(Failure::usage))
 }

@@ -1,4 +1,4 @@
-//! A VM in a jail: a root directory and a user of its own.
+//! What root can do beside: a VM in a jail, a root directory and a user of its own; and in a control group.
 
 use std::fs;
 use std::io::BufReader;
@@ -12,6 +12,7 @@ use crate::engine::{Engine, announce};
 use crate::kit::Kernel;
 use crate::processor;
 use crate::sandbox::Sandbox;
+use crate::vm::Guest;
 
 /// Nobody's, on any host.
 const USER: u32 = 54_321;
@@ -75,4 +76,30 @@ fn is_jailed(pid: u32, root: &Path) {
     let mounts = fs::read_to_string(process.join("mounts")).expect("mounts");
     let places: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
     assert_eq!(places, ["/", "/dev", "/proc"], "no more of the host is mounted");
+}
+
+#[test]
+fn a_vm_has_a_control_group_of_its_own() {
+    let limits = "fathom-test,memory=2G,cpus=3";
+    let sandbox = Sandbox::new();
+    let guest = Guest::new("fathom.run=sh");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let root = fs::metadata("/proc/self").expect("proc").uid() == 0;
+    if !root || !mounts.contains(" - cgroup") {
+        return announce(
+            "*** NOT TESTED: --cgroup: run the tests as root, with control groups ***",
+        );
+    }
+    let mut vm = guest.arguments(&["--cgroup", limits]).start(&sandbox);
+    vm.wait_for_shell();
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", vm.pid())).expect("its groups");
+    let ours: Vec<_> =
+        groups.lines().filter(|line| line.ends_with(":/fathom-test/guest")).collect();
+    // `0::` is version 2, which has one tree for all controllers.
+    let is = |start: &str, name: &str| {
+        ours.iter().any(|line| line.starts_with(start) && line.contains(name))
+    };
+    assert!(is("0::", "") || is("", ":memory:") && is("", "cpu"), "{groups}");
+    vm.type_line("poweroff -f");
+    vm.ended().well();
 }
