@@ -175,7 +175,7 @@ fn copy_up_to(reader: impl Read, limit: u64, out: &mut dyn Write) -> io::Result<
 fn unpack_lz4_legacy(packed: &[u8], limit: u64, out: &mut dyn Write) -> io::Result<Option<u64>> {
     let mut unpacked = 0;
     // One buffer for all blocks: a hostile file of many tiny blocks must not cost 8 MiB each.
-    let mut block = vec![0; LZ4_LEGACY_BLOCK];
+    let mut block = memmap2::MmapMut::map_anon(LZ4_LEGACY_BLOCK)?;
     let mut position = size_of::<u32>();
     while position < packed.len() {
         let length = u32_at(packed, position).ok_or(io::ErrorKind::UnexpectedEof)?;
