@@ -15,6 +15,7 @@ pub(crate) struct Deviation {
 pub(crate) enum Kind {
     Bare,
     Follows,
+    Chance,
     Race,
     Kvm,
 }
@@ -26,6 +27,7 @@ impl FromStr for Kind {
         Ok(match word {
             "bare" => Self::Bare,
             "follows" => Self::Follows,
+            "chance" => Self::Chance,
             "race" => Self::Race,
             "kvm" => Self::Kvm,
             other => return Err(format!("{other:?} is no kind")),
