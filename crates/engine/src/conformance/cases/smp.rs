@@ -251,9 +251,15 @@ fn nmi_to_second(a: &mut CodeAssembler, halted: bool) -> Asm {
 fn nmi(engine: &dyn Engine) {
     let mut rig = Rig::with_two(
         engine,
-        |a| nmi_to_second(a, false),
+        |a| {
+            nmi_to_second(a, false)?;
+            a.wait_for(MAILBOX + 0x100, 2)
+        },
         |a| {
             a.mov(qword_ptr(MAILBOX + 0x100), 1)?;
+            // Back from its handler, which has logged by then: it would be stopped in the midst of it.
+            a.wait_for(FRAMES, 1)?;
+            a.mov(qword_ptr(MAILBOX + 0x100), 2)?;
             park(a)
         },
     );
