@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::console::{complaints, deadline, events};
+use crate::console::{deadline, events};
 use crate::engine::announce;
 use crate::kit;
 use crate::processor;
@@ -184,16 +184,11 @@ fn start<'a>(sandbox: &'a Sandbox, address: &str, net: &str) -> Vm<'a> {
     vm.wait_for_shell();
     let log = vm.console.so_far();
     assert_eq!(events(&log, "network")[0]["ok"], true, "{log}");
-    // What the kernel has to say of a busy host would stand in the middle of an answer.
-    vm.shell("dmesg -n 1");
     vm.shell("cat /dev/vdb >/disk/tmp/client.py");
     vm
 }
 
-/// The kernel had nothing to complain of.
 fn end(mut vm: Vm<'_>) {
-    let log = vm.shell("dmesg");
-    assert!(complaints(&log).is_empty(), "{log}");
     vm.type_line("poweroff -f");
     vm.ended().well();
 }
