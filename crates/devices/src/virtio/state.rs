@@ -46,6 +46,30 @@ pub enum DeviceMetrics {
     Vsock(VsockMetrics),
 }
 
+impl DeviceState {
+    fn kind(&self) -> DeviceKind {
+        match self {
+            Self::Balloon(_) => DeviceKind::Balloon,
+            Self::Block(_) => DeviceKind::Block,
+            Self::Console(_) => DeviceKind::Console,
+            Self::Net(_) => DeviceKind::Net,
+            Self::Rng(_) => DeviceKind::Rng,
+            Self::Vsock(_) => DeviceKind::Vsock,
+        }
+    }
+
+    /// For a device that is as it was made: what was `saved` must be of its kind and equal `self`.
+    pub(super) fn must_equal(&self, saved: &Self) -> Result<(), RestoreError> {
+        if saved == self {
+            return Ok(());
+        }
+        if saved.kind() != self.kind() {
+            return Err(RestoreError::Kind { expected: self.kind() });
+        }
+        Err(RestoreError::Differs { what: format!("saved {saved:?}, this one {self:?}") })
+    }
+}
+
 /// A saved device cannot be taken up.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RestoreError {

@@ -27,6 +27,7 @@ mod jail;
 mod kit;
 mod memory;
 mod net;
+mod noise;
 mod process;
 mod processor;
 mod soak;

@@ -11,6 +11,7 @@ use std::{fs, thread};
 use crate::console::deadline;
 use crate::engine::announce;
 use crate::kit;
+use crate::noise::Noise;
 use crate::processor;
 use crate::sandbox::{Sandbox, text};
 use crate::vm::{Guest, Vm};
@@ -147,34 +148,19 @@ fn line(stream: &mut UnixStream) -> Option<String> {
     }
 }
 
-/// A stream of bytes that does not repeat itself.
-struct Noise(u64);
-
-impl Noise {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            // Marsaglia's xorshift.
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
-
 /// Sends noise to who echoes, and has all of it back, each byte as it was.
 fn exchange(stream: &UnixStream, bytes: usize) {
     const CHUNK: usize = 64 << 10;
     let mut writer = stream.try_clone().expect("a stream");
     let sender = thread::spawn(move || {
-        let (mut noise, mut chunk) = (Noise(1), vec![0; CHUNK]);
+        let (mut noise, mut chunk) = (Noise::default(), vec![0; CHUNK]);
         for _ in 0..bytes / CHUNK {
             noise.fill(&mut chunk);
             writer.write_all(&chunk).expect("sent");
         }
         writer.shutdown(Shutdown::Write).expect("shut");
     });
-    let (mut noise, mut expected, mut chunk) = (Noise(1), vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut noise, mut expected, mut chunk) = (Noise::default(), vec![0; CHUNK], vec![0; CHUNK]);
     let mut reader = stream;
     for at in 0..bytes / CHUNK {
         noise.fill(&mut expected);

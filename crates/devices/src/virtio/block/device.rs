@@ -275,15 +275,7 @@ impl VirtioDevice for Disk {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        if !matches!(state, DeviceState::Block(_)) {
-            return Err(RestoreError::Kind { expected: DeviceKind::Block });
-        }
-        let here = self.state();
-        if *state != here {
-            let what = format!("saved {state:?}, this one {here:?}");
-            return Err(RestoreError::Differs { what });
-        }
-        Ok(())
+        self.state().must_equal(state)
     }
 
     fn metrics(&self) -> DeviceMetrics {

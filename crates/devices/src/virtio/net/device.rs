@@ -229,15 +229,7 @@ impl VirtioDevice for Net {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        if !matches!(state, DeviceState::Net(_)) {
-            return Err(RestoreError::Kind { expected: DeviceKind::Net });
-        }
-        let here = self.state();
-        if *state != here {
-            let what = format!("saved {state:?}, this one {here:?}");
-            return Err(RestoreError::Differs { what });
-        }
-        Ok(())
+        self.state().must_equal(state)
     }
 
     fn metrics(&self) -> DeviceMetrics {

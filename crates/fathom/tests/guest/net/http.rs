@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
+use crate::noise::Noise;
+
 const CHUNK: usize = 64 << 10;
 
 /// Serves until the test's process ends:
@@ -109,32 +111,4 @@ fn sum(mut reader: impl Read) -> io::Result<(u64, u32)> {
 /// The checksum of so much noise.
 pub(super) fn checksum_of_noise(length: u64) -> u32 {
     sum(io::Read::take(Noise::default(), length)).expect("noise").1
-}
-
-/// Bytes that do not repeat themselves.
-struct Noise(u64);
-
-impl Default for Noise {
-    fn default() -> Self {
-        Self(1)
-    }
-}
-
-impl Noise {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            // Marsaglia's xorshift.
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
-
-impl Read for Noise {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.fill(bytes);
-        Ok(bytes.len())
-    }
 }
