@@ -1,4 +1,4 @@
-//! Guest RAM as the guest's page faults see it: a mapping of the file behind `GuestMemory`.
+//! Guest RAM as the guest's page faults see it: the guest's own mapping of the file behind `GuestMemory`.
 //!
 //! The processor reaches guest memory through this mapping only, devices and loaders through another
 //! one. So the page-table entries of this one are a record of what the guest itself accessed since they
@@ -21,7 +21,7 @@ use std::ptr::NonNull;
 
 use engine::EngineError;
 use memory::{FRAME_SIZE, Frame, FrameRange, GuestMemory};
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::mm::{Advice, MprotectFlags};
 
 use crate::error::host;
 
@@ -34,62 +34,24 @@ const PIECE: u32 = 16_384;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
-/// Address space that faults, around RAM.
-const GUARD: usize = FRAME_SIZE;
-
-/// The mapping that KVM's memory slots show.
+/// The mapping that KVM's memory slots show: for no longer than the `GuestMemory` lives.
 pub(crate) struct GuestRam {
     base: NonNull<u8>,
     frames: u32,
     pagemap: File,
-    /// The mapping is this one's own, not that of `GuestMemory`.
-    owned: bool,
 }
 
-// SAFETY: the address of a mapping that lives until drop and belongs to no thread.
+// SAFETY: the address of a mapping that belongs to no thread.
 unsafe impl Send for GuestRam {}
 // SAFETY: the methods compute addresses or make system calls; nothing here dereferences.
 unsafe impl Sync for GuestRam {}
 
 impl GuestRam {
-    pub(crate) fn map(memory: &GuestMemory) -> Result<Self, EngineError> {
+    pub(crate) fn of(memory: &GuestMemory) -> Result<Self, EngineError> {
         let pagemap = File::open("/proc/self/pagemap").map_err(host("open /proc/self/pagemap"))?;
-        let bytes = usize::try_from(memory.bytes()).expect("RAM is mapped already");
-        let frames = (bytes / FRAME_SIZE) as u32;
-        if memory.is_anonymous() {
-            return Ok(Self { base: memory.guest_base(), frames, pagemap, owned: false });
-        }
-        let reserved = bytes + 2 * GUARD;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice changes no existing one.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags)
-        };
-        let start = start.map_err(host(format!("reserve {reserved} bytes of address space")))?;
-        // SAFETY: the range lies inside the reservation made above, which nobody else knows of.
-        let mapped = unsafe {
-            rustix::mm::mmap(
-                start.byte_add(GUARD),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
-                memory.fd(),
-                0,
-            )
-        };
-        match mapped {
-            Ok(base) => Ok(Self {
-                base: NonNull::new(base.cast()).expect("a mapping behind a guard is not null"),
-                frames,
-                pagemap,
-                owned: true,
-            }),
-            Err(error) => {
-                // SAFETY: undoes the reservation, which nothing uses.
-                let _ = unsafe { rustix::mm::munmap(start, reserved) };
-                Err(host(format!("map {bytes} bytes of guest memory for KVM"))(error))
-            }
-        }
+        memory.set_guest_apart().map_err(host("map guest memory for KVM"))?;
+        let frames = (memory.bytes() / FRAME_SIZE as u64) as u32;
+        Ok(Self { base: memory.guest_base(), frames, pagemap })
     }
 
     /// Where the guest's view of `frame` is.
@@ -172,19 +134,6 @@ impl GuestRam {
     }
 }
 
-impl Drop for GuestRam {
-    fn drop(&mut self) {
-        if !self.owned {
-            return;
-        }
-        let bytes = self.frames as usize * FRAME_SIZE + 2 * GUARD;
-        // SAFETY: `map` made exactly this reservation; the memory slots that show it are gone, since
-        // the VM's descriptor is closed before (see `KvmVm`).
-        let done = unsafe { rustix::mm::munmap(self.base.as_ptr().sub(GUARD).cast(), bytes) };
-        debug_assert!(done.is_ok(), "munmap of our own mapping: {done:?}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -214,7 +163,7 @@ mod tests {
     #[test]
     fn accesses_show_until_they_are_zapped_and_contents_stay() {
         let memory = Arc::new(GuestMemory::with_bytes(8 << 20).expect("memory"));
-        let ram = GuestRam::map(&memory).expect("mapped");
+        let ram = GuestRam::of(&memory).expect("guest RAM");
         let Some(_alone) = UserFaultHandler::open().filter(|faults| faults.cover(&ram).is_ok())
         else {
             eprintln!("NOT TESTED: no userfaultfd here: a page's neighbours are mapped with it");
@@ -236,7 +185,7 @@ mod tests {
     #[test]
     fn anonymous_memory_shows_what_is_filled_and_once_moved_what_is_accessed() {
         let memory = Arc::new(GuestMemory::anonymous(8 << 20).expect("memory"));
-        let ram = GuestRam::map(&memory).expect("mapped");
+        let ram = GuestRam::of(&memory).expect("guest RAM");
         let filled = || {
             let mut frames = Vec::new();
             ram.filled(|frame| frames.push(frame.0)).expect("pagemap");
@@ -262,7 +211,7 @@ mod tests {
     #[test]
     fn addresses_and_frames_are_inverse() {
         let memory = GuestMemory::with_bytes(8 << 20).expect("memory");
-        let ram = GuestRam::map(&memory).expect("mapped");
+        let ram = GuestRam::of(&memory).expect("guest RAM");
         assert_eq!(ram.frame_at(ram.address(Frame(77)) + 4095), Some(Frame(77)));
         assert_eq!(ram.frame_at(ram.address(Frame(0)) - 1), None);
         assert_eq!(ram.frame_at(ram.address(Frame(2047)) + 4096), None);

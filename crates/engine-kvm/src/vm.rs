@@ -67,7 +67,7 @@ impl KvmVm {
         let dirty = host.dirty_ring.and_then(|(capability, largest)| {
             DirtyRing::enable(&vm, capability, largest).map(Dirty::Ring)
         });
-        let ram = Arc::new(GuestRam::map(&spec.memory)?);
+        let ram = Arc::new(GuestRam::of(&spec.memory)?);
         let inner = Arc::new(Inner {
             slots: slots(&spec.memory),
             vm,

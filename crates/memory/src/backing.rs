@@ -24,8 +24,8 @@ pub enum MoveError {
 }
 
 impl GuestMemory {
-    /// Whether RAM is anonymous. Then it has no second mapping, so an engine whose guests reach frames by
-    /// themselves cannot tell their accesses from those of devices, nor wait for absent frames.
+    /// Whether RAM is anonymous. Then there is one mapping for all, so an engine whose guests reach frames
+    /// by themselves cannot tell their accesses from those of devices, nor wait for absent frames.
     pub fn is_anonymous(&self) -> bool {
         self.ram.is_anonymous()
     }
@@ -33,6 +33,15 @@ impl GuestMemory {
     /// Where such an engine lets its guest access RAM. Never changes.
     pub fn guest_base(&self) -> NonNull<u8> {
         self.ram.guest_base()
+    }
+
+    /// From now on nobody but the guest accesses RAM at [`GuestMemory::guest_base`]: for engines whose guests
+    /// reach frames by themselves. Anonymous RAM comes to that when it moves to a file.
+    ///
+    /// # Errors
+    /// The host has no address space for a second mapping.
+    pub fn set_guest_apart(&self) -> std::io::Result<()> {
+        Ok(self.ram.set_guest_apart()?)
     }
 
     /// Moves anonymous RAM to a file: accesses can be tracked and frames be absent from then on, and the
@@ -109,6 +118,24 @@ mod tests {
         // SAFETY: inside the guest's mapping.
         assert_eq!(unsafe { guest.add(0x30_0000).read_volatile() }, 9);
         memory.move_to_file().expect("once is enough");
+    }
+
+    #[test]
+    fn a_guest_set_apart_sees_the_same_bytes() {
+        let memory = Arc::new(GuestMemory::with_bytes(8 << 20).expect("memory"));
+        let view = DeviceView::new(Arc::clone(&memory));
+        assert_eq!(memory.ram.at(0), memory.guest_base());
+        memory.set_guest_apart().expect("address space");
+        let others = memory.ram.at(0);
+        memory.set_guest_apart().expect("once is enough");
+        assert_eq!(memory.ram.at(0), others);
+        assert_ne!(others, memory.guest_base());
+        view.write(Gpa(0x3000), &[7; 8]).expect("written");
+        let mut bytes = [0; 8];
+        view.read(Gpa(0x3000), &mut bytes).expect("read");
+        assert_eq!(bytes, [7; 8]);
+        // SAFETY: inside the guest's mapping.
+        assert_eq!(unsafe { memory.guest_base().add(0x3007).read_volatile() }, 7);
     }
 
     #[test]

@@ -324,12 +324,6 @@ impl GuestMemory {
     pub fn epoch(&self) -> Epoch {
         self.table.epoch()
     }
-
-    /// The file behind RAM: frame `n` is at byte `4096 * n`. For mapping it a second time; an access
-    /// through it passes the table by. It is empty while RAM is anonymous.
-    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.ram.fd()
-    }
 }
 
 impl std::fmt::Debug for GuestMemory {

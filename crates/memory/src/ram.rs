@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   file:       memfd <--- one mapping
-//!   anonymous:  one private mapping, for which the host has pages of 2 MiB
-//!                  | move_to_file
+//!                  | set_guest_apart
 //!                  v
 //!               memfd <--- the same addresses, for the guest
 //!                     <--- a second mapping, for everybody else
+//!                  ^
+//!                  | move_to_file
+//!   anonymous:  one private mapping, for which the host has pages of 2 MiB
 //! ```
 //! Anonymous memory is faster: the host maps 2 MiB by one fault, where a memfd's pages are of 4 KiB unless
 //! an administrator allows others. What it lacks is a second way to the same bytes, by which the guest's
@@ -14,7 +16,7 @@
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
@@ -43,10 +45,10 @@ pub(crate) struct Ram {
     file: OwnedFd,
     /// Where the guest accesses RAM.
     guest: Mapping,
-    /// The first byte of RAM for all others: the same, unless RAM has moved.
+    /// The first byte of RAM for all others: the same, unless the guest is apart.
     base: AtomicPtr<u8>,
-    /// Set once, by [`Ram::move_to_file`].
-    moved: OnceLock<Mapping>,
+    /// For all others, once the guest is apart.
+    others: OnceLock<Mapping>,
     /// Its contents are not in the file, or not all.
     anonymous: AtomicBool,
     /// Of this process, opened while it may: for anonymous RAM.
@@ -149,7 +151,7 @@ impl Ram {
             file,
             base: AtomicPtr::new(guest.base.as_ptr()),
             guest,
-            moved: OnceLock::new(),
+            others: OnceLock::new(),
             anonymous: AtomicBool::new(anonymous),
             pagemap,
         })
@@ -171,7 +173,7 @@ impl Ram {
         let (true, Some(pagemap)) = (self.is_anonymous(), &self.pagemap) else {
             return Ok(());
         };
-        let second = Mapping::of_file(&self.file, self.guest.bytes)?;
+        let others = Mapping::of_file(&self.file, self.guest.bytes)?;
         for offset in (0..self.guest.bytes).step_by(LARGE_PAGE) {
             let bytes = LARGE_PAGE.min(self.guest.bytes - offset);
             for page in pages_with_contents(pagemap, self.guest.base, offset, bytes)? {
@@ -188,11 +190,23 @@ impl Ram {
             }
             self.guest.show(&self.file, offset, bytes)?;
         }
-        self.base.store(second.base.as_ptr(), Ordering::Release);
-        // Set here only, and only once, as RAM is anonymous no longer.
-        let _ = self.moved.set(second);
+        self.use_apart(others);
         self.anonymous.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Maps RAM in a file a second time, for all but the guest; anonymous RAM stays as it is.
+    pub(crate) fn set_guest_apart(&self) -> Result<(), Errno> {
+        if !self.is_anonymous() && self.others.get().is_none() {
+            self.use_apart(Mapping::of_file(&self.file, self.guest.bytes)?);
+        }
+        Ok(())
+    }
+
+    /// Addresses of before stay good: they show the same file.
+    fn use_apart(&self, others: Mapping) {
+        let others = self.others.get_or_init(|| others);
+        self.base.store(others.base.as_ptr(), Ordering::Release);
     }
 
     /// The address of byte `offset` of RAM.
@@ -256,10 +270,6 @@ impl Ram {
     pub(crate) fn backed_bytes(&self) -> Result<u64, Errno> {
         // st_blocks counts units of 512 bytes (inode(7)).
         Ok(rustix::fs::fstat(&self.file)?.st_blocks as u64 * 512)
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 
