@@ -36,12 +36,11 @@ pub(crate) fn test(args: &TestArgs) -> Result<()> {
     here.and(on_kvm)
 }
 
-/// The suite for engines; real guests there are for `cargo xtask lab`, since a machine in a machine is at
-/// times too slow for their clocks. Without KVM and without a lab an engine goes untested: a word about it,
-/// and where nobody reads words, a failure.
+/// The suite for engines and real guests. Without KVM and without a lab an engine goes untested: a word about
+/// it, and where nobody reads words, a failure.
 fn test_on_kvm(kit: &Kit, ci: Option<OsString>) -> Result<()> {
     match (lab::available(kit), ci) {
-        (Ok(()), _) => lab::run_conformance(),
+        (Ok(()), _) => lab::run_all(),
         (Err(why), Some(_)) => Err(why).context("the lab does not run, which CI requires"),
         (Err(why), None) => {
             eprintln!("\n*** NOT TESTED: engine kvm: the lab does not run: {why:#} ***\n");

@@ -107,24 +107,22 @@ pub(crate) fn available(kit: &Kit) -> Result<()> {
     kit.qemu().map(drop)
 }
 
-/// The suite for engines, without guests.
-pub(crate) fn run_conformance() -> Result<()> {
-    let only = vec![Part::Conformance];
-    let args = LabArgs { only, timeout: TIMEOUT_S, ..LabArgs::default() };
-    if suite::run(&args)? == ExitCode::SUCCESS {
-        return Ok(());
-    }
-    bail!("tests on KVM failed: run them again by `cargo xtask lab`");
+/// All that must pass on KVM.
+pub(crate) fn run_all() -> Result<()> {
+    run_suite(&LabArgs { timeout: TIMEOUT_S, ..LabArgs::default() })
 }
 
 /// What `cargo xtask soak` runs, `full` or `short`.
 pub(crate) fn soak(how: &str) -> Result<()> {
     let env = vec![("FATHOM_SOAK".to_owned(), how.into())];
-    let args = LabArgs { only: vec![Part::Soak], env, timeout: SOAK_S, ..LabArgs::default() };
-    if suite::run(&args)? == ExitCode::SUCCESS {
+    run_suite(&LabArgs { only: vec![Part::Soak], env, timeout: SOAK_S, ..LabArgs::default() })
+}
+
+fn run_suite(args: &LabArgs) -> Result<()> {
+    if suite::run(args)? == ExitCode::SUCCESS {
         return Ok(());
     }
-    bail!("the soak on KVM failed");
+    bail!("tests on KVM failed: run them again by `cargo xtask lab`");
 }
 
 /// Whether [`run_program`] needs no machine of its own.

@@ -9,14 +9,11 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Waits of tests, by so much longer than on an ordinary machine.
-const PATIENCE: &str = "4";
-
 pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
     let parts = if args.only.is_empty() { Part::ALL.to_vec() } else { args.only.clone() };
     let kit = prepare(&parts)?;
     let directly = direct::has_kvm() && !args.emulated;
-    let environment = kvm_environment(&kit, directly, args);
+    let environment = kvm_environment(&kit, args);
     let (mut steps, mut helpers) = (Vec::new(), Vec::new());
     for part in &parts {
         let programs = Programs::build(*part)?;
@@ -59,16 +56,13 @@ fn guest_files(kit: &Kit, parts: &[Part]) -> Result<Vec<std::path::PathBuf>> {
 }
 
 /// Tests must have KVM here, and say so if they have not.
-fn kvm_environment(kit: &Kit, directly: bool, args: &LabArgs) -> Vec<(String, OsString)> {
+fn kvm_environment(kit: &Kit, args: &LabArgs) -> Vec<(String, OsString)> {
     let set = |name: &str, value: OsString| (name.to_owned(), value);
     let mut environment = vec![
         set("FATHOM_ENGINE", "kvm".into()),
         set("FATHOM_REQUIRE_KVM", "1".into()),
         set("FATHOM_KIT", kit.folder().into()),
     ];
-    if !directly {
-        environment.push(set("FATHOM_PATIENCE", PATIENCE.into()));
-    }
     environment.extend(super::environment(&args.env));
     environment
 }

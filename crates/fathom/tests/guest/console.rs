@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::process::children;
 use crate::sandbox::text;
 
 /// Bounds a failure only: on an idle machine nothing takes a tenth of it.
@@ -96,7 +97,7 @@ impl Console {
             if Instant::now() > deadline {
                 let said = last(&output.bytes);
                 drop(output);
-                panic!("did not end; said last:\n{said}");
+                panic!("did not end; said last:\n{said}\nprocesses:\n{}", children());
             }
             output =
                 self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;
@@ -122,7 +123,7 @@ impl Console {
                 let said = last(&output.bytes);
                 // The reader needs it still.
                 drop(output);
-                panic!("never said {what}; said last:\n{said}");
+                panic!("never said {what}; said last:\n{said}\nprocesses:\n{}", children());
             }
             output =
                 self.shared.more.wait_timeout(output, Duration::from_secs(1)).expect("output").0;

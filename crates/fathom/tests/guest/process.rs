@@ -81,8 +81,46 @@ pub(crate) fn cpu_time(pid: u32) -> Duration {
     Duration::from_nanos(times.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum())
 }
 
+/// What each thread of each process that this one has started is doing: for who looks at a failure. Some of it
+/// only root may see.
+pub(crate) fn children() -> String {
+    let us = format!("PPid:\t{}", std::process::id());
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let entries = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
+    let is_ours = |path: &PathBuf| read(path.join("status")).lines().any(|line| line == us);
+    let ours = entries("/proc".into()).map(|entry| entry.path()).filter(is_ours);
+    let threads = ours.flat_map(|path| entries(path.join("task")).map(|entry| entry.path()));
+    let describe = |path: PathBuf| {
+        // State, then time in user mode and in the kernel, behind the name, which may have spaces.
+        let stat = read(path.join("stat"));
+        let fields: Vec<_> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let [state, user, kernel] =
+            [0, 11, 12].map(|field| fields.get(field).copied().unwrap_or("?"));
+        let [name, waits, call] = ["comm", "wchan", "syscall"].map(|file| read(path.join(file)));
+        let call = call.split(' ').next().unwrap_or_default().trim();
+        format!(
+            "{}: {} {state}, ticks {user} + {kernel}, in system call {call}, waits in {waits}\n",
+            path.display(),
+            name.trim()
+        )
+    };
+    threads.map(describe).collect()
+}
+
 pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+#[test]
+fn a_child_that_waits_is_described() {
+    let mut child =
+        std::process::Command::new("sleep").arg("60").spawn().expect("sleep is everywhere");
+    let start = format!("/proc/{0}/task/{0}: ", child.id());
+    let described = children();
+    child.kill().and_then(|()| child.wait()).expect("its end");
+    let line = described.lines().find(|line| line.starts_with(&start));
+    assert!(line.is_some_and(|line| line.contains(" ticks 0 + ")), "{described}");
 }
 
 #[test]
