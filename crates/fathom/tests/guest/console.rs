@@ -34,6 +34,8 @@ pub(crate) struct Console {
     shared: Arc<Shared>,
     /// What comes before has been looked at.
     position: usize,
+    /// Output of somebody else, and what ends all waiting when it says it.
+    alarm: Option<(Arc<Shared>, &'static str)>,
 }
 
 #[derive(Default)]
@@ -61,7 +63,12 @@ impl Console {
             reader.output.lock().expect("output").closed = true;
             reader.more.notify_all();
         });
-        Self { shared, position: 0 }
+        Self { shared, position: 0, alarm: None }
+    }
+
+    /// Waiting here fails as soon as `other` says `alarm`: what is waited for will not come.
+    pub(crate) fn give_up_on(&mut self, other: &Console, alarm: &'static str) {
+        self.alarm = Some((Arc::clone(&other.shared), alarm));
     }
 
     /// Waits for `wanted` and returns what came before it.
@@ -105,6 +112,13 @@ impl Console {
         text(&output.bytes)
     }
 
+    /// What was to give up on, if it was said.
+    fn alarm(&self) -> Option<&'static str> {
+        let (other, alarm) = self.alarm.as_ref()?;
+        let said = &other.output.lock().expect("output").bytes;
+        said.windows(alarm.len()).any(|window| window == alarm.as_bytes()).then_some(*alarm)
+    }
+
     /// All so far.
     pub(crate) fn so_far(&self) -> String {
         text(&self.shared.output.lock().expect("output").bytes)
@@ -119,10 +133,12 @@ impl Console {
                 self.position += length;
                 return found;
             }
-            if output.closed || Instant::now() > deadline {
+            let alarm = self.alarm();
+            if output.closed || alarm.is_some() || Instant::now() > deadline {
                 let said = last(&output.bytes);
                 // The reader needs it still.
                 drop(output);
+                let what = alarm.map_or(what.to_owned(), |alarm| format!("{what}, but: {alarm}"));
                 panic!("never said {what}; said last:\n{said}\nprocesses:\n{}", children());
             }
             output =
@@ -168,6 +184,18 @@ fn a_warning_is_a_complaint() {
     let log = "[    0.1] Linux version 6.1\r\n[    1.5] WARNING: CPU: 0 PID: 1 at mm/slub.c:1\r\n[ 2.0] ok";
     assert_eq!(complaints(log), ["[    1.5] WARNING: CPU: 0 PID: 1 at mm/slub.c:1"]);
     assert!(complaints("Warning: this is what programs say; a bug: too").is_empty());
+}
+
+#[test]
+#[should_panic(expected = "never said \"b\", but: it broke")]
+fn waiting_ends_with_an_alarm() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut console = Console::read(reader);
+    let mut errors = Console::read(std::io::Cursor::new("it works\nit broke\n"));
+    console.give_up_on(&errors, "it broke");
+    errors.wait_for("it works");
+    console.wait_for("b");
+    drop(writer);
 }
 
 #[test]
