@@ -1,4 +1,5 @@
-//! Running a guest of the kit in Fathom or in QEMU, and reading what its program says.
+//! Running a guest of the kit in Fathom, QEMU or User-Mode Linux, and reading what its program
+//! says.
 
 use crate::command::run;
 use crate::kit::{Kernel, Kit};
@@ -22,6 +23,8 @@ pub(crate) enum Vmm {
     FathomKvm,
     /// Debian's QEMU with KVM
     QemuKvm,
+    /// Debian's User-Mode Linux, which brings its own kernel and is no machine at all
+    UserMode,
 }
 
 impl Vmm {
@@ -31,6 +34,7 @@ impl Vmm {
             Self::Qemu => "qemu tcg",
             Self::FathomKvm => "fathom kvm",
             Self::QemuKvm => "qemu kvm",
+            Self::UserMode => "uml",
         }
     }
 }
@@ -40,9 +44,15 @@ pub(crate) struct Guest {
     kernel: PathBuf,
     initramfs: PathBuf,
     cmdline: String,
-    disk: Option<PathBuf>,
+    cpus: u64,
+    disks: Vec<Disk>,
     /// For Fathom only: the VM's name and the report to write.
     named: Option<(String, PathBuf)>,
+}
+
+struct Disk {
+    path: PathBuf,
+    writable: bool,
 }
 
 /// Guests of benchmarks and demo have so much memory.
@@ -60,7 +70,7 @@ const QEMU_KVM: [&str; 6] = [
     "host",
 ];
 
-/// One processor, a serial console, a reboot that ends the VMM.
+/// A serial console, a reboot that ends the VMM.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t";
 
 impl Guest {
@@ -72,14 +82,29 @@ impl Guest {
             kernel: kernel.image(),
             initramfs: kit.initramfs(),
             cmdline,
-            disk: None,
+            cpus: 1,
+            disks: Vec::new(),
             named: None,
         }
     }
 
+    pub(crate) fn cpus(self, cpus: u64) -> Self {
+        Self { cpus, ..self }
+    }
+
     /// A raw disk, read only.
     pub(crate) fn disk(self, path: &Path) -> Self {
-        Self { disk: Some(path.to_owned()), ..self }
+        self.with_disk(path, false)
+    }
+
+    /// A raw disk that the guest may write to.
+    pub(crate) fn writable_disk(self, path: &Path) -> Self {
+        self.with_disk(path, true)
+    }
+
+    fn with_disk(mut self, path: &Path, writable: bool) -> Self {
+        self.disks.push(Disk { path: path.to_owned(), writable });
+        self
     }
 
     pub(crate) fn named(self, name: &str, report: &Path) -> Self {
@@ -88,20 +113,14 @@ impl Guest {
 
     /// Start it. The console is read in the background from now on.
     pub(crate) fn start(&self, vmm: Vmm) -> Result<Running> {
-        let mut command = match vmm {
+        let command = match vmm {
             Vmm::Fathom => self.fathom("translate"),
             Vmm::FathomKvm => self.fathom("kvm"),
             Vmm::Qemu => self.qemu(&QEMU_TCG, &known_clock_rate())?,
             Vmm::QemuKvm => self.qemu(&QEMU_KVM, "")?,
+            Vmm::UserMode => self.user_mode()?,
         };
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let started = Instant::now();
-        let mut child = command.spawn().with_context(|| {
-            format!("start {}: is it built?", command.get_program().to_string_lossy())
-        })?;
-        let lines = read_lines(child.stdout.take().context("the guest has a console")?);
-        let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
-        Ok(Running { vmm, child, started, lines, errors, console: Vec::new() })
+        Running::start(vmm.name(), command)
     }
 
     fn fathom(&self, engine: &str) -> Command {
@@ -109,8 +128,10 @@ impl Guest {
         command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initramfs);
         command.args(["--cmdline", &self.cmdline, "--engine", engine]);
         command.args(["--memory", &format!("{MEMORY_MIB}M")]);
-        if let Some(disk) = &self.disk {
-            command.arg("--disk").arg(format!("{},ro", disk.display()));
+        command.args(["--cpus", &self.cpus.to_string()]);
+        for Disk { path, writable } in &self.disks {
+            let read_only = if *writable { "" } else { ",ro" };
+            command.arg("--disk").arg(format!("{}{read_only}", path.display()));
         }
         if let Some((name, report)) = &self.named {
             command.args(["--name", name]).arg("--report").arg(report);
@@ -122,14 +143,35 @@ impl Guest {
     fn qemu(&self, machine: &[&str], words: &str) -> Result<Command> {
         let mut command = Kit::open()?.qemu()?.command();
         command.args(machine).args(["-m", &MEMORY_MIB.to_string()]);
+        command.args(["-smp", &self.cpus.to_string()]);
         command.args(["-nodefaults", "-no-user-config"]);
         command.args(["-nographic", "-serial", "stdio", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         command.args(["-append", &format!("{}{words}", self.cmdline)]);
-        if let Some(disk) = &self.disk {
-            let drive = format!("id=d,file={},format=raw,if=none,readonly=on", disk.display());
-            command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=d"]);
+        for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
+            let read_only = if *writable { "off" } else { "on" };
+            let drive = format!(
+                "id=d{number},file={},format=raw,if=none,readonly={read_only}",
+                path.display()
+            );
+            command.args(["-drive", &drive]);
+            command.args(["-device", &format!("virtio-blk-device,drive=d{number}")]);
         }
+        Ok(command)
+    }
+
+    /// A kernel that is a process, with processes of the host as its own.
+    fn user_mode(&self) -> Result<Command> {
+        let mut command = Command::new(Kit::open()?.user_mode_linux()?);
+        command.arg(format!("mem={MEMORY_MIB}M"));
+        command.arg(format!("initrd={}", self.initramfs.display()));
+        command.args(["con=null", "con0=null,fd:1", "ssl=null"]);
+        for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
+            let read_only = if *writable { "" } else { "r" };
+            command.arg(format!("ubd{number}{read_only}={}", path.display()));
+        }
+        // The modules of the initramfs are another kernel's; this one has what it needs built in.
+        command.args(self.cmdline.split(' ')).arg("fathom.modules=none");
         Ok(command)
     }
 }
@@ -194,7 +236,7 @@ impl Event {
 
 /// A guest that runs; stopped when dropped.
 pub(crate) struct Running {
-    vmm: Vmm,
+    name: &'static str,
     child: Child,
     started: Instant,
     lines: Receiver<(Instant, String)>,
@@ -212,6 +254,19 @@ pub(crate) enum Next {
 }
 
 impl Running {
+    /// Start a program that talks as the guest program does, or holds it. What it prints is read
+    /// in the background from now on.
+    pub(crate) fn start(name: &'static str, mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| {
+            format!("start {}: is it built?", command.get_program().to_string_lossy())
+        })?;
+        let lines = read_lines(child.stdout.take().context("the guest has a console")?);
+        let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
+        Ok(Self { name, child, started, lines, errors, console: Vec::new() })
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -263,11 +318,11 @@ impl Running {
         Ok(())
     }
 
-    fn complaint(&self, what: &str) -> String {
+    pub(crate) fn complaint(&self, what: &str) -> String {
         let errors: Vec<String> = self.errors.try_iter().map(|(_, line)| line).collect();
         let last = &self.console[self.console.len().saturating_sub(15)..];
         let shown = [last, errors.as_slice()].concat().join("\n  ");
-        format!("{}: the guest {what}; it said last:\n  {shown}", self.vmm.name())
+        format!("{}: the guest {what}; it said last:\n  {shown}", self.name)
     }
 }
 

@@ -7,19 +7,19 @@ use super::{Job, Random, Workload, mix, unsupported};
 use std::arch::asm;
 use std::arch::x86_64::{
     __m128d, __m128i, __m256d, __m256i, _mm_add_epi32, _mm_loadu_pd, _mm_loadu_si128, _mm_mul_pd,
-    _mm_set1_pd, _mm_shuffle_epi32, _mm_slli_epi32, _mm_storeu_pd, _mm_storeu_si128, _mm_sub_pd,
-    _mm_xor_si128, _mm256_add_epi32, _mm256_loadu_pd, _mm256_loadu_si256, _mm256_mul_pd,
-    _mm256_permute4x64_epi64, _mm256_set1_pd, _mm256_slli_epi32, _mm256_storeu_pd,
-    _mm256_storeu_si256, _mm256_sub_pd, _mm256_xor_si256,
+    _mm_set1_pd, _mm_shuffle_epi32, _mm_slli_epi32, _mm_srli_epi32, _mm_storeu_pd,
+    _mm_storeu_si128, _mm_sub_pd, _mm_xor_si128, _mm256_add_epi32, _mm256_loadu_pd,
+    _mm256_loadu_si256, _mm256_mul_pd, _mm256_permute4x64_epi64, _mm256_set1_pd, _mm256_slli_epi32,
+    _mm256_srli_epi32, _mm256_storeu_pd, _mm256_storeu_si256, _mm256_sub_pd, _mm256_xor_si256,
 };
 use std::hint::black_box;
 use std::io::Result;
 
 pub(super) const WORKLOADS: [Workload; 4] = [
-    Workload { name: "scalar-fp", group: "float", amount: 100_000, cpus: 1, run: scalar },
+    Workload { name: "scalar-fp", group: "float", amount: 200_000, cpus: 1, run: scalar },
     Workload { name: "x87", group: "float", amount: 600_000, cpus: 1, run: x87 },
-    Workload { name: "sse2", group: "float", amount: 800, cpus: 1, run: sse2 },
-    Workload { name: "avx2", group: "float", amount: 800, cpus: 1, run: avx2 },
+    Workload { name: "sse2", group: "float", amount: 16_000, cpus: 1, run: sse2 },
+    Workload { name: "avx2", group: "float", amount: 16_000, cpus: 1, run: avx2 },
 ];
 
 #[derive(Clone, Copy)]
@@ -153,7 +153,8 @@ fn pass_sse2(arrays: &mut Arrays) {
             let at = words.as_mut_ptr().cast::<__m128i>();
             let w = _mm_loadu_si128(at);
             let w = _mm_add_epi32(w, _mm_slli_epi32::<5>(w));
-            _mm_storeu_si128(at, _mm_xor_si128(w, _mm_shuffle_epi32::<0b00_11_10_01>(w)));
+            let turned = _mm_shuffle_epi32::<0b00_11_10_01>(w);
+            _mm_storeu_si128(at, _mm_xor_si128(w, _mm_srli_epi32::<3>(turned)));
         }
     }
 }
@@ -186,7 +187,7 @@ fn pass_avx2(arrays: &mut Arrays) {
             let w = _mm256_loadu_si256(at);
             let w = _mm256_add_epi32(w, _mm256_slli_epi32::<5>(w));
             let turned = _mm256_permute4x64_epi64::<0b00_11_10_01>(w);
-            _mm256_storeu_si256(at, _mm256_xor_si256(w, turned));
+            _mm256_storeu_si256(at, _mm256_xor_si256(w, _mm256_srli_epi32::<3>(turned)));
         }
     }
 }
@@ -202,13 +203,13 @@ mod tests {
         let expected: Vec<f64> = expected.collect();
         pass_sse2(&mut arrays);
         assert_eq!(arrays.floats, expected);
-        assert_eq!(&arrays.words[..4], [33, 33 ^ 66, 66 ^ 99, 99]);
+        assert_eq!(&arrays.words[..4], [4, 33 ^ 8, 66 ^ 12, 99]);
         if std::arch::is_x86_feature_detected!("avx2") {
             let mut arrays = Arrays::new();
             // SAFETY: AVX2 is there, as was just seen.
             unsafe { pass_avx2(&mut arrays) };
             assert_eq!(arrays.floats, expected);
-            assert_eq!(&arrays.words[..4], [66, 33 ^ 99, 66 ^ 132, 99 ^ 165]);
+            assert_eq!(&arrays.words[..4], [8, 33 ^ 12, 66 ^ 16, 99 ^ 20]);
         }
     }
 
@@ -222,6 +223,7 @@ mod tests {
     fn numbers_stay_ordinary_however_long_the_work() {
         let mut arrays = Arrays::new();
         (0..10_000).for_each(|_| pass_sse2(&mut arrays));
+        assert!(arrays.words.iter().filter(|word| **word >= 1 << 16).count() > NUMBERS);
         assert!(arrays.floats.iter().all(|x| *x > 0.0 && *x < 1.0));
         let mut bodies = bodies();
         (0..200_000).for_each(|_| advance(&mut bodies));

@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) const WORKLOADS: [Workload; 6] = [
-    Workload { name: "null-syscall", group: "kernel", amount: 200_000, cpus: 1, run: null_syscall },
+    Workload { name: "null-syscall", group: "kernel", amount: 60_000, cpus: 1, run: null_syscall },
     Workload {
         name: "clock-gettime",
         group: "kernel",
@@ -15,10 +15,10 @@ pub(super) const WORKLOADS: [Workload; 6] = [
         cpus: 1,
         run: clock_gettime,
     },
-    Workload { name: "signal", group: "kernel", amount: 20_000, cpus: 1, run: signal },
+    Workload { name: "signal", group: "kernel", amount: 10_000, cpus: 1, run: signal },
     Workload { name: "page-fault", group: "kernel", amount: 20_000, cpus: 1, run: page_fault },
-    Workload { name: "mprotect", group: "kernel", amount: 30_000, cpus: 1, run: mprotect },
-    Workload { name: "mmap", group: "kernel", amount: 20_000, cpus: 1, run: mmap },
+    Workload { name: "mprotect", group: "kernel", amount: 10_000, cpus: 1, run: mprotect },
+    Workload { name: "mmap", group: "kernel", amount: 5_000, cpus: 1, run: mmap },
 ];
 
 /// The kernel's shortest answer. Amount: calls.

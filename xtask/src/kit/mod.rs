@@ -13,6 +13,8 @@
 //!                           and /check.sh, which shows that they work
 //! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
+//! .kit/uml/linux            Debian's User-Mode Linux, once a benchmark has asked for it
+//! .kit/disk/                what is on disk.img, for programs of the host, likewise
 //! .kit/apt/                 package lists and downloads, ours alone
 //! ```
 
@@ -23,6 +25,7 @@ mod initramfs;
 mod lab;
 mod modules;
 mod program;
+mod user_mode;
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
