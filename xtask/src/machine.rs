@@ -171,7 +171,8 @@ impl Guest {
             command.arg(format!("ubd{number}{read_only}={}", path.display()));
         }
         // The modules of the initramfs are another kernel's; this one has what it needs built in.
-        command.args(self.cmdline.split(' ')).arg("fathom.modules=none");
+        let words = self.cmdline.split(' ').filter(|word| !word.starts_with("console="));
+        command.args(words).arg("fathom.modules=none");
         Ok(command)
     }
 }

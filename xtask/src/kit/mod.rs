@@ -58,6 +58,11 @@ pub(crate) struct GuestArgs {
 }
 
 impl GuestArgs {
+    /// What Debian's programs need.
+    pub(crate) fn with_disk() -> Self {
+        Self { disk: true, ..Self::default() }
+    }
+
     /// What tests need: everything.
     pub(crate) fn everything() -> Self {
         Self { full: true, disk: true, ..Self::default() }
@@ -170,7 +175,8 @@ impl Kit {
         self.folder.join("busybox")
     }
 
-    fn guest_program(&self) -> PathBuf {
+    /// What `/init` is, for the host to run too.
+    pub(crate) fn guest_program(&self) -> PathBuf {
         self.folder.join("guest")
     }
 

@@ -9,11 +9,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 impl Kit {
-    /// The guest program, for the host to run.
-    pub(crate) fn program(&self) -> PathBuf {
-        self.guest_program()
-    }
-
     /// The kernel that is a program; fetched when first asked for.
     pub(crate) fn user_mode_linux(&self) -> Result<PathBuf> {
         let program = self.folder().join("uml/linux");
@@ -32,7 +27,8 @@ impl Kit {
     /// A folder with all that is on the disk image: copied from it when first asked for, and
     /// again when the image is another.
     pub(crate) fn disk_folder(&self) -> Result<PathBuf> {
-        let (folder, made_from) = (self.folder().join("disk"), self.folder().join("disk.made-from"));
+        let (folder, made_from) =
+            (self.folder().join("disk"), self.folder().join("disk.made-from"));
         let image = fs::metadata(self.disk()).context("no disk image: cargo xtask guest --disk")?;
         let image = format!("{:?}\n", image.modified()?);
         if folder.is_dir() && fs::read_to_string(&made_from).is_ok_and(|old| old == image) {
@@ -51,8 +47,7 @@ impl Kit {
         }
         fs::rename(new.keep(), &folder)
             .with_context(|| format!("put the disk's files into {}", folder.display()))?;
-        fs::write(&made_from, image)
-            .with_context(|| format!("write {}", made_from.display()))?;
+        fs::write(&made_from, image).with_context(|| format!("write {}", made_from.display()))?;
         Ok(folder)
     }
 }

@@ -1,0 +1,211 @@
+//! One engine, started once, doing its workloads one after the other.
+
+use super::{Engine, Workload};
+use crate::kit::Kit;
+use crate::machine::{Event, Guest, Next, Running};
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// Where and how much.
+pub(super) struct Place {
+    /// Debian's programs, for ordinary processes.
+    pub(super) root: PathBuf,
+    /// A disk to read and write.
+    pub(super) scratch: PathBuf,
+    /// Percent.
+    pub(super) scale: u64,
+    pub(super) limit: Duration,
+}
+
+/// One workload, done once.
+#[derive(Debug)]
+pub(super) struct Measurement {
+    pub(super) name: String,
+    /// By the guest's clock.
+    pub(super) seconds: f64,
+    /// By ours: from the line that said begin to the one that said end.
+    pub(super) host_seconds: f64,
+    pub(super) checksum: String,
+}
+
+pub(super) struct Session {
+    pub(super) engine: Engine,
+    cpus: u64,
+    pub(super) measurements: Vec<Measurement>,
+    /// What was not done, and why.
+    notes: Vec<String>,
+}
+
+/// A time may differ by so much between the two clocks: lines take a while to arrive.
+const CLOCK_TOLERANCE: f64 = 0.05;
+const CLOCK_SLACK_SECONDS: f64 = 0.03;
+/// QEMU's microvm without KVM hangs now and then before it prints anything.
+const BOOT_TRIES: usize = 5;
+const BOOT_LONGEST: Duration = Duration::from_secs(40);
+
+/// What the guest program has to offer.
+pub(super) fn list(kit: &Kit) -> Result<Vec<Workload>> {
+    let mut command = Command::new(kit.guest_program());
+    command.arg("bench:list");
+    let events = Running::start("native", command)?.finish(Duration::from_secs(10))?;
+    let workloads = events.iter().filter(|event| event.is("workload"));
+    let workloads: Vec<Workload> = workloads
+        .map(|event| Workload {
+            name: event.text("name").to_owned(),
+            group: event.text("group").to_owned(),
+            cpus: event.number("cpus"),
+        })
+        .collect();
+    if workloads.is_empty() {
+        bail!("{} lists no workloads", kit.guest_program().display());
+    }
+    Ok(workloads)
+}
+
+pub(super) fn run(kit: &Kit, engine: Engine, cpus: u64, names: &[&str], place: &Place) -> Session {
+    let mut session = Session { engine, cpus, measurements: Vec::new(), notes: Vec::new() };
+    if let Err(error) = session.follow(kit, names, place) {
+        session.notes.push(format!("{error:#}"));
+    }
+    session
+}
+
+impl Session {
+    fn follow(&mut self, kit: &Kit, names: &[&str], place: &Place) -> Result<()> {
+        let (mut running, first) = self.begin(kit, names, place)?;
+        let mut begun: Option<Event> = None;
+        let mut next = first;
+        loop {
+            match next {
+                Next::Event(event) if event.is("bench") => self.notice(event, &mut begun),
+                Next::Event(event) if event.is("module") || event.is("unknown") => {
+                    self.notes.push(format!("{}: {}", event.text("name"), event.text("error")));
+                }
+                Next::Event(_) => {}
+                Next::Quiet => {
+                    let name = begun.as_ref().map_or("nothing", |event| event.text("name"));
+                    let what = format!("was still at {name} after {:?}", place.limit);
+                    bail!(running.complaint(&what));
+                }
+                Next::Ended => return running.check_end(),
+            }
+            next = running.next(place.limit.saturating_sub(running.elapsed()));
+        }
+    }
+
+    /// Start it, again if it does not get to its work; with its first sign of life.
+    fn begin(&mut self, kit: &Kit, names: &[&str], place: &Place) -> Result<(Running, Next)> {
+        let mut tries = 1;
+        loop {
+            let mut running = self.start(kit, names, place)?;
+            match running.next(BOOT_LONGEST) {
+                Next::Quiet if tries < BOOT_TRIES => {
+                    self.notes.push("hung before /init and was started again".into());
+                    tries += 1;
+                }
+                first => return Ok((running, first)),
+            }
+        }
+    }
+
+    fn start(&self, kit: &Kit, names: &[&str], place: &Place) -> Result<Running> {
+        let work = format!("bench:{}", names.join(","));
+        let Some(vmm) = self.engine.vmm() else {
+            let mut command = Command::new(kit.guest_program());
+            command.arg(work).arg(format!("scale={}", place.scale));
+            command.arg(format!("root={}", place.root.display()));
+            command.arg(format!("scratch={}", place.scratch.display()));
+            return Running::start("native", command);
+        };
+        let [root, scratch] = match self.engine {
+            Engine::Uml => ["/dev/ubda", "/dev/ubdb"],
+            _ => ["/dev/vda", "/dev/vdb"],
+        };
+        let words = format!(
+            "quiet fathom.run={work} fathom.scale={} fathom.root={root} fathom.scratch={scratch}",
+            place.scale
+        );
+        let guest = Guest::new(kit, &words).cpus(self.cpus);
+        guest.disk(&kit.disk()).writable_disk(&place.scratch).start(vmm)
+    }
+
+    fn notice(&mut self, event: Event, begun: &mut Option<Event>) {
+        let name = event.text("name");
+        match event.text("state") {
+            "begin" => *begun = Some(event),
+            "end" => {
+                let host = begun.take().filter(|begun| begun.text("name") == name);
+                let host_seconds =
+                    host.map_or(f64::NAN, |begun| (event.at - begun.at).as_secs_f64());
+                self.measurements.push(Measurement {
+                    name: name.to_owned(),
+                    seconds: event.number("nanoseconds") as f64 / 1e9,
+                    host_seconds,
+                    checksum: event.text("checksum").to_owned(),
+                });
+            }
+            state => self.notes.push(format!("{name} {state}: {}", event.text("error"))),
+        }
+    }
+
+    /// One line.
+    pub(super) fn summary(&self) -> String {
+        let seconds =
+            |time: fn(&Measurement) -> f64| self.measurements.iter().map(time).sum::<f64>();
+        format!(
+            "{:9} {} vCPU: {:3} workloads, {:7.3} s by its clock, {:7.3} s by ours",
+            self.engine.name(),
+            self.cpus,
+            self.measurements.len(),
+            seconds(|m| m.seconds),
+            seconds(|m| m.host_seconds),
+        )
+    }
+
+    /// What is to be complained of: work not done, and clocks that disagree.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let clocks = self.measurements.iter().filter(|m| !m.clocks_agree()).map(|m| {
+            format!("{}: {:.3} s by its clock, {:.3} s by ours", m.name, m.seconds, m.host_seconds)
+        });
+        let all = self.notes.iter().cloned().chain(clocks);
+        all.map(|what| format!("{}, {} vCPU: {what}", self.engine.name(), self.cpus)).collect()
+    }
+}
+
+impl Measurement {
+    fn clocks_agree(&self) -> bool {
+        let off = (self.host_seconds - self.seconds).abs();
+        off <= CLOCK_SLACK_SECONDS + CLOCK_TOLERANCE * self.host_seconds
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn session(engine: Engine, measured: &[(&str, f64, &str)]) -> Session {
+        let measurements = measured.iter().map(|&(name, seconds, checksum)| Measurement {
+            name: name.into(),
+            seconds,
+            host_seconds: seconds,
+            checksum: checksum.into(),
+        });
+        Session { engine, cpus: 1, measurements: measurements.collect(), notes: Vec::new() }
+    }
+
+    #[test]
+    fn a_clock_that_runs_slow_is_complained_of() {
+        let mut session = session(Engine::Fathom, &[("alu", 1.0, "1"), ("fib", 0.01, "2")]);
+        assert!(session.troubles().is_empty());
+        session.measurements[0].host_seconds = 1.06;
+        session.measurements[1].host_seconds = 0.03;
+        assert!(session.troubles().is_empty());
+        session.measurements[0].host_seconds = 1.2;
+        let troubles = session.troubles();
+        assert_eq!(troubles, ["fathom, 1 vCPU: alu: 1.000 s by its clock, 1.200 s by ours"]);
+        session.measurements[1].host_seconds = f64::NAN;
+        assert_eq!(session.troubles().len(), 2);
+    }
+}
