@@ -5,7 +5,7 @@ use crate::sys::{Mapping, PAGE};
 use std::io::Result;
 
 pub(super) const WORKLOADS: [Workload; 1] =
-    [Workload { name: "cold-code", group: "control", amount: 8_192, cpus: 1, run: cold }];
+    [Workload { name: "cold-code", group: "cold", amount: 8_192, cpus: 1, run: cold }];
 
 /// Blocks in a function.
 const BLOCKS: usize = 32;

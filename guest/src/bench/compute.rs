@@ -6,7 +6,7 @@ use std::io::Result;
 
 pub(super) const WORKLOADS: [Workload; 5] = [
     Workload { name: "alu", group: "integer", amount: 10_000_000, cpus: 1, run: alu },
-    Workload { name: "divide", group: "integer", amount: 100_000, cpus: 1, run: divide },
+    Workload { name: "divide", group: "integer", amount: 200_000, cpus: 1, run: divide },
     Workload { name: "sieve", group: "integer", amount: 40, cpus: 1, run: sieve },
     Workload { name: "sort", group: "integer", amount: 200_000, cpus: 1, run: sort },
     Workload { name: "crc", group: "integer", amount: 6_000_000, cpus: 1, run: crc },

@@ -5,15 +5,15 @@ use std::hint::black_box;
 use std::io::Result;
 
 pub(super) const WORKLOADS: [Workload; 3] = [
-    Workload { name: "fib", group: "control", amount: 2_000_000, cpus: 1, run: fib },
+    Workload { name: "fib", group: "control", amount: 8_000_000, cpus: 1, run: fib },
     Workload {
         name: "indirect-calls",
         group: "control",
-        amount: 2_000_000,
+        amount: 6_000_000,
         cpus: 1,
         run: indirect,
     },
-    Workload { name: "interpreter", group: "control", amount: 400_000, cpus: 1, run: interpreter },
+    Workload { name: "interpreter", group: "control", amount: 800_000, cpus: 1, run: interpreter },
 ];
 
 /// Fibonacci's numbers by recursion. Amount: about so many calls.

@@ -18,8 +18,8 @@ use std::io::Result;
 pub(super) const WORKLOADS: [Workload; 4] = [
     Workload { name: "scalar-fp", group: "float", amount: 200_000, cpus: 1, run: scalar },
     Workload { name: "x87", group: "float", amount: 600_000, cpus: 1, run: x87 },
-    Workload { name: "sse2", group: "float", amount: 16_000, cpus: 1, run: sse2 },
-    Workload { name: "avx2", group: "float", amount: 16_000, cpus: 1, run: avx2 },
+    Workload { name: "sse2", group: "float", amount: 32_000, cpus: 1, run: sse2 },
+    Workload { name: "avx2", group: "float", amount: 32_000, cpus: 1, run: avx2 },
 ];
 
 #[derive(Clone, Copy)]

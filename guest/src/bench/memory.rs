@@ -12,15 +12,15 @@ pub(super) const WORKLOADS: [Workload; 6] = [
     Workload {
         name: "memcpy-small",
         group: "memory",
-        amount: 1_000_000,
+        amount: 3_000_000,
         cpus: 1,
         run: memcpy_small,
     },
-    Workload { name: "rep-movs", group: "memory", amount: 60_000, cpus: 1, run: rep_movs },
+    Workload { name: "rep-movs", group: "memory", amount: 180_000, cpus: 1, run: rep_movs },
     Workload {
         name: "rep-movs-small",
         group: "memory",
-        amount: 500_000,
+        amount: 1_500_000,
         cpus: 1,
         run: rep_movs_small,
     },
@@ -70,7 +70,8 @@ fn one_cycle(count: usize) -> Vec<Line> {
 fn memcpy(job: &Job<'_>) -> Result<()> {
     let mut random = Random::new();
     let from: Vec<u64> = (0..(16 << 20) / 8).map(|_| random.next()).collect();
-    let mut to = vec![0_u64; from.len()];
+    // Written to, so that no page of it is met for the first time below.
+    let mut to = vec![1_u64; from.len()];
     job.measure(|| {
         for _ in 0..job.amount {
             black_box(to.as_mut_slice()).copy_from_slice(black_box(&from));
@@ -90,7 +91,7 @@ fn rep_movs_small(job: &Job<'_>) -> Result<()> {
 }
 
 fn small(job: &Job<'_>, copy: fn(&[u8], &mut [u8])) -> Result<()> {
-    let (from, mut to) = (bytes(4096), vec![0; 4096]);
+    let (from, mut to) = (bytes(4096), vec![1; 4096]);
     job.measure(|| {
         for n in 0..job.amount as usize {
             let (length, at) = (n * 37 % 128 + 1, n * 61 % 3800);
@@ -102,7 +103,7 @@ fn small(job: &Job<'_>, copy: fn(&[u8], &mut [u8])) -> Result<()> {
 
 /// `rep movsb` of a page to a place that is not aligned. Amount: pages.
 fn rep_movs(job: &Job<'_>) -> Result<()> {
-    let (from, mut to) = (bytes(256 << 10), vec![0; (256 << 10) + 16]);
+    let (from, mut to) = (bytes(256 << 10), vec![1; (256 << 10) + 16]);
     job.measure(|| {
         for n in 0..job.amount as usize {
             let at = n % 64 * 4096;

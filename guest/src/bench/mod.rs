@@ -52,11 +52,12 @@ const GROUPS: [&[Workload]; 10] = [
     &memory::WORKLOADS,
     &float::WORKLOADS,
     &control::WORKLOADS,
-    &cold::WORKLOADS,
     &kernel::WORKLOADS,
     &process::WORKLOADS,
     &files::WORKLOADS,
     &programs::WORKLOADS,
+    // After all others: it leaves its engine with memory that was code once.
+    &cold::WORKLOADS,
     &threads::WORKLOADS,
 ];
 

@@ -5,12 +5,13 @@ use crate::work::program::{Root, command};
 use std::io::{Error, Result};
 use std::process::{Command, Stdio};
 
-pub(super) const WORKLOADS: [Workload; 5] = [
+pub(super) const WORKLOADS: [Workload; 6] = [
     Workload { name: "gzip", group: "programs", amount: 60_000, cpus: 1, run: gzip },
     Workload { name: "sqlite3", group: "programs", amount: 5_000, cpus: 1, run: sqlite3 },
     Workload { name: "python3", group: "programs", amount: 10_000, cpus: 1, run: python3 },
     Workload { name: "python3-start", group: "programs", amount: 1, cpus: 1, run: python3_start },
     Workload { name: "shell", group: "programs", amount: 20, cpus: 1, run: shell },
+    Workload { name: "gcc", group: "programs", amount: 40, cpus: 1, run: gcc },
 ];
 
 /// Amount: lines of numbers to compress.
@@ -76,6 +77,37 @@ fn shell(job: &Job<'_>) -> Result<()> {
     )
 }
 
+/// A C program compiled, linked and run. Amount: functions in it.
+fn gcc(job: &Job<'_>) -> Result<()> {
+    let prepare = "
+if ! command -v gcc >/dev/null; then exit $ABSENT; fi
+{
+    echo '#include <stdio.h>'
+    for ((n = 0; n < N; n++)); do
+        echo \"struct s$n { int a, b; unsigned c[8]; };
+static unsigned f$n(struct s$n *s, unsigned x) {
+    for (int i = 0; i < 8; i++) {
+        if ((x >> i) & 1) s->c[i] += x * $((n * 2 + 1)); else s->c[7 - i] ^= x >> i;
+        switch (s->c[i] % 5) { case 0: s->a++; break; case 1: s->b--; break; case 3: x += i; }
+    }
+    return s->a * 31u + s->b + s->c[x % 8];
+}\"
+    done
+    echo 'int main(void) { unsigned x = 1;'
+    for ((n = 0; n < N; n++)); do echo \"{ struct s$n s = {0}; x = f$n(&s, x + $n); }\"; done
+    echo 'printf(\"%u\\n\", x); return 0; }'
+} >/tmp/program.c
+echo 'int main(void) { return 0; }' >/tmp/small.c; gcc -O2 /tmp/small.c -o /tmp/small";
+    script(
+        job,
+        prepare,
+        "gcc -O2 /tmp/program.c -o /tmp/program; /tmp/program; cksum </tmp/program",
+    )
+}
+
+/// With this status a script says that the image has not what it needs.
+const ABSENT: i32 = 69;
+
 /// Prepare with one script, which also brings into memory what the other needs, and measure
 /// that; `$N` is the amount. What it prints is its result.
 fn script(job: &Job<'_>, prepare: &str, work: &str) -> Result<()> {
@@ -83,7 +115,8 @@ fn script(job: &Job<'_>, prepare: &str, work: &str) -> Result<()> {
         unsupported(format!("no Debian at {}: {error}", job.request.root.display()))
     })?;
     let bash = |script: &str| -> Result<Command> {
-        let arguments = ["-e".to_owned(), "-c".into(), format!("N={}; {script}", job.amount)];
+        let arguments =
+            ["-e".to_owned(), "-c".into(), format!("N={} ABSENT={ABSENT}; {script}", job.amount)];
         let mut bash = command("/bin/bash", &arguments);
         root.enter(&mut bash);
         bash.stdin(Stdio::null());
@@ -98,6 +131,9 @@ fn output(mut command: Command) -> Result<Vec<u8>> {
     let output = command.output()?;
     if output.status.success() {
         return Ok(output.stdout);
+    }
+    if output.status.code() == Some(ABSENT) {
+        return Err(unsupported("not on this disk image"));
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Error::other(format!("{}: {}", output.status, said.trim_end())))

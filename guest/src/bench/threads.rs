@@ -12,8 +12,8 @@ pub(super) const WORKLOADS: [Workload; 6] = [
     Workload { name: "two-apart", group: "two", amount: 5_000_000, cpus: 2, run: apart },
     Workload { name: "two-atomic", group: "two", amount: 300_000, cpus: 2, run: atomic },
     Workload { name: "two-mutex", group: "two", amount: 100_000, cpus: 2, run: mutex },
-    Workload { name: "two-futex", group: "two", amount: 2_000, cpus: 2, run: futex },
-    Workload { name: "two-pipe", group: "two", amount: 2_000, cpus: 2, run: pipe },
+    Workload { name: "two-futex", group: "two", amount: 1_000, cpus: 2, run: futex },
+    Workload { name: "two-pipe", group: "two", amount: 1_000, cpus: 2, run: pipe },
     Workload { name: "two-page-fault", group: "two", amount: 8_000, cpus: 2, run: page_fault },
 ];
 
