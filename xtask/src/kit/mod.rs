@@ -13,19 +13,20 @@
 //!                           and /check.sh, which shows that they work
 //! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
-//! .kit/uml/linux            Debian's User-Mode Linux, once a benchmark has asked for it
-//! .kit/disk/                what is on disk.img, for programs of the host, likewise
+//! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
+//! .kit/bench/compiler/      what is on it, for programs of the host
+//! .kit/bench/linux          Debian's User-Mode Linux
 //! .kit/apt/                 package lists and downloads, ours alone
 //! ```
 
 mod apt;
+mod bench;
 pub(crate) mod cpio;
 mod disk;
 mod initramfs;
 mod lab;
 mod modules;
 mod program;
-mod user_mode;
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
@@ -58,11 +59,6 @@ pub(crate) struct GuestArgs {
 }
 
 impl GuestArgs {
-    /// What Debian's programs need.
-    pub(crate) fn with_disk() -> Self {
-        Self { disk: true, ..Self::default() }
-    }
-
     /// What tests need: everything.
     pub(crate) fn everything() -> Self {
         Self { full: true, disk: true, ..Self::default() }
@@ -199,7 +195,7 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
         initramfs::build(&kit.full_initramfs(), &kit.full_kernel().modules(), &kit)?;
     }
     if args.disk {
-        disk::build(&kit, args.refresh)?;
+        disk::build(&kit, &disk::COMMON, &kit.disk(), args.refresh)?;
     }
     eprintln!("kit: ready in {}", kit.folder.display());
     Ok(kit)

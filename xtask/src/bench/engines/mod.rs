@@ -85,14 +85,14 @@ struct Workload {
 }
 
 pub(super) fn run(args: &EnginesArgs) -> Result<()> {
-    let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
+    let kit = kit::prepare(&kit::GuestArgs::default())?;
     let workloads = chosen(session::list(&kit)?, &args.only)?;
     if args.list {
         workloads.iter().for_each(|w| println!("{:16} {:10} {} vCPU", w.name, w.group, w.cpus));
         return Ok(());
     }
     let (engines, mut troubles) = ready(&kit, &args.engines);
-    let place = place(&kit, args, &engines)?;
+    let place = place(&kit, args, &engines, &workloads, &mut troubles)?;
     let sessions = measure(&kit, args, &engines, &workloads, &place, &mut troubles);
     let report = Report::new(args.runs, args.scale, &engines, &workloads, &sessions, troubles);
     let picture = workspace::target().join("bench-engines.svg");
@@ -132,19 +132,37 @@ fn ready(kit: &Kit, asked: &[Engine]) -> (Vec<Engine>, Vec<String>) {
         match found {
             Ok(()) => engines.push(engine),
             Err(error) => {
-                eprintln!("{}: LEFT OUT: {error:#}", engine.name());
-                troubles.push(format!("{}: left out: {error:#}", engine.name()));
+                heard(&mut troubles, format!("{}: left out: {error:#}", engine.name()));
             }
         }
     }
     (engines, troubles)
 }
 
-fn place(kit: &Kit, args: &EnginesArgs, engines: &[Engine]) -> Result<Place> {
+/// At once, and again below the table.
+fn heard(troubles: &mut Vec<String>, trouble: String) {
+    eprintln!("! {trouble}");
+    troubles.push(trouble);
+}
+
+fn place(
+    kit: &Kit,
+    args: &EnginesArgs,
+    engines: &[Engine],
+    workloads: &[Workload],
+    troubles: &mut Vec<String>,
+) -> Result<Place> {
     let scratch = workspace::target().join("bench-engines.raw");
     write_scratch(&scratch)?;
-    let root = if engines.contains(&Engine::Native) { kit.disk_folder()? } else { PathBuf::new() };
-    Ok(Place { root, scratch, scale: args.scale, limit: Duration::from_secs(args.limit) })
+    let limit = Duration::from_secs(args.limit);
+    let mut place = Place { disk: None, root: None, scratch, scale: args.scale, limit };
+    if workloads.iter().any(|workload| workload.group == "programs") {
+        let is_native = engines.contains(&Engine::Native);
+        if let Err(error) = place.add_programs(kit, is_native) {
+            heard(troubles, format!("programs: left out: {error:#}"));
+        }
+    }
+    Ok(place)
 }
 
 /// As the guest program has it: as much to read, and as much to write after that.
@@ -188,10 +206,7 @@ fn measure(
                 }
                 let session = session::run(kit, engine, cpus, &names, place);
                 eprintln!("run {} of {}: {}", run + 1, args.runs, session.summary());
-                for trouble in session.troubles() {
-                    eprintln!("  {trouble}");
-                    troubles.push(trouble);
-                }
+                session.troubles().into_iter().for_each(|trouble| heard(troubles, trouble));
                 sessions.push(session);
             }
         }

@@ -4,19 +4,32 @@ use super::{Engine, Workload};
 use crate::kit::Kit;
 use crate::machine::{Event, Guest, Next, Running};
 use anyhow::{Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 /// Where and how much.
 pub(super) struct Place {
-    /// Debian's programs, for ordinary processes.
-    pub(super) root: PathBuf,
+    /// An image with Debian's programs.
+    pub(super) disk: Option<PathBuf>,
+    /// What is on it, for ordinary processes.
+    pub(super) root: Option<PathBuf>,
     /// A disk to read and write.
     pub(super) scratch: PathBuf,
     /// Percent.
     pub(super) scale: u64,
     pub(super) limit: Duration,
+}
+
+impl Place {
+    pub(super) fn add_programs(&mut self, kit: &Kit, is_native: bool) -> Result<()> {
+        let disk = kit.compiler_disk()?;
+        if is_native {
+            self.root = Some(kit.unpacked_disk(&disk)?);
+        }
+        self.disk = Some(disk);
+        Ok(())
+    }
 }
 
 /// One workload, done once.
@@ -117,20 +130,25 @@ impl Session {
         let Some(vmm) = self.engine.vmm() else {
             let mut command = Command::new(kit.guest_program());
             command.arg(work).arg(format!("scale={}", place.scale));
-            command.arg(format!("root={}", place.root.display()));
+            let root = place.root.as_deref().unwrap_or(Path::new("/nowhere"));
+            command.arg(format!("root={}", root.display()));
             command.arg(format!("scratch={}", place.scratch.display()));
             return Running::start("native", command);
         };
-        let [root, scratch] = match self.engine {
+        let [scratch, root] = match self.engine {
             Engine::Uml => ["/dev/ubda", "/dev/ubdb"],
             _ => ["/dev/vda", "/dev/vdb"],
         };
+        let root = if place.disk.is_some() { root } else { "/nowhere" };
         let words = format!(
             "quiet fathom.run={work} fathom.scale={} fathom.root={root} fathom.scratch={scratch}",
             place.scale
         );
-        let guest = Guest::new(kit, &words).cpus(self.cpus);
-        guest.disk(&kit.disk()).writable_disk(&place.scratch).start(vmm)
+        let mut guest = Guest::new(kit, &words).cpus(self.cpus).writable_disk(&place.scratch);
+        if let Some(disk) = &place.disk {
+            guest = guest.disk(disk);
+        }
+        guest.start(vmm)
     }
 
     fn notice(&mut self, event: Event, begun: &mut Option<Event>) {
