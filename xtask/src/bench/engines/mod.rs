@@ -18,7 +18,7 @@ use serde::Serialize;
 use session::{Place, Session};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 #[derive(clap::Args)]
