@@ -46,6 +46,8 @@ pub(crate) struct Guest {
     cmdline: String,
     cpus: u64,
     disks: Vec<Disk>,
+    /// A QEMU other than the kit's.
+    qemu: Option<PathBuf>,
     /// For Fathom only: the VM's name and the report to write.
     named: Option<(String, PathBuf)>,
 }
@@ -84,6 +86,7 @@ impl Guest {
             cmdline,
             cpus: 1,
             disks: Vec::new(),
+            qemu: None,
             named: None,
         }
     }
@@ -107,6 +110,10 @@ impl Guest {
         self
     }
 
+    pub(crate) fn qemu_program(self, program: Option<PathBuf>) -> Self {
+        Self { qemu: program, ..self }
+    }
+
     pub(crate) fn named(self, name: &str, report: &Path) -> Self {
         Self { named: Some((name.to_owned(), report.to_owned())), ..self }
     }
@@ -116,7 +123,7 @@ impl Guest {
         let command = match vmm {
             Vmm::Fathom => self.fathom("translate"),
             Vmm::FathomKvm => self.fathom("kvm"),
-            Vmm::Qemu => self.qemu(&QEMU_TCG, &known_clock_rate())?,
+            Vmm::Qemu => self.qemu(&QEMU_TCG, &clock_words(self.cpus))?,
             Vmm::QemuKvm => self.qemu(&QEMU_KVM, "")?,
             Vmm::UserMode => self.user_mode()?,
         };
@@ -141,7 +148,10 @@ impl Guest {
 
     /// `words` are for the guest's kernel.
     fn qemu(&self, machine: &[&str], words: &str) -> Result<Command> {
-        let mut command = Kit::open()?.qemu()?.command();
+        let mut command = match &self.qemu {
+            Some(program) => Command::new(program),
+            None => Kit::open()?.qemu()?.command(),
+        };
         command.args(machine).args(["-m", &MEMORY_MIB.to_string()]);
         command.args(["-smp", &self.cpus.to_string()]);
         command.args(["-nodefaults", "-no-user-config"]);
@@ -175,6 +185,14 @@ impl Guest {
         command.args(words).arg("fathom.modules=none");
         Ok(command)
     }
+}
+
+/// What the guest of QEMU's translator must be told of its clock. Of several processors' counters
+/// Linux finds there that they differ, which they do not, and takes its ticks for a clock, which
+/// come late or never on a busy host.
+fn clock_words(cpus: u64) -> String {
+    let reliable = if cpus > 1 { " tsc=reliable" } else { "" };
+    known_clock_rate() + reliable
 }
 
 /// QEMU's microvm without KVM has only the PIT for its guest to measure the time-stamp counter

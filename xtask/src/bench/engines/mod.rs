@@ -18,7 +18,7 @@ use serde::Serialize;
 use session::{Place, Session};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(clap::Args)]
@@ -38,6 +38,9 @@ pub(crate) struct EnginesArgs {
     /// Give up an engine's run after so many seconds
     #[arg(long, default_value_t = 900, value_name = "SECONDS")]
     limit: u64,
+    /// Another QEMU than the host's or, where it has none, Debian's
+    #[arg(long, value_name = "PROGRAM")]
+    qemu: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -91,7 +94,7 @@ pub(super) fn run(args: &EnginesArgs) -> Result<()> {
         workloads.iter().for_each(|w| println!("{:16} {:10} {} vCPU", w.name, w.group, w.cpus));
         return Ok(());
     }
-    let (engines, mut troubles) = ready(&kit, &args.engines);
+    let (engines, mut troubles) = ready(&kit, args);
     let place = place(&kit, args, &engines, &workloads, &mut troubles)?;
     let sessions = measure(&kit, args, &engines, &workloads, &place, &mut troubles);
     let report = Report::new(args.runs, args.scale, &engines, &workloads, &sessions, troubles);
@@ -120,12 +123,13 @@ fn chosen(all: Vec<Workload>, only: &[String]) -> Result<Vec<Workload>> {
 }
 
 /// The engines that can be had, and why not the others.
-fn ready(kit: &Kit, asked: &[Engine]) -> (Vec<Engine>, Vec<String>) {
+fn ready(kit: &Kit, args: &EnginesArgs) -> (Vec<Engine>, Vec<String>) {
     let (mut engines, mut troubles) = (Vec::new(), Vec::new());
-    for &engine in asked {
+    for &engine in &args.engines {
         let found = match engine {
             Engine::Native => Ok(()),
             Engine::Fathom => build_fathom(),
+            Engine::Qemu if args.qemu.is_some() => Ok(()),
             Engine::Qemu => kit.qemu().map(drop),
             Engine::Uml => kit.user_mode_linux().map(drop),
         };
@@ -155,7 +159,8 @@ fn place(
     let scratch = workspace::target().join("bench-engines.raw");
     write_scratch(&scratch)?;
     let limit = Duration::from_secs(args.limit);
-    let mut place = Place { disk: None, root: None, scratch, scale: args.scale, limit };
+    let (scale, qemu) = (args.scale, args.qemu.clone());
+    let mut place = Place { disk: None, root: None, scratch, scale, limit, qemu };
     if workloads.iter().any(|workload| workload.group == "programs") {
         let is_native = engines.contains(&Engine::Native);
         if let Err(error) = place.add_programs(kit, is_native) {

@@ -19,6 +19,8 @@ pub(super) struct Place {
     /// Percent.
     pub(super) scale: u64,
     pub(super) limit: Duration,
+    /// A QEMU other than the kit's.
+    pub(super) qemu: Option<PathBuf>,
 }
 
 impl Place {
@@ -144,7 +146,8 @@ impl Session {
             "quiet fathom.run={work} fathom.scale={} fathom.root={root} fathom.scratch={scratch}",
             place.scale
         );
-        let mut guest = Guest::new(kit, &words).cpus(self.cpus).writable_disk(&place.scratch);
+        let guest = Guest::new(kit, &words).cpus(self.cpus).qemu_program(place.qemu.clone());
+        let mut guest = guest.writable_disk(&place.scratch);
         if let Some(disk) = &place.disk {
             guest = guest.disk(disk);
         }
