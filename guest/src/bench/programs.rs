@@ -11,7 +11,7 @@ pub(super) const WORKLOADS: [Workload; 6] = [
     Workload { name: "python3", group: "programs", amount: 10_000, cpus: 1, run: python3 },
     Workload { name: "python3-start", group: "programs", amount: 1, cpus: 1, run: python3_start },
     Workload { name: "shell", group: "programs", amount: 20, cpus: 1, run: shell },
-    Workload { name: "gcc", group: "programs", amount: 40, cpus: 1, run: gcc },
+    Workload { name: "gcc", group: "programs", amount: 10, cpus: 1, run: gcc },
 ];
 
 /// Amount: lines of numbers to compress.

@@ -56,6 +56,12 @@ impl Kit {
         Ok(folder)
     }
 
+    /// All of the above is made anew when next asked for.
+    pub(super) fn forget_bench(&self) -> Result<()> {
+        let folder = self.bench_folder()?;
+        fs::remove_dir_all(&folder).with_context(|| format!("delete {}", folder.display()))
+    }
+
     fn bench_folder(&self) -> Result<PathBuf> {
         let folder = self.folder().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;

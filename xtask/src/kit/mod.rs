@@ -194,6 +194,9 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
     if kit.full_kernel().image().is_file() {
         initramfs::build(&kit.full_initramfs(), &kit.full_kernel().modules(), &kit)?;
     }
+    if args.refresh {
+        kit.forget_bench()?;
+    }
     if args.disk {
         disk::build(&kit, &disk::COMMON, &kit.disk(), args.refresh)?;
     }

@@ -18,6 +18,8 @@ const COLOURS: [RGBColor; 4] =
 const WIDTH: u32 = 900;
 const ROW_HEIGHT: u32 = 19;
 const MARGINS: u32 = 130;
+/// Rows above the first, for the legend.
+const LEGEND_ROWS: u32 = 4;
 
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, RangedCoordf64>>;
 type Drawn = Result<(), Box<dyn Error>>;
@@ -27,7 +29,7 @@ pub(super) fn draw(file: &Path, report: &Report) -> Result<()> {
 }
 
 fn render(file: &Path, report: &Report) -> Drawn {
-    let size = (WIDTH, MARGINS + ROW_HEIGHT * report.rows.len() as u32);
+    let size = (WIDTH, MARGINS + ROW_HEIGHT * (report.rows.len() as u32 + LEGEND_ROWS));
     let root = SVGBackend::new(file, size).into_drawing_area();
     root.fill(&WHITE)?;
     let first = report.engines.first().copied().unwrap_or_default();
@@ -37,7 +39,10 @@ fn render(file: &Path, report: &Report) -> Drawn {
         .margin_right(28)
         .x_label_area_size(40)
         .y_label_area_size(130)
-        .build_cartesian_2d(bounds(report).log_scale(), 0.0..report.rows.len() as f64)?;
+        .build_cartesian_2d(
+            bounds(report).log_scale(),
+            0.0..report.rows.len() as f64 + f64::from(LEGEND_ROWS),
+        )?;
     chart
         .configure_mesh()
         .disable_y_mesh()

@@ -38,6 +38,21 @@ struct Cell {
     host_seconds: Vec<f64>,
 }
 
+/// Runs whose longest took so many times the shortest say little.
+const SPREAD_MAX: f64 = 1.5;
+
+impl Cell {
+    fn is_unsteady(&self) -> bool {
+        let longest = self.seconds.iter().copied().fold(0.0, f64::max);
+        let shortest = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+        longest > SPREAD_MAX * shortest
+    }
+
+    fn mark(&self) -> &'static str {
+        if self.is_unsteady() { "~" } else { " " }
+    }
+}
+
 /// What is asked of Fathom, times native: a group's geometric mean, or one workload.
 const TARGETS: [(&str, f64); 5] = [
     ("integer", 1.8),
@@ -89,13 +104,15 @@ impl Report {
     fn head(&self) -> String {
         let (first, others) = self.engines.split_first().unwrap_or((&"", &[]));
         let mut head = format!(
-            "median of {} runs, {} % of the work; times {first}, geometric means beside groups\n",
+            "median of {} runs, {} % of the work; times {first}, geometric means beside groups\n\
+             ~ where the longest run took over {SPREAD_MAX} times the shortest\n",
             self.runs, self.scale_percent
         );
-        let _ = write!(head, "{:18}{:>12}", "", format!("{first}, ms"));
+        let _ = write!(head, "{:18}{:>11} ", "", format!("{first}, ms"));
         for engine in others {
-            let _ = write!(head, "{engine:>10}");
+            let _ = write!(head, "{engine:>9} ");
         }
+        head.truncate(head.trim_end().len());
         head + "\n"
     }
 
@@ -103,12 +120,14 @@ impl Report {
         let mut line = format!("  {:16}", row.workload.name);
         for (number, engine) in self.engines.iter().enumerate() {
             let cell = row.engines.get(engine);
+            let mark = cell.map_or(" ", Cell::mark);
             let _ = match (number, cell) {
-                (0, Some(cell)) => write!(line, "{:12.2}", cell.median_seconds * 1e3),
-                (0, None) => write!(line, "{:>12}", "-"),
-                (_, cell) => write!(line, "{:>10}", times(cell.and_then(|cell| cell.ratio))),
+                (0, Some(cell)) => write!(line, "{:11.2}{mark}", cell.median_seconds * 1e3),
+                (0, None) => write!(line, "{:>11} ", "-"),
+                (_, cell) => write!(line, "{:>9}{mark}", times(cell.and_then(|cell| cell.ratio))),
             };
         }
+        line.truncate(line.trim_end().len());
         line + if row.same_result { "\n" } else { "  <- RESULTS DIFFER\n" }
     }
 
@@ -118,8 +137,9 @@ impl Report {
         for engine in self.engines.iter().skip(1) {
             let rows = self.rows.iter().filter(|row| chosen(row));
             let mean = geometric_mean(rows.filter_map(|row| row.ratio(engine)));
-            let _ = write!(line, "{:>10}", times(mean));
+            let _ = write!(line, "{:>9} ", times(mean));
         }
+        line.truncate(line.trim_end().len());
         line + "\n"
     }
 
@@ -236,6 +256,16 @@ pub(super) mod tests {
         let table = report().table();
         let line = |start: &str| table.lines().find(|line| line.trim_start().starts_with(start));
         assert!(line("x87").is_some_and(|line| line.ends_with("<- RESULTS DIFFER")), "{table}");
+        assert_eq!(
+            line("alu"),
+            Some("  alu                 1100.00      1.82      7.27"),
+            "{table}"
+        );
+        assert_eq!(
+            line("integer"),
+            Some("integer                            0.95      1.91"),
+            "{table}"
+        );
         assert_eq!(line("fathom is"), Some("fathom is 2.00 times as fast as qemu tcg"), "{table}");
         assert_eq!(line("float: 9.00"), Some("float: 9.00 (at most 1.3)  <- more"), "{table}");
         assert!(line("! uml").is_some_and(|line| line.ends_with("left out")), "{table}");
