@@ -2,6 +2,7 @@
 //! says.
 
 use crate::command::run;
+use crate::kit::lab::Qemu;
 use crate::kit::{Kernel, Kit};
 use crate::workspace;
 use anyhow::{Context, Result, bail};
@@ -47,7 +48,7 @@ pub(crate) struct Guest {
     cpus: u64,
     disks: Vec<Disk>,
     /// A QEMU other than the kit's.
-    qemu: Option<PathBuf>,
+    qemu: Option<Qemu>,
     /// For Fathom only: the VM's name and the report to write.
     named: Option<(String, PathBuf)>,
 }
@@ -110,8 +111,8 @@ impl Guest {
         self
     }
 
-    pub(crate) fn qemu_program(self, program: Option<PathBuf>) -> Self {
-        Self { qemu: program, ..self }
+    pub(crate) fn qemu_program(self, qemu: Option<Qemu>) -> Self {
+        Self { qemu, ..self }
     }
 
     pub(crate) fn named(self, name: &str, report: &Path) -> Self {
@@ -149,7 +150,7 @@ impl Guest {
     /// `words` are for the guest's kernel.
     fn qemu(&self, machine: &[&str], words: &str) -> Result<Command> {
         let mut command = match &self.qemu {
-            Some(program) => Command::new(program),
+            Some(qemu) => qemu.command(),
             None => Kit::open()?.qemu()?.command(),
         };
         command.args(machine).args(["-m", &MEMORY_MIB.to_string()]);

@@ -62,7 +62,7 @@ impl Kit {
         fs::remove_dir_all(&folder).with_context(|| format!("delete {}", folder.display()))
     }
 
-    fn bench_folder(&self) -> Result<PathBuf> {
+    pub(super) fn bench_folder(&self) -> Result<PathBuf> {
         let folder = self.folder().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         Ok(folder)

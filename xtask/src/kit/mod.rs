@@ -16,6 +16,7 @@
 //! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
 //! .kit/bench/compiler/      what is on it, for programs of the host
 //! .kit/bench/linux          Debian's User-Mode Linux
+//! .kit/bench/qemu-backports/  QEMU of Debian's backports, with all that it needs
 //! .kit/apt/                 package lists and downloads, ours alone
 //! ```
 
@@ -24,7 +25,7 @@ mod bench;
 pub(crate) mod cpio;
 mod disk;
 mod initramfs;
-mod lab;
+pub(crate) mod lab;
 mod modules;
 mod program;
 

@@ -8,6 +8,7 @@
 mod plot;
 mod report;
 mod session;
+mod versions;
 
 use crate::kit::{self, Kit};
 use crate::machine::{Vmm, build_fathom};
@@ -26,7 +27,7 @@ pub(crate) struct EnginesArgs {
     /// Runs of each engine, by turns
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
-    /// Which engines; the first is what the others are compared to
+    /// Which engines (qemu-backports: the QEMU of Debian's backports, mostly newer); the first is what the others are compared to
     #[arg(long, value_delimiter = ',', default_value = "native,fathom,qemu,uml")]
     engines: Vec<Engine>,
     /// Only these workloads, or all of these groups
@@ -38,7 +39,7 @@ pub(crate) struct EnginesArgs {
     /// Give up an engine's run after so many seconds
     #[arg(long, default_value_t = 900, value_name = "SECONDS")]
     limit: u64,
-    /// Another QEMU than the host's or, where it has none, Debian's
+    /// For qemu, another than the host's or, where it has none, Debian's
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
     /// Print one JSON object instead of a table
@@ -55,12 +56,20 @@ enum Engine {
     Native,
     Fathom,
     Qemu,
+    /// Of Debian's backports
+    QemuBackports,
     Uml,
 }
 
 impl Engine {
     fn name(self) -> &'static str {
-        self.vmm().map_or("native", Vmm::name)
+        match self {
+            Self::Native => "native",
+            Self::Fathom => "fathom",
+            Self::Qemu => "qemu",
+            Self::QemuBackports => "qemu-bpo",
+            Self::Uml => "uml",
+        }
     }
 
     /// None: an ordinary process.
@@ -68,7 +77,7 @@ impl Engine {
         match self {
             Self::Native => None,
             Self::Fathom => Some(Vmm::Fathom),
-            Self::Qemu => Some(Vmm::Qemu),
+            Self::Qemu | Self::QemuBackports => Some(Vmm::Qemu),
             Self::Uml => Some(Vmm::UserMode),
         }
     }
@@ -97,7 +106,9 @@ pub(super) fn run(args: &EnginesArgs) -> Result<()> {
     let (engines, mut troubles) = ready(&kit, args);
     let place = place(&kit, args, &engines, &workloads, &mut troubles)?;
     let sessions = measure(&kit, args, &engines, &workloads, &place, &mut troubles);
-    let report = Report::new(args.runs, args.scale, &engines, &workloads, &sessions, troubles);
+    let versions = versions::of(&kit, args, &engines);
+    let report =
+        Report::new(args.runs, args.scale, &engines, versions, &workloads, &sessions, troubles);
     let picture = workspace::target().join("bench-engines.svg");
     plot::draw(&picture, &report)?;
     if args.json {
@@ -129,6 +140,7 @@ fn ready(kit: &Kit, args: &EnginesArgs) -> (Vec<Engine>, Vec<String>) {
         let found = match engine {
             Engine::Native => Ok(()),
             Engine::Fathom => build_fathom(),
+            Engine::QemuBackports => kit.backports_qemu().map(drop),
             Engine::Qemu if args.qemu.is_some() => Ok(()),
             Engine::Qemu => kit.qemu().map(drop),
             Engine::Uml => kit.user_mode_linux().map(drop),

@@ -130,7 +130,7 @@ mod tests {
         let file = folder.path().join("p.svg");
         draw(&file, &report()).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
-        for label in ["alu", "sort", "x87", "fathom", "qemu tcg", "times native"] {
+        for label in ["alu", "sort", "x87", "fathom", "qemu", "times native"] {
             assert!(text.contains(label), "{label}");
         }
         // Three ratios of Fathom, two of QEMU, one dot each in the legend.

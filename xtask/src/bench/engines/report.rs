@@ -13,6 +13,8 @@ pub(super) struct Report {
     scale_percent: u64,
     /// The first is what the others are compared to.
     pub(super) engines: Vec<&'static str>,
+    /// What the engines are, in their order.
+    versions: Vec<String>,
     pub(super) rows: Vec<Row>,
     /// What went wrong, or was not done.
     troubles: Vec<String>,
@@ -67,13 +69,14 @@ impl Report {
         runs: u64,
         scale_percent: u64,
         engines: &[Engine],
+        versions: Vec<String>,
         workloads: &[Workload],
         sessions: &[Session],
         troubles: Vec<String>,
     ) -> Self {
         let rows = workloads.iter().map(|workload| Row::new(workload, engines, sessions)).collect();
         let engines = engines.iter().map(|engine| engine.name()).collect();
-        Self { runs, scale_percent, engines, rows, troubles }
+        Self { runs, scale_percent, engines, versions, rows, troubles }
     }
 
     pub(super) fn wrong_results(&self) -> usize {
@@ -91,10 +94,13 @@ impl Report {
             table += &self.line(row);
         }
         table += &self.means("all", |_| true);
-        for (ours, other) in [("fathom", "qemu tcg"), ("fathom", "uml")] {
+        for (ours, other) in [("fathom", "qemu"), ("fathom", "qemu-bpo"), ("fathom", "uml")] {
             table += &self.duel(ours, other);
         }
         table += &self.targets();
+        for (engine, version) in self.engines.iter().zip(&self.versions) {
+            let _ = writeln!(table, "{engine}: {version}");
+        }
         for trouble in &self.troubles {
             let _ = writeln!(table, "! {}", trouble.lines().next().unwrap_or_default());
         }
@@ -239,15 +245,16 @@ pub(super) mod tests {
             session(Engine::Native, &[("alu", 1.1, "1")]),
         ];
         let engines = [Engine::Native, Engine::Fathom, Engine::Qemu];
-        Report::new(1, 100, &engines, &workloads, &sessions, vec!["uml: left out\nmore".into()])
+        let troubles = vec!["uml: left out\nmore".into()];
+        Report::new(1, 100, &engines, vec!["QEMU 1".into()], &workloads, &sessions, troubles)
     }
 
     #[test]
     fn medians_are_compared_to_the_first_engines() {
         let report = report();
         assert_eq!(report.rows[0].ratio("fathom"), Some(2.0 / 1.1));
-        assert_eq!(report.rows[1].ratio("qemu tcg"), Some(0.5));
-        assert_eq!(report.rows[2].ratio("qemu tcg"), None);
+        assert_eq!(report.rows[1].ratio("qemu"), Some(0.5));
+        assert_eq!(report.rows[2].ratio("qemu"), None);
         assert_eq!(report.wrong_results(), 1);
     }
 
@@ -266,7 +273,7 @@ pub(super) mod tests {
             Some("integer                            0.95      1.91"),
             "{table}"
         );
-        assert_eq!(line("fathom is"), Some("fathom is 2.00 times as fast as qemu tcg"), "{table}");
+        assert_eq!(line("fathom is"), Some("fathom is 2.00 times as fast as qemu"), "{table}");
         assert_eq!(line("float: 9.00"), Some("float: 9.00 (at most 1.3)  <- more"), "{table}");
         assert!(line("! uml").is_some_and(|line| line.ends_with("left out")), "{table}");
     }

@@ -2,6 +2,7 @@
 
 use super::{Engine, Workload};
 use crate::kit::Kit;
+use crate::kit::lab::Qemu;
 use crate::machine::{Event, Guest, Next, Running};
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -146,7 +147,12 @@ impl Session {
             "quiet fathom.run={work} fathom.scale={} fathom.root={root} fathom.scratch={scratch}",
             place.scale
         );
-        let guest = Guest::new(kit, &words).cpus(self.cpus).qemu_program(place.qemu.clone());
+        let qemu = match self.engine {
+            Engine::Qemu => place.qemu.clone().map(Qemu::Host),
+            Engine::QemuBackports => Some(kit.backports_qemu()?),
+            _ => None,
+        };
+        let guest = Guest::new(kit, &words).cpus(self.cpus).qemu_program(qemu);
         let mut guest = guest.writable_disk(&place.scratch);
         if let Some(disk) = &place.disk {
             guest = guest.disk(disk);
