@@ -37,9 +37,12 @@ impl Apt {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         fs::write(&sources, backports_sources(codename))
             .with_context(|| format!("write {}", sources.display()))?;
+        // What the host has installed need not be in these suites.
+        let nothing = nothing_installed(folder)?;
         let more = format!(
-            "Dir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
+            "Dir::State::status \"{}\";\nDir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
              APT::Default-Release \"{codename}-backports\";\n",
+            nothing.display(),
             sources.display()
         );
         Self::open_with(folder, &more)
@@ -78,8 +81,7 @@ impl Apt {
     /// The packages and all that they need on a machine that has nothing yet, without
     /// recommendations: apt's own choice, from a simulated installation.
     pub(crate) fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
-        let nothing = self.folder.join("nothing-installed");
-        fs::write(&nothing, "").with_context(|| format!("write {}", nothing.display()))?;
+        let nothing = nothing_installed(&self.folder)?;
         let mut get = self.get();
         get.arg("-o").arg(format!("Dir::State::status={}", nothing.display()));
         get.args(["--simulate", "--no-install-recommends", "install"]).args(packages);
@@ -192,6 +194,13 @@ fn configuration(folder: &Path) -> String {
          #clear Acquire::IndexTargets::deb::DEP-11;\n\
          #clear Acquire::IndexTargets::deb::DEP-11-icons;\n"
     )
+}
+
+/// The list of packages of a machine that has none.
+fn nothing_installed(folder: &Path) -> Result<PathBuf> {
+    let nothing = folder.join("nothing-installed");
+    fs::write(&nothing, "").with_context(|| format!("write {}", nothing.display()))?;
+    Ok(nothing)
 }
 
 fn debian_codename(os_release: &str) -> Option<&str> {
