@@ -3,6 +3,7 @@
 mod boot;
 mod engines;
 mod epoch;
+mod host;
 mod lab_boot;
 mod lab_measure;
 mod mips;

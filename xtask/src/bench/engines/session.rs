@@ -1,6 +1,7 @@
 //! One engine, started once, doing its workloads one after the other.
 
 use super::{Engine, Workload};
+use crate::bench::host::Others;
 use crate::kit::Kit;
 use crate::kit::lab::Qemu;
 use crate::machine::{Event, Guest, Next, Running};
@@ -50,6 +51,8 @@ pub(super) struct Session {
     pub(super) engine: Engine,
     cpus: u64,
     pub(super) measurements: Vec<Measurement>,
+    /// How many of the host's processors others kept busy meanwhile.
+    others: f64,
     /// What was not done, and why.
     notes: Vec<String>,
 }
@@ -59,6 +62,9 @@ const CLOCK_TOLERANCE: f64 = 0.05;
 const CLOCK_SLACK_SECONDS: f64 = 0.03;
 /// All times together, more exactly: what lines take is little beside them.
 const CLOCK_TOLERANCE_TOGETHER: f64 = 0.02;
+/// From here on others are in the way; two vCPUs that wait for each other by spinning, as Linux
+/// does, wait for whole time slices then.
+const OTHERS_MAX: f64 = 0.2;
 /// QEMU's microvm without KVM hangs now and then before it prints anything.
 const BOOT_TRIES: usize = 5;
 const BOOT_LONGEST: Duration = Duration::from_secs(40);
@@ -83,8 +89,14 @@ pub(super) fn list(kit: &Kit) -> Result<Vec<Workload>> {
 }
 
 pub(super) fn run(kit: &Kit, engine: Engine, cpus: u64, names: &[&str], place: &Place) -> Session {
-    let mut session = Session { engine, cpus, measurements: Vec::new(), notes: Vec::new() };
-    if let Err(error) = session.follow(kit, names, place) {
+    let mut session =
+        Session { engine, cpus, measurements: Vec::new(), others: 0.0, notes: Vec::new() };
+    let done = Others::from_now().and_then(|others| {
+        let done = session.follow(kit, names, place);
+        session.others = others.processors()?;
+        done
+    });
+    if let Err(error) = done {
         session.notes.push(format!("{error:#}"));
     }
     session
@@ -208,7 +220,10 @@ impl Session {
         let clocks = clocks.chain(together).map(|(name, guest, host)| {
             format!("{name}: {guest:.3} s by its clock, {host:.3} s by ours")
         });
-        let all = self.notes.iter().cloned().chain(clocks);
+        let busy = (self.others > OTHERS_MAX).then(|| {
+            format!("others kept {:.1} processors of this host busy meanwhile", self.others)
+        });
+        let all = self.notes.iter().cloned().chain(busy).chain(clocks);
         all.map(|what| format!("{}, {} vCPU: {what}", self.engine.name(), self.cpus)).collect()
     }
 }
@@ -229,7 +244,8 @@ pub(super) mod tests {
             host_seconds: seconds,
             checksum: checksum.into(),
         });
-        Session { engine, cpus: 1, measurements: measurements.collect(), notes: Vec::new() }
+        let measurements = measurements.collect();
+        Session { engine, cpus: 1, measurements, others: 0.0, notes: Vec::new() }
     }
 
     #[test]
