@@ -6,6 +6,7 @@ use crate::kit::lab::Qemu;
 use crate::kit::{Kernel, Kit};
 use crate::workspace;
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -128,7 +129,9 @@ impl Guest {
             Vmm::QemuKvm => self.qemu(&QEMU_KVM, "")?,
             Vmm::UserMode => self.user_mode()?,
         };
-        Running::start(vmm.name(), command)
+        let mut running = Running::start(vmm.name(), command)?;
+        running.has_processes = vmm == Vmm::UserMode;
+        Ok(running)
     }
 
     fn fathom(&self, engine: &str) -> Command {
@@ -177,6 +180,8 @@ impl Guest {
         command.arg(format!("mem={MEMORY_MIB}M"));
         command.arg(format!("initrd={}", self.initramfs.display()));
         command.args(["con=null", "con0=null,fd:1", "ssl=null"]);
+        let sockets = std::env::temp_dir().join("fathom-uml");
+        command.arg(format!("uml_dir={}", sockets.display()));
         for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
             let read_only = if *writable { "" } else { "r" };
             command.arg(format!("ubd{number}{read_only}={}", path.display()));
@@ -258,6 +263,8 @@ impl Event {
 pub(crate) struct Running {
     name: &'static str,
     child: Child,
+    /// Of its own, which it ends if it is asked to end and not if it is killed.
+    has_processes: bool,
     started: Instant,
     lines: Receiver<(Instant, String)>,
     errors: Receiver<(Instant, String)>,
@@ -284,7 +291,7 @@ impl Running {
         })?;
         let lines = read_lines(child.stdout.take().context("the guest has a console")?);
         let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
-        Ok(Self { name, child, started, lines, errors, console: Vec::new() })
+        Ok(Self { name, child, has_processes: false, started, lines, errors, console: Vec::new() })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -346,8 +353,25 @@ impl Running {
     }
 }
 
+/// One that was asked to end may take so long.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+impl Running {
+    fn ask_to_end(&mut self) {
+        let asked = Instant::now();
+        while let (Ok(None), true) = (self.child.try_wait(), asked.elapsed() < LAST_WORDS) {
+            // Still there and not waited for, so the number is no other process's.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.has_processes {
+            self.ask_to_end();
+        }
         // Ended already, or to be ended: either is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();

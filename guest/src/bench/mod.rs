@@ -101,8 +101,8 @@ impl Workload {
     }
 
     fn perform(&self, request: &Request) -> bool {
-        // As a guest of one processor has it.
-        if self.cpus == 1 {
+        // Processes share one, as in a guest that has one only. A thread alone may move.
+        if ["process", "programs"].contains(&self.group) {
             sys::stay_on_this_cpu();
         }
         let amount = (self.amount * request.scale_percent / 100).max(1);

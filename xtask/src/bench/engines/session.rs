@@ -206,7 +206,9 @@ impl Session {
 
     /// All together, by its clock and by ours.
     fn seconds(&self) -> (f64, f64) {
-        let sum = |time: fn(&Measurement) -> f64| self.measurements.iter().map(time).sum();
+        let sum = |time: fn(&Measurement) -> f64| {
+            self.measurements.iter().map(time).fold(0.0, |sum, seconds| sum + seconds)
+        };
         (sum(|m| m.seconds), sum(|m| m.host_seconds))
     }
 
