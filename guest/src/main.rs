@@ -9,13 +9,17 @@
 //! fathom.without=TEST,TEST   self-tests to leave out
 //! fathom.seconds=N           how long a phase lasts, 9 if not said
 //! fathom.file=MIB            the size of the file that `phases` reads
+//! fathom.scale=PERCENT        how much work `bench` does, 100 if not said
+//! fathom.root=DEVICE          a disk with Debian on it, /dev/vda if not said
+//! fathom.scratch=DEVICE       a disk that `bench` may overwrite, /dev/vdb if not said
 //! fathom.modules=none        load no modules
 //! fathom.end=poweroff|reboot|halt|panic|stay
 //! ip=dhcp, ip=CLIENT::..     an address for eth0, as the kernel has it
 //! ```
 //!
 //! Words with spaces are quoted as for the kernel: `"fathom.run=disk:/bin/ls -l /"`.
-//! Run by hand it takes the same works as arguments: `guest selftest`, `guest integer:100`.
+//! Run by hand it takes the same works as arguments: `guest selftest`, `guest integer:100`;
+//! a folder will do for a disk with Debian on it, and a file for one to overwrite.
 //!
 //! What it has to say it says in lines that begin with `@fathom `, one JSON object each:
 //!
@@ -25,6 +29,7 @@
 //!
 //! It is *not* a test of Linux: whatever fails here but not on the host is the machine's fault.
 
+mod bench;
 mod init;
 mod network;
 mod report;
@@ -42,7 +47,11 @@ fn main() -> ExitCode {
     }
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.is_empty() || words.iter().any(|word| word.starts_with('-')) {
-        eprintln!("usage: guest WORK[:ARGS]... [seconds=N] [file=MIB]\nworks: {}", work::NAMES);
+        eprintln!(
+            "usage: guest WORK[:ARGS]... [seconds=N] [file=MIB] [scale=PERCENT] [root=FOLDER] \
+             [scratch=FILE]\nworks: {}",
+            work::NAMES
+        );
         return ExitCode::from(2);
     }
     if work::run_all(&Request::from_arguments(&words)) {

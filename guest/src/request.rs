@@ -1,5 +1,6 @@
 //! What we are asked to do: the kernel's command line, or our own arguments.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How the machine ends when the work is done.
@@ -29,6 +30,12 @@ pub(crate) struct Request {
     pub(crate) phase: Duration,
     /// The size of the file that `phases` reads; none: as large as the disk allows.
     pub(crate) file_mib: u64,
+    /// How much work benchmarks do.
+    pub(crate) scale_percent: u64,
+    /// A disk, or a folder, with a root file system of Debian's.
+    pub(crate) root: PathBuf,
+    /// A disk, or a file, whose content nobody needs.
+    pub(crate) scratch: PathBuf,
     pub(crate) load_modules: bool,
     pub(crate) end: End,
 }
@@ -39,6 +46,9 @@ impl Default for Request {
             works: Vec::new(),
             phase: Duration::from_secs(9),
             file_mib: 40,
+            scale_percent: 100,
+            root: "/dev/vda".into(),
+            scratch: "/dev/vdb".into(),
             load_modules: true,
             end: End::default(),
         }
@@ -63,7 +73,9 @@ impl Request {
         let mut request = Self::default();
         for word in arguments {
             match word.split_once('=') {
-                Some((key @ ("seconds" | "file"), value)) => request.set(key, value),
+                Some((key @ ("seconds" | "file" | "scale" | "root" | "scratch"), value)) => {
+                    request.set(key, value);
+                }
                 _ => request.set("run", word),
             }
         }
@@ -75,6 +87,9 @@ impl Request {
             "run" => self.works.push(Work::parse(value)),
             "seconds" => self.phase = value.parse().map_or(self.phase, Duration::from_secs),
             "file" => self.file_mib = value.parse().unwrap_or(self.file_mib),
+            "scale" => self.scale_percent = value.parse().unwrap_or(self.scale_percent),
+            "root" => self.root = value.into(),
+            "scratch" => self.scratch = value.into(),
             "modules" => self.load_modules = value != "none",
             "end" => self.end = end(value),
             _ => {}

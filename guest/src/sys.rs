@@ -67,6 +67,40 @@ pub(crate) fn pin_to_cpu(cpu: u64) {
     unsafe { libc::sched_setaffinity(0, size_of_val(&set), set.as_ptr().cast()) };
 }
 
+/// Keep the calling thread on the processor that it runs on.
+pub(crate) fn stay_on_this_cpu() {
+    // SAFETY: takes nothing and returns a number.
+    let cpu = unsafe { libc::sched_getcpu() };
+    pin_to_cpu(u64::from(cpu.unsigned_abs()));
+}
+
+pub(crate) fn go_on_any_cpu() {
+    let set = [u64::MAX; 16];
+    // SAFETY: `set` is a processor mask of the size given.
+    unsafe { libc::sched_setaffinity(0, size_of_val(&set), set.as_ptr().cast()) };
+}
+
+/// Wait until a terminal has sent what was written; anything else has already.
+pub(crate) fn drain_output() {
+    // SAFETY: takes a descriptor's number and touches no memory of ours.
+    unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
+}
+
+/// Mounts that only this process and its children see, also for a user who may not mount else.
+pub(crate) fn own_mounts() -> Result<()> {
+    // SAFETY: both take nothing and cannot fail.
+    let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let namespaces = if user == 0 { 0 } else { libc::CLONE_NEWUSER } | libc::CLONE_NEWNS;
+    // SAFETY: touches no memory of ours; files stay open.
+    done(unsafe { libc::unshare(namespaces) }.into())?;
+    if user != 0 {
+        std::fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))?;
+    }
+    mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE)
+}
+
 /// Anonymous memory, page-aligned, unmapped when dropped.
 pub(crate) struct Mapping {
     address: *mut u8,

@@ -56,3 +56,27 @@ fn unknown_work_is_told_and_fails() {
     assert!(text.contains("\"event\":\"unknown\""));
     assert_eq!(guest(&[]).0.status.code(), Some(2));
 }
+
+/// The names and checksums of all workloads, done in a hundredth of their size.
+fn checksums(scratch: &str) -> Vec<String> {
+    let scratch = format!("scratch={scratch}");
+    let (output, text) = guest(&["bench:one,two", "scale=1", "root=/nowhere", &scratch]);
+    assert!(output.status.success(), "{output:?}");
+    let ends = text.lines().filter(|line| line.contains("\"state\":\"end\""));
+    ends.map(|line| line.split(',').filter(|field| !is_time(field)).collect()).collect()
+}
+
+fn is_time(field: &str) -> bool {
+    field.contains("nanoseconds") || field.contains("uptime_ms")
+}
+
+#[test]
+fn benchmarks_give_the_same_results_every_time() {
+    let scratch = std::env::temp_dir().join(format!("fathom-scratch-{}", std::process::id()));
+    std::fs::write(&scratch, vec![7; 1 << 20]).unwrap();
+    let path = scratch.to_string_lossy();
+    let first = checksums(&path);
+    assert!(first.len() > 25, "{first:#?}");
+    assert_eq!(first, checksums(&path));
+    std::fs::remove_file(&scratch).unwrap();
+}

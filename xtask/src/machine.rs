@@ -1,9 +1,12 @@
-//! Running a guest of the kit in Fathom or in QEMU, and reading what its program says.
+//! Running a guest of the kit in Fathom, QEMU or User-Mode Linux, and reading what its program
+//! says.
 
 use crate::command::run;
+use crate::kit::lab::Qemu;
 use crate::kit::{Kernel, Kit};
 use crate::workspace;
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -22,6 +25,8 @@ pub(crate) enum Vmm {
     FathomKvm,
     /// Debian's QEMU with KVM
     QemuKvm,
+    /// Debian's User-Mode Linux, which brings its own kernel and is no machine at all
+    UserMode,
 }
 
 impl Vmm {
@@ -31,6 +36,7 @@ impl Vmm {
             Self::Qemu => "qemu tcg",
             Self::FathomKvm => "fathom kvm",
             Self::QemuKvm => "qemu kvm",
+            Self::UserMode => "uml",
         }
     }
 }
@@ -40,9 +46,17 @@ pub(crate) struct Guest {
     kernel: PathBuf,
     initramfs: PathBuf,
     cmdline: String,
-    disk: Option<PathBuf>,
+    cpus: u64,
+    disks: Vec<Disk>,
+    /// A QEMU other than the kit's.
+    qemu: Option<Qemu>,
     /// For Fathom only: the VM's name and the report to write.
     named: Option<(String, PathBuf)>,
+}
+
+struct Disk {
+    path: PathBuf,
+    writable: bool,
 }
 
 /// Guests of benchmarks and demo have so much memory.
@@ -60,7 +74,7 @@ const QEMU_KVM: [&str; 6] = [
     "host",
 ];
 
-/// One processor, a serial console, a reboot that ends the VMM.
+/// A serial console, a reboot that ends the VMM.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t";
 
 impl Guest {
@@ -72,14 +86,34 @@ impl Guest {
             kernel: kernel.image(),
             initramfs: kit.initramfs(),
             cmdline,
-            disk: None,
+            cpus: 1,
+            disks: Vec::new(),
+            qemu: None,
             named: None,
         }
     }
 
+    pub(crate) fn cpus(self, cpus: u64) -> Self {
+        Self { cpus, ..self }
+    }
+
     /// A raw disk, read only.
     pub(crate) fn disk(self, path: &Path) -> Self {
-        Self { disk: Some(path.to_owned()), ..self }
+        self.with_disk(path, false)
+    }
+
+    /// A raw disk that the guest may write to.
+    pub(crate) fn writable_disk(self, path: &Path) -> Self {
+        self.with_disk(path, true)
+    }
+
+    fn with_disk(mut self, path: &Path, writable: bool) -> Self {
+        self.disks.push(Disk { path: path.to_owned(), writable });
+        self
+    }
+
+    pub(crate) fn qemu_program(self, qemu: Option<Qemu>) -> Self {
+        Self { qemu, ..self }
     }
 
     pub(crate) fn named(self, name: &str, report: &Path) -> Self {
@@ -88,20 +122,16 @@ impl Guest {
 
     /// Start it. The console is read in the background from now on.
     pub(crate) fn start(&self, vmm: Vmm) -> Result<Running> {
-        let mut command = match vmm {
+        let command = match vmm {
             Vmm::Fathom => self.fathom("translate"),
             Vmm::FathomKvm => self.fathom("kvm"),
-            Vmm::Qemu => self.qemu(&QEMU_TCG, &known_clock_rate())?,
+            Vmm::Qemu => self.qemu(&QEMU_TCG, &clock_words(self.cpus))?,
             Vmm::QemuKvm => self.qemu(&QEMU_KVM, "")?,
+            Vmm::UserMode => self.user_mode()?,
         };
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let started = Instant::now();
-        let mut child = command.spawn().with_context(|| {
-            format!("start {}: is it built?", command.get_program().to_string_lossy())
-        })?;
-        let lines = read_lines(child.stdout.take().context("the guest has a console")?);
-        let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
-        Ok(Running { vmm, child, started, lines, errors, console: Vec::new() })
+        let mut running = Running::start(vmm.name(), command)?;
+        running.has_processes = vmm == Vmm::UserMode;
+        Ok(running)
     }
 
     fn fathom(&self, engine: &str) -> Command {
@@ -109,8 +139,10 @@ impl Guest {
         command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initramfs);
         command.args(["--cmdline", &self.cmdline, "--engine", engine]);
         command.args(["--memory", &format!("{MEMORY_MIB}M")]);
-        if let Some(disk) = &self.disk {
-            command.arg("--disk").arg(format!("{},ro", disk.display()));
+        command.args(["--cpus", &self.cpus.to_string()]);
+        for Disk { path, writable } in &self.disks {
+            let read_only = if *writable { "" } else { ",ro" };
+            command.arg("--disk").arg(format!("{}{read_only}", path.display()));
         }
         if let Some((name, report)) = &self.named {
             command.args(["--name", name]).arg("--report").arg(report);
@@ -120,18 +152,53 @@ impl Guest {
 
     /// `words` are for the guest's kernel.
     fn qemu(&self, machine: &[&str], words: &str) -> Result<Command> {
-        let mut command = Kit::open()?.qemu()?.command();
+        let mut command = match &self.qemu {
+            Some(qemu) => qemu.command(),
+            None => Kit::open()?.qemu()?.command(),
+        };
         command.args(machine).args(["-m", &MEMORY_MIB.to_string()]);
+        command.args(["-smp", &self.cpus.to_string()]);
         command.args(["-nodefaults", "-no-user-config"]);
         command.args(["-nographic", "-serial", "stdio", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         command.args(["-append", &format!("{}{words}", self.cmdline)]);
-        if let Some(disk) = &self.disk {
-            let drive = format!("id=d,file={},format=raw,if=none,readonly=on", disk.display());
-            command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=d"]);
+        for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
+            let read_only = if *writable { "off" } else { "on" };
+            let drive = format!(
+                "id=d{number},file={},format=raw,if=none,readonly={read_only}",
+                path.display()
+            );
+            command.args(["-drive", &drive]);
+            command.args(["-device", &format!("virtio-blk-device,drive=d{number}")]);
         }
         Ok(command)
     }
+
+    /// A kernel that is a process, with processes of the host as its own.
+    fn user_mode(&self) -> Result<Command> {
+        let mut command = Command::new(Kit::open()?.user_mode_linux()?);
+        command.arg(format!("mem={MEMORY_MIB}M"));
+        command.arg(format!("initrd={}", self.initramfs.display()));
+        command.args(["con=null", "con0=null,fd:1", "ssl=null"]);
+        let sockets = std::env::temp_dir().join("fathom-uml");
+        command.arg(format!("uml_dir={}", sockets.display()));
+        for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
+            let read_only = if *writable { "" } else { "r" };
+            command.arg(format!("ubd{number}{read_only}={}", path.display()));
+        }
+        // The modules of the initramfs are another kernel's; this one has what it needs built in.
+        let words = self.cmdline.split(' ').filter(|word| !word.starts_with("console="));
+        command.args(words).arg("fathom.modules=none");
+        Ok(command)
+    }
+}
+
+/// What the guest of QEMU's translator must be told of its clock. Of several processors' counters
+/// Linux finds there that they differ, which they do not, and takes its ticks for a clock, which
+/// come late or never on a busy host.
+fn clock_words(cpus: u64) -> String {
+    let reliable = if cpus > 1 { " tsc=reliable" } else { "" };
+    known_clock_rate() + reliable
 }
 
 /// QEMU's microvm without KVM has only the PIT for its guest to measure the time-stamp counter
@@ -194,8 +261,10 @@ impl Event {
 
 /// A guest that runs; stopped when dropped.
 pub(crate) struct Running {
-    vmm: Vmm,
+    name: &'static str,
     child: Child,
+    /// Of its own, which it ends if it is asked to end and not if it is killed.
+    has_processes: bool,
     started: Instant,
     lines: Receiver<(Instant, String)>,
     errors: Receiver<(Instant, String)>,
@@ -212,6 +281,19 @@ pub(crate) enum Next {
 }
 
 impl Running {
+    /// Start a program that talks as the guest program does, or holds it. What it prints is read
+    /// in the background from now on.
+    pub(crate) fn start(name: &'static str, mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| {
+            format!("start {}: is it built?", command.get_program().to_string_lossy())
+        })?;
+        let lines = read_lines(child.stdout.take().context("the guest has a console")?);
+        let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
+        Ok(Self { name, child, has_processes: false, started, lines, errors, console: Vec::new() })
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -263,16 +345,33 @@ impl Running {
         Ok(())
     }
 
-    fn complaint(&self, what: &str) -> String {
+    pub(crate) fn complaint(&self, what: &str) -> String {
         let errors: Vec<String> = self.errors.try_iter().map(|(_, line)| line).collect();
         let last = &self.console[self.console.len().saturating_sub(15)..];
         let shown = [last, errors.as_slice()].concat().join("\n  ");
-        format!("{}: the guest {what}; it said last:\n  {shown}", self.vmm.name())
+        format!("{}: the guest {what}; it said last:\n  {shown}", self.name)
+    }
+}
+
+/// One that was asked to end may take so long.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+impl Running {
+    fn ask_to_end(&mut self) {
+        let asked = Instant::now();
+        while let (Ok(None), true) = (self.child.try_wait(), asked.elapsed() < LAST_WORDS) {
+            // Still there and not waited for, so the number is no other process's.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.has_processes {
+            self.ask_to_end();
+        }
         // Ended already, or to be ended: either is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -3,17 +3,18 @@
 mod alloc_free;
 mod integer;
 mod phases;
-mod program;
+pub(crate) mod program;
 mod smp;
 mod sweep;
 
+use crate::bench;
 use crate::report::emit;
 use crate::request::{Request, Work};
 use crate::selftest;
 
 /// For the usage line.
 pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
-     smp:THREADS selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
+     smp:THREADS bench:NAME,... bench:list selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
 pub(crate) fn run_all(request: &Request) -> bool {
@@ -36,7 +37,8 @@ fn run(work: &Work, request: &Request) -> bool {
         "selftest" => selftest::run(&work.args),
         "tests" => selftest::run("") & smp::run(crate::sys::cpus_online()) & integer::run(20),
         "exec" => program::run(&work.command()),
-        "disk" => program::run_from_disk(&work.command()),
+        "disk" => program::run_from_disk(&work.command(), &request.root),
+        "bench" => bench::run(work, request),
         "sh" => program::shell(),
         name => {
             emit("unknown", &[("name", name.into()), ("known", NAMES.into())]);

@@ -2,12 +2,12 @@
 
 use crate::report::emit;
 use crate::sys;
+use std::io::Result;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-const DISK: &str = "/dev/vda";
 const DISK_FOLDER: &str = "/disk";
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -20,21 +20,16 @@ pub(super) fn run(words: &[String]) -> bool {
 }
 
 /// Mount the disk and run a program that lies on it, with the disk as its root folder.
-pub(super) fn run_from_disk(words: &[String]) -> bool {
+pub(super) fn run_from_disk(words: &[String], disk: &Path) -> bool {
     let Some((program, args)) = words.split_first() else {
         return failed("", "no program given");
     };
-    if let Err(error) = mount_disk() {
-        return failed(program, &format!("mount {DISK}: {error}"));
-    }
+    let root = match Root::new(disk) {
+        Ok(root) => root,
+        Err(error) => return failed(program, &format!("mount {}: {error}", disk.display())),
+    };
     let mut command = command(program, args);
-    // SAFETY: chroot and chdir are async-signal-safe, and all that runs between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            std::os::unix::fs::chroot(DISK_FOLDER)?;
-            std::env::set_current_dir("/")
-        });
-    }
+    root.enter(&mut command);
     tell(program, command.status())
 }
 
@@ -49,33 +44,71 @@ pub(super) fn shell() -> bool {
     tell("sh", command("/bin/busybox", &["sh".into(), "-c".into(), script]).status())
 }
 
-fn command(program: &str, args: &[String]) -> Command {
+pub(crate) fn command(program: &str, args: &[String]) -> Command {
     let mut command = Command::new(program);
     let environment = [("PATH", SEARCH_PATH), ("HOME", "/"), ("TERM", "linux"), ("LC_ALL", "C")];
     command.args(args).env_clear().envs(environment);
     command
 }
 
-/// Once mounted it stays mounted, for the next program.
-fn mount_disk() -> std::io::Result<()> {
-    if Path::new(DISK_FOLDER).join("proc/self").exists() {
-        return Ok(());
+/// A root folder for programs, ready with `/proc`, `/dev` and a `/tmp` in memory.
+pub(crate) struct Root(PathBuf);
+
+impl Root {
+    /// On a disk, or a folder that holds what the disk would. Once mounted it stays mounted, for
+    /// the next program.
+    pub(crate) fn new(place: &Path) -> Result<Self> {
+        if place.is_dir() {
+            let root = Self(place.to_owned());
+            if !root.has_processes() {
+                sys::own_mounts()?;
+                root.mount("tmpfs", "tmp", "tmpfs", 0)?;
+                root.mount("/dev", "dev", "", libc::MS_BIND | libc::MS_REC)?;
+                root.mount("/proc", "proc", "", libc::MS_BIND | libc::MS_REC)?;
+            }
+            return Ok(root);
+        }
+        let root = Self(DISK_FOLDER.into());
+        if !root.has_processes() {
+            wait_for(place);
+            let disk = place.to_string_lossy();
+            sys::mount(&disk, DISK_FOLDER, "ext4", 0)
+                .or_else(|_| sys::mount(&disk, DISK_FOLDER, "ext4", libc::MS_RDONLY))?;
+            for (kind, folder) in
+                [("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev"), ("tmpfs", "tmp")]
+            {
+                root.mount(kind, folder, kind, 0)?;
+            }
+        }
+        Ok(root)
     }
-    wait_for(Path::new(DISK), Duration::from_secs(10));
-    sys::mount(DISK, DISK_FOLDER, "ext4", 0)
-        .or_else(|_| sys::mount(DISK, DISK_FOLDER, "ext4", libc::MS_RDONLY))?;
-    for (kind, folder) in
-        [("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev"), ("tmpfs", "tmp")]
-    {
-        sys::mount(kind, &format!("{DISK_FOLDER}/{folder}"), kind, 0)?;
+
+    /// Have a program see it as its root folder.
+    pub(crate) fn enter(&self, command: &mut Command) {
+        let folder = self.0.clone();
+        // SAFETY: chroot and chdir are async-signal-safe, and all that runs between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                std::os::unix::fs::chroot(&folder)?;
+                std::env::set_current_dir("/")
+            });
+        }
     }
-    Ok(())
+
+    fn has_processes(&self) -> bool {
+        self.0.join("proc/self").exists()
+    }
+
+    fn mount(&self, source: &str, folder: &str, kind: &str, flags: libc::c_ulong) -> Result<()> {
+        sys::mount(source, &self.0.join(folder).to_string_lossy(), kind, flags)
+    }
 }
 
 /// Devices appear a moment after their driver.
-fn wait_for(path: &Path, longest: Duration) {
+pub(crate) fn wait_for(path: &Path) {
+    const LONGEST: Duration = Duration::from_secs(10);
     let start = Instant::now();
-    while !path.exists() && start.elapsed() < longest {
+    while path.starts_with("/dev") && !path.exists() && start.elapsed() < LONGEST {
         std::thread::sleep(Duration::from_millis(20));
     }
 }

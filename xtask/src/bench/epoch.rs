@@ -1,11 +1,12 @@
 //! What it costs the guest that its working set is measured: the same guest with an epoch of a
 //! second and without, by turns.
 
+use super::host::children_cpu_seconds;
 use super::median;
 use crate::kit::{self, Kit};
 use crate::machine::{Guest, Vmm, build_fathom};
 use crate::workspace;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::time::Duration;
 
 #[derive(clap::Args)]
@@ -70,13 +71,4 @@ fn times(kit: &Kit, epochs: bool) -> Result<[f64; 3]> {
         bail!("the guest measured nothing: is the kit's guest program old?");
     }
     Ok(times)
-}
-
-/// Processor time of all children that have ended: fields 16 and 17 of /proc/self/stat, in
-/// hundredths of a second (proc(5)); the name in field 2 may hold spaces.
-fn children_cpu_seconds() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
-    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    let ticks = fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok());
-    Ok(ticks.sum::<u64>() as f64 / 100.0)
 }

@@ -1,7 +1,9 @@
 //! Benchmarks: two things side by side in one run, so that the machine's own speed cancels out.
 
 mod boot;
+mod engines;
 mod epoch;
+mod host;
 mod lab_boot;
 mod lab_measure;
 mod mips;
@@ -13,6 +15,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Debian's kernel to /init: Fathom and QEMU's translator, by turns
     Boot(boot::BootArgs),
+    /// Work of many kinds: as an ordinary process, in Fathom, QEMU's translator and User-Mode Linux
+    Engines(engines::EnginesArgs),
     /// Boot, idleness and memory on KVM: Fathom and QEMU's microvm, by turns, in the lab
     LabBoot(lab_boot::LabBootArgs),
     /// Integer loops of a known number of instructions
@@ -24,6 +28,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot(args) => boot::run(args),
+        Bench::Engines(args) => engines::run(args),
         Bench::LabBoot(args) => lab_boot::run(args),
         Bench::Mips(args) => mips::run(args),
         Bench::Epoch(args) => epoch::run(args),

@@ -26,6 +26,30 @@ impl Apt {
     ///
     /// Fails on a host without apt, naming the options that replace it.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
+        Self::open_with(folder, "")
+    }
+
+    /// Where Debian's backports go before its release, whatever the host's sources are.
+    pub(crate) fn open_backports(folder: &Path) -> Result<Self> {
+        let text = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
+        let codename = debian_codename(&text).context("backports are for Debian, not this host")?;
+        let sources = folder.join("sources.list");
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        fs::write(&sources, backports_sources(codename))
+            .with_context(|| format!("write {}", sources.display()))?;
+        // What the host has installed need not be in these suites.
+        let nothing = nothing_installed(folder)?;
+        let more = format!(
+            "Dir::State::status \"{}\";\nDir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
+             APT::Default-Release \"{codename}-backports\";\n",
+            nothing.display(),
+            sources.display()
+        );
+        Self::open_with(folder, &more)
+    }
+
+    /// With `more` in the configuration.
+    fn open_with(folder: &Path, more: &str) -> Result<Self> {
         for program in ["apt-get", "apt-cache", "dpkg-deb"] {
             if find_program(program).is_none() {
                 bail!(
@@ -39,7 +63,7 @@ impl Apt {
             fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
         let config = folder.join("apt.conf");
-        fs::write(&config, configuration(folder))
+        fs::write(&config, configuration(folder) + more)
             .with_context(|| format!("write {}", config.display()))?;
         let apt = Self { config, folder: folder.to_owned() };
         apt.refresh_old_lists()?;
@@ -57,8 +81,7 @@ impl Apt {
     /// The packages and all that they need on a machine that has nothing yet, without
     /// recommendations: apt's own choice, from a simulated installation.
     pub(crate) fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
-        let nothing = self.folder.join("nothing-installed");
-        fs::write(&nothing, "").with_context(|| format!("write {}", nothing.display()))?;
+        let nothing = nothing_installed(&self.folder)?;
         let mut get = self.get();
         get.arg("-o").arg(format!("Dir::State::status={}", nothing.display()));
         get.args(["--simulate", "--no-install-recommends", "install"]).args(packages);
@@ -173,6 +196,29 @@ fn configuration(folder: &Path) -> String {
     )
 }
 
+/// The list of packages of a machine that has none.
+fn nothing_installed(folder: &Path) -> Result<PathBuf> {
+    let nothing = folder.join("nothing-installed");
+    fs::write(&nothing, "").with_context(|| format!("write {}", nothing.display()))?;
+    Ok(nothing)
+}
+
+fn debian_codename(os_release: &str) -> Option<&str> {
+    let value = |name: &str| os_release.lines().find_map(|line| line.strip_prefix(name));
+    value("ID=").filter(|id| *id == "debian").and_then(|_| value("VERSION_CODENAME="))
+}
+
+fn backports_sources(codename: &str) -> String {
+    ["", "-backports"]
+        .map(|suite| {
+            format!(
+                "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+             http://deb.debian.org/debian {codename}{suite} main\n"
+            )
+        })
+        .concat()
+}
+
 struct PackageFile {
     package: String,
     name: String,
@@ -231,6 +277,14 @@ mod tests {
     fn a_simulated_installation_names_packages() {
         let text = "Reading...\nInst libc6 (2.36 Debian:12 [amd64])\nConf libc6 (2.36)\nInst gzip (1.12)\n";
         assert_eq!(installed_names(text), ["libc6", "gzip"]);
+    }
+
+    #[test]
+    fn backports_are_of_the_hosts_release() {
+        let text = "ID=debian\nVERSION_CODENAME=bookworm\n";
+        assert_eq!(debian_codename(text), Some("bookworm"));
+        assert_eq!(debian_codename("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
+        assert!(backports_sources("x").contains("/debian x-backports main\n"));
     }
 
     #[test]

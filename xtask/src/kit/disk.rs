@@ -11,30 +11,43 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-const PACKAGES: [&str; 5] = ["bash", "coreutils", "gzip", "python3", "sqlite3"];
-/// Sparse: what is free costs nothing on the host.
-const SIZE: &str = "320M";
+/// What is on an image.
+pub(super) struct Image {
+    packages: &'static [&'static str],
+    /// Sparse: what is free costs nothing on the host.
+    size: &'static str,
+}
+
+/// What tests and people have.
+pub(super) const COMMON: Image =
+    Image { packages: &["bash", "coreutils", "gzip", "python3", "sqlite3"], size: "320M" };
+/// That, and a compiler of C.
+pub(super) const COMPILER: Image = Image {
+    packages: &["bash", "coreutils", "gzip", "python3", "sqlite3", "gcc", "libc6-dev"],
+    size: "640M",
+};
 
 const CHECK_SCRIPT: &str = include_str!("check.sh");
 /// Raise it when an image made before is no longer good.
 const LAYOUT: u32 = 2;
 
 /// Build the image unless there is one by the same recipe.
-pub(super) fn build(kit: &Kit, refresh: bool) -> Result<()> {
-    let recipe = format!("layout {LAYOUT}, {SIZE}\n{}\n{CHECK_SCRIPT}", PACKAGES.join(" "));
-    let kept = kit.disk().with_extension("recipe");
-    let same = kit.disk().is_file() && fs::read_to_string(&kept).is_ok_and(|old| old == recipe);
+pub(super) fn build(kit: &Kit, image: &Image, file: &Path, refresh: bool) -> Result<()> {
+    let Image { packages, size } = image;
+    let recipe = format!("layout {LAYOUT}, {size}\n{}\n{CHECK_SCRIPT}", packages.join(" "));
+    let kept = file.with_extension("recipe");
+    let same = file.is_file() && fs::read_to_string(&kept).is_ok_and(|old| old == recipe);
     if same && !refresh {
         return Ok(());
     }
-    make(kit)?;
+    make(kit, image, file)?;
     fs::write(&kept, recipe).with_context(|| format!("write {}", kept.display()))
 }
 
-fn make(kit: &Kit) -> Result<()> {
+fn make(kit: &Kit, image: &Image, file: &Path) -> Result<()> {
     let mke2fs = find_program("mke2fs").context("mke2fs is missing: apt-get install e2fsprogs")?;
     let apt = kit.apt()?;
-    let packages = apt.closure(&PACKAGES)?;
+    let packages = apt.closure(image.packages)?;
     let files = apt.download(&packages)?;
     eprintln!("kit: building a disk image from {} packages", files.len());
     let root = tempfile::tempdir_in(&kit.folder)?;
@@ -43,8 +56,7 @@ fn make(kit: &Kit) -> Result<()> {
         apt::unpack_merged(deb, root.path())?;
     }
     finish(root.path())?;
-    let image = kit.disk();
-    let new = image.with_extension("new");
+    let new = file.with_extension("new");
     if new.exists() {
         fs::remove_file(&new)?;
     }
@@ -65,8 +77,8 @@ fn make(kit: &Kit) -> Result<()> {
         ])
         .arg(root.path())
         .arg(&new)
-        .arg(SIZE))?;
-    fs::rename(&new, &image).with_context(|| format!("replace {}", image.display()))
+        .arg(image.size))?;
+    fs::rename(&new, file).with_context(|| format!("replace {}", file.display()))
 }
 
 /// Debian's merged `/usr`: packages still carry files under `/bin` and `/lib`.

@@ -1,6 +1,7 @@
 //! What the lab's machine needs: QEMU, and a kernel with the modules of a host.
 
-use super::{GuestArgs, Kit, apt, fetch_busybox, install_package, modules};
+use super::apt::{self, Apt};
+use super::{GuestArgs, Kit, fetch_busybox, install_package, modules};
 use crate::command::find_program;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -27,17 +28,28 @@ impl Kit {
         }
         let root = self.folder.join("lab/qemu");
         if !root.is_dir() {
-            self.fetch_qemu(&root)?;
+            let apt = self.apt().context("QEMU is missing: install qemu-system-x86")?;
+            self.fetch_qemu(&apt, &root)?;
         }
         Qemu::unpacked(root)
     }
 
-    fn fetch_qemu(&self, root: &Path) -> Result<()> {
-        let apt = self.apt().context("QEMU is missing: install qemu-system-x86")?;
+    /// Of Debian's backports, mostly newer; fetched when first asked for.
+    pub(crate) fn backports_qemu(&self) -> Result<Qemu> {
+        let root = self.bench_folder()?.join("qemu-backports");
+        if !root.is_dir() {
+            let apt = Apt::open_backports(&self.folder.join("apt-backports"))?;
+            self.fetch_qemu(&apt, &root)?;
+        }
+        Qemu::unpacked(root)
+    }
+
+    fn fetch_qemu(&self, apt: &Apt, root: &Path) -> Result<()> {
         let files = apt.download(&apt.closure(&["qemu-system-x86"])?)?;
         eprintln!("kit: unpacking QEMU and what it needs, {} packages", files.len());
-        fs::create_dir_all(self.folder.join("lab"))?;
-        let new = tempfile::tempdir_in(self.folder.join("lab"))?;
+        let parent = root.parent().context("a folder of the kit")?;
+        fs::create_dir_all(parent)?;
+        let new = tempfile::tempdir_in(parent)?;
         super::disk::lay_out(new.path())?;
         for deb in &files {
             apt::unpack_merged(deb, new.path())?;

@@ -13,14 +13,19 @@
 //!                           and /check.sh, which shows that they work
 //! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
+//! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
+//! .kit/bench/compiler/      what is on it, for programs of the host
+//! .kit/bench/linux          Debian's User-Mode Linux
+//! .kit/bench/qemu-backports/  QEMU of Debian's backports, with all that it needs
 //! .kit/apt/                 package lists and downloads, ours alone
 //! ```
 
 mod apt;
+mod bench;
 pub(crate) mod cpio;
 mod disk;
 mod initramfs;
-mod lab;
+pub(crate) mod lab;
 mod modules;
 mod program;
 
@@ -167,7 +172,8 @@ impl Kit {
         self.folder.join("busybox")
     }
 
-    fn guest_program(&self) -> PathBuf {
+    /// What `/init` is, for the host to run too.
+    pub(crate) fn guest_program(&self) -> PathBuf {
         self.folder.join("guest")
     }
 
@@ -189,8 +195,11 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
     if kit.full_kernel().image().is_file() {
         initramfs::build(&kit.full_initramfs(), &kit.full_kernel().modules(), &kit)?;
     }
+    if args.refresh {
+        kit.forget_bench()?;
+    }
     if args.disk {
-        disk::build(&kit, args.refresh)?;
+        disk::build(&kit, &disk::COMMON, &kit.disk(), args.refresh)?;
     }
     eprintln!("kit: ready in {}", kit.folder.display());
     Ok(kit)
