@@ -29,13 +29,18 @@ impl Apt {
         Self::open_with(folder, "")
     }
 
-    /// Where Debian's backports go before its release, whatever the host's sources are.
+    /// Where Debian's backports go before its release, from where the host has its release.
     pub(crate) fn open_backports(folder: &Path) -> Result<Self> {
         let text = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
         let codename = debian_codename(&text).context("backports are for Debian, not this host")?;
         let sources = folder.join("sources.list");
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        fs::write(&sources, backports_sources(codename))
+        let mut get = Command::new("apt-get");
+        get.args(["indextargets", "--format", "$(CODENAME) $(REPO_URI)", "Created-By: Packages"]);
+        let uri = uri_of(codename, &output(&mut get)?)
+            .with_context(|| format!("apt has no source of Debian {codename}"))?
+            .to_owned();
+        fs::write(&sources, backports_sources(&uri, codename))
             .with_context(|| format!("write {}", sources.display()))?;
         // What the host has installed need not be in these suites.
         let nothing = nothing_installed(folder)?;
@@ -208,12 +213,18 @@ fn debian_codename(os_release: &str) -> Option<&str> {
     value("ID=").filter(|id| *id == "debian").and_then(|_| value("VERSION_CODENAME="))
 }
 
-fn backports_sources(codename: &str) -> String {
+/// From lines of a codename and where its packages are.
+fn uri_of<'a>(codename: &str, targets: &'a str) -> Option<&'a str> {
+    let mut targets = targets.lines().filter_map(|line| line.split_once(' '));
+    targets.find(|(name, _)| *name == codename).map(|(_, uri)| uri)
+}
+
+fn backports_sources(uri: &str, codename: &str) -> String {
     ["", "-backports"]
         .map(|suite| {
             format!(
                 "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-             http://deb.debian.org/debian {codename}{suite} main\n"
+             {uri} {codename}{suite} main\n"
             )
         })
         .concat()
@@ -284,7 +295,10 @@ mod tests {
         let text = "ID=debian\nVERSION_CODENAME=bookworm\n";
         assert_eq!(debian_codename(text), Some("bookworm"));
         assert_eq!(debian_codename("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
-        assert!(backports_sources("x").contains("/debian x-backports main\n"));
+        let targets = "x-security http://s/\nx http://d/\nx-updates http://u/\n";
+        let uri = uri_of("x", targets).unwrap();
+        assert!(backports_sources(uri, "x").contains(" http://d/ x-backports main\n"));
+        assert_eq!(uri_of("y", targets), None);
     }
 
     #[test]
