@@ -13,6 +13,7 @@ use super::tally::Tally;
 use crate::kit::Kit;
 use crate::kit::cpio::CpioWriter;
 use anyhow::{Context, Result, bail};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -49,6 +50,31 @@ pub(super) struct Outcome {
     pub(super) tests: Tally,
     /// Of the machine's kernel.
     pub(super) complaints: Vec<String>,
+}
+
+impl Outcome {
+    /// Takes up what became of the tests that had failed, and of nothing else.
+    pub(super) fn take_second_attempt(&mut self, second: Outcome) {
+        for (name, status) in second.steps {
+            self.steps.iter_mut().filter(|step| step.0 == name).for_each(|step| step.1 = status);
+        }
+        self.tests.passed += second.tests.passed;
+        self.tests.failed = second.tests.failed;
+        self.tests.failures = second.tests.failures;
+        self.complaints.extend(second.complaints);
+    }
+}
+
+/// The machine ended before its last step.
+#[derive(Debug)]
+pub(super) struct Crashed(String);
+
+impl std::error::Error for Crashed {}
+
+impl fmt::Display for Crashed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// A machine that runs; killed when dropped.
@@ -115,7 +141,7 @@ impl Machine {
                 }
                 // It may have panicked: QEMU ends then.
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!(self.complaint(&format!("ended {}", progress.place())));
+                    bail!(Crashed(self.complaint(&format!("ended {}", progress.place()))));
                 }
             }
         }

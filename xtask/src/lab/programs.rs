@@ -1,5 +1,6 @@
 //! The test programs that run in the lab, as cargo builds them.
 
+use super::machine::Outcome;
 use super::script::Step;
 use crate::command::output;
 use crate::workspace;
@@ -43,7 +44,7 @@ impl Part {
 }
 
 /// Programs that cargo built for one part.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Programs {
     arguments: &'static [&'static str],
     tests: Vec<Test>,
@@ -51,6 +52,7 @@ pub(super) struct Programs {
     pub(super) helpers: Vec<PathBuf>,
 }
 
+#[derive(Clone)]
 struct Test {
     /// `PACKAGE TARGET`
     name: String,
@@ -105,6 +107,15 @@ impl Programs {
             Step { environment, ..Step::new(&test.name, &test.folder, words) }
         });
         tests.collect()
+    }
+
+    /// Whether something failed, by its name, and nothing but these.
+    pub(super) fn alone_failed(&self, outcome: &Outcome) -> bool {
+        let is_ours = |name: &str| self.tests.iter().any(|test| test.name == name);
+        let mut failed = outcome.steps.iter().filter(|(_, status)| *status != 0).peekable();
+        failed.peek().is_some()
+            && failed.all(|(name, _)| is_ours(name))
+            && !outcome.tests.failures.is_empty()
     }
 }
 

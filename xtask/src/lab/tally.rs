@@ -1,10 +1,12 @@
-//! How many tests ran, by what their programs print.
+//! How many tests ran and which failed, by what their programs print.
 
 /// Counts the summaries in an output that comes in pieces.
 #[derive(Default, Debug, PartialEq)]
 pub(super) struct Tally {
     pub(super) passed: u64,
     pub(super) failed: u64,
+    /// Names of those that failed.
+    pub(super) failures: Vec<String>,
     /// Of the line that is not complete, as much as a summary may have.
     line: Vec<u8>,
 }
@@ -17,7 +19,9 @@ impl Tally {
         for &byte in bytes {
             if byte == b'\n' {
                 let line = std::mem::take(&mut self.line);
-                self.count(&String::from_utf8_lossy(&line));
+                let line = String::from_utf8_lossy(&line);
+                self.count(&line);
+                self.failures.extend(failure(&line));
             } else if self.line.len() < LINE_MAX {
                 self.line.push(byte);
             }
@@ -41,11 +45,16 @@ impl Tally {
     }
 }
 
+/// Of `test NAME ... FAILED`.
+fn failure(line: &str) -> Option<String> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OUTPUT: &str = "\nrunning 2 tests\ntest a ... ok\n\n\
+    const OUTPUT: &str = "\nrunning 2 tests\ntest a ... ok\ntest m::b ... FAILED\n\n\
         test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; finished in 1.5s\n\
         test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out\n";
 
@@ -55,6 +64,7 @@ mod tests {
             let mut tally = Tally::default();
             OUTPUT.as_bytes().chunks(size).for_each(|piece| tally.hear(piece));
             assert_eq!((tally.passed, tally.failed), (13, 3), "pieces of {size}");
+            assert_eq!(tally.failures, ["m::b"], "pieces of {size}");
         }
     }
 
