@@ -28,6 +28,10 @@ const PROCESSOR: &str = "max,+svm,-xsave";
 
 /// Memory for the machine and all guests in it.
 const MEMORY_MIB: u32 = 3072;
+/// With two, QEMU's processor (7.2 and 10.0 alike) mixes up what belongs to a guest and to its host, once in some
+/// hundred starts or some ten minutes of two busy vCPUs: the guest resets, or is to go on at the host's
+/// instruction pointer with the host's CR3, or the machine's own kernel panics with the guest's GS base. With one
+/// that was not seen in 360 starts, but 100 MiB each way over TAP took more than six minutes on a busy host.
 const CPUS: u32 = 2;
 /// To its first step; ten times what a busy machine takes.
 const BOOT_MAX: Duration = Duration::from_secs(240);

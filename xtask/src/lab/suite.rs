@@ -54,12 +54,7 @@ fn emulated(
 }
 
 /// The same, and a second attempt for what failed by itself: the whole if the machine crashed, guests if nothing
-/// but guests failed.
-///
-/// QEMU's processor (7.2 and 10.0 alike), once in some hundred starts or some ten minutes of two busy vCPUs, mixes
-/// up what belongs to the guest and to its host: the guest resets, or is to go on at the host's instruction
-/// pointer with the host's CR3, or the machine's own kernel panics with the guest's GS base. Whatever fails
-/// twice has failed.
+/// but guests failed. Its processor is not to be trusted (see `machine`), and what fails twice has failed.
 fn with_second_attempt(
     kit: &Kit,
     args: &LabArgs,

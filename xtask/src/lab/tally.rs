@@ -7,6 +7,8 @@ pub(super) struct Tally {
     pub(super) failed: u64,
     /// Names of those that failed.
     pub(super) failures: Vec<String>,
+    /// The output is at the names of tests that failed.
+    among_failures: bool,
     /// Of the line that is not complete, as much as a summary may have.
     line: Vec<u8>,
 }
@@ -21,7 +23,7 @@ impl Tally {
                 let line = std::mem::take(&mut self.line);
                 let line = String::from_utf8_lossy(&line);
                 self.count(&line);
-                self.failures.extend(failure(&line));
+                self.note_failure(&line);
             } else if self.line.len() < LINE_MAX {
                 self.line.push(byte);
             }
@@ -43,18 +45,23 @@ impl Tally {
             }
         }
     }
-}
 
-/// Of `test NAME ... FAILED`.
-fn failure(line: &str) -> Option<String> {
-    line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_owned)
+    /// Before the summary stands `failures:`, and the names below it, each further in.
+    fn note_failure(&mut self, line: &str) {
+        let name = line.strip_prefix("    ").filter(|name| !name.contains(' '));
+        match name.filter(|_| self.among_failures) {
+            Some(name) => self.failures.push(name.to_owned()),
+            None => self.among_failures = line == "failures:",
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OUTPUT: &str = "\nrunning 2 tests\ntest a ... ok\ntest m::b ... FAILED\n\n\
+    const OUTPUT: &str = "\nrunning 2 tests\ntest a ... ok\ntest m::b ... said\n    m::c\nFAILED\n\n\
+        failures:\n\nfailures:\n    m::b\n\n\
         test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; finished in 1.5s\n\
         test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out\n";
 
