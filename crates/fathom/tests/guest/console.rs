@@ -1,6 +1,7 @@
 //! What a guest prints, as it comes.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub(crate) struct Console {
     position: usize,
     /// Output of somebody else, and what ends all waiting when it says it.
     alarm: Option<(Arc<Shared>, &'static str)>,
+    /// Counts what the guest gets done elsewhere.
+    pulse: Option<Arc<AtomicU64>>,
 }
 
 #[derive(Default)]
@@ -63,12 +66,18 @@ impl Console {
             reader.output.lock().expect("output").closed = true;
             reader.more.notify_all();
         });
-        Self { shared, position: 0, alarm: None }
+        Self { shared, position: 0, alarm: None, pulse: None }
     }
 
     /// Waiting here fails as soon as `other` says `alarm`: what is waited for will not come.
     pub(crate) fn give_up_on(&mut self, other: &Console, alarm: &'static str) {
         self.alarm = Some((Arc::clone(&other.shared), alarm));
+    }
+
+    /// Waiting goes on for as long as `pulse` does: long work is given up when it stands still, not when it
+    /// takes long.
+    pub(crate) fn be_patient_while_counting(&mut self, pulse: Arc<AtomicU64>) {
+        self.pulse = Some(pulse);
     }
 
     /// Waits for `wanted` and returns what came before it.
@@ -126,9 +135,13 @@ impl Console {
 
     /// Waits until `find` finds something in what is new, and goes as far as it says.
     fn wait<T>(&mut self, what: &str, find: impl Fn(&[u8]) -> Option<(T, usize)>) -> T {
-        let deadline = deadline();
+        let count = || self.pulse.as_ref().map_or(0, |pulse| pulse.load(Relaxed));
+        let (mut deadline, mut counted) = (deadline(), count());
         let mut output = self.shared.output.lock().expect("output");
         loop {
+            if count() != counted {
+                (deadline, counted) = (self::deadline(), count());
+            }
             if let Some((found, length)) = find(&output.bytes[self.position..]) {
                 self.position += length;
                 return found;

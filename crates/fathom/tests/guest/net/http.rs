@@ -19,8 +19,8 @@ const CHUNK: usize = 64 << 10;
 /// ```
 pub(super) struct Server {
     pub(super) port: u16,
-    /// Bytes of noise that went out.
-    sent: Arc<AtomicU64>,
+    /// Bytes of bodies that have gone either way.
+    moved: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -28,24 +28,25 @@ impl Server {
     pub(super) fn start(address: Ipv4Addr) -> Self {
         let listener = TcpListener::bind(SocketAddr::from((address, 0))).expect("a port");
         let port = listener.local_addr().expect("bound").port();
-        let sent = Arc::<AtomicU64>::default();
-        let counter = Arc::clone(&sent);
+        let moved = Arc::<AtomicU64>::default();
+        let counter = Arc::clone(&moved);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let sent = Arc::clone(&counter);
+                let moved = Arc::clone(&counter);
                 // Who asked may have left meanwhile: the guest's end tells whether it should have.
-                thread::spawn(move || answer(&stream, &sent).ok());
+                thread::spawn(move || answer(&stream, &moved).ok());
             }
         });
-        Self { port, sent }
+        Self { port, moved }
     }
 
-    pub(super) fn sent(&self) -> u64 {
-        self.sent.load(Relaxed)
+    /// Grows for as long as anything gets through.
+    pub(super) fn moved(&self) -> &Arc<AtomicU64> {
+        &self.moved
     }
 }
 
-fn answer(mut stream: &TcpStream, sent: &AtomicU64) -> io::Result<()> {
+fn answer(mut stream: &TcpStream, moved: &AtomicU64) -> io::Result<()> {
     let mut reader = BufReader::with_capacity(CHUNK, stream);
     let (request, length) = head(&mut reader)?;
     let mut words = request.split([' ', '/']).filter(|word| !word.is_empty());
@@ -58,13 +59,16 @@ fn answer(mut stream: &TcpStream, sent: &AtomicU64) -> io::Result<()> {
                 let chunk = &mut chunk[..CHUNK.min((count - at) as usize)];
                 noise.fill(chunk);
                 stream.write_all(chunk)?;
-                sent.fetch_add(chunk.len() as u64, Relaxed);
+                moved.fetch_add(chunk.len() as u64, Relaxed);
             }
             Ok(())
         }
-        (Some("GET"), Some("echo"), Some(text)) => reply(stream, text),
+        (Some("GET"), Some("echo"), Some(text)) => {
+            moved.fetch_add(text.len() as u64, Relaxed);
+            reply(stream, text)
+        }
         (Some("PUT"), Some("sum"), _) => {
-            let (count, checksum) = sum(reader.take(length))?;
+            let (count, checksum) = sum(reader.take(length), moved)?;
             reply(stream, &format!("{count} {checksum}"))
         }
         _ => Err(io::Error::other(request)),
@@ -95,7 +99,7 @@ fn reply(mut stream: &TcpStream, text: &str) -> io::Result<()> {
     stream.write_all(text.as_bytes())
 }
 
-fn sum(mut reader: impl Read) -> io::Result<(u64, u32)> {
+fn sum(mut reader: impl Read, moved: &AtomicU64) -> io::Result<(u64, u32)> {
     let (mut count, mut hasher, mut chunk) = (0, crc32fast::Hasher::new(), vec![0; CHUNK]);
     loop {
         match reader.read(&mut chunk)? {
@@ -103,6 +107,7 @@ fn sum(mut reader: impl Read) -> io::Result<(u64, u32)> {
             length => {
                 hasher.update(&chunk[..length]);
                 count += length as u64;
+                moved.fetch_add(length as u64, Relaxed);
             }
         }
     }
@@ -110,5 +115,5 @@ fn sum(mut reader: impl Read) -> io::Result<(u64, u32)> {
 
 /// The checksum of so much noise.
 pub(super) fn checksum_of_noise(length: u64) -> u32 {
-    sum(io::Read::take(Noise::default(), length)).expect("noise").1
+    sum(Noise::default().take(length), &AtomicU64::default()).expect("noise").1
 }
