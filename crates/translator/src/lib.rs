@@ -21,6 +21,7 @@ pub mod decode;
 mod insn;
 pub mod interp;
 mod machine;
+pub mod native;
 pub mod vector;
 
 pub use block::{Block, BlockCache, Mode};

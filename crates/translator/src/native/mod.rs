@@ -1,0 +1,3 @@
+//! Blocks as host code.
+
+pub mod tables;
