@@ -30,7 +30,8 @@ fn survey(host: &mut Host, mnemonics: &[Mnemonic], bitness: Bitness, seed: u64, 
         if failed.contains(&instr.code()) {
             continue;
         }
-        let report = run::single(host, &bytes, &instr, &state, bitness);
+        let report =
+            run::single(host, &mut run::Ours::Interpreter, &bytes, &instr, &state, bitness);
         if !report.is_empty() {
             failed.insert(instr.code());
             println!("case {case}: {report}");

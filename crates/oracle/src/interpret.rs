@@ -7,9 +7,12 @@ use translator::{
 };
 use x86::{Exception, Vector, XSTATE_SIZE};
 
+use translator::native::View;
+
 use crate::arena;
 use crate::native::Bitness;
 use crate::state::{Fault, Outcome, State};
+use crate::translated::Tables;
 
 /// The data pages, and nothing else.
 #[derive(Debug)]
@@ -18,13 +21,15 @@ pub struct FlatMachine {
     pub data: Box<[u8; arena::DATA_LEN]>,
     /// What was raised.
     pub exception: Option<Exception>,
+    /// For generated code, where there is any.
+    pub tables: Option<Tables>,
 }
 
 impl FlatMachine {
     /// A machine with these data.
     #[must_use]
     pub fn new(data: Box<[u8; arena::DATA_LEN]>) -> Self {
-        Self { data, exception: None }
+        Self { data, exception: None, tables: None }
     }
 
     /// The index of `len` accessible bytes at `va`; otherwise the fault.
@@ -134,6 +139,10 @@ impl Machine for FlatMachine {
         false
     }
 
+    fn view(&self) -> Option<View> {
+        self.tables.as_ref().map(Tables::view)
+    }
+
     fn vector_gate(&self, _kind: VectorKind) -> Option<Exception> {
         None
     }
@@ -204,13 +213,22 @@ pub fn run(state: &State, code: &[u8], bitness: Bitness, limit: usize) -> Outcom
         match core.run_block(&block, false) {
             Ended::Done | Ended::Retry => {}
             Ended::Fault => {
-                fault = core.machine.exception.map(|exception| {
-                    Fault::new(exception.vector.0, exception.error_code & 2 != 0, exception.address)
-                });
+                fault = raised(&core.machine);
                 break;
             }
         }
     }
+    outcome(core, state, fault)
+}
+
+pub(crate) fn raised(machine: &FlatMachine) -> Option<Fault> {
+    machine.exception.map(|exception| {
+        Fault::new(exception.vector.0, exception.error_code & 2 != 0, exception.address)
+    })
+}
+
+/// What `core`, which began with `state`, has come to.
+pub(crate) fn outcome(core: Core<FlatMachine>, state: &State, fault: Option<Fault>) -> Outcome {
     let mut after = State { data: core.machine.data, ..state.clone() };
     after.gpr.copy_from_slice(&core.cpu.regs[..16]);
     after.rflags = core.cpu.rflags;

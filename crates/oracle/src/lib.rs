@@ -21,7 +21,9 @@ pub mod native;
 pub mod random;
 pub mod run;
 pub mod state;
+pub mod translated;
 
 pub use native::Host;
 pub use random::Random;
 pub use state::{Outcome, State};
+pub use translated::Translated;

@@ -12,6 +12,7 @@ use crate::interpret;
 use crate::native::{Bitness, Host};
 use crate::random::Random;
 use crate::state::{Outcome, State};
+use crate::translated::Translated;
 
 /// The number of cases of a run: `FATHOM_FUZZ_CASES`, or `default`.
 #[must_use]
@@ -31,6 +32,24 @@ pub fn random(seed: u64, case: u64) -> Random {
     Random::new(seed.wrapping_mul(1 << 40).wrapping_add(case))
 }
 
+/// What is compared with the host.
+#[expect(clippy::large_enum_variant, reason = "there is one")]
+pub enum Ours {
+    /// The interpreter.
+    Interpreter,
+    /// Generated code.
+    Translated(Translated),
+}
+
+impl Ours {
+    fn run(&mut self, state: &State, code: &[u8], bitness: Bitness, limit: usize) -> Outcome {
+        match self {
+            Self::Interpreter => interpret::run(state, code, bitness, limit),
+            Self::Translated(translated) => translated.run(state, code, limit),
+        }
+    }
+}
+
 /// Runs `cases` single instructions with these mnemonics.
 ///
 /// # Errors
@@ -38,6 +57,7 @@ pub fn random(seed: u64, case: u64) -> Random {
 /// The first difference, with all that is needed to see it again.
 pub fn singles(
     host: &mut Host,
+    ours: &mut Ours,
     mnemonics: &[Mnemonic],
     bitness: Bitness,
     seed: u64,
@@ -47,7 +67,7 @@ pub fn singles(
     for case in 0..cases {
         let mut random = random(seed, case);
         let (bytes, instr, state) = generator.case(&mut random);
-        let report = single(host, &bytes, &instr, &state, bitness);
+        let report = single(host, ours, &bytes, &instr, &state, bitness);
         if !report.is_empty() {
             return Err(format!("seed {seed}, case {case}: {report}"));
         }
@@ -59,13 +79,14 @@ pub fn singles(
 #[must_use]
 pub fn single(
     host: &mut Host,
+    ours: &mut Ours,
     bytes: &[u8],
     instr: &Instruction,
     state: &State,
     bitness: Bitness,
 ) -> String {
     let native = settle(host.run(state, bytes, bitness, false), bytes.len());
-    let ours = interpret::run(state, bytes, bitness, 1);
+    let ours = ours.run(state, bytes, bitness, 1);
     let mut undefined = undefined_flags(instr);
     if native.fault.is_some() {
         // Registers and flags are as before; but vendors disagree on comparisons that were interrupted.
@@ -81,14 +102,14 @@ pub fn single(
 /// # Errors
 ///
 /// As [`singles`].
-pub fn blocks(host: &mut Host, seed: u64, cases: u64) -> Result<(), String> {
+pub fn blocks(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> Result<(), String> {
     let generator = Generator::new(INTEGER, Bitness::Bits64);
     for case in 0..cases {
         let mut random = random(seed, case);
         let block = block::block(&generator, &mut random);
         let state = block::state(&mut random);
         let native = host.run(&state, &block.bytes, Bitness::Bits64, false);
-        let ours = interpret::run(&state, &block.bytes, Bitness::Bits64, 1);
+        let ours = ours.run(&state, &block.bytes, Bitness::Bits64, 1);
         let found = differences(&native, &ours, block.undefined_at(native.rip));
         if !found.is_empty() {
             let listing: String =

@@ -1,37 +1,61 @@
-//! The interpreter against the host processor, on random integer instructions.
+//! The interpreter, and generated code, against the host processor, on random integer instructions.
 //!
 //! `FATHOM_FUZZ_CASES` and `FATHOM_FUZZ_SEED` choose how many and which.
 
 use oracle::generate::{BRANCHES, INTEGER};
 use oracle::native::Bitness;
-use oracle::{Host, run};
+use oracle::run::{self, Ours};
+use oracle::{Host, Translated};
+use translator::native::Options;
+
+/// Generated code that an exception may interrupt anywhere.
+fn translated() -> Ours {
+    Ours::Translated(Translated::new(Options { forget_dead_flags: false }))
+}
+
+fn singles(mut ours: Ours, mnemonics: &[iced_x86::Mnemonic], bitness: Bitness, cases: u64) {
+    let cases = run::cases(cases);
+    run::singles(&mut Host::new(), &mut ours, mnemonics, bitness, run::seed(), cases).unwrap();
+}
 
 #[test]
 fn integer_instructions() {
-    let cases = run::cases(500_000);
-    run::singles(&mut Host::new(), INTEGER, Bitness::Bits64, run::seed(), cases).unwrap();
+    singles(Ours::Interpreter, INTEGER, Bitness::Bits64, 500_000);
+}
+
+#[test]
+fn translated_integer_instructions() {
+    singles(translated(), INTEGER, Bitness::Bits64, 300_000);
 }
 
 #[test]
 fn branches() {
-    let cases = run::cases(100_000);
-    run::singles(&mut Host::new(), BRANCHES, Bitness::Bits64, run::seed(), cases).unwrap();
+    singles(Ours::Interpreter, BRANCHES, Bitness::Bits64, 100_000);
+}
+
+#[test]
+fn translated_branches() {
+    singles(translated(), BRANCHES, Bitness::Bits64, 100_000);
 }
 
 #[test]
 fn integer_instructions_of_32_bit_code() {
-    let cases = run::cases(300_000);
-    run::singles(&mut Host::new(), INTEGER, Bitness::Bits32, run::seed(), cases).unwrap();
+    singles(Ours::Interpreter, INTEGER, Bitness::Bits32, 300_000);
 }
 
 #[test]
 fn branches_of_32_bit_code() {
-    let cases = run::cases(100_000);
-    run::singles(&mut Host::new(), BRANCHES, Bitness::Bits32, run::seed(), cases).unwrap();
+    singles(Ours::Interpreter, BRANCHES, Bitness::Bits32, 100_000);
 }
 
 #[test]
 fn blocks() {
     let cases = run::cases(60_000);
-    run::blocks(&mut Host::new(), run::seed(), cases).unwrap();
+    run::blocks(&mut Host::new(), &mut Ours::Interpreter, run::seed(), cases).unwrap();
+}
+
+#[test]
+fn translated_blocks() {
+    let cases = run::cases(60_000);
+    run::blocks(&mut Host::new(), &mut translated(), run::seed(), cases).unwrap();
 }

@@ -1,12 +1,13 @@
 //! Blocks: straight-line runs of decoded instructions, kept by physical address.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::cpu::Width;
 use crate::insn::Insn;
 use crate::machine::Machine;
+use crate::native::NativeBlock;
 
 /// What a block's decoding depends on besides its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -30,6 +31,7 @@ pub struct Block<M: Machine> {
     /// Physical page (address / 4096) of the second page, where the block crosses into one.
     pub next_page: Option<u64>,
     valid: AtomicBool,
+    native: OnceLock<NativeBlock>,
 }
 
 impl<M: Machine> Block<M> {
@@ -38,7 +40,8 @@ impl<M: Machine> Block<M> {
     pub fn new(insns: Vec<Insn<M>>, start: u64, next_page: Option<u64>) -> Self {
         let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
         let valid = AtomicBool::new(true);
-        Self { insns: insns.into_boxed_slice(), start, len, next_page, valid }
+        let native = OnceLock::new();
+        Self { insns: insns.into_boxed_slice(), start, len, next_page, valid, native }
     }
 
     /// Whether no byte has been written since decoding. Checked at each entry.
@@ -51,6 +54,31 @@ impl<M: Machine> Block<M> {
     /// Makes it not valid: for a block that may run once only.
     pub fn invalidate(&self) {
         self.valid.store(false, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if let Some(native) = self.native.get() {
+            native.close();
+        }
+    }
+
+    /// Its code, if it has any.
+    #[inline(always)]
+    pub(crate) fn native(&self) -> Option<&NativeBlock> {
+        self.native.get()
+    }
+
+    /// Whether it has been translated.
+    #[must_use]
+    pub fn has_code(&self) -> bool {
+        self.native.get().is_some()
+    }
+
+    pub(crate) fn set_native(&self, native: NativeBlock) {
+        let _ = self.native.set(native);
+        // Either this sees that the block has become invalid, or who made it so sees the code.
+        fence(Ordering::SeqCst);
+        if !self.is_valid() {
+            self.invalidate();
+        }
     }
 
     fn overlaps(&self, page: u64, from: u32, to: u32) -> bool {

@@ -2,6 +2,8 @@
 
 use x86::{Segment, XSTATE_SIZE, rflags};
 
+use crate::native::Fields;
+
 /// Slot of [`Cpu::regs`] that always holds zero: the base or index of an address that has none.
 pub const REG_NONE: u8 = 16;
 /// Slot of [`Cpu::regs`] that holds RIP.
@@ -65,8 +67,10 @@ pub struct Cpu {
     pub cpl: u8,
     /// Which bits of RSP form a stack address: 16, 32 or 64 ones.
     pub stack_mask: u64,
-    /// Instructions completed since start-up.
+    /// Instructions completed since start-up, without those of generated code.
     pub retired: u64,
+    /// What generated code keeps here.
+    pub native: Fields,
 }
 
 impl Cpu {
@@ -86,6 +90,7 @@ impl Cpu {
             cpl: 0,
             stack_mask: u64::MAX,
             retired: 0,
+            native: Fields::default(),
         }
     }
 

@@ -4,6 +4,7 @@ use x86::Exception;
 
 use crate::insn::Insn;
 use crate::interp::Core;
+use crate::native::View;
 
 /// Why an instruction did not simply complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -263,6 +264,12 @@ pub trait Machine: Sized {
     /// The exception that the control registers demand of an instruction of this kind, #UD or #NM. Asked
     /// by each vector and x87 instruction, so it must be one inlined load and branch.
     fn vector_gate(&self, kind: VectorKind) -> Option<Exception>;
+
+    /// What generated code looks at, if there may be any: now, until the next instruction that is executed
+    /// outside of it.
+    fn view(&self) -> Option<View> {
+        None
+    }
 
     /// Notes an exception and gives the stop to return.
     fn raise(&mut self, exception: Exception) -> Stop;

@@ -1,3 +1,26 @@
-//! Blocks as host code.
+//! Blocks as host code: what [`crate::interp`] does, many times faster.
+//!
+//! A block of 64-bit code becomes the same instructions on the host's registers; memory operands go through
+//! a table of translations that is looked up in line; what is rare or privileged is executed by the
+//! interpreter's handler, outside. Branches lead from block to block once they have been taken.
+//!
+//! Code is kept by physical page and does not know the linear address that it runs at: the page's is in a
+//! field. A branch within a page therefore needs no check; one from another page, or through a register,
+//! enters by the guard, which compares where its page leads to now with the frame that the code is of.
+#![allow(unsafe_code, reason = "runs generated code")]
 
+mod asm;
+mod cache;
+mod fields;
+mod flags;
+mod lane;
+mod memory;
+mod select;
 pub mod tables;
+mod thunks;
+mod translate;
+
+pub(crate) use cache::NativeBlock;
+pub use cache::{CodeCache, NotTranslated, Options};
+pub use fields::Fields;
+pub use lane::{Lane, Left, Link, View};

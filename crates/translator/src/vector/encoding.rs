@@ -33,7 +33,7 @@ impl Encoding {
 }
 
 /// Makes `[base]` of the memory operand, if there is one.
-pub(super) fn replace_memory(instr: &mut Instruction, base: Register) {
+pub(crate) fn replace_memory(instr: &mut Instruction, base: Register) {
     if !(0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory) {
         return;
     }

@@ -34,5 +34,6 @@ mod x87;
 mod tests;
 
 pub use arena::{ArenaError, prepare};
+pub(crate) use encoding::replace_memory;
 pub use features::{Features, host_features};
 pub(crate) use select::select;

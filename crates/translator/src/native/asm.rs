@@ -1,0 +1,515 @@
+//! Host instructions of the fixed sequences in generated code, as bytes.
+//!
+//! Registers are numbers, 0..=15 in encoding order. Operands are 64 bits wide unless the name says
+//! otherwise.
+
+/// A place in the code that is not known yet when it is named.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Label(u32);
+
+/// Condition codes as Jcc numbers them.
+#[allow(non_snake_case, reason = "a namespace of constants")]
+pub(super) mod Condition {
+    pub(in crate::native) const NE: u8 = 5;
+    pub(in crate::native) const A: u8 = 7;
+}
+
+const UNBOUND: u32 = u32::MAX;
+
+/// A memory operand: `base + index * 2^scale + disp`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address {
+    pub(super) base: Option<u8>,
+    pub(super) index: Option<(u8, u8)>,
+    pub(super) disp: i32,
+}
+
+impl Address {
+    pub(super) const fn at(base: u8, disp: i32) -> Self {
+        Self { base: Some(base), index: None, disp }
+    }
+
+    pub(super) const fn sum(base: u8, index: u8, disp: i32) -> Self {
+        Self { base: Some(base), index: Some((index, 0)), disp }
+    }
+}
+
+/// Code that will stand at an address known from the start.
+#[derive(Debug)]
+pub(super) struct Asm {
+    pub(super) bytes: Vec<u8>,
+    /// Place of the first byte, from the start of the code memory.
+    pub(super) start: u32,
+    labels: Vec<u32>,
+    /// Where a 32-bit displacement to a label stands.
+    fixups: Vec<(u32, Label)>,
+}
+
+impl Asm {
+    pub(super) fn new(start: u32) -> Self {
+        Self { bytes: Vec::with_capacity(512), start, labels: Vec::new(), fixups: Vec::new() }
+    }
+
+    /// Place of the next byte, from the start of the code memory.
+    pub(super) fn here(&self) -> u32 {
+        self.start + self.bytes.len() as u32
+    }
+
+    pub(super) fn label(&mut self) -> Label {
+        self.labels.push(UNBOUND);
+        Label(self.labels.len() as u32 - 1)
+    }
+
+    pub(super) fn bind(&mut self, label: Label) {
+        self.labels[label.0 as usize] = self.here();
+    }
+
+    /// Writes the displacements to all labels, each of which must be bound.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        for (at, label) in std::mem::take(&mut self.fixups) {
+            let target = self.labels[label.0 as usize];
+            assert_ne!(target, UNBOUND, "a label without place");
+            self.put_relative(at, target);
+        }
+        self.bytes
+    }
+
+    /// The displacement at `at` leads to `target`.
+    fn put_relative(&mut self, at: u32, target: u32) {
+        let index = (at - self.start) as usize;
+        let relative = target.wrapping_sub(at + 4);
+        self.bytes[index..index + 4].copy_from_slice(&relative.to_le_bytes());
+    }
+
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn dword(&mut self, value: i32) {
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// Adds NOPs until `length` bytes from here lie in one unit of `unit` bytes, so that a processor that
+    /// executes them while they are replaced sees all or none of the change.
+    pub(super) fn keep_together(&mut self, length: u32, unit: u32) {
+        let at = self.here() % unit;
+        if at + length > unit {
+            self.nops(unit - at);
+        }
+    }
+
+    /// `count` bytes that do nothing.
+    pub(super) fn nops(&mut self, count: u32) {
+        const LONG: [&[u8]; 8] = [
+            &[0x90],
+            &[0x66, 0x90],
+            &[0x0f, 0x1f, 0x00],
+            &[0x0f, 0x1f, 0x40, 0x00],
+            &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+            &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+            &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        ];
+        let mut left = count as usize;
+        while left > 0 {
+            let length = left.min(LONG.len());
+            self.raw(LONG[length - 1]);
+            left -= length;
+        }
+    }
+
+    /// An instruction of one opcode with a register and a memory operand.
+    fn memory(&mut self, prefix: &[u8], wide: bool, opcode: &[u8], reg: u8, address: Address) {
+        let base = address.base.unwrap_or(0);
+        let (index, scale) = address.index.unwrap_or((4, 0));
+        self.raw(prefix);
+        let rex = u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3 & 1) << 1 | base >> 3;
+        if rex != 0 {
+            self.raw(&[0x40 | rex]);
+        }
+        self.raw(opcode);
+        self.modrm(reg, address, base, index, scale);
+    }
+
+    fn modrm(&mut self, reg: u8, address: Address, base: u8, index: u8, scale: u8) {
+        let reg = (reg & 7) << 3;
+        let sib = scale << 6 | (index & 7) << 3;
+        let Some(_) = address.base else {
+            self.raw(&[reg | 4, sib | 5]);
+            return self.dword(address.disp);
+        };
+        let needs_sib = address.index.is_some() || base & 7 == 4;
+        let short = i8::try_from(address.disp);
+        let mode = match short {
+            Ok(0) if base & 7 != 5 => 0,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
+        if needs_sib {
+            self.raw(&[mode | reg | 4, sib | base & 7]);
+        } else {
+            self.raw(&[mode | reg | base & 7]);
+        }
+        match (mode, short) {
+            (0x40, Ok(disp)) => self.raw(&[disp as u8]),
+            (0x80, _) => self.dword(address.disp),
+            _ => {}
+        }
+    }
+
+    /// `opcode` with a register in the ModRM's reg field and one in its rm field.
+    fn registers(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
+        let rex = u8::from(wide) << 3 | (reg >> 3) << 2 | rm >> 3;
+        if rex != 0 {
+            self.raw(&[0x40 | rex]);
+        }
+        self.raw(opcode);
+        self.raw(&[0xc0 | (reg & 7) << 3 | rm & 7]);
+    }
+
+    pub(super) fn mov(&mut self, to: u8, from: u8) {
+        self.registers(true, &[0x89], from, to);
+    }
+
+    pub(super) fn load(&mut self, to: u8, from: Address) {
+        self.memory(&[], true, &[0x8b], to, from);
+    }
+
+    pub(super) fn load_32(&mut self, to: u8, from: Address) {
+        self.memory(&[], false, &[0x8b], to, from);
+    }
+
+    pub(super) fn store(&mut self, to: Address, from: u8) {
+        self.memory(&[], true, &[0x89], from, to);
+    }
+
+    /// Stores a sign-extended constant.
+    pub(super) fn store_constant(&mut self, to: Address, value: i32) {
+        self.memory(&[], true, &[0xc7], 0, to);
+        self.dword(value);
+    }
+
+    pub(super) fn load_byte(&mut self, to: u8, from: Address) {
+        self.memory(&[], false, &[0x0f, 0xb6], to, from);
+    }
+
+    pub(super) fn lea(&mut self, to: u8, address: Address) {
+        self.memory(&[], true, &[0x8d], to, address);
+    }
+
+    pub(super) fn lea_32(&mut self, to: u8, address: Address) {
+        self.memory(&[], false, &[0x8d], to, address);
+    }
+
+    /// Loads from the processor's fields: see [`super::area`].
+    pub(super) fn load_field(&mut self, to: u8, field: i32) {
+        self.memory(&[GS], true, &[0x8b], to, field_at(field));
+    }
+
+    pub(super) fn load_field_16(&mut self, to: u8, field: i32) {
+        self.memory(&[GS], false, &[0x0f, 0xb7], to, field_at(field));
+    }
+
+    pub(super) fn store_field(&mut self, field: i32, from: u8) {
+        self.memory(&[GS], true, &[0x89], from, field_at(field));
+    }
+
+    pub(super) fn store_field_16(&mut self, field: i32, from: u8) {
+        self.memory(&[0x66, GS], false, &[0x89], from, field_at(field));
+    }
+
+    /// Stores a sign-extended constant.
+    pub(super) fn store_field_constant(&mut self, field: i32, value: i32) {
+        self.memory(&[GS], true, &[0xc7], 0, field_at(field));
+        self.dword(value);
+    }
+
+    pub(super) fn add_field(&mut self, to: u8, field: i32) {
+        self.memory(&[GS], true, &[0x03], to, field_at(field));
+    }
+
+    pub(super) fn call_field(&mut self, field: i32) {
+        self.memory(&[GS], false, &[0xff], 2, field_at(field));
+    }
+
+    pub(super) fn sub_memory(&mut self, to: u8, from: Address) {
+        self.memory(&[], true, &[0x2b], to, from);
+    }
+
+    pub(super) fn add_memory(&mut self, to: u8, from: Address) {
+        self.memory(&[], true, &[0x03], to, from);
+    }
+
+    pub(super) fn compare(&mut self, reg: u8, value: i32) {
+        self.group(true, 7, reg, value);
+    }
+
+    pub(super) fn and_32(&mut self, reg: u8, value: i32) {
+        self.group(false, 4, reg, value);
+    }
+
+    pub(super) fn and(&mut self, reg: u8, value: i32) {
+        self.group(true, 4, reg, value);
+    }
+
+    fn group(&mut self, wide: bool, operation: u8, reg: u8, value: i32) {
+        match i8::try_from(value) {
+            Ok(short) => {
+                self.registers(wide, &[0x83], operation, reg);
+                self.raw(&[short as u8]);
+            }
+            Err(_) => {
+                self.registers(wide, &[0x81], operation, reg);
+                self.dword(value);
+            }
+        }
+    }
+
+    pub(super) fn or(&mut self, to: u8, from: u8) {
+        self.registers(true, &[0x09], from, to);
+    }
+
+    pub(super) fn test_32(&mut self, a: u8, b: u8) {
+        self.registers(false, &[0x85], b, a);
+    }
+
+    pub(super) fn shift_right(&mut self, reg: u8, count: u8) {
+        self.registers(true, &[0xc1], 5, reg);
+        self.raw(&[count]);
+    }
+
+    pub(super) fn shift_right_signed(&mut self, reg: u8, count: u8) {
+        self.registers(true, &[0xc1], 7, reg);
+        self.raw(&[count]);
+    }
+
+    pub(super) fn shift_left_32(&mut self, reg: u8, count: u8) {
+        self.registers(false, &[0xc1], 4, reg);
+        self.raw(&[count]);
+    }
+
+    /// Loads a constant, zero-extended.
+    pub(super) fn constant_32(&mut self, to: u8, value: u32) {
+        if to >= 8 {
+            self.raw(&[0x41]);
+        }
+        self.raw(&[0xb8 | to & 7]);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `to = from` rotated right, without touching a flag.
+    pub(super) fn rotate_right(&mut self, to: u8, from: u8, count: u8) {
+        // VEX.LZ.F2.0F3A.W1 F0 /r ib
+        let (r, b) = (u8::from(to < 8) << 7, u8::from(from < 8) << 5);
+        self.raw(&[0xc4, r | 0x40 | b | 3, 0xfb, 0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
+    }
+
+    /// `to` = the low 16 bits of `from`.
+    pub(super) fn low_16(&mut self, to: u8, from: u8) {
+        self.registers(false, &[0x0f, 0xb7], to, from);
+    }
+
+    pub(super) fn jump(&mut self, to: Label) {
+        self.raw(&[0xe9]);
+        self.relative(to);
+    }
+
+    pub(super) fn jump_if(&mut self, condition: u8, to: Label) {
+        self.raw(&[0x0f, 0x80 | condition]);
+        self.relative(to);
+    }
+
+    fn relative(&mut self, to: Label) {
+        self.fixups.push((self.here(), to));
+        self.dword(0);
+    }
+
+    /// Jumps to a place outside of this code.
+    pub(super) fn jump_to(&mut self, place: u32) {
+        self.raw(&[0xe9]);
+        self.relative_to(place);
+    }
+
+    pub(super) fn call_to(&mut self, place: u32) {
+        self.raw(&[0xe8]);
+        self.relative_to(place);
+    }
+
+    fn relative_to(&mut self, place: u32) {
+        let at = self.here();
+        self.dword(0);
+        self.put_relative(at, place);
+    }
+
+    pub(super) fn jump_register(&mut self, reg: u8) {
+        self.registers(false, &[0xff], 4, reg);
+    }
+
+    pub(super) fn jump_memory(&mut self, at: Address) {
+        self.memory(&[], false, &[0xff], 4, at);
+    }
+
+    /// Jumps over the next `length` bytes where RCX is zero.
+    pub(super) fn skip_if_rcx_is_0(&mut self, length: u8) {
+        self.raw(&[0xe3, length]);
+    }
+
+    pub(super) fn push(&mut self, reg: u8) {
+        self.prefix_high(reg);
+        self.raw(&[0x50 | reg & 7]);
+    }
+
+    pub(super) fn pop(&mut self, reg: u8) {
+        self.prefix_high(reg);
+        self.raw(&[0x58 | reg & 7]);
+    }
+
+    fn prefix_high(&mut self, reg: u8) {
+        if reg >= 8 {
+            self.raw(&[0x41]);
+        }
+    }
+
+    /// AH = SF, ZF, AF, PF, CF; AL = OF.
+    pub(super) fn flags_to_ax(&mut self) {
+        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// Undoes [`Asm::flags_to_ax`]: AL + 127 overflows if it is 1.
+    pub(super) fn flags_from_ax(&mut self) {
+        self.raw(&[0x04, 0x7f, 0x9e]);
+    }
+}
+
+/// Prefix of the segment that holds the processor's fields.
+const GS: u8 = 0x65;
+
+fn field_at(field: i32) -> Address {
+    Address { base: None, index: None, disp: field }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    use super::*;
+
+    /// What the bytes are, one instruction a line.
+    fn listing(bytes: &[u8]) -> Vec<String> {
+        let mut formatter = IntelFormatter::new();
+        let decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
+        let line = |instr| {
+            let mut text = String::new();
+            formatter.format(&instr, &mut text);
+            text
+        };
+        decoder.into_iter().map(line).collect()
+    }
+
+    fn check(emit: impl FnOnce(&mut Asm), expected: &[&str]) {
+        let mut asm = Asm::new(0);
+        emit(&mut asm);
+        assert_eq!(listing(&asm.finish()), expected);
+    }
+
+    #[test]
+    fn operands_are_encoded() {
+        check(
+            |asm| {
+                asm.load(14, Address::at(13, 0));
+                asm.load(0, Address::at(4, 8));
+                asm.store(Address::at(12, 0x1000), 15);
+                asm.lea(14, Address { base: Some(3), index: Some((9, 3)), disp: -1 });
+                asm.lea_32(13, Address { base: None, index: Some((14, 3)), disp: 0 });
+                asm.load_byte(13, Address::at(13, 0));
+                asm.load_field(14, 0x123);
+                asm.store_field_16(0x40, 0);
+                asm.store_constant(Address::at(14, 0), -2);
+                asm.jump_memory(Address::sum(1, 13, 0));
+                asm.call_field(0x10);
+            },
+            &[
+                "mov r14,[r13]",
+                "mov rax,[rsp+8]",
+                "mov [r12+1000h],r15",
+                "lea r14,[rbx+r9*8-1]",
+                "lea r13d,[r14*8]",
+                "movzx r13d,byte ptr [r13]",
+                "mov r14,gs:[123h]",
+                "mov gs:[40h],ax",
+                "mov qword ptr [r14],0FFFFFFFFFFFFFFFEh",
+                "jmp qword ptr [rcx+r13]",
+                "call qword ptr gs:[10h]",
+            ],
+        );
+    }
+
+    #[test]
+    fn operations_are_encoded() {
+        check(
+            |asm| {
+                asm.mov(13, 14);
+                asm.shift_right(13, 7);
+                asm.shift_right_signed(13, 47);
+                asm.and_32(13, 0x7fe0);
+                asm.add_field(13, 8);
+                asm.sub_memory(14, Address::at(13, 0));
+                asm.compare(14, 4088);
+                asm.add_memory(14, Address::at(13, 16));
+                asm.rotate_right(13, 14, 9);
+                asm.rotate_right(1, 2, 12);
+                asm.low_16(13, 13);
+                asm.constant_32(13, 0xffff_ffff);
+                asm.jump_register(14);
+            },
+            &[
+                "mov r13,r14",
+                "shr r13,7",
+                "sar r13,2Fh",
+                "and r13d,7FE0h",
+                "add r13,gs:[8]",
+                "sub r14,[r13]",
+                "cmp r14,0FF8h",
+                "add r14,[r13+10h]",
+                "rorx r13,r14,9",
+                "rorx rcx,rdx,0Ch",
+                "movzx r13d,r13w",
+                "mov r13d,0FFFFFFFFh",
+                "jmp r14",
+            ],
+        );
+    }
+
+    #[test]
+    fn labels_lead_to_their_places() {
+        check(
+            |asm| {
+                let (back, forward) = (asm.label(), asm.label());
+                asm.bind(back);
+                asm.jump_if(Condition::A, forward);
+                asm.jump(back);
+                asm.bind(forward);
+                asm.jump_to(0x100);
+            },
+            &["ja 000000000000000Bh", "jmp 0", "jmp 0000000000000100h"],
+        );
+    }
+
+    #[test]
+    fn what_is_replaced_lies_together() {
+        for start in 0..16 {
+            let mut asm = Asm::new(start);
+            asm.keep_together(5, 8);
+            let at = asm.here() % 8;
+            assert!(at + 5 <= 8 && asm.bytes.len() < 8);
+        }
+        for count in 0..20 {
+            let mut asm = Asm::new(0);
+            asm.nops(count);
+            assert_eq!(asm.bytes.len(), count as usize);
+            assert!(
+                listing(&asm.bytes).iter().all(|line| line.contains("nop") || line == "xchg ax,ax")
+            );
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The generated code of a VM, shared by its vCPUs.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::asm::Asm;
+use super::memory::CodeMemory;
+use super::tables::CODE_FRAMES;
+use super::thunks::Thunks;
+use super::translate::{self, FAR_SITE, Places};
+use crate::block::Block;
+use crate::machine::Machine;
+use crate::vector::ArenaError;
+
+/// Code starts at multiples of this.
+const ALIGN: u32 = 16;
+
+/// See the module.
+///
+/// Bounded: when it is full nothing is translated any more until [`CodeCache::reset`], for which all cores
+/// must have come out.
+pub struct CodeCache {
+    options: Options,
+    memory: Arc<CodeMemory>,
+    thunks: Thunks,
+    inner: Mutex<Inner>,
+    /// Counts resets: what a core knows of places is of one epoch.
+    epoch: AtomicU32,
+}
+
+struct Inner {
+    used: u32,
+    full: bool,
+    /// In order of their places.
+    blocks: Vec<Translated>,
+}
+
+/// A block that has code.
+struct Translated {
+    start: u32,
+    /// Physical page.
+    page: u64,
+    /// Its instructions are named in the code: it lives as long as that, valid or not.
+    _block: Arc<dyn Any + Send + Sync>,
+}
+
+/// A block's code. Belongs to the [`Block`].
+#[derive(Debug)]
+pub(crate) struct NativeBlock {
+    memory: Arc<CodeMemory>,
+    pub(super) places: Places,
+}
+
+impl NativeBlock {
+    /// Whoever enters leaves at once.
+    pub(crate) fn close(&self) {
+        self.memory.make_jump(self.places.inner, self.places.dead);
+    }
+}
+
+/// What may be left out, each for finding faults.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Status flags that are overwritten before an instruction looks at them may be anything in between: an
+    /// exception handler could see it.
+    pub forget_dead_flags: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { forget_dead_flags: true }
+    }
+}
+
+/// Why there is no code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotTranslated {
+    /// No memory left: see [`CodeCache::reset`].
+    Full,
+    /// The block cannot be translated: it is always interpreted.
+    Never,
+}
+
+impl CodeCache {
+    /// For at most `size` bytes of code, below 1 GiB.
+    ///
+    /// # Errors
+    /// The host gives no memory that can be executed.
+    pub fn new(size: usize, options: Options) -> Result<Self, ArenaError> {
+        assert!(size < FAR_SITE as usize);
+        let memory = Arc::new(CodeMemory::new(size)?);
+        // A link is never at place 0.
+        let mut asm = Asm::new(ALIGN);
+        let thunks = Thunks::emit(&mut asm);
+        memory.write(ALIGN, &asm.finish());
+        let inner = Inner { used: first_place(&thunks), full: false, blocks: Vec::new() };
+        Ok(Self { options, memory, thunks, inner: Mutex::new(inner), epoch: AtomicU32::new(0) })
+    }
+
+    /// Bytes of code, thunks included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.lock().used as usize
+    }
+
+    /// Whether nothing can be translated before a reset.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock().full
+    }
+
+    /// Forgets all code. No core is inside, and no block with code is valid any more.
+    pub fn reset(&self) {
+        let mut inner = self.lock();
+        inner.used = first_place(&self.thunks);
+        inner.full = false;
+        inner.blocks.clear();
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Translates `block`, all of whose bytes are `source` and lie in one page: the one whose frame has number
+    /// `frame` among those with code.
+    ///
+    /// # Errors
+    /// See [`NotTranslated`].
+    pub fn translate<M: Machine + 'static>(
+        &self,
+        block: &Arc<Block<M>>,
+        source: &[u8],
+        frame: u32,
+    ) -> Result<(), NotTranslated> {
+        if block.native().is_some() {
+            return Ok(());
+        }
+        if block.next_page.is_some() || frame >= CODE_FRAMES {
+            return Err(NotTranslated::Never);
+        }
+        let mut inner = self.lock();
+        if inner.full {
+            return Err(NotTranslated::Full);
+        }
+        let start = inner.used;
+        let code = translate::translate(block, source, frame, start, &self.thunks, self.options)
+            .ok_or(NotTranslated::Never)?;
+        let end = start as usize + code.bytes.len();
+        if end + ALIGN as usize > self.memory.size() {
+            inner.full = true;
+            return Err(NotTranslated::Full);
+        }
+        self.memory.write(start, &code.bytes);
+        inner.used = (end as u32).next_multiple_of(ALIGN);
+        let kept = Arc::clone(block) as Arc<dyn Any + Send + Sync>;
+        inner.blocks.push(Translated { start, page: block.start >> 12, _block: kept });
+        let memory = Arc::clone(&self.memory);
+        block.set_native(NativeBlock { memory, places: code.places });
+        Ok(())
+    }
+
+    /// Lets the branch at `site` lead to `block` from now on.
+    pub(super) fn link<M: Machine>(&self, site: u32, block: &Block<M>) {
+        let Some(native) = block.native() else { return };
+        let (at, far) = (site & !FAR_SITE, site & FAR_SITE != 0);
+        let inner = self.lock();
+        if at >= inner.used {
+            return;
+        }
+        if far {
+            return self.memory.redirect(at, native.places.guarded);
+        }
+        // The page may have come to lead elsewhere since the branch was taken.
+        let index = inner.blocks.partition_point(|known| known.start <= at);
+        if index > 0 && inner.blocks[index - 1].page == block.start >> 12 {
+            self.memory.redirect(at, native.places.inner);
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn address(&self, place: u32) -> usize {
+        self.memory.address(place)
+    }
+
+    pub(super) fn thunks(&self) -> &Thunks {
+        &self.thunks
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic leaves at worst bytes that nothing leads to.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn first_place(thunks: &Thunks) -> u32 {
+    thunks.end.next_multiple_of(ALIGN)
+}

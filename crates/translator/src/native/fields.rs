@@ -1,0 +1,91 @@
+//! What generated code keeps beside the registers, and where all of it is.
+//!
+//! While generated code runs, GS has the address of the [`Cpu`] as its base (nothing else in a Linux
+//! process uses GS), and the host's registers hold the guest's:
+//!
+//! ```text
+//!   RAX RCX RDX RBX RBP RSI RDI R8-R12   the guest's of the same name
+//!   R15                                  the guest's RSP
+//!   RSP                                  the host's stack
+//!   R14, R13                             scratch: T0, T1
+//!   RFLAGS                               the guest's status flags, DF clear, nothing else of the guest
+//! ```
+//!
+//! The guest's R13, R14 and R15 stay in [`Cpu::regs`].
+
+use std::mem::offset_of;
+
+use crate::cpu::{Cpu, REG_RIP};
+
+/// Scratch: addresses.
+pub(super) const T0: u8 = 14;
+/// Scratch.
+pub(super) const T1: u8 = 13;
+/// Where the guest's RSP is.
+pub(super) const SP: u8 = 15;
+
+/// See the module. Addresses are of the host.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Fields {
+    /// Linear address of the page that RIP is in.
+    pub(super) page: u64,
+    /// The table of translations in use.
+    pub(super) translations: usize,
+    /// The table of guards in use.
+    pub(super) guards: usize,
+    /// Where indirect branches look.
+    pub(super) jumps: usize,
+    /// A byte that is 1 when the core is wanted back.
+    pub(super) pending: usize,
+    /// Status flags, put aside in the form of LAHF and SETO.
+    pub(super) flags: u64,
+    /// RCX, put aside.
+    pub(super) rcx: u64,
+    /// A branch target, put aside.
+    pub(super) target: u64,
+    /// The indirect branch on its way: its offset in the page, and how far it has moved RSP (from bit 16).
+    pub(super) from: u64,
+    /// The host's stack pointer at entry.
+    pub(super) stack: u64,
+    /// The branch that came out and could be linked; see [`super::lane::Link`].
+    pub(super) site: u64,
+    /// The core, and the function that executes one instruction on it.
+    pub(super) core: usize,
+    pub(super) call_out: usize,
+    /// [`crate::InsnFlags`] of the instruction that stopped.
+    pub(super) stopped: u64,
+}
+
+macro_rules! field {
+    ($name:ident) => {
+        (std::mem::offset_of!($crate::Cpu, native)
+            + std::mem::offset_of!($crate::native::Fields, $name)) as i32
+    };
+}
+pub(super) use field;
+
+/// Offset of RFLAGS from GS.
+pub(super) const RFLAGS: i32 = offset_of!(Cpu, rflags) as i32;
+/// Offset of RIP from GS.
+pub(super) const RIP: i32 = register(REG_RIP);
+
+/// Offset of a guest register from GS.
+pub(super) const fn register(slot: u8) -> i32 {
+    (offset_of!(Cpu, regs) + 8 * slot as usize) as i32
+}
+
+/// Offset of a segment's base from GS.
+pub(super) fn segment_base(slot: usize) -> i32 {
+    let at = offset_of!(Cpu, segs) + slot * size_of::<x86::Segment>();
+    (at + offset_of!(x86::Segment, base)) as i32
+}
+
+/// Where the guest's register is while generated code runs, if it is in one of the host's.
+pub(super) const fn host(slot: u8) -> Option<u8> {
+    match slot {
+        4 => Some(SP),
+        13..=15 => None,
+        _ => Some(slot),
+    }
+}

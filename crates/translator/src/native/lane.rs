@@ -1,0 +1,209 @@
+//! One core's way through generated code.
+
+use std::any::Any;
+use std::arch::asm;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use x86::paging::is_canonical;
+
+use super::cache::CodeCache;
+use super::thunks::Exit;
+use crate::block::Block;
+use crate::cpu::{Cpu, REG_RIP, RSP, Width};
+use crate::insn::{Insn, InsnFlags};
+use crate::interp::{Core, Outcome};
+use crate::machine::{Machine, Stop};
+
+/// Entries of the table that indirect branches look in.
+const JUMPS: usize = 8192;
+
+/// What generated code looks at, by address. All stay where they are while it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// The table of [`super::tables::Translation`] in use.
+    pub translations: usize,
+    /// The table of guards in use.
+    pub guards: usize,
+    /// A byte that is 1 when the core is wanted back, and 0 otherwise.
+    pub pending: usize,
+}
+
+/// See the module.
+pub struct Lane {
+    cache: Arc<CodeCache>,
+    jumps: Box<[usize; JUMPS]>,
+    epoch: u32,
+}
+
+/// A branch that came out, and could lead on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link(u32);
+
+/// How it came out.
+#[derive(Clone, Copy, Debug)]
+pub struct Left {
+    /// As of a block.
+    pub outcome: Outcome,
+    /// It faulted on an access to the stack.
+    pub on_stack: bool,
+    /// To be handed to [`Lane::link`] with the block at RIP.
+    pub link: Option<Link>,
+    /// The instruction at RIP is to be interpreted next: it raises an exception.
+    pub interpret: bool,
+}
+
+/// [`super::thunks::Thunks::enter`], with what it works on.
+type Enter<M> = extern "sysv64" fn(usize, *mut Core<M>) -> u64;
+
+/// A panic of a handler, on its way over generated code.
+struct Thrown(Option<Box<dyn Any + Send>>);
+
+impl Lane {
+    /// For one core, over the code of its VM.
+    #[must_use]
+    pub fn new(cache: Arc<CodeCache>) -> Self {
+        let epoch = cache.epoch();
+        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch };
+        lane.forget();
+        lane
+    }
+
+    /// Whether this processor can run generated code: RORX, and GS to be set without the kernel.
+    #[must_use]
+    pub fn is_supported() -> bool {
+        const FSGSBASE: u64 = 1 << 1;
+        let [_, more] = rustix::param::linux_hwcap().into();
+        is_x86_feature_detected!("bmi2") && more as u64 & FSGSBASE != 0
+    }
+
+    fn forget(&mut self) {
+        // RCX was put aside: as at a guard that does not hold.
+        self.jumps.fill(self.cache.address(self.cache.thunks().guard_miss));
+    }
+
+    /// Makes `core`, which must not move, the one that this thread runs code for.
+    pub fn begin<M: Machine>(&mut self, core: &mut Core<M>) {
+        core.cpu.native.jumps = self.jumps.as_ptr() as usize;
+        core.cpu.native.call_out = call_out::<M> as *const () as usize;
+        let base = std::ptr::from_mut(&mut core.cpu) as usize;
+        // SAFETY: `is_supported` was asked; nothing else in this process uses GS.
+        unsafe { asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+    }
+
+    /// Runs `block`, to which RIP points, and whatever follows it. `None`: it has no code.
+    pub fn run<M: Machine>(&mut self, core: &mut Core<M>, block: &Block<M>) -> Option<Left> {
+        let native = block.native()?;
+        if self.epoch != self.cache.epoch() {
+            self.epoch = self.cache.epoch();
+            self.forget();
+        }
+        debug_assert_eq!(core.cpu.width, Width::Bits64);
+        let va = core.cpu.rip();
+        self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(native.places.guarded);
+        let fields = &mut core.cpu.native;
+        fields.page = va & !0xfff;
+        fields.from = 0;
+        refresh(core);
+        let enter = self.cache.address(self.cache.thunks().enter);
+        // SAFETY: the thunk is at its place for as long as the cache, which we hold.
+        let enter: Enter<M> = unsafe { std::mem::transmute(enter) };
+        // Generated code works on the core through this pointer, and hands it to `call_out`.
+        let this = std::ptr::from_mut(core);
+        core.cpu.native.core = this as usize;
+        let exit = enter(self.cache.address(native.places.inner), this);
+        THROWN.with_borrow_mut(Thrown::go_on);
+        let fields = &mut core.cpu.native;
+        let on_stack = fields.stopped & u64::from(InsnFlags::STACK) != 0;
+        let outcome = match exit {
+            Exit::FAULT => Outcome::Fault,
+            Exit::RETRY => Outcome::Retry,
+            _ => Outcome::Done,
+        };
+        let site = std::mem::take(&mut fields.site) as u32;
+        let link = (exit == Exit::DONE && site != 0).then_some(Link(site));
+        let beyond = exit == Exit::DONE && !is_canonical(core.cpu.rip());
+        let interpret = beyond && undo_branch(&mut core.cpu);
+        Some(Left { outcome, on_stack, link, interpret })
+    }
+
+    /// The branch goes straight to `block` from now on.
+    pub fn link<M: Machine>(&self, link: Link, block: &Block<M>) {
+        self.cache.link(link.0, block);
+    }
+}
+
+/// An indirect branch whose target is no address faults itself: it is executed again, by the interpreter.
+/// After anything else RIP is as it is.
+fn undo_branch(cpu: &mut Cpu) -> bool {
+    let from = std::mem::take(&mut cpu.native.from);
+    if from == 0 {
+        return false;
+    }
+    let moved = i64::from((from >> 16) as u16 as i16);
+    cpu.regs[RSP as usize] = cpu.regs[RSP as usize].wrapping_sub(moved as u64);
+    cpu.regs[REG_RIP as usize] = cpu.native.page | from & 0xfff;
+    true
+}
+
+fn refresh<M: Machine>(core: &mut Core<M>) {
+    let Some(view) = core.machine.view() else { return };
+    let fields = &mut core.cpu.native;
+    fields.translations = view.translations;
+    fields.guards = view.guards;
+    fields.pending = view.pending;
+}
+
+/// Executes `insn`, which stands `offset` bytes into the page of RIP. Returns 0 to go on behind it.
+extern "sysv64" fn call_out<M: Machine>(
+    core: *mut Core<M>,
+    insn: *const Insn<M>,
+    offset: u32,
+) -> u64 {
+    // SAFETY: generated code passes what `Lane::begin` was given, to which nobody else has a reference now,
+    // and an instruction of the block that it was made from, which lives as long as the code.
+    let (core, insn) = unsafe { (&mut *core, &*insn) };
+    let result = catch_unwind(AssertUnwindSafe(|| step(core, insn, offset)));
+    result.unwrap_or_else(|panic| {
+        THROWN.with_borrow_mut(|thrown| thrown.0 = Some(panic));
+        Exit::DONE
+    })
+}
+
+fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
+    let start = core.cpu.native.page + u64::from(offset);
+    core.cpu.regs[REG_RIP as usize] = start.wrapping_add(u64::from(insn.len));
+    let stop = match (insn.handler)(core, insn) {
+        Ok(()) if core.machine.must_end() => Stop::End,
+        Ok(()) => {
+            refresh(core);
+            return 0;
+        }
+        Err(stop) => stop,
+    };
+    core.cpu.native.stopped = insn.flags.into();
+    core.cpu.native.from = 0;
+    match stop {
+        Stop::End => Exit::DONE,
+        Stop::Fault => {
+            core.cpu.set_rip(start);
+            Exit::FAULT
+        }
+        Stop::Retry => {
+            core.cpu.set_rip(start);
+            Exit::RETRY
+        }
+    }
+}
+
+impl Thrown {
+    fn go_on(&mut self) {
+        if let Some(panic) = self.0.take() {
+            resume_unwind(panic);
+        }
+    }
+}
+
+thread_local! {
+    static THROWN: std::cell::RefCell<Thrown> = const { std::cell::RefCell::new(Thrown(None)) };
+}

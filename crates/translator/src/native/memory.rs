@@ -1,0 +1,106 @@
+//! Memory for generated code: a memory file mapped twice, once to write and once to execute, so that no
+//! page is ever both.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::vector::ArenaError;
+
+/// See the module. Places in it are offsets from its start.
+#[derive(Debug)]
+pub(super) struct CodeMemory {
+    write: *mut u8,
+    execute: *mut u8,
+    size: usize,
+}
+
+// SAFETY: both mappings live as long as the value; who writes where is up to the callers of its methods.
+unsafe impl Send for CodeMemory {}
+// SAFETY: as above.
+unsafe impl Sync for CodeMemory {}
+
+impl CodeMemory {
+    /// Of `size` bytes, which take memory as they are touched.
+    pub(super) fn new(size: usize) -> Result<Self, ArenaError> {
+        let file = memory_file().map_err(ArenaError::Create)?;
+        rustix::fs::ftruncate(&file, size as u64).map_err(ArenaError::Create)?;
+        let map = |protection| {
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            unsafe {
+                rustix::mm::mmap(ptr::null_mut(), size, protection, MapFlags::SHARED, &file, 0)
+            }
+            .map(<*mut c_void>::cast::<u8>)
+            .map_err(ArenaError::Map)
+        };
+        let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
+        let execute = map(ProtFlags::READ | ProtFlags::EXEC)?;
+        Ok(Self { write, execute, size })
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Where the code at `place` is executed.
+    pub(super) fn address(&self, place: u32) -> usize {
+        self.execute as usize + place as usize
+    }
+
+    /// Writes code that nobody executes yet.
+    pub(super) fn write(&self, place: u32, code: &[u8]) {
+        assert!(place as usize + code.len() <= self.size);
+        // SAFETY: inside the mapping; the caller owns the place, and nothing leads there yet.
+        unsafe {
+            ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len())
+        };
+    }
+
+    /// Replaces the displacement at `at`, which lies in one cache line, while others may execute it: they
+    /// go to the old or to the new target.
+    pub(super) fn redirect(&self, at: u32, target: u32) {
+        let relative = target.wrapping_sub(at + 4);
+        assert!(at as usize + 4 <= self.size && at % 64 <= 60);
+        let place = self.write.wrapping_add(at as usize);
+        if at.is_multiple_of(4) {
+            // SAFETY: inside the mapping and aligned; an atomic type, as all changes of live code are.
+            unsafe { &*place.cast::<AtomicU32>() }.store(relative, Ordering::Release);
+        } else {
+            // SAFETY: inside the mapping. x86 writes four bytes within a cache line at once, aligned or
+            // not (SDM volume 3, 9.1.1), and the compiler must not split a volatile write.
+            unsafe { place.cast::<u32>().write_unaligned(relative) };
+        }
+    }
+
+    /// Makes the five bytes at `at`, which lie in one aligned word of eight, a jump to `target`.
+    pub(super) fn make_jump(&self, at: u32, target: u32) {
+        let word = at & !7;
+        assert!(at % 8 <= 3 && word as usize + 8 <= self.size);
+        // SAFETY: inside the mapping and aligned.
+        let cell = unsafe { &*self.write.add(word as usize).cast::<AtomicU64>() };
+        let mut bytes = cell.load(Ordering::Relaxed).to_le_bytes();
+        let from = (at % 8) as usize;
+        bytes[from] = 0xe9;
+        bytes[from + 1..from + 5].copy_from_slice(&target.wrapping_sub(at + 5).to_le_bytes());
+        cell.store(u64::from_le_bytes(bytes), Ordering::Release);
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        for mapping in [self.write, self.execute] {
+            // SAFETY: our mapping, of this size, which nobody can use any more.
+            let _ = unsafe { rustix::mm::munmap(mapping.cast(), self.size) };
+        }
+    }
+}
+
+/// Since Linux 6.3 a memory file says whether it may be executed; before, the flag is unknown.
+fn memory_file() -> Result<rustix::fd::OwnedFd, Errno> {
+    let create = |flags| rustix::fs::memfd_create(c"fathom-code", flags | MemfdFlags::CLOEXEC);
+    create(MemfdFlags::EXEC).or_else(|_| create(MemfdFlags::empty()))
+}

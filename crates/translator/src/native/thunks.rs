@@ -1,0 +1,133 @@
+//! The ways into generated code and out of it.
+
+use x86::rflags;
+
+use super::asm::{Address, Asm};
+use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
+
+/// Places of the thunks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Thunks {
+    /// `extern "sysv64" fn(code: usize) -> u64`: loads the guest's registers and goes to `code`. Returns
+    /// what [`Exit`] says.
+    pub(super) enter: u32,
+    /// Comes out; T0 is RIP.
+    pub(super) leave: u32,
+    /// Comes out at a branch that can be linked: T1 is its site.
+    pub(super) leave_link: u32,
+    /// A guard did not hold: T0 is RIP, and RCX was put aside.
+    pub(super) guard_miss: u32,
+    /// Called: executes one instruction outside. After the call stand the address of the [`crate::Insn`]
+    /// (8 bytes) and its offset in the page (4).
+    pub(super) call_out: u32,
+    /// Behind all of them.
+    pub(super) end: u32,
+}
+
+/// What the entry thunk returns.
+#[allow(non_snake_case, reason = "a namespace of constants")]
+pub(super) mod Exit {
+    pub(in crate::native) const DONE: u64 = 1;
+    pub(in crate::native) const FAULT: u64 = 2;
+    pub(in crate::native) const RETRY: u64 = 3;
+}
+
+/// Bytes of data behind a call of [`Thunks::call_out`].
+pub(super) const CALL_OUT_DATA: i32 = 12;
+
+const RAX: u8 = 0;
+const RCX: u8 = 1;
+const RDX: u8 = 2;
+const RBX: u8 = 3;
+const RSP: u8 = 4;
+const RSI: u8 = 6;
+const RDI: u8 = 7;
+
+/// The callee's own in the System V ABI, and one more so that the stack is aligned.
+const SAVED: [u8; 7] = [RDI, 3, 5, 12, 13, 14, 15];
+
+impl Thunks {
+    /// Emits all of them.
+    pub(super) fn emit(asm: &mut Asm) -> Self {
+        let mut thunks = Self { enter: asm.here(), ..Self::default() };
+        SAVED.iter().for_each(|&reg| asm.push(reg));
+        asm.mov(T0, RDI);
+        asm.store_field(field!(stack), RSP);
+        load_guest(asm);
+        asm.jump_register(T0);
+
+        align(asm);
+        thunks.guard_miss = asm.here();
+        asm.load_field(RCX, field!(rcx));
+        thunks.leave = asm.here();
+        // No site: a link is never at place 0.
+        asm.constant_32(T1, 0);
+        thunks.leave_link = asm.here();
+        asm.store_field(field!(site), T1);
+        asm.store_field(RIP, T0);
+        store_guest(asm);
+        asm.constant_32(RAX, Exit::DONE as u32);
+        let out = asm.label();
+        asm.bind(out);
+        asm.load_field(RSP, field!(stack));
+        SAVED.iter().rev().for_each(|&reg| asm.pop(reg));
+        asm.raw(&[0xc3]);
+
+        align(asm);
+        thunks.call_out = asm.here();
+        asm.pop(T0);
+        store_guest(asm);
+        asm.mov(RBX, T0);
+        asm.load_field(RDI, field!(core));
+        asm.load(RSI, Address::at(RBX, 0));
+        asm.load_32(RDX, Address::at(RBX, 8));
+        asm.call_field(field!(call_out));
+        asm.test_32(RAX, RAX);
+        asm.jump_if(super::asm::Condition::NE, out);
+        asm.lea(T0, Address::at(RBX, CALL_OUT_DATA));
+        load_guest(asm);
+        asm.jump_register(T0);
+        thunks.end = asm.here();
+        thunks
+    }
+}
+
+fn align(asm: &mut Asm) {
+    asm.keep_together(16, 16);
+}
+
+/// Leaves T0 and T1 alone.
+fn load_guest(asm: &mut Asm) {
+    asm.load_field(RAX, RFLAGS);
+    asm.mov(RCX, RAX);
+    asm.shift_left_32(RAX, 8);
+    asm.shift_right(RCX, 11);
+    asm.and_32(RCX, 1);
+    asm.or(RAX, RCX);
+    asm.flags_from_ax();
+    for slot in 0..16 {
+        if let Some(reg) = host(slot) {
+            asm.load_field(reg, register(slot));
+        }
+    }
+}
+
+/// Leaves T0 and T1 alone.
+fn store_guest(asm: &mut Asm) {
+    for slot in 0..16 {
+        if let Some(reg) = host(slot) {
+            asm.store_field(register(slot), reg);
+        }
+    }
+    asm.flags_to_ax();
+    // ECX = AH, EAX = AL: OF goes to its bit.
+    asm.raw(&[0x0f, 0xb6, 0xcc, 0x0f, 0xb6, 0xc0]);
+    asm.shift_left_32(RAX, 11);
+    asm.or(RAX, RCX);
+    asm.and_32(RAX, rflags::STATUS as i32);
+    asm.load_field(RDX, RFLAGS);
+    asm.and(RDX, !(rflags::STATUS as i32));
+    asm.or(RDX, RAX);
+    asm.store_field(RFLAGS, RDX);
+    const { assert!(SP == 15) };
+}
