@@ -10,7 +10,6 @@ use x86::{Exception, Vector, paging};
 use crate::apic::{IO_APIC_BASE, IO_APIC_SIZE};
 use crate::host;
 use crate::system::System;
-use crate::tlb::Rights;
 use crate::walk::{self, Failed, Kind};
 
 const PAGE: u64 = FRAME_SIZE as u64;
@@ -49,11 +48,10 @@ impl System {
         let page = page.as_ptr() as usize;
         let code = self.shared.memory.is_code(frame);
         if kind == Kind::Fetch {
-            self.tlb.insert_fetch(va, gpa, user, translation.large);
+            self.tlb.insert_fetch(va, gpa, user, translation.leaf);
         } else if !self.breakpoints.watches_page(va) {
             let write = kind == Kind::Write && translation.writable && !code;
-            let rights = Rights { read: true, write, large: translation.large };
-            self.tlb.insert(va, page, user, rights);
+            self.tlb.insert(va, page, user, write, translation.leaf);
         }
         Ok(Target::Ram { host: page + (gpa & (PAGE - 1)) as usize, gpa, code })
     }
@@ -128,9 +126,7 @@ impl System {
         va: u64,
         update: impl Fn(T) -> T,
     ) -> Result<T, Stop> {
-        let entry = self.tlb.entry(va);
-        if entry.write == self.tlb.tag(va, T::SIZE) && !self.align {
-            let host = entry.addend.wrapping_add(va as usize);
+        if let Some(host) = self.tlb.write(va, T::SIZE) {
             // SAFETY: as in `Machine::store` of this type.
             return Ok(unsafe { exchange(host, update) });
         }

@@ -90,6 +90,7 @@ impl Registers {
             write_protect: self.cr0 & cr0::WP != 0,
             no_execute: self.efer & efer::NXE != 0,
             smep: self.cr4 & cr4::SMEP != 0,
+            global: self.cr4 & cr4::PGE != 0,
         }
     }
 
@@ -98,10 +99,9 @@ impl Registers {
         self.efer & efer::LMA != 0
     }
 
-    /// The number that tags this address space in the TLB. 0xfff would make the tag of an empty entry, so
-    /// that process-context identifier shares another's number, and is flushed whenever it is loaded.
+    /// The number of this address space in the TLB: its process-context identifier.
     pub(crate) fn asid(&self) -> u64 {
-        if self.cr4 & cr4::PCIDE == 0 { 0 } else { (self.cr3 & 0xfff).min(0xffe) }
+        if self.cr4 & cr4::PCIDE == 0 { 0 } else { self.cr3 & 0xfff }
     }
 
     /// The guest's TSC for a host TSC.

@@ -142,7 +142,7 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     core.machine.apic.set_cr8(state.cr8);
 
     core.machine.flush_all();
-    core.machine.retag();
+    core.machine.switch_space();
     core.machine.update_breakpoints(true);
     // Privilege is that of SS in protected mode: CS may be conforming.
     let cpl = if segments::real_mode(core) { 0 } else { state.ss.dpl() };

@@ -51,7 +51,7 @@ pub(crate) struct System {
     pub(crate) halted: bool,
     /// A triple fault, to be told to the caller.
     pub(crate) shutdown: bool,
-    /// Every data access takes the slow path, which checks alignment.
+    /// Alignment is checked: by the slow path, which every data access takes.
     pub(crate) align: bool,
     /// To be returned to the caller, in order. A read is last and waits in `answer`.
     pub(crate) exits: VecDeque<Exit>,
@@ -127,8 +127,8 @@ impl System {
         self.end = true;
     }
 
-    /// Takes up a change of CR3 or CR4 in the TLB's tags.
-    pub(crate) fn retag(&mut self) {
+    /// Takes up a change of CR3 or CR4 in the TLB.
+    pub(crate) fn switch_space(&mut self) {
         self.tlb.set_asid(self.regs.asid());
         self.end = true;
     }
@@ -136,8 +136,9 @@ impl System {
     /// Takes up a change of privilege level or of RFLAGS.AC.
     pub(crate) fn set_privilege(&mut self, cpl: u8, rflags: u64) {
         self.user = cpl == 3;
-        self.tlb.set_user(self.user);
         self.align = self.user && rflags & rflags::AC != 0 && self.regs.cr0 & cr0::AM != 0;
+        self.tlb.set_user(self.user);
+        self.tlb.set_slow(self.align);
     }
 
     /// Something that holds interrupts back has gone or changed (RFLAGS.IF, a priority, an NMI's IRET): one
@@ -179,21 +180,19 @@ impl System {
 impl Machine for System {
     #[inline(always)]
     fn load<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
-        let entry = self.tlb.entry(va);
-        if entry.read == self.tlb.tag(va, T::SIZE) && !self.align {
-            // SAFETY: the tag says that the page of the access's first byte is the page of its last, and
-            // that this vCPU may read it; the translation is dropped before a revocation is acknowledged.
-            return Ok(unsafe { host::load(entry.addend.wrapping_add(va as usize)) });
+        if let Some(host) = self.tlb.read(va, T::SIZE) {
+            // SAFETY: the TLB says that all of the access lies in one page and that this vCPU may read it;
+            // the translation is dropped before a revocation is acknowledged.
+            return Ok(unsafe { host::load(host) });
         }
         self.load_slow(va)
     }
 
     #[inline(always)]
     fn store<T: Word>(&mut self, va: u64, value: T) -> Result<(), Stop> {
-        let entry = self.tlb.entry(va);
-        if entry.write == self.tlb.tag(va, T::SIZE) && !self.align {
-            // SAFETY: as in `load`; the write tag says that the frame was resolved for writing.
-            unsafe { host::store(entry.addend.wrapping_add(va as usize), value) };
+        if let Some(host) = self.tlb.write(va, T::SIZE) {
+            // SAFETY: as in `load`; a page may be written if its frame was resolved for writing.
+            unsafe { host::store(host, value) };
             return Ok(());
         }
         self.store_slow(va, value)
@@ -201,10 +200,9 @@ impl Machine for System {
 
     #[inline(always)]
     fn load_for_store<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
-        let entry = self.tlb.entry(va);
-        if entry.write == self.tlb.tag(va, T::SIZE) && !self.align {
+        if let Some(host) = self.tlb.write(va, T::SIZE) {
             // SAFETY: as in `load`: what may be written may be read.
-            return Ok(unsafe { host::load(entry.addend.wrapping_add(va as usize)) });
+            return Ok(unsafe { host::load(host) });
         }
         self.load_for_store_slow(va)
     }

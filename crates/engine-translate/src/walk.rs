@@ -21,6 +21,8 @@ pub(crate) struct Paging {
     pub(crate) write_protect: bool,
     pub(crate) no_execute: bool,
     pub(crate) smep: bool,
+    /// CR4.PGE: the entries' global bits count.
+    pub(crate) global: bool,
 }
 
 /// Where an address leads, and what the page allows the asking privilege beyond the access asked for.
@@ -29,7 +31,16 @@ pub(crate) struct Translation {
     pub(crate) gpa: u64,
     /// Writes are allowed and the dirty bit is set, so they need no further walk.
     pub(crate) writable: bool,
-    pub(crate) large: bool,
+    pub(crate) leaf: Leaf,
+}
+
+/// The entry that a walk ends at, as far as flushes tell translations apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Leaf {
+    /// 0 maps 4 KiB, 1 maps 2 MiB, 2 maps 1 GiB.
+    pub(crate) level: u32,
+    /// The same in all address spaces.
+    pub(crate) global: bool,
 }
 
 /// Why a walk failed.
@@ -56,7 +67,8 @@ pub(crate) fn translate(
 ) -> Result<Translation, Failed> {
     if !paging.enabled {
         let gpa = va & 0xffff_ffff;
-        return Ok(Translation { gpa, writable: true, large: false });
+        let leaf = Leaf { level: 0, global: false };
+        return Ok(Translation { gpa, writable: true, leaf });
     }
     // A changed entry starts the walk over: another vCPU wrote it between our load and our update.
     loop {
@@ -125,7 +137,7 @@ fn attempt(
         return Ok(Some(Translation {
             gpa: entry & paging::ADDRESS & !(span - 1) | va & (span - 1),
             writable: may_write && (entry | dirty) & paging::DIRTY != 0,
-            large: level > 0,
+            leaf: Leaf { level, global: regs.global && entry & paging::GLOBAL != 0 },
         }));
     }
     unreachable!("level 0 is a leaf")

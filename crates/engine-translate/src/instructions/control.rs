@@ -121,10 +121,9 @@ fn set_cr3(core: &mut Core, value: u64) -> Result<(), Stop> {
         return Err(core.machine.gp(0));
     }
     core.machine.regs.cr3 = value;
-    core.machine.retag();
-    let asid = core.machine.regs.asid();
-    // The shared number of identifiers 0xffe and 0xfff is never kept.
-    if !keep || asid == 0xffe {
+    core.machine.switch_space();
+    if !keep {
+        let asid = core.machine.regs.asid();
         core.machine.tlb.flush_asid(asid);
     }
     Ok(())
@@ -144,7 +143,7 @@ fn set_cr4(core: &mut Core, value: u64) -> Result<(), Stop> {
     if (value ^ old) & translation != 0 {
         core.machine.flush_all();
     }
-    core.machine.retag();
+    core.machine.switch_space();
     Ok(())
 }
 
@@ -238,7 +237,7 @@ pub(super) fn invpcid(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     }
     match kind {
         0 => core.machine.tlb.flush_page(va),
-        1 => core.machine.tlb.flush_asid(if enabled { pcid.min(0xffe) } else { 0 }),
+        1 => core.machine.tlb.flush_asid(pcid),
         _ => core.machine.tlb.flush(),
     }
     Err(Stop::End)

@@ -14,8 +14,14 @@ const VA: u64 = 1 << 39 | 2 << 30 | 3 << 21 | 4 << 12 | 0x567;
 /// Where the entries for [`VA`] are, from the top.
 const ENTRIES: [u64; 4] = [PML4 + 8, PDPT + 16, PD + 24, PT + 32];
 
-const LONG: Paging =
-    Paging { cr3: PML4, enabled: true, write_protect: true, no_execute: true, smep: true };
+const LONG: Paging = Paging {
+    cr3: PML4,
+    enabled: true,
+    write_protect: true,
+    no_execute: true,
+    smep: true,
+    global: true,
+};
 
 struct Tables(GuestMemory);
 
@@ -124,10 +130,25 @@ fn large_pages_map_with_their_offset() {
     let tables = Tables::new();
     tables.set(ENTRIES[2], 0x60_0000 | ALL | paging::LARGE);
     let two_mib = tables.walk(LONG, Kind::Read, false).unwrap();
-    assert_eq!((two_mib.gpa, two_mib.large), (0x60_0000 | VA & 0x1f_ffff, true));
+    assert_eq!((two_mib.gpa, two_mib.leaf.level), (0x60_0000 | VA & 0x1f_ffff, 1));
     tables.set(ENTRIES[1], 0x4000_0000 | ALL | paging::LARGE);
     let one_gib = tables.walk(LONG, Kind::Read, false).unwrap();
-    assert_eq!((one_gib.gpa, one_gib.large), (0x4000_0000 | VA & 0x3fff_ffff, true));
+    assert_eq!((one_gib.gpa, one_gib.leaf.level), (0x4000_0000 | VA & 0x3fff_ffff, 2));
+}
+
+#[test]
+fn leaves_are_global_where_paging_says_so() {
+    let tables = Tables::new();
+    let is_global = |regs| tables.walk(regs, Kind::Read, false).unwrap().leaf.global;
+    assert!(!is_global(LONG));
+    tables.set(ENTRIES[3], PAGE | ALL | paging::GLOBAL);
+    assert!(is_global(LONG) && !is_global(Paging { global: false, ..LONG }));
+    // The bit of an entry that leads to another table is ignored.
+    tables.set(ENTRIES[3], PAGE | ALL);
+    tables.set(ENTRIES[2], PT | ALL | paging::GLOBAL);
+    assert!(!is_global(LONG));
+    tables.set(ENTRIES[2], 0x60_0000 | ALL | paging::LARGE | paging::GLOBAL);
+    assert!(is_global(LONG));
 }
 
 #[test]
@@ -178,5 +199,6 @@ fn without_paging_addresses_are_physical_and_short() {
     let tables = Tables::new();
     let regs = Paging { enabled: false, ..LONG };
     let walked = translate(&tables.0, regs, 0x1_0000_1234, Kind::Write, false);
-    assert_eq!(walked, Ok(Translation { gpa: 0x1234, writable: true, large: false }));
+    let leaf = Leaf { level: 0, global: false };
+    assert_eq!(walked, Ok(Translation { gpa: 0x1234, writable: true, leaf }));
 }
