@@ -18,7 +18,7 @@ use std::time::Duration;
 /// The side of a vCPU that other threads touch.
 #[derive(Debug, Default)]
 pub(crate) struct Attention {
-    /// Something to look at between two blocks. Set by others, cleared by the vCPU.
+    /// Something to look at between two blocks. Set by others and by the thread's alarm, cleared by the vCPU.
     pending: AtomicBool,
     inside: AtomicBool,
     /// The generation whose revocations this vCPU has carried out.
@@ -34,6 +34,13 @@ impl Attention {
     #[inline(always)]
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.load(Ordering::Relaxed)
+    }
+
+    /// The byte that says so: 0 or 1, at this address for as long as the vCPU's VM exists. For generated code,
+    /// which polls it in its loops and leaves when it is 1, and for the alarm's signal, which sets it. Only
+    /// ever accessed as a whole, without an order: whoever finds it 1 goes on to [`Attention::take`].
+    pub(crate) fn pending_address(&self) -> *const u8 {
+        self.pending.as_ptr().cast_const().cast()
     }
 
     /// Clears the wish; the caller then looks at everything that may have raised it.

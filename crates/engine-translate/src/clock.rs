@@ -61,11 +61,10 @@ fn reading() -> (u64, u64) {
     best.map_or((0, 0), |(_, tsc, ns)| (tsc, ns))
 }
 
-/// TSC ticks as time.
+/// TSC ticks as time, rounded up: whoever waits for a tick does not wake before it.
 pub(crate) fn ticks_to_duration(ticks: u64) -> Duration {
-    Duration::from_nanos(
-        (u128::from(ticks) * 1_000_000_000 / u128::from(tsc_hz())).min(u64::MAX.into()) as u64,
-    )
+    let ns = (u128::from(ticks) * 1_000_000_000).div_ceil(u128::from(tsc_hz()));
+    Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -75,5 +74,16 @@ mod tests {
     #[test]
     fn the_host_frequency_is_plausible() {
         assert!((100_000_000..20_000_000_000).contains(&tsc_hz()), "{}", tsc_hz());
+    }
+
+    #[test]
+    fn a_wait_covers_all_its_ticks_and_little_more() {
+        assert_eq!(ticks_to_duration(0), Duration::ZERO);
+        assert_eq!(ticks_to_duration(tsc_hz()), Duration::from_secs(1));
+        assert_eq!(ticks_to_duration(tsc_hz() + 1).as_secs(), 1);
+        assert!(ticks_to_duration(tsc_hz() + 1) > Duration::from_secs(1));
+        assert!(ticks_to_duration(1) > Duration::ZERO);
+        // Centuries, and not a wrap to something short.
+        assert!(ticks_to_duration(u64::MAX) > Duration::from_secs(1 << 29));
     }
 }

@@ -13,6 +13,7 @@
 //! virtual-8086 mode, no task switches, no call gates, no breakpoints on I/O.
 
 mod access;
+mod alarm;
 mod apic;
 mod attention;
 mod breakpoints;
@@ -47,12 +48,14 @@ const MAX_VCPUS: u32 = 64;
 pub struct TranslateEngine(());
 
 impl TranslateEngine {
-    /// Prepares what all VMs share: the generated code's memory, and the TSC's frequency.
+    /// Prepares what all VMs share: the generated code's memory, the handler of alarms, and the TSC's
+    /// frequency. Once done, a process that is confined since can do it again.
     pub fn new() -> Result<Self, EngineError> {
         translator::vector::prepare().map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
             source: std::io::Error::other(error),
         })?;
+        alarm::prepare().map_err(alarm::refused("install the handler of the alarm signal"))?;
         clock::tsc_hz();
         Ok(Self(()))
     }

@@ -43,7 +43,8 @@ pub(crate) struct System {
     pub(crate) fault_on_stack: bool,
     /// No interrupt before the next instruction.
     pub(crate) shadow: bool,
-    /// An interrupt that was held back may be delivered now: look before the next block.
+    /// An interrupt that was held back may be delivered now, or the timer's time may have moved closer: look
+    /// before the next block.
     pub(crate) look: bool,
     /// The instruction that ran last cleared RFLAGS.TF on its way into a handler: no single-step trap.
     pub(crate) no_trap: bool,

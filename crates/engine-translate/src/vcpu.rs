@@ -1,7 +1,6 @@
 //! One vCPU: the loop that runs blocks, and everything that happens between two of them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
@@ -13,17 +12,12 @@ use crate::breakpoints::Begin;
 use crate::fetch::JumpCache;
 use crate::system::{Answer, Core, System};
 use crate::vm::Shared;
-use crate::{breakpoints, clock, exceptions, state};
-
-/// Blocks between two looks at the clock: some ten microseconds.
-const CLOCK_EVERY: u32 = 256;
+use crate::{alarm, breakpoints, clock, exceptions, state};
 
 /// A vCPU of this engine.
 pub(crate) struct TranslateVcpu {
     pub(crate) core: Core,
     jumps: JumpCache,
-    /// Blocks until the clock is looked at.
-    countdown: u32,
     /// An application processor before its start-up IPI.
     pub(crate) waiting_for_sipi: bool,
     counters: Counters,
@@ -36,7 +30,6 @@ impl TranslateVcpu {
         let mut vcpu = Self {
             core,
             jumps: JumpCache::new(),
-            countdown: CLOCK_EVERY,
             waiting_for_sipi: false,
             counters: Counters::default(),
         };
@@ -61,6 +54,9 @@ impl TranslateVcpu {
                 }
                 continue;
             }
+            // Nothing that is done here can move the deadline: only an instruction can.
+            self.check_timer();
+            self.set_alarm()?;
             if !self.deliver_events() {
                 self.run_blocks();
             }
@@ -155,7 +151,7 @@ impl TranslateVcpu {
         let deadline = if machine.halted { machine.apic.deadline() } else { u64::MAX };
         let timeout = (deadline != u64::MAX).then(|| {
             let now = machine.regs.guest_tsc(clock::host_tsc());
-            clock::ticks_to_duration(deadline.saturating_sub(now)) + Duration::from_nanos(1)
+            clock::ticks_to_duration(deadline.saturating_sub(now))
         });
         peer.attention.leave();
         peer.attention.sleep(timeout);
@@ -168,7 +164,6 @@ impl TranslateVcpu {
 
     /// Fires the timer if its time has come.
     fn check_timer(&mut self) {
-        self.countdown = CLOCK_EVERY;
         let machine = &mut self.core.machine;
         if machine.apic.deadline() == u64::MAX {
             return;
@@ -179,9 +174,20 @@ impl TranslateVcpu {
         }
     }
 
+    /// Has the blocks that are about to run left when the timer's time comes.
+    fn set_alarm(&self) -> Result<(), EngineError> {
+        let machine = &self.core.machine;
+        let deadline = machine.apic.deadline();
+        if deadline == u64::MAX {
+            return Ok(());
+        }
+        let now = clock::host_tsc();
+        let left = deadline.saturating_sub(machine.regs.guest_tsc(now));
+        alarm::ring_at(now.saturating_add(left), now).map_err(alarm::refused("set a vcpu's alarm"))
+    }
+
     /// Delivers an NMI or an interrupt if one may be. True if one was.
     fn deliver_events(&mut self) -> bool {
-        self.check_timer();
         let machine = &mut self.core.machine;
         // An instruction that has its device's answer must consume it first: reads may have effects.
         // A debugger that steps wants the next instruction, not the next handler.
@@ -223,17 +229,14 @@ impl TranslateVcpu {
                 breakpoints::step_into_handler(&mut self.core);
             }
             let machine = &mut self.core.machine;
-            self.countdown -= 1;
             let stop = single
                 || std::mem::take(&mut machine.look)
-                || self.countdown == 0
                 || machine.halted
                 || machine.shutdown
                 || !machine.exits.is_empty()
                 || machine.answer != Answer::None
                 || machine.attention_of().is_pending();
             if stop {
-                self.countdown = self.countdown.max(1);
                 machine.drop_unused_answer();
                 return;
             }
@@ -324,6 +327,7 @@ impl Vcpu for TranslateVcpu {
             self.core.machine.end = false;
         }
         let _inside = Inside(attention);
+        let _watch = alarm::watch(attention).map_err(alarm::refused("make a vcpu's alarm"))?;
         self.run_inside()
     }
 

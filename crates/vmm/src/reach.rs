@@ -14,13 +14,13 @@ use crate::{board, debug};
 
 impl VmPlan {
     /// Does what a confined process cannot do any more: makes the files that the VM writes and that are not
-    /// there yet (only what exists can be kept within reach), and has executable memory for the translator.
+    /// there yet (only what exists can be kept within reach), and has what the translator's engine takes once.
     ///
     /// # Errors
     /// As [`start`](crate::start) would fail for the engine, a disk or the console.
     pub fn prepare(&self) -> Result<(), VmError> {
         if self.engine.kind == EngineKind::Translate {
-            // The memory stays with the process.
+            // Executable memory and a signal's handler stay with the process.
             engine_translate::TranslateEngine::new()?;
         }
         self.make_files()
@@ -45,11 +45,14 @@ impl VmPlan {
     /// What it has that takes system calls of its own.
     #[must_use]
     pub fn having(&self) -> Vec<Having> {
-        let kvm = (self.engine.kind == EngineKind::Kvm).then_some(Having::Kvm);
+        let engine = match self.engine.kind {
+            EngineKind::Kvm => Having::Kvm,
+            EngineKind::Translate => Having::Translate,
+        };
         let gdb = self.gdb.is_some().then_some(Having::Gdb);
         let net = (!self.nets.is_empty()).then_some(Having::Net);
         let vsock = self.vsock.is_some().then_some(Having::Vsock);
-        [kvm, gdb, net, vsock].into_iter().flatten().collect()
+        [Some(engine), gdb, net, vsock].into_iter().flatten().collect()
     }
 
     /// What it opens, and what for.

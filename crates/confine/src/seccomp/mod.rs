@@ -48,6 +48,8 @@ pub enum Thread {
 pub enum Having {
     /// The KVM engine.
     Kvm,
+    /// The translator's engine.
+    Translate,
     /// A debugger's socket.
     Gdb,
     /// Network interfaces.

@@ -81,7 +81,7 @@ macro_rules! files {
 const FILES: &[(&str, &str)] = files! {
     "api" "common" "connections" "console" "disk" "gdb" "gdb-socket" "guest-memory" "io" "kvm-guest-memory"
     "kvm-interrupts" "kvm-kick" "kvm-machine" "kvm-vcpu" "kvm-vcpu-state" "main" "process" "signals" "sockets"
-    "start-threads" "supervisor" "userfault" "vcpu" "working-set"
+    "start-threads" "supervisor" "translate-vcpu" "userfault" "vcpu" "working-set"
 };
 
 /// All files by name.

@@ -122,6 +122,7 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
         msr::TSC_ADJUST => {
             regs.tsc_offset = regs.tsc_offset.wrapping_add(value.wrapping_sub(regs.tsc_adjust));
             regs.tsc_adjust = value;
+            core.machine.look = true;
             refresh_system_time(core);
         }
         // The mode cannot be left: there is no APIC page to fall back to.
@@ -139,7 +140,10 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
         }
         msr::DEBUGCTL => return value & !DEBUGCTL_KNOWN == 0,
         msr::PAT if is_pat(value) => regs.pat = value,
-        msr::TSC_DEADLINE => core.machine.apic.set_tsc_deadline(value),
+        msr::TSC_DEADLINE => {
+            core.machine.apic.set_tsc_deadline(value);
+            core.machine.look = true;
+        }
         msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
             return write_apic(core, index - msr::X2APIC_FIRST, value);
         }
@@ -168,6 +172,7 @@ fn set_tsc(core: &mut Core, value: u64) -> u64 {
     let old = tsc(core);
     let regs = &mut core.machine.regs;
     regs.tsc_offset = regs.tsc_offset.wrapping_add(value.wrapping_sub(old));
+    core.machine.look = true;
     old
 }
 
@@ -193,7 +198,8 @@ fn write_apic(core: &mut Core, register: u32, value: u64) -> bool {
     let id = core.machine.id;
     let Ok(effect) = core.machine.apic.write(register, value, now) else { return false };
     match effect {
-        Effect::None | Effect::Timer => core.machine.open_window(),
+        Effect::None => core.machine.open_window(),
+        Effect::Timer => core.machine.look = true,
         Effect::Send(message) => core.machine.shared.send(message, Some(id)),
         Effect::EndOfInterrupt(vector) => {
             core.machine.shared.end_of_interrupt(vector);

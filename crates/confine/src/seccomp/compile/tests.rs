@@ -2,7 +2,8 @@
 
 use super::*;
 
-const EVERYTHING: &[Having] = &[Having::Kvm, Having::Gdb, Having::Net, Having::Vsock];
+const EVERYTHING: &[Having] =
+    &[Having::Kvm, Having::Translate, Having::Gdb, Having::Net, Having::Vsock];
 
 fn gathered(name: &str, having: &[Having]) -> Gathered {
     Gathered::of(name, &rules::all().expect("files"), having).expect("rules")
@@ -97,6 +98,22 @@ fn nobody_becomes_another_program_or_somebody_else() {
 fn kvm_is_for_those_that_have_it() {
     let requests = |having| gathered("vcpu", having).allowed[&libc::SYS_ioctl].len();
     assert!(requests(EVERYTHING) > requests(&[]) + 20);
+}
+
+/// A timer sends signals: nobody else has one, and the supervisor only for the vCPUs that it starts.
+#[test]
+fn timers_are_for_vcpus_of_the_translator() {
+    let timers = ["timer_create", "timer_settime", "timer_delete"];
+    for having in [&[][..], &[Having::Kvm], &[Having::Translate]] {
+        for thread in Thread::ALL {
+            let wanted = having.contains(&Having::Translate)
+                && [Thread::Vcpu, Thread::Supervisor].contains(&thread);
+            let allowed = names(&gathered(thread.file(), having));
+            for call in timers {
+                assert_eq!(allowed.contains(&call), wanted, "{call} of {}", thread.file());
+            }
+        }
+    }
 }
 
 #[test]
