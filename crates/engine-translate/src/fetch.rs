@@ -41,14 +41,14 @@ impl JumpCache {
 
     /// The block at RIP.
     #[inline(always)]
-    pub(crate) fn block(&mut self, core: &mut Core) -> Result<&Block<System>, Stop> {
+    pub(crate) fn block(&mut self, core: &mut Core) -> Result<&Arc<Block<System>>, Stop> {
         let va = linear_rip(core);
         let key = key(va, core.cpu.width);
         let jump = &mut self.entries[index(va)];
         if !jump.is_current(&core.machine, va, key) {
             *jump = Jump { key, block: Some(find(core, va)?) };
         }
-        Ok(jump.block.as_deref().expect("an entry without block is not current"))
+        Ok(jump.block.as_ref().expect("an entry without block is not current"))
     }
 }
 
@@ -142,7 +142,7 @@ fn decode(
 
 /// Somebody wrote code between our reading the bytes and inserting the block, and may have looked for it
 /// before it was there: it runs once too.
-fn forget(shared: &Shared, block: &Block<System>) {
+pub(crate) fn forget(shared: &Shared, block: &Block<System>) {
     let first = block.start as u32 & 0xfff;
     shared.blocks.invalidate(block.start >> 12, first, first + 1);
 }
@@ -215,7 +215,7 @@ fn code_address(machine: &mut System, va: u64, user: bool) -> Result<u64, Stop> 
 }
 
 /// Reads from the frame that was marked, wherever the page tables lead by now.
-fn read_code(core: &mut Core, gpa: u64, into: &mut [u8]) -> Result<(), Stop> {
+pub(crate) fn read_code(core: &mut Core, gpa: u64, into: &mut [u8]) -> Result<(), Stop> {
     let shared = Arc::clone(&core.machine.shared);
     let frame = shared.memory.frame_of(Gpa(gpa));
     let page = frame.and_then(|frame| shared.memory.resolve(frame, Access::Read).ok());

@@ -25,6 +25,7 @@ mod host;
 mod instructions;
 mod kvmclock;
 mod mtrr;
+mod native;
 mod registers;
 mod segments;
 mod state;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use engine::Exit;
+use translator::native::View;
 use translator::{Insn, Machine, Stop, SystemOp, VectorKind, Word};
 use x86::cpuid::Table;
 use x86::model::Processor;
@@ -262,6 +263,14 @@ impl Machine for System {
             return None;
         }
         gate(kind, cr0, cr4, self.xcr0)
+    }
+
+    fn view(&self) -> Option<View> {
+        Some(View {
+            translations: self.tlb.data_table() as usize,
+            guards: self.tlb.guard_table() as usize,
+            pending: self.attention_of().pending_address() as usize,
+        })
     }
 
     fn raise(&mut self, exception: Exception) -> Stop {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
+use translator::native::Left;
 use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
 use x86::model::Processor;
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
@@ -10,6 +11,7 @@ use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 use crate::attention::Attention;
 use crate::breakpoints::Begin;
 use crate::fetch::JumpCache;
+use crate::native::Native;
 use crate::system::{Answer, Core, System};
 use crate::vm::Shared;
 use crate::{alarm, breakpoints, clock, exceptions, state};
@@ -18,6 +20,9 @@ use crate::{alarm, breakpoints, clock, exceptions, state};
 pub(crate) struct TranslateVcpu {
     pub(crate) core: Core,
     jumps: JumpCache,
+    native: Option<Native>,
+    /// The next instruction is to be interpreted.
+    interpret: bool,
     /// An application processor before its start-up IPI.
     pub(crate) waiting_for_sipi: bool,
     counters: Counters,
@@ -25,11 +30,14 @@ pub(crate) struct TranslateVcpu {
 
 impl TranslateVcpu {
     pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
+        let native = Native::new(&shared);
         let machine = System::new(shared, id, processor);
         let core = Core { cpu: Cpu::new(), machine };
         let mut vcpu = Self {
             core,
             jumps: JumpCache::new(),
+            native,
+            interpret: false,
             waiting_for_sipi: false,
             counters: Counters::default(),
         };
@@ -217,8 +225,10 @@ impl TranslateVcpu {
     fn run_blocks(&mut self) {
         loop {
             let active = self.core.machine.breakpoints.is_active();
-            let single = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
-            let outcome = if active { self.run_carefully(single) } else { self.run_block(single) };
+            let alone = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
+            let single = alone || std::mem::take(&mut self.interpret);
+            let outcome =
+                if active { self.run_carefully(single) } else { self.run_block(single, !single) };
             if outcome == Outcome::Fault {
                 if self.core.machine.broken.is_some() {
                     return;
@@ -243,8 +253,9 @@ impl TranslateVcpu {
         }
     }
 
-    fn run_block(&mut self, single: bool) -> Outcome {
-        let Self { core, jumps, .. } = self;
+    /// Runs the block at RIP, or its first instruction only; as generated code if that may be.
+    fn run_block(&mut self, single: bool, may_be_native: bool) -> Outcome {
+        let Self { core, jumps, native, .. } = self;
         let block = match jumps.block(core) {
             Ok(block) => block,
             Err(translator::Stop::Fault) => return Outcome::Fault,
@@ -253,6 +264,13 @@ impl TranslateVcpu {
         core.machine.end = false;
         core.machine.no_trap = false;
         core.machine.fault_on_stack = false;
+        if may_be_native
+            && let Some(native) = native
+            && let Some(left) = native.run(core, block)
+        {
+            self.interpret = left.interpret;
+            return after_native(core, left);
+        }
         let start = core.cpu.rip();
         let shadow = std::mem::take(&mut core.machine.shadow);
         let trap = core.cpu.flag(rflags::TF);
@@ -263,11 +281,7 @@ impl TranslateVcpu {
         let waits = matches!(core.machine.answer, Answer::Waiting(_));
         let care = trap || core.machine.breakpoints.is_active();
         match outcome {
-            Outcome::Fault => {
-                if core.machine.fault_is_address && (core.machine.fault_on_stack || on_stack) {
-                    core.machine.raise(Exception::new(Vector::SS));
-                }
-            }
+            Outcome::Fault => settle_fault(core, on_stack),
             Outcome::Done if care => breakpoints::complete(core, trap && !core.machine.no_trap),
             // One repetition of a string instruction is a step too.
             Outcome::Retry if care && !waits && core.cpu.regs[Gpr::Rcx as usize] != count => {
@@ -290,9 +304,24 @@ impl TranslateVcpu {
             Begin::Met(outcome) => return outcome,
             Begin::Run { single } => single,
         };
-        let outcome = self.run_block(single || one);
+        let outcome = self.run_block(single || one, false);
         breakpoints::end(&mut self.core);
         outcome
+    }
+}
+
+/// Generated code was left.
+fn after_native(core: &mut Core, left: Left) -> Outcome {
+    if left.outcome == Outcome::Fault {
+        settle_fault(core, left.on_stack);
+    }
+    left.outcome
+}
+
+/// A fault for an address that is none is #SS on the stack.
+fn settle_fault(core: &mut Core, on_stack: bool) {
+    if core.machine.fault_is_address && (core.machine.fault_on_stack || on_stack) {
+        core.machine.raise(Exception::new(Vector::SS));
     }
 }
 
@@ -328,6 +357,9 @@ impl Vcpu for TranslateVcpu {
         }
         let _inside = Inside(attention);
         let _watch = alarm::watch(attention).map_err(alarm::refused("make a vcpu's alarm"))?;
+        if let Some(native) = &mut self.native {
+            native.begin(&mut self.core);
+        }
         self.run_inside()
     }
 

@@ -13,6 +13,7 @@ use crate::attention::{Attention, Generation};
 use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
+use crate::native::Code;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
@@ -23,6 +24,7 @@ const BLOCKS_LIMIT: usize = 16 << 20;
 pub(crate) struct Shared {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) blocks: BlockCache<System>,
+    pub(crate) code: Code,
     pub(crate) vcpus: Vec<Peer>,
     pub(crate) cpu: CpuModel,
     pub(crate) generation: Generation,
@@ -45,10 +47,15 @@ pub(crate) struct Peer {
 
 impl Shared {
     pub(crate) fn new(spec: VmSpec) -> Result<Arc<Self>, EngineError> {
+        let code = Code::new().map_err(|error| EngineError::Host {
+            action: "map memory for generated code".into(),
+            source: std::io::Error::other(error),
+        })?;
         let vcpus = (0..spec.vcpus).map(|_| Peer::default()).collect();
         let shared = Arc::new(Self {
             memory: spec.memory,
             blocks: BlockCache::new(BLOCKS_LIMIT),
+            code,
             vcpus,
             cpu: spec.cpu,
             generation: Generation::default(),

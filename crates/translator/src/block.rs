@@ -1,7 +1,7 @@
 //! Blocks: straight-line runs of decoded instructions, kept by physical address.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::cpu::Width;
@@ -32,6 +32,8 @@ pub struct Block<M: Machine> {
     pub next_page: Option<u64>,
     valid: AtomicBool,
     native: OnceLock<NativeBlock>,
+    /// How often the interpreter entered it while it had no code.
+    entries: AtomicU32,
 }
 
 impl<M: Machine> Block<M> {
@@ -40,8 +42,8 @@ impl<M: Machine> Block<M> {
     pub fn new(insns: Vec<Insn<M>>, start: u64, next_page: Option<u64>) -> Self {
         let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
         let valid = AtomicBool::new(true);
-        let native = OnceLock::new();
-        Self { insns: insns.into_boxed_slice(), start, len, next_page, valid, native }
+        let (native, entries) = (OnceLock::new(), AtomicU32::new(0));
+        Self { insns: insns.into_boxed_slice(), start, len, next_page, valid, native, entries }
     }
 
     /// Whether no byte has been written since decoding. Checked at each entry.
@@ -64,6 +66,15 @@ impl<M: Machine> Block<M> {
     #[inline(always)]
     pub(crate) fn native(&self) -> Option<&NativeBlock> {
         self.native.get()
+    }
+
+    /// Counts an entry: the first is 1. Not exact where several cores count.
+    #[inline(always)]
+    #[must_use]
+    pub fn entered(&self) -> u32 {
+        let entries = self.entries.load(Ordering::Relaxed).saturating_add(1);
+        self.entries.store(entries, Ordering::Relaxed);
+        entries
     }
 
     /// Whether it has been translated.

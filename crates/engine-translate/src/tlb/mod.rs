@@ -99,21 +99,18 @@ impl Tlb {
 
     /// Where generated code looks data up: `TRANSLATIONS` entries, until the next call of `set_user`,
     /// `set_slow` or `set_asid`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for generated code, which comes next"))]
     pub(crate) fn data_table(&self) -> *const Translation {
         self.data
     }
 
     /// Where generated code looks for guards: `GUARDS` of them, until the next call of `set_user` or
     /// `set_asid`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for generated code, which comes next"))]
     pub(crate) fn guard_table(&self) -> *const u64 {
         self.current().guard_table()
     }
 
     /// Lets generated code of frame `frame` (among those with code) be entered through the page of `va`, if
     /// fetches from there are translated, and for as long as no flush forgets it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for generated code, which comes next"))]
     pub(crate) fn admit(&mut self, va: u64, frame: u32) {
         self.context(self.user).admit(va, frame);
     }

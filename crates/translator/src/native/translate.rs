@@ -66,7 +66,8 @@ pub(super) fn translate<M: Machine>(
     let mut steps: Vec<Step> = Vec::with_capacity(block.insns.len());
     for insn in &block.insns {
         let instr = decoder.decode();
-        if instr.is_invalid() && usize::from(insn.len) != instr.len() {
+        // The bytes may have changed since they were decoded.
+        if usize::from(insn.len) != instr.len() {
             return None;
         }
         steps.push(Step::new(instr, std::ptr::from_ref(insn) as usize, insn.len));

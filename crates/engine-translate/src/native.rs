@@ -1,0 +1,116 @@
+//! Generated code: which blocks get some, and the memory for it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memory::{FRAME_SIZE, Gpa};
+use translator::native::{CodeCache, Lane, Left, Link, NotTranslated};
+use translator::vector::ArenaError;
+use translator::{Block, Width};
+
+use crate::fetch;
+use crate::system::{Core, System};
+use crate::vm::Shared;
+
+/// Bytes of code, at most; what is not used takes no memory.
+const CODE_LIMIT: usize = 64 << 20;
+
+/// A block is translated when it runs for the time that has this number: much of a boot runs once.
+const HOT: u32 = 3;
+
+/// The generated code of a VM.
+pub(crate) struct Code {
+    cache: Arc<CodeCache>,
+    /// The generation after which nobody is in old code any more, when the memory was full.
+    leaving: Mutex<Option<u64>>,
+}
+
+impl Code {
+    pub(crate) fn new() -> Result<Self, ArenaError> {
+        let cache = Arc::new(CodeCache::new(CODE_LIMIT, Default::default())?);
+        Ok(Self { cache, leaving: Mutex::default() })
+    }
+
+    /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
+    #[cold]
+    fn start_over(&self, shared: &Shared, vcpu: u32) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.cache.is_full() {
+            return;
+        }
+        let generation = *leaving.get_or_insert_with(|| {
+            shared.blocks.clear();
+            shared.begin_revocation_from(vcpu)
+        });
+        if shared.is_revoked(generation, vcpu) {
+            self.cache.reset();
+            *leaving = None;
+        }
+    }
+}
+
+/// A vCPU's way through generated code.
+pub(crate) struct Native {
+    lane: Lane,
+    /// The branch that came out last, if it can be linked.
+    link: Option<Link>,
+}
+
+impl Native {
+    /// `None` where the host cannot run generated code: everything is interpreted.
+    pub(crate) fn new(shared: &Shared) -> Option<Self> {
+        Lane::is_supported()
+            .then(|| Self { lane: Lane::new(Arc::clone(&shared.code.cache)), link: None })
+    }
+
+    /// This thread is going to run `core`.
+    pub(crate) fn begin(&mut self, core: &mut Core) {
+        self.lane.begin(core);
+    }
+
+    /// Runs `block`, to which RIP points, and what follows it. `None`: it is to be interpreted.
+    #[inline]
+    pub(crate) fn run(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> Option<Left> {
+        let link = self.link.take();
+        if !block.has_code() && !self.translate(core, block) {
+            return None;
+        }
+        if let Some(link) = link {
+            self.lane.link(link, block);
+        }
+        let frame = core.machine.frame(block.start)?;
+        core.machine.tlb.admit(core.cpu.rip(), frame.0);
+        let left = self.lane.run(core, block)?;
+        self.link = left.link;
+        Some(left)
+    }
+
+    fn translate(&self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
+        if core.cpu.width != Width::Bits64 || block.next_page.is_some() || block.entered() < HOT {
+            return false;
+        }
+        let shared = Arc::clone(&core.machine.shared);
+        let Some(frame) = shared.memory.frame_of(Gpa(block.start)) else { return false };
+        let writes = shared.code_writes.load(Ordering::SeqCst);
+        let mut bytes = [0; FRAME_SIZE];
+        let bytes = &mut bytes[..block.len as usize];
+        if !block.is_valid() || fetch::read_code(core, block.start, bytes).is_err() {
+            return false;
+        }
+        match shared.code.cache.translate(block, bytes, frame.0) {
+            Ok(()) => {
+                // The bytes may be others than those that were decoded: then it runs once, as prefetched
+                // code may.
+                if shared.code_writes.load(Ordering::SeqCst) != writes {
+                    fetch::forget(&shared, block);
+                }
+                true
+            }
+            Err(NotTranslated::Full) => {
+                shared.code.start_over(&shared, core.machine.id);
+                false
+            }
+            Err(NotTranslated::Never) => false,
+        }
+    }
+}
