@@ -27,7 +27,8 @@ use crate::clock;
 
 thread_local! {
     /// Constant and without a destructor: a plain access, in a signal's handler and at a thread's end too.
-    static BELL: Bell = const { Bell { rang: AtomicBool::new(false), pending: AtomicPtr::new(ptr::null_mut()) } };
+    static BELL: Bell =
+        const { Bell { rang: AtomicBool::new(false), pending: AtomicPtr::new(ptr::null_mut()) } };
     static TIMER: Timer = const { Timer { id: Cell::new(None), armed: Cell::new(NEVER) } };
 }
 

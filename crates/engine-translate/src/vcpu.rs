@@ -62,7 +62,7 @@ impl TranslateVcpu {
                 }
                 continue;
             }
-            // Nothing that is done here can move the deadline: only an instruction can.
+            // From here to the blocks nothing moves the deadline.
             self.check_timer();
             self.set_alarm()?;
             if !self.deliver_events() {
