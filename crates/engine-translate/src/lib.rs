@@ -52,7 +52,8 @@ impl TranslateEngine {
     /// Prepares what all VMs share: the generated code's memory, the handler of alarms, and the TSC's
     /// frequency. Once done, a process that is confined since can do it again.
     pub fn new() -> Result<Self, EngineError> {
-        translator::vector::prepare().map_err(|error| EngineError::Host {
+        let prepared = translator::vector::prepare().and_then(|()| translator::native::prepare());
+        prepared.map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
             source: std::io::Error::other(error),
         })?;

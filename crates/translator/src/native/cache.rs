@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
-use super::memory::CodeMemory;
+use super::memory::{Lease, SIZE};
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, FAR_SITE, Places};
@@ -22,7 +22,9 @@ const ALIGN: u32 = 16;
 /// must have come out.
 pub struct CodeCache {
     options: Options,
-    memory: Arc<CodeMemory>,
+    /// Bytes that may be used.
+    size: usize,
+    memory: Arc<Lease>,
     thunks: Thunks,
     inner: Mutex<Inner>,
     /// Counts resets: what a core knows of places is of one epoch.
@@ -48,7 +50,7 @@ struct Translated {
 /// A block's code. Belongs to the [`Block`].
 #[derive(Debug)]
 pub(crate) struct NativeBlock {
-    memory: Arc<CodeMemory>,
+    memory: Arc<Lease>,
     pub(super) places: Places,
 }
 
@@ -83,19 +85,27 @@ pub enum NotTranslated {
 }
 
 impl CodeCache {
-    /// For at most `size` bytes of code, below 1 GiB.
+    /// For at most `size` bytes of code, or 64 MiB.
     ///
     /// # Errors
     /// The host gives no memory that can be executed.
     pub fn new(size: usize, options: Options) -> Result<Self, ArenaError> {
-        assert!(size < FAR_SITE as usize);
-        let memory = Arc::new(CodeMemory::new(size)?);
+        const { assert!(SIZE < FAR_SITE as usize) };
+        let memory = Arc::new(Lease::new()?);
+        let size = size.min(SIZE);
         // A link is never at place 0.
         let mut asm = Asm::new(ALIGN);
         let thunks = Thunks::emit(&mut asm);
         memory.write(ALIGN, &asm.finish());
         let inner = Inner { used: first_place(&thunks), full: false, blocks: Vec::new() };
-        Ok(Self { options, memory, thunks, inner: Mutex::new(inner), epoch: AtomicU32::new(0) })
+        Ok(Self {
+            options,
+            size,
+            memory,
+            thunks,
+            inner: Mutex::new(inner),
+            epoch: AtomicU32::new(0),
+        })
     }
 
     /// Bytes of code, thunks included.
@@ -144,7 +154,7 @@ impl CodeCache {
         let code = translate::translate(block, source, frame, start, &self.thunks, self.options)
             .ok_or(NotTranslated::Never)?;
         let end = start as usize + code.bytes.len();
-        if end + ALIGN as usize > self.memory.size() {
+        if end + ALIGN as usize > self.size {
             inner.full = true;
             return Err(NotTranslated::Full);
         }

@@ -1,9 +1,13 @@
 //! Memory for generated code: a memory file mapped twice, once to write and once to execute, so that no
 //! page is ever both.
+//!
+//! A process that confines itself maps it before ([`prepare`]), and a VM that ends leaves it to the next one.
 
 use std::ffi::c_void;
+use std::ops::Deref;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
@@ -11,12 +15,72 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::vector::ArenaError;
 
+/// Bytes of each; what is not used takes no memory.
+pub(super) const SIZE: usize = 64 << 20;
+
+/// How many are mapped in advance: a machine that reboots may need its next one before it has let go of the last.
+const IN_ADVANCE: usize = 2;
+
+/// Mapped, and in nobody's use.
+static FREE: Mutex<Vec<CodeMemory>> = Mutex::new(Vec::new());
+
+/// Maps memory for the code of one VM at a time. Must have happened before a seccomp filter forbids executable
+/// mappings; what was done once is not done again.
+///
+/// # Errors
+/// The host refuses.
+pub fn prepare() -> Result<(), ArenaError> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    while !*done && free().len() < IN_ADVANCE {
+        let memory = CodeMemory::map()?;
+        free().push(memory);
+    }
+    *done = true;
+    Ok(())
+}
+
+fn free() -> MutexGuard<'static, Vec<CodeMemory>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory in use.
+#[derive(Debug)]
+pub(super) struct Lease(Option<CodeMemory>);
+
+impl Lease {
+    /// Memory that was left, or new.
+    pub(super) fn new() -> Result<Self, ArenaError> {
+        let left = free().pop();
+        Ok(Self(Some(match left {
+            Some(memory) => memory,
+            None => CodeMemory::map()?,
+        })))
+    }
+}
+
+impl Deref for Lease {
+    type Target = CodeMemory;
+
+    fn deref(&self) -> &CodeMemory {
+        self.0.as_ref().expect("not yet dropped")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut free = free();
+        if free.len() < IN_ADVANCE {
+            free.extend(self.0.take());
+        }
+    }
+}
+
 /// See the module. Places in it are offsets from its start.
 #[derive(Debug)]
 pub(super) struct CodeMemory {
     write: *mut u8,
     execute: *mut u8,
-    size: usize,
 }
 
 // SAFETY: both mappings live as long as the value; who writes where is up to the callers of its methods.
@@ -25,8 +89,8 @@ unsafe impl Send for CodeMemory {}
 unsafe impl Sync for CodeMemory {}
 
 impl CodeMemory {
-    /// Of `size` bytes, which take memory as they are touched.
-    pub(super) fn new(size: usize) -> Result<Self, ArenaError> {
+    fn map() -> Result<Self, ArenaError> {
+        let size = SIZE;
         let file = memory_file().map_err(ArenaError::Create)?;
         rustix::fs::ftruncate(&file, size as u64).map_err(ArenaError::Create)?;
         let map = |protection| {
@@ -39,11 +103,7 @@ impl CodeMemory {
         };
         let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
         let execute = map(ProtFlags::READ | ProtFlags::EXEC)?;
-        Ok(Self { write, execute, size })
-    }
-
-    pub(super) fn size(&self) -> usize {
-        self.size
+        Ok(Self { write, execute })
     }
 
     /// Where the code at `place` is executed.
@@ -53,7 +113,7 @@ impl CodeMemory {
 
     /// Writes code that nobody executes yet.
     pub(super) fn write(&self, place: u32, code: &[u8]) {
-        assert!(place as usize + code.len() <= self.size);
+        assert!(place as usize + code.len() <= SIZE);
         // SAFETY: inside the mapping; the caller owns the place, and nothing leads there yet.
         unsafe {
             ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len())
@@ -64,7 +124,7 @@ impl CodeMemory {
     /// go to the old or to the new target.
     pub(super) fn redirect(&self, at: u32, target: u32) {
         let relative = target.wrapping_sub(at + 4);
-        assert!(at as usize + 4 <= self.size && at % 64 <= 60);
+        assert!(at as usize + 4 <= SIZE && at % 64 <= 60);
         let place = self.write.wrapping_add(at as usize);
         if at.is_multiple_of(4) {
             // SAFETY: inside the mapping and aligned; an atomic type, as all changes of live code are.
@@ -79,7 +139,7 @@ impl CodeMemory {
     /// Makes the five bytes at `at`, which lie in one aligned word of eight, a jump to `target`.
     pub(super) fn make_jump(&self, at: u32, target: u32) {
         let word = at & !7;
-        assert!(at % 8 <= 3 && word as usize + 8 <= self.size);
+        assert!(at % 8 <= 3 && word as usize + 8 <= SIZE);
         // SAFETY: inside the mapping and aligned.
         let cell = unsafe { &*self.write.add(word as usize).cast::<AtomicU64>() };
         let mut bytes = cell.load(Ordering::Relaxed).to_le_bytes();
@@ -94,7 +154,7 @@ impl Drop for CodeMemory {
     fn drop(&mut self) {
         for mapping in [self.write, self.execute] {
             // SAFETY: our mapping, of this size, which nobody can use any more.
-            let _ = unsafe { rustix::mm::munmap(mapping.cast(), self.size) };
+            let _ = unsafe { rustix::mm::munmap(mapping.cast(), SIZE) };
         }
     }
 }

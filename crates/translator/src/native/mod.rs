@@ -24,3 +24,4 @@ pub(crate) use cache::NativeBlock;
 pub use cache::{CodeCache, NotTranslated, Options};
 pub use fields::Fields;
 pub use lane::{Lane, Left, Link, View};
+pub use memory::prepare;
