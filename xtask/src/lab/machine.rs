@@ -58,20 +58,27 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// Takes up what became of the tests that had failed, and of nothing else.
-    pub(super) fn take_second_attempt(&mut self, second: Outcome) {
-        for (name, status) in second.steps {
+    pub(super) fn take_attempt(&mut self, next: Outcome) {
+        for (name, status) in next.steps {
             self.steps.iter_mut().filter(|step| step.0 == name).for_each(|step| step.1 = status);
         }
-        self.tests.passed += second.tests.passed;
-        self.tests.failed = second.tests.failed;
-        self.tests.failures = second.tests.failures;
-        self.complaints.extend(second.complaints);
+        self.tests.passed += next.tests.passed;
+        self.tests.failed = next.tests.failed;
+        self.tests.failures = next.tests.failures;
+        self.complaints.extend(next.complaints);
     }
 }
 
 /// The machine ended before its last step.
 #[derive(Debug)]
 pub(super) struct Crashed(String);
+
+#[cfg(test)]
+impl Crashed {
+    pub(super) fn for_test() -> Self {
+        Self("it crashed".into())
+    }
+}
 
 impl std::error::Error for Crashed {}
 

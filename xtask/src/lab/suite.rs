@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// At what the machine's own processor may have broken: where one in ten breaks, one in a thousand is left.
+const ATTEMPTS: usize = 3;
+
 pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
     let parts = if args.only.is_empty() { Part::ALL.to_vec() } else { args.only.clone() };
     let kit = prepare(&parts)?;
@@ -26,7 +29,7 @@ pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
         direct::run(&steps.collect::<Vec<_>>(), Duration::from_secs(args.timeout))?
     } else {
         eprintln!("lab: tests run on KVM in a machine of QEMU's translator");
-        with_second_attempt(&kit, args, &built, &environment)?
+        with_more_attempts(&kit, args, &built, &environment)?
     };
     Ok(conclude(&outcome, started.elapsed()))
 }
@@ -53,32 +56,49 @@ fn emulated(
     in_machine(kit, image, &steps, Duration::from_secs(args.timeout))
 }
 
-/// The same, and a second attempt for what failed by itself: the whole if the machine crashed, guests if nothing
-/// but guests failed. Its processor is not to be trusted (see `machine`), and what fails twice has failed.
-fn with_second_attempt(
+/// The same, and further attempts at what failed by itself: at the whole if the machine crashed, at guests if
+/// nothing but guests failed. Its processor is not to be trusted (see `machine`); what fails each time has
+/// failed.
+fn with_more_attempts(
     kit: &Kit,
     args: &LabArgs,
     built: &[(Part, Programs)],
     environment: &Environment,
 ) -> Result<Outcome> {
-    let mut first = match emulated(kit, args, built, &args.filters, environment) {
-        Err(error) if error.is::<Crashed>() => {
-            eprintln!("\n*** lab: a second attempt, since {error:#} ***\n");
-            return emulated(kit, args, built, &args.filters, environment);
-        }
-        outcome => outcome?,
-    };
+    let (mut outcome, mut made) =
+        unless_it_crashes(ATTEMPTS, || emulated(kit, args, built, &args.filters, environment))?;
     let guests = built.iter().find(|(part, _)| *part == Part::Guest);
-    let Some((part, programs)) = guests.filter(|(_, programs)| programs.alone_failed(&first))
-    else {
-        return Ok(first);
-    };
-    let names = std::mem::take(&mut first.tests.failures);
-    eprintln!("\n*** lab: a second attempt at {} ***\n", names.join(", "));
-    let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names).collect();
-    let again = [(*part, programs.clone())];
-    first.take_second_attempt(emulated(kit, args, &again, &filters, environment)?);
-    Ok(first)
+    while made < ATTEMPTS
+        && let Some((part, programs)) = guests.filter(|(_, all)| all.alone_failed(&outcome))
+    {
+        let names = outcome.tests.failures.clone();
+        eprintln!("\n*** lab: another attempt at {} ***\n", names.join(", "));
+        let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names).collect();
+        let again = [(*part, programs.clone())];
+        let (more, took) = unless_it_crashes(ATTEMPTS - made, || {
+            emulated(kit, args, &again, &filters, environment)
+        })?;
+        outcome.take_attempt(more);
+        made += took;
+    }
+    Ok(outcome)
+}
+
+/// The outcome, and the number of the attempt that gave it.
+fn unless_it_crashes(
+    attempts: usize,
+    attempt: impl Fn() -> Result<Outcome>,
+) -> Result<(Outcome, usize)> {
+    let mut made = 1;
+    loop {
+        match attempt() {
+            Err(error) if error.is::<Crashed>() && made < attempts => {
+                eprintln!("\n*** lab: another attempt, since {error:#} ***\n");
+                made += 1;
+            }
+            outcome => return Ok((outcome?, made)),
+        }
+    }
 }
 
 /// Guests need all of the guest kit, others nothing of it.
@@ -141,16 +161,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_attempt_counts_for_what_had_failed() {
+    fn another_attempt_counts_for_what_had_failed() {
         let step = |name: &str, status| (name.to_owned(), status);
         let mut first = outcome(&[], 7);
         first.steps = vec![step("a", 0), step("b", 101)];
         first.tests.failed = 1;
         let mut second = outcome(&[], 1);
         second.steps = vec![step("b", 0)];
-        first.take_second_attempt(second);
+        first.take_attempt(second);
         assert_eq!(first.steps, [step("a", 0), step("b", 0)]);
         assert_eq!((first.tests.passed, first.tests.failed), (8, 0));
+    }
+
+    #[test]
+    fn a_machine_that_crashes_is_started_again_so_many_times() {
+        let crash = || Err(Crashed::for_test().into());
+        let calls = std::cell::Cell::new(0);
+        let fails_until = |last: usize| {
+            calls.set(0);
+            unless_it_crashes(ATTEMPTS, || {
+                calls.set(calls.get() + 1);
+                if calls.get() < last { crash() } else { Ok(outcome(&[0], 1)) }
+            })
+        };
+        assert_eq!(fails_until(1).unwrap().1, 1);
+        assert_eq!(fails_until(ATTEMPTS).unwrap().1, ATTEMPTS);
+        assert!(fails_until(ATTEMPTS + 1).is_err());
+        assert_eq!(calls.get(), ATTEMPTS);
+        let other = unless_it_crashes(ATTEMPTS, || {
+            calls.set(0);
+            Err(anyhow::anyhow!("no image"))
+        });
+        assert!(other.is_err());
     }
 
     fn outcome(statuses: &[u8], passed: u64) -> Outcome {
