@@ -49,7 +49,7 @@ fn by_mnemonic(instr: &Instruction) -> Kind {
         Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno
         | Setnp | Setns | Seto | Setp | Sets => Kind::Same,
         Bt | Bts | Btr | Btc => bit_test(instr),
-        Nop | Endbr64 | Endbr32 | Pause | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta
+        Nop | Reservednop | Endbr64 | Endbr32 | Pause | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta
         | Prefetchw => nothing(instr),
         Lea => Kind::Lea,
         Push => stack(instr, Kind::Push),
