@@ -30,7 +30,10 @@ pub(super) fn sti(core: &mut Core) -> Result<(), Stop> {
         core.machine.shadow = true;
     }
     core.cpu.set_flags(rflags::IF, rflags::IF);
-    Err(Stop::End)
+    core.machine.open_window();
+    // Where nothing waits the next instruction may follow at once. What comes meanwhile is held back for
+    // another one then, if somebody looks: nothing that a guest could rely on.
+    if core.machine.look { Err(Stop::End) } else { Ok(()) }
 }
 
 pub(super) fn pushf(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
@@ -56,7 +59,8 @@ pub(super) fn popf(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     let (cpl, flags) = (core.cpu.cpl, core.cpu.rflags);
     core.machine.set_privilege(cpl, flags);
     core.machine.open_window();
-    Err(Stop::End)
+    // TF counts from the next instruction on.
+    if core.machine.look || flags & rflags::TF != 0 { Err(Stop::End) } else { Ok(()) }
 }
 
 /// The flags that a return or POPF at this privilege may change.

@@ -34,11 +34,15 @@ pub struct Lane {
     cache: Arc<CodeCache>,
     jumps: Box<[usize; JUMPS]>,
     epoch: u32,
+    came: Option<Came>,
 }
 
-/// A branch that came out, and could lead on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Link(u32);
+/// A branch that came out although it could have led on, to `target`.
+struct Came {
+    target: u64,
+    /// Where it is, or 0 for an indirect one.
+    site: u32,
+}
 
 /// How it came out.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +51,6 @@ pub struct Left {
     pub outcome: Outcome,
     /// It faulted on an access to the stack.
     pub on_stack: bool,
-    /// To be handed to [`Lane::link`] with the block at RIP.
-    pub link: Option<Link>,
     /// The instruction at RIP is to be interpreted next: it raises an exception.
     pub interpret: bool,
 }
@@ -64,7 +66,7 @@ impl Lane {
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
         let epoch = cache.epoch();
-        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch };
+        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch, came: None };
         lane.forget();
         lane
     }
@@ -78,6 +80,7 @@ impl Lane {
     }
 
     fn forget(&mut self) {
+        self.came = None;
         // RCX was put aside: as at a guard that does not hold.
         self.jumps.fill(self.cache.address(self.cache.thunks().guard_miss));
     }
@@ -100,7 +103,7 @@ impl Lane {
         }
         debug_assert_eq!(core.cpu.width, Width::Bits64);
         let va = core.cpu.rip();
-        self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(native.places.guarded);
+        self.connect(va, block);
         let fields = &mut core.cpu.native;
         fields.page = va & !0xfff;
         fields.from = 0;
@@ -121,15 +124,25 @@ impl Lane {
             _ => Outcome::Done,
         };
         let site = std::mem::take(&mut fields.site) as u32;
-        let link = (exit == Exit::DONE && site != 0).then_some(Link(site));
-        let beyond = exit == Exit::DONE && !is_canonical(core.cpu.rip());
+        let branched = exit == Exit::DONE && (site != 0 || fields.from != 0);
+        let target = core.cpu.rip();
+        self.came = branched.then_some(Came { target, site });
+        let beyond = exit == Exit::DONE && !is_canonical(target);
         let interpret = beyond && undo_branch(&mut core.cpu);
-        Some(Left { outcome, on_stack, link, interpret })
+        Some(Left { outcome, on_stack, interpret })
     }
 
-    /// The branch goes straight to `block` from now on.
-    pub fn link<M: Machine>(&self, link: Link, block: &Block<M>) {
-        self.cache.link(link.0, block);
+    /// The branch that came out last, if it was to `va`, goes straight to `block` from now on. It may have been
+    /// long ago: what it leads to is checked here or by a guard.
+    fn connect<M: Machine>(&mut self, va: u64, block: &Block<M>) {
+        let Some(came) = self.came.take().filter(|came| came.target == va) else { return };
+        if came.site != 0 {
+            return self.cache.link(came.site, block);
+        }
+        let guard = block.native().and_then(|native| self.cache.guard(native));
+        if let Some(guard) = guard {
+            self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(guard);
+        }
     }
 }
 
