@@ -68,12 +68,21 @@ impl Native {
     /// Runs `block`, to which RIP points, and what follows it. `None`: it is to be interpreted.
     #[inline]
     pub(crate) fn run(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> Option<Left> {
-        if !block.has_code() && !self.translate(core, block) {
+        if !self.connect(core, block) {
             return None;
         }
         let frame = core.machine.frame(block.start)?;
         core.machine.tlb.admit(core.cpu.rip(), frame.0);
         self.lane.run(core, block)
+    }
+
+    /// Lets the branch that came out last lead to `block`, to which RIP points. Whether the block has code.
+    pub(crate) fn connect(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
+        let has_code = block.has_code() || self.translate(core, block);
+        if has_code {
+            self.lane.connect(core.cpu.rip(), block);
+        }
+        has_code
     }
 
     fn translate(&self, core: &mut Core, block: &Arc<Block<System>>) -> bool {

@@ -128,6 +128,7 @@ impl Translated {
             if !block.has_code() {
                 self.translate(&block, &code[offset as usize..]);
             }
+            self.lane.connect(rip, &block);
             let left = self.lane.run(&mut core, &block).expect("code");
             let mut outcome = left.outcome;
             if left.interpret {

@@ -79,6 +79,13 @@ impl Lane {
         is_x86_feature_detected!("bmi2") && more as u64 & FSGSBASE != 0
     }
 
+    fn follow_resets(&mut self) {
+        if self.epoch != self.cache.epoch() {
+            self.epoch = self.cache.epoch();
+            self.forget();
+        }
+    }
+
     fn forget(&mut self) {
         self.came = None;
         // RCX was put aside: as at a guard that does not hold.
@@ -97,13 +104,9 @@ impl Lane {
     /// Runs `block`, to which RIP points, and whatever follows it. `None`: it has no code.
     pub fn run<M: Machine>(&mut self, core: &mut Core<M>, block: &Block<M>) -> Option<Left> {
         let native = block.native()?;
-        if self.epoch != self.cache.epoch() {
-            self.epoch = self.cache.epoch();
-            self.forget();
-        }
+        self.follow_resets();
         debug_assert_eq!(core.cpu.width, Width::Bits64);
         let va = core.cpu.rip();
-        self.connect(va, block);
         let fields = &mut core.cpu.native;
         fields.page = va & !0xfff;
         fields.from = 0;
@@ -134,7 +137,8 @@ impl Lane {
 
     /// The branch that came out last, if it was to `va`, goes straight to `block` from now on. It may have been
     /// long ago: what it leads to is checked here or by a guard.
-    fn connect<M: Machine>(&mut self, va: u64, block: &Block<M>) {
+    pub fn connect<M: Machine>(&mut self, va: u64, block: &Block<M>) {
+        self.follow_resets();
         let Some(came) = self.came.take().filter(|came| came.target == va) else { return };
         if came.site != 0 {
             return self.cache.link(came.site, block);
