@@ -15,8 +15,9 @@ use crate::vm::Shared;
 /// Bytes of code, at most; what is not used takes no memory.
 const CODE_LIMIT: usize = 64 << 20;
 
-/// A block is translated when it runs for the time that has this number: much of a boot runs once.
-const HOT: u32 = 3;
+/// A block is translated when the interpreter enters it for the time that has this number: most of what boots runs
+/// a few times only.
+const HOT: u32 = 16;
 
 /// The generated code of a VM.
 pub(crate) struct Code {
