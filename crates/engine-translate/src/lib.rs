@@ -26,6 +26,7 @@ mod instructions;
 mod kvmclock;
 mod mtrr;
 mod native;
+mod options;
 mod registers;
 mod segments;
 mod state;
@@ -39,6 +40,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
 
+pub use crate::options::Options;
 use crate::vm::{Shared, TranslateVm};
 
 /// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.
@@ -46,12 +48,17 @@ const MAX_VCPUS: u32 = 64;
 
 /// The engine that needs nothing but an x86-64 Linux process.
 #[derive(Debug)]
-pub struct TranslateEngine(());
+pub struct TranslateEngine(Options);
 
 impl TranslateEngine {
     /// Prepares what all VMs share: the generated code's memory, the handler of alarms, and the TSC's
     /// frequency. Once done, a process that is confined since can do it again.
     pub fn new() -> Result<Self, EngineError> {
+        Self::with(Options::default())
+    }
+
+    /// The same, for VMs that are run as `options` say.
+    pub fn with(options: Options) -> Result<Self, EngineError> {
         let prepared = translator::vector::prepare().and_then(|()| translator::native::prepare());
         prepared.map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
@@ -59,7 +66,7 @@ impl TranslateEngine {
         })?;
         alarm::prepare().map_err(alarm::refused("install the handler of the alarm signal"))?;
         clock::tsc_hz();
-        Ok(Self(()))
+        Ok(Self(options))
     }
 }
 
@@ -84,7 +91,7 @@ impl Engine for TranslateEngine {
                 spec.vcpus
             )));
         }
-        let shared = Shared::new(spec)?;
+        let shared = Shared::new(spec, self.0)?;
         Ok(Arc::new(TranslateVm { shared, made: Mutex::default() }))
     }
 }

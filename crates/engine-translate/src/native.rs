@@ -9,26 +9,22 @@ use translator::vector::ArenaError;
 use translator::{Block, Width};
 
 use crate::fetch;
+use crate::options::Options;
 use crate::system::{Core, System};
 use crate::vm::Shared;
-
-/// Bytes of code, at most; what is not used takes no memory.
-const CODE_LIMIT: usize = 64 << 20;
-
-/// A block is translated when it runs for the time that has this number: much of a boot runs once.
-const HOT: u32 = 3;
 
 /// The generated code of a VM.
 pub(crate) struct Code {
     cache: Arc<CodeCache>,
+    options: Options,
     /// The generation after which nobody is in old code any more, when the memory was full.
     leaving: Mutex<Option<u64>>,
 }
 
 impl Code {
-    pub(crate) fn new() -> Result<Self, ArenaError> {
-        let cache = Arc::new(CodeCache::new(CODE_LIMIT, Default::default())?);
-        Ok(Self { cache, leaving: Mutex::default() })
+    pub(crate) fn new(options: Options) -> Result<Self, ArenaError> {
+        let cache = Arc::new(CodeCache::new(options.code_bytes, options.native)?);
+        Ok(Self { cache, options, leaving: Mutex::default() })
     }
 
     /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
@@ -54,13 +50,15 @@ pub(crate) struct Native {
     lane: Lane,
     /// The branch that came out last, if it can be linked.
     link: Option<Link>,
+    hot: u32,
 }
 
 impl Native {
-    /// `None` where the host cannot run generated code: everything is interpreted.
+    /// `None` where everything is interpreted: as asked, or because the host cannot run generated code.
     pub(crate) fn new(shared: &Shared) -> Option<Self> {
-        Lane::is_supported()
-            .then(|| Self { lane: Lane::new(Arc::clone(&shared.code.cache)), link: None })
+        let Options { translate, hot, .. } = shared.code.options;
+        let lane = || Lane::new(Arc::clone(&shared.code.cache));
+        (translate && Lane::is_supported()).then(|| Self { lane: lane(), link: None, hot })
     }
 
     /// This thread is going to run `core`.
@@ -76,7 +74,7 @@ impl Native {
             return None;
         }
         if let Some(link) = link {
-            self.lane.link(link, block);
+            self.lane.link(link, core, block);
         }
         let frame = core.machine.frame(block.start)?;
         core.machine.tlb.admit(core.cpu.rip(), frame.0);
@@ -86,7 +84,10 @@ impl Native {
     }
 
     fn translate(&self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
-        if core.cpu.width != Width::Bits64 || block.next_page.is_some() || block.entered() < HOT {
+        if core.cpu.width != Width::Bits64
+            || block.next_page.is_some()
+            || block.entered() < self.hot
+        {
             return false;
         }
         let shared = Arc::clone(&core.machine.shared);

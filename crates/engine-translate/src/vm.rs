@@ -14,6 +14,7 @@ use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
 use crate::native::Code;
+use crate::options::Options;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
@@ -46,8 +47,8 @@ pub(crate) struct Peer {
 }
 
 impl Shared {
-    pub(crate) fn new(spec: VmSpec) -> Result<Arc<Self>, EngineError> {
-        let code = Code::new().map_err(|error| EngineError::Host {
+    pub(crate) fn new(spec: VmSpec, options: Options) -> Result<Arc<Self>, EngineError> {
+        let code = Code::new(options).map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
             source: std::io::Error::other(error),
         })?;

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
+use super::lane::Link;
 use super::memory::{Lease, SIZE};
+use super::options::Options;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, FAR_SITE, Places};
@@ -58,20 +60,6 @@ impl NativeBlock {
     /// Whoever enters leaves at once.
     pub(crate) fn close(&self) {
         self.memory.make_jump(self.places.inner, self.places.dead);
-    }
-}
-
-/// What may be left out, each for finding faults.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Status flags that are overwritten before an instruction looks at them may be anything in between: an
-    /// exception handler could see it.
-    pub forget_dead_flags: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { forget_dead_flags: true }
     }
 }
 
@@ -167,12 +155,16 @@ impl CodeCache {
         Ok(())
     }
 
-    /// Lets the branch at `site` lead to `block` from now on.
-    pub(super) fn link<M: Machine>(&self, site: u32, block: &Block<M>) {
+    /// Lets the branch of `link` lead to `block`, which is where it led, from now on.
+    pub(super) fn link<M: Machine>(&self, link: Link, block: &Block<M>) {
         let Some(native) = block.native() else { return };
-        let (at, far) = (site & !FAR_SITE, site & FAR_SITE != 0);
+        let (at, far) = (link.site & !FAR_SITE, link.site & FAR_SITE != 0);
+        if !self.options.link || far && !self.options.link_far {
+            return;
+        }
         let inner = self.lock();
-        if at >= inner.used {
+        // Other code stands there now if there was a reset since, which another core may have made.
+        if link.epoch != self.epoch() {
             return;
         }
         if far {
@@ -183,6 +175,10 @@ impl CodeCache {
         if index > 0 && inner.blocks[index - 1].page == block.start >> 12 {
             self.memory.redirect(at, native.places.inner);
         }
+    }
+
+    pub(super) fn options(&self) -> Options {
+        self.options
     }
 
     pub(super) fn epoch(&self) -> u32 {

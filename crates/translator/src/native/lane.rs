@@ -38,7 +38,13 @@ pub struct Lane {
 
 /// A branch that came out, and could lead on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Link(u32);
+pub struct Link {
+    pub(super) site: u32,
+    /// That `site` is of.
+    pub(super) epoch: u32,
+    /// Where it led. What runs next may be something else: an interrupt's handler.
+    target: u64,
+}
 
 /// How it came out.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +106,9 @@ impl Lane {
         }
         debug_assert_eq!(core.cpu.width, Width::Bits64);
         let va = core.cpu.rip();
-        self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(native.places.guarded);
+        if self.cache.options().indirect {
+            self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(native.places.guarded);
+        }
         let fields = &mut core.cpu.native;
         fields.page = va & !0xfff;
         fields.from = 0;
@@ -121,15 +129,18 @@ impl Lane {
             _ => Outcome::Done,
         };
         let site = std::mem::take(&mut fields.site) as u32;
-        let link = (exit == Exit::DONE && site != 0).then_some(Link(site));
+        let (epoch, target) = (self.epoch, core.cpu.rip());
+        let link = (exit == Exit::DONE && site != 0).then_some(Link { site, epoch, target });
         let beyond = exit == Exit::DONE && !is_canonical(core.cpu.rip());
         let interpret = beyond && undo_branch(&mut core.cpu);
         Some(Left { outcome, on_stack, link, interpret })
     }
 
-    /// The branch goes straight to `block` from now on.
-    pub fn link<M: Machine>(&self, link: Link, block: &Block<M>) {
-        self.cache.link(link.0, block);
+    /// The branch goes straight to `block`, to which RIP points, from now on: if that is where it led.
+    pub fn link<M: Machine>(&self, link: Link, core: &Core<M>, block: &Block<M>) {
+        if link.target == core.cpu.rip() {
+            self.cache.link(link, block);
+        }
     }
 }
 

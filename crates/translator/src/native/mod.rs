@@ -15,13 +15,15 @@ mod fields;
 mod flags;
 mod lane;
 mod memory;
+mod options;
 mod select;
 pub mod tables;
 mod thunks;
 mod translate;
 
 pub(crate) use cache::NativeBlock;
-pub use cache::{CodeCache, NotTranslated, Options};
+pub use cache::{CodeCache, NotTranslated};
 pub use fields::Fields;
 pub use lane::{Lane, Left, Link, View};
 pub use memory::prepare;
+pub use options::Options;

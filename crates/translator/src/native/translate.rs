@@ -16,9 +16,9 @@ use iced_x86::{
 };
 
 use super::asm::{Address, Asm, Condition, Label};
-use super::cache::Options;
 use super::fields::{RIP, SP, T0, T1, field, host, register, segment_base};
 use super::flags::{ALL, Effects, Flags};
+use super::options::Options;
 use super::select::{Kind, kind};
 use super::tables::{TRANSLATIONS, Translation, token};
 use super::thunks::Thunks;
