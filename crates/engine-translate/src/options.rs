@@ -14,6 +14,9 @@ pub struct Options {
     pub code_bytes: usize,
     /// How blocks are translated.
     pub native: native::Options,
+    /// Print blocks with a byte at this physical address on standard error when they are translated: the guest's
+    /// instructions, each followed by the host's.
+    pub dump: Option<u64>,
 }
 
 impl Options {
@@ -30,6 +33,7 @@ impl Default for Options {
             hot: 3,
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
+            dump: None,
         }
     }
 }

@@ -11,6 +11,7 @@ const AT_ONCE: Options = Options {
     hot: 1,
     code_bytes: Options::CODE_MAX,
     native: native::Options { forget_dead_flags: true, link: true, link_far: true, indirect: true },
+    dump: None,
 };
 
 /// Its handler goes on behind the instruction that faulted, where flags that only that instruction would have

@@ -1,16 +1,19 @@
 //! The generated code of a VM, shared by its vCPUs.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
 use super::lane::Link;
+use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
 use super::options::Options;
+use super::stats::CodeStats;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
-use super::translate::{self, FAR_SITE, Places};
+use super::translate::{self, Code, FAR_SITE, Places};
 use crate::block::Block;
 use crate::machine::Machine;
 use crate::vector::ArenaError;
@@ -36,6 +39,7 @@ pub struct CodeCache {
 struct Inner {
     used: u32,
     full: bool,
+    stats: CodeStats,
     /// In order of their places.
     blocks: Vec<Translated>,
 }
@@ -85,7 +89,12 @@ impl CodeCache {
         let mut asm = Asm::new(ALIGN);
         let thunks = Thunks::emit(&mut asm);
         memory.write(ALIGN, &asm.finish());
-        let inner = Inner { used: first_place(&thunks), full: false, blocks: Vec::new() };
+        let inner = Inner {
+            used: first_place(&thunks),
+            full: false,
+            blocks: Vec::new(),
+            stats: CodeStats::default(),
+        };
         Ok(Self {
             options,
             size,
@@ -114,11 +123,13 @@ impl CodeCache {
         inner.used = first_place(&self.thunks);
         inner.full = false;
         inner.blocks.clear();
+        inner.stats.bookkeeping_bytes = 0;
+        inner.stats.evictions += 1;
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Translates `block`, all of whose bytes are `source` and lie in one page: the one whose frame has number
-    /// `frame` among those with code.
+    /// `frame` among those with code. `None`: it had been already.
     ///
     /// # Errors
     /// See [`NotTranslated`].
@@ -127,9 +138,9 @@ impl CodeCache {
         block: &Arc<Block<M>>,
         source: &[u8],
         frame: u32,
-    ) -> Result<(), NotTranslated> {
+    ) -> Result<Option<Emitted>, NotTranslated> {
         if block.native().is_some() {
-            return Ok(());
+            return Ok(None);
         }
         if block.next_page.is_some() || frame >= CODE_FRAMES {
             return Err(NotTranslated::Never);
@@ -149,10 +160,14 @@ impl CodeCache {
         self.memory.write(start, &code.bytes);
         inner.used = (end as u32).next_multiple_of(ALIGN);
         let kept = Arc::clone(block) as Arc<dyn Any + Send + Sync>;
+        inner.count(block, &code, start);
         inner.blocks.push(Translated { start, page: block.start >> 12, _block: kept });
         let memory = Arc::clone(&self.memory);
         block.set_native(NativeBlock { memory, places: code.places });
-        Ok(())
+        let memory = Arc::clone(&self.memory);
+        let (stubs, thunks) = (code.places.stubs, self.thunks);
+        let range = start..end as u32;
+        Ok(Some(Emitted { memory, range, marks: code.marks, stubs, thunks }))
     }
 
     /// Lets the branch of `link` lead to `block`, which is where it led, from now on.
@@ -162,19 +177,33 @@ impl CodeCache {
         if !self.options.link || far && !self.options.link_far {
             return;
         }
-        let inner = self.lock();
+        let mut inner = self.lock();
         // Other code stands there now if there was a reset since, which another core may have made.
         if link.epoch != self.epoch() {
             return;
         }
         if far {
+            inner.stats.links += 1;
             return self.memory.redirect(at, native.places.guarded);
         }
         // The page may have come to lead elsewhere since the branch was taken.
         let index = inner.blocks.partition_point(|known| known.start <= at);
         if index > 0 && inner.blocks[index - 1].page == block.start >> 12 {
+            inner.stats.links += 1;
             self.memory.redirect(at, native.places.inner);
         }
+    }
+
+    /// What was made so far.
+    #[must_use]
+    pub fn stats(&self) -> CodeStats {
+        self.lock().stats
+    }
+
+    /// What is beside the blocks: names, and host addresses.
+    pub fn thunk_names(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+        let addresses = |range: Range<u32>| self.address(range.start)..self.address(range.end);
+        self.thunks.names().into_iter().map(move |(name, range)| (name, addresses(range)))
     }
 
     pub(super) fn options(&self) -> Options {
@@ -196,6 +225,20 @@ impl CodeCache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic leaves at worst bytes that nothing leads to.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn count<M: Machine>(&mut self, block: &Block<M>, code: &Code, start: u32) {
+        let in_line = u64::from(code.places.stubs - start);
+        let kept = block.bytes() + size_of::<Translated>();
+        let stats = &mut self.stats;
+        stats.blocks += 1;
+        stats.instructions += block.insns.len() as u64;
+        stats.guest_bytes += u64::from(block.len);
+        stats.code_bytes += in_line;
+        stats.stub_bytes += code.bytes.len() as u64 - in_line;
+        stats.bookkeeping_bytes += kept as u64;
     }
 }
 

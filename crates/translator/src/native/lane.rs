@@ -4,11 +4,14 @@ use std::any::Any;
 use std::arch::asm;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
+use super::fields::Fields;
 use super::thunks::Exit;
+use super::translate::ACCESS;
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP, RSP, Width};
 use crate::insn::{Insn, InsnFlags};
@@ -121,6 +124,7 @@ impl Lane {
         core.cpu.native.core = this as usize;
         let exit = enter(self.cache.address(native.places.inner), this);
         THROWN.with_borrow_mut(Thrown::go_on);
+        count(&mut core.cpu.native, exit);
         let fields = &mut core.cpu.native;
         let on_stack = fields.stopped & u64::from(InsnFlags::STACK) != 0;
         let outcome = match exit {
@@ -144,6 +148,23 @@ impl Lane {
     }
 }
 
+fn count(fields: &mut Fields, exit: u64) {
+    // SAFETY: the machine said where the byte is, which outlives the run.
+    let wanted = || unsafe { &*(fields.pending as *const AtomicU8) }.load(Ordering::Relaxed) != 0;
+    let wanted = exit == Exit::DONE && fields.site == 0 && wanted();
+    let counts = &mut fields.counts;
+    counts.entered += 1;
+    let reason = match exit {
+        Exit::FAULT => &mut counts.faults,
+        Exit::RETRY => &mut counts.retries,
+        Exit::ENDED => &mut counts.ended,
+        _ if fields.site != 0 => &mut counts.unlinked,
+        _ if wanted => &mut counts.polls,
+        _ => &mut counts.guard_misses,
+    };
+    *reason += 1;
+}
+
 /// An indirect branch whose target is no address faults itself: it is executed again, by the interpreter.
 /// After anything else RIP is as it is.
 fn undo_branch(cpu: &mut Cpu) -> bool {
@@ -165,7 +186,7 @@ fn refresh<M: Machine>(core: &mut Core<M>) {
     fields.pending = view.pending;
 }
 
-/// Executes `insn`, which stands `offset` bytes into the page of RIP. Returns 0 to go on behind it.
+/// Executes `insn`, which stands `offset` bytes (beside [`ACCESS`]) into the page of RIP. Returns 0 to go on behind it.
 extern "sysv64" fn call_out<M: Machine>(
     core: *mut Core<M>,
     insn: *const Insn<M>,
@@ -182,7 +203,13 @@ extern "sysv64" fn call_out<M: Machine>(
 }
 
 fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
-    let start = core.cpu.native.page + u64::from(offset);
+    let start = core.cpu.native.page + u64::from(offset & !ACCESS);
+    let counts = &mut core.cpu.native.counts;
+    if offset & ACCESS == 0 {
+        counts.instructions += 1;
+    } else {
+        counts.accesses += 1;
+    }
     core.cpu.regs[REG_RIP as usize] = start.wrapping_add(u64::from(insn.len));
     let stop = match (insn.handler)(core, insn) {
         Ok(()) if core.machine.must_end() => Stop::End,
@@ -195,7 +222,7 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
     core.cpu.native.stopped = insn.flags.into();
     core.cpu.native.from = 0;
     match stop {
-        Stop::End => Exit::DONE,
+        Stop::End => Exit::ENDED,
         Stop::Fault => {
             core.cpu.set_rip(start);
             Exit::FAULT
