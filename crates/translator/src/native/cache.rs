@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
-use super::lane::Link;
+use super::lane::Came;
 use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
 use super::options::Options;
@@ -58,6 +58,11 @@ struct Translated {
 pub(crate) struct NativeBlock {
     memory: Arc<Lease>,
     pub(super) places: Places,
+    /// Its frame's number among those with code.
+    frame: u32,
+    offset: u32,
+    /// Place of its guard, once there is one.
+    guard: AtomicU32,
 }
 
 impl NativeBlock {
@@ -150,41 +155,81 @@ impl CodeCache {
             return Err(NotTranslated::Full);
         }
         let start = inner.used;
-        let code = translate::translate(block, source, frame, start, &self.thunks, self.options)
+        let code = translate::translate(block, source, start, &self.thunks, self.options)
             .ok_or(NotTranslated::Never)?;
-        let end = start as usize + code.bytes.len();
-        if end + ALIGN as usize > self.size {
-            inner.full = true;
+        if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
         }
-        self.memory.write(start, &code.bytes);
-        inner.used = (end as u32).next_multiple_of(ALIGN);
         let kept = Arc::clone(block) as Arc<dyn Any + Send + Sync>;
         inner.count(block, &code, start);
         inner.blocks.push(Translated { start, page: block.start >> 12, _block: kept });
         let memory = Arc::clone(&self.memory);
-        block.set_native(NativeBlock { memory, places: code.places });
+        block.set_native(NativeBlock {
+            memory,
+            places: code.places,
+            frame,
+            offset: (block.start & 0xfff) as u32,
+            guard: AtomicU32::new(0),
+        });
         let memory = Arc::clone(&self.memory);
+        let range = start..start + code.bytes.len() as u32;
         let (stubs, thunks) = (code.places.stubs, self.thunks);
-        let range = start..end as u32;
         Ok(Some(Emitted { memory, range, marks: code.marks, stubs, thunks }))
     }
 
-    /// Lets the branch of `link` lead to `block`, which is where it led, from now on.
-    pub(super) fn link<M: Machine>(&self, link: Link, block: &Block<M>) {
+    /// Adds code behind the last. Whether there was room.
+    fn append(&self, inner: &mut Inner, code: &[u8]) -> bool {
+        let (start, end) = (inner.used, inner.used as usize + code.len());
+        if end + ALIGN as usize > self.size {
+            inner.full = true;
+            return false;
+        }
+        self.memory.write(start, code);
+        inner.used = (end as u32).next_multiple_of(ALIGN);
+        true
+    }
+
+    /// Place of the block's guard, made now if need be. `None`: there is no room.
+    pub(super) fn guard(&self, native: &NativeBlock) -> Option<u32> {
+        let known = native.guard.load(Ordering::Acquire);
+        if known != 0 {
+            return Some(known);
+        }
+        self.make_guard(&mut self.lock(), native)
+    }
+
+    fn make_guard(&self, inner: &mut Inner, native: &NativeBlock) -> Option<u32> {
+        let (place, to) = (inner.used, native.places.inner);
+        let code = translate::guard(native.offset, native.frame, to, place, &self.thunks);
+        if inner.full || !self.append(inner, &code) {
+            return None;
+        }
+        inner.stats.stub_bytes += code.len() as u64;
+        // Where two cores make one, both are good.
+        native.guard.store(place, Ordering::Release);
+        Some(place)
+    }
+
+    /// Lets the branch that `came` lead to `block`, which is where it led, from now on.
+    pub(super) fn link<M: Machine>(&self, came: Came, block: &Block<M>) {
         let Some(native) = block.native() else { return };
-        let (at, far) = (link.site & !FAR_SITE, link.site & FAR_SITE != 0);
+        let (at, far) = (came.site & !FAR_SITE, came.site & FAR_SITE != 0);
         if !self.options.link || far && !self.options.link_far {
             return;
         }
         let mut inner = self.lock();
         // Other code stands there now if there was a reset since, which another core may have made.
-        if link.epoch != self.epoch() {
+        if came.epoch != self.epoch() {
             return;
         }
         if far {
-            inner.stats.links += 1;
-            return self.memory.redirect(at, native.places.guarded);
+            let known = native.guard.load(Ordering::Acquire);
+            let guard = if known == 0 { self.make_guard(&mut inner, native) } else { Some(known) };
+            if let Some(guard) = guard {
+                inner.stats.links += 1;
+                self.memory.redirect(at, guard);
+            }
+            return;
         }
         // The page may have come to lead elsewhere since the branch was taken.
         let index = inner.blocks.partition_point(|known| known.start <= at);

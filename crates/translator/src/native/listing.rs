@@ -7,7 +7,7 @@ use std::sync::Arc;
 use iced_x86::{Code, Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 
 use super::memory::Lease;
-use super::thunks::{CALL_OUT_DATA, Thunks};
+use super::thunks::Thunks;
 
 /// Code that was just made.
 #[derive(Clone, Debug)]
@@ -49,25 +49,28 @@ impl Emitted {
     }
 
     fn list_host(&self, text: &mut String, places: Range<u32>) {
-        let call_out = self.memory.address(self.thunks.call_out) as u64;
-        let ip = self.memory.address(places.start) as u64;
+        let start = self.memory.address(places.start) as u64;
         let code = self.memory.read(places);
-        let mut decoder = Decoder::with_ip(64, &code, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, &code, start, DecoderOptions::NONE);
         while decoder.can_decode() {
             let instr = decoder.decode();
-            let what = match instr.near_branch_target() {
-                to if to == call_out && instr.code() == Code::Call_rel32_64 => {
-                    let data = decoder.position() + CALL_OUT_DATA as usize;
-                    if decoder.set_position(data.min(code.len())).is_err() {
-                        return;
-                    }
-                    decoder.set_ip(ip + data as u64);
-                    "call outside".to_owned()
-                }
-                _ => intel(&instr),
+            let Some((name, data)) = self.thunk(&instr) else {
+                let _ = writeln!(text, "{:>24x}  {}", instr.ip(), intel(&instr));
+                continue;
             };
-            let _ = writeln!(text, "{:>24x}  {what}", instr.ip());
+            let _ = writeln!(text, "{:>24x}  {name}", instr.ip());
+            let behind = (decoder.position() + data).min(code.len());
+            if decoder.set_position(behind).is_err() {
+                return;
+            }
+            decoder.set_ip(start + behind as u64);
         }
+    }
+
+    fn thunk(&self, instr: &Instruction) -> Option<(&'static str, usize)> {
+        let place = instr.near_branch_target().wrapping_sub(self.memory.address(0) as u64);
+        let called = instr.code() == Code::Call_rel32_64;
+        u32::try_from(place).ok().filter(|_| called).and_then(|place| self.thunks.called(place))
     }
 }
 
@@ -76,6 +79,8 @@ fn intel(instr: &Instruction) -> String {
     let mut formatter = IntelFormatter::new();
     formatter.options_mut().set_hex_prefix("0x");
     formatter.options_mut().set_hex_suffix("");
+    formatter.options_mut().set_uppercase_hex(false);
+    formatter.options_mut().set_branch_leading_zeros(false);
     formatter.format(instr, &mut text);
     text
 }

@@ -26,7 +26,7 @@ mod translate;
 pub(crate) use cache::NativeBlock;
 pub use cache::{CodeCache, NotTranslated};
 pub use fields::Fields;
-pub use lane::{Lane, Left, Link, View};
+pub use lane::{Lane, Left, View};
 pub use listing::Emitted;
 pub use memory::prepare;
 pub use options::Options;
