@@ -128,6 +128,7 @@ fn decode(
         Block::new(decoded.insns, gpa, None)
     };
     let block = Arc::new(block);
+    shared.decoded.fetch_add(1, Ordering::Relaxed);
     if !watched {
         // It runs once, as prefetched code may, and is decoded again the next time.
         block.invalidate();

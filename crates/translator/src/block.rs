@@ -106,7 +106,8 @@ impl<M: Machine> Block<M> {
         [Some(own), self.next_page.filter(|&next| next != own)].into_iter().flatten()
     }
 
-    fn bytes(&self) -> usize {
+    /// Bytes that it takes, about.
+    pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>() + size_of_val(&*self.insns) + ENTRY_BYTES
     }
 }

@@ -15,6 +15,7 @@
 
 use std::mem::offset_of;
 
+use super::stats::Counts;
 use crate::cpu::{Cpu, REG_RIP};
 
 /// Scratch: addresses.
@@ -55,6 +56,15 @@ pub struct Fields {
     pub(super) call_out: usize,
     /// [`crate::InsnFlags`] of the instruction that stopped.
     pub(super) stopped: u64,
+    pub(super) counts: Counts,
+}
+
+impl Fields {
+    /// How often generated code was left.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
 }
 
 macro_rules! field {

@@ -19,9 +19,9 @@ use iced_x86::{
 };
 
 use super::asm::{Address, Asm, Condition, Label};
-use super::cache::Options;
 use super::fields::{RIP, SP, T0, T1, field, host, register, segment_base};
 use super::flags::{ALL, Effects, Flags};
+use super::options::Options;
 use super::select::{Kind, kind};
 use super::tables::{TRANSLATIONS, Translation, token};
 use super::thunks::Thunks;
@@ -31,6 +31,9 @@ use crate::vector::replace_memory;
 
 /// Marks the site of a branch into another page.
 pub(super) const FAR_SITE: u32 = 1 << 31;
+
+/// In the offset of an instruction that is called out for: only because of its access.
+pub(super) const ACCESS: u32 = 1 << 31;
 
 /// In [`super::Fields::from`]: there was an indirect branch.
 pub(super) const BRANCH: u32 = 1 << 15;
@@ -45,6 +48,8 @@ const RBP: u8 = 5;
 pub(super) struct Code {
     pub(super) bytes: Vec<u8>,
     pub(super) places: Places,
+    /// Where the code of each instruction starts.
+    pub(super) marks: Vec<u32>,
 }
 
 /// Where its parts are.
@@ -53,6 +58,8 @@ pub(super) struct Places {
     pub(super) inner: u32,
     /// Where `inner` is to lead when the block is invalid.
     pub(super) dead: u32,
+    /// Where the stubs begin.
+    pub(super) stubs: u32,
 }
 
 /// Translates `block`, whose bytes are `source`, to stand at `start`.
@@ -90,9 +97,10 @@ pub(super) fn translate<M: Machine>(
         live: steps.iter().map(|step| (step.offset, step.before)).collect(),
         aside: false,
         stubs: Vec::new(),
+        marks: Vec::with_capacity(block.insns.len()),
     };
     let places = translator.block(&steps, offset)?;
-    Some(Code { bytes: translator.asm.finish(), places })
+    Some(Code { bytes: translator.asm.finish(), places, marks: translator.marks })
 }
 
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
@@ -188,6 +196,7 @@ struct Translator<'a> {
     /// The guest's flags are in their field, not in the host's RFLAGS.
     aside: bool,
     stubs: Vec<Stub>,
+    marks: Vec<u32>,
 }
 
 impl Translator<'_> {
@@ -197,12 +206,14 @@ impl Translator<'_> {
         self.asm.nops(5);
         let mut open = true;
         for step in steps {
+            self.marks.push(self.asm.here());
             open = self.step(step)?;
         }
         if open {
             let last = steps.last()?;
             self.branch(last.offset, last.next.into());
         }
+        let stubs = self.asm.here();
         while !self.stubs.is_empty() {
             for stub in mem::take(&mut self.stubs) {
                 self.stub(stub);
@@ -210,7 +221,7 @@ impl Translator<'_> {
         }
         let dead = self.asm.here();
         self.leave_for(offset.into(), inner + 1);
-        Some(Places { inner, dead })
+        Some(Places { inner, dead, stubs })
     }
 
     /// Returns whether the block goes on behind it.
@@ -756,7 +767,7 @@ impl Translator<'_> {
                 if aside {
                     self.flags_from_field();
                 }
-                self.call_out(insn, offset);
+                self.call_out(insn, offset | ACCESS);
                 self.asm.jump(back);
             }
             Work::Near { site, target } => self.leave_for(target, site),
