@@ -8,6 +8,7 @@ use std::sync::Arc;
 use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
+use super::live;
 use super::thunks::Exit;
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP, RSP, Width};
@@ -49,7 +50,7 @@ pub struct Left {
     pub on_stack: bool,
     /// To be handed to [`Lane::link`] with the block at RIP.
     pub link: Option<Link>,
-    /// The instruction at RIP is to be interpreted next: it raises an exception.
+    /// The instruction at RIP is to be interpreted next: it raises an exception, or may.
     pub interpret: bool,
 }
 
@@ -86,6 +87,7 @@ impl Lane {
     pub fn begin<M: Machine>(&mut self, core: &mut Core<M>) {
         core.cpu.native.jumps = self.jumps.as_ptr() as usize;
         core.cpu.native.call_out = call_out::<M> as *const () as usize;
+        live::begin(&mut core.cpu);
         let base = std::ptr::from_mut(&mut core.cpu) as usize;
         // SAFETY: `is_supported` was asked; nothing else in this process uses GS.
         unsafe { asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
@@ -123,7 +125,7 @@ impl Lane {
         let site = std::mem::take(&mut fields.site) as u32;
         let link = (exit == Exit::DONE && site != 0).then_some(Link(site));
         let beyond = exit == Exit::DONE && !is_canonical(core.cpu.rip());
-        let interpret = beyond && undo_branch(&mut core.cpu);
+        let interpret = exit == Exit::INTERPRET || beyond && undo_branch(&mut core.cpu);
         Some(Left { outcome, on_stack, link, interpret })
     }
 
@@ -147,6 +149,7 @@ fn undo_branch(cpu: &mut Cpu) -> bool {
 }
 
 fn refresh<M: Machine>(core: &mut Core<M>) {
+    live::refresh(core);
     let Some(view) = core.machine.view() else { return };
     let fields = &mut core.cpu.native;
     fields.translations = view.translations;

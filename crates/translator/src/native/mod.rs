@@ -14,11 +14,13 @@ mod cache;
 mod fields;
 mod flags;
 mod lane;
+mod live;
 mod memory;
 mod select;
 pub mod tables;
 mod thunks;
 mod translate;
+mod vector;
 
 pub(crate) use cache::NativeBlock;
 pub use cache::{CodeCache, NotTranslated, Options};
