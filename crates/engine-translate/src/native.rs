@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memory::{FRAME_SIZE, Gpa};
-use translator::native::{CodeCache, Lane, Left, Link, NotTranslated};
+use translator::native::{CodeCache, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
 use translator::{Block, Width};
 
@@ -52,15 +52,12 @@ impl Code {
 /// A vCPU's way through generated code.
 pub(crate) struct Native {
     lane: Lane,
-    /// The branch that came out last, if it can be linked.
-    link: Option<Link>,
 }
 
 impl Native {
     /// `None` where the host cannot run generated code: everything is interpreted.
     pub(crate) fn new(shared: &Shared) -> Option<Self> {
-        Lane::is_supported()
-            .then(|| Self { lane: Lane::new(Arc::clone(&shared.code.cache)), link: None })
+        Lane::is_supported().then(|| Self { lane: Lane::new(Arc::clone(&shared.code.cache)) })
     }
 
     /// This thread is going to run `core`.
@@ -71,18 +68,21 @@ impl Native {
     /// Runs `block`, to which RIP points, and what follows it. `None`: it is to be interpreted.
     #[inline]
     pub(crate) fn run(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> Option<Left> {
-        let link = self.link.take();
-        if !block.has_code() && !self.translate(core, block) {
+        if !self.connect(core, block) {
             return None;
-        }
-        if let Some(link) = link {
-            self.lane.link(link, block);
         }
         let frame = core.machine.frame(block.start)?;
         core.machine.tlb.admit(core.cpu.rip(), frame.0);
-        let left = self.lane.run(core, block)?;
-        self.link = left.link;
-        Some(left)
+        self.lane.run(core, block)
+    }
+
+    /// Lets the branch that came out last lead to `block`, to which RIP points. Whether the block has code.
+    pub(crate) fn connect(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
+        let has_code = block.has_code() || self.translate(core, block);
+        if has_code {
+            self.lane.connect(core.cpu.rip(), block);
+        }
+        has_code
     }
 
     fn translate(&self, core: &mut Core, block: &Arc<Block<System>>) -> bool {

@@ -264,12 +264,14 @@ impl TranslateVcpu {
         core.machine.end = false;
         core.machine.no_trap = false;
         core.machine.fault_on_stack = false;
-        if may_be_native
-            && let Some(native) = native
-            && let Some(left) = native.run(core, block)
-        {
-            self.interpret = left.interpret;
-            return after_native(core, left);
+        if let Some(native) = native {
+            if !may_be_native {
+                // Behind an STI, say: the branch to here need not come out the next time.
+                native.connect(core, block);
+            } else if let Some(left) = native.run(core, block) {
+                self.interpret = left.interpret;
+                return after_native(core, left);
+            }
         }
         let start = core.cpu.rip();
         let shadow = std::mem::take(&mut core.machine.shadow);

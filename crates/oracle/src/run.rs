@@ -34,7 +34,6 @@ pub fn random(seed: u64, case: u64) -> Random {
 }
 
 /// What is compared with the host.
-#[expect(clippy::large_enum_variant, reason = "there is one")]
 pub enum Ours {
     /// The interpreter.
     Interpreter,

@@ -7,7 +7,7 @@ use translator::decode::decode_block;
 use translator::native::tables::{
     GUARDS, NO_GUARD, TRANSLATIONS, Translation, data_index, guard, guard_index,
 };
-use translator::native::{CodeCache, Lane, Link, NotTranslated, Options, View};
+use translator::native::{CodeCache, Lane, NotTranslated, Options, View};
 use translator::{Block, Mode, Outcome as Ended};
 
 use crate::arena;
@@ -106,7 +106,6 @@ impl Translated {
         self.lane.begin(&mut core);
         let mode = Mode { width: core.cpu.width };
         let mut fault = None;
-        let mut link: Option<Link> = None;
         let mut blocks: Vec<Arc<Block<FlatMachine>>> = Vec::new();
         for _ in 0..limit {
             let offset = core.cpu.rip().wrapping_sub(arena::ENTRY);
@@ -129,11 +128,8 @@ impl Translated {
             if !block.has_code() {
                 self.translate(&block, &code[offset as usize..]);
             }
-            if let Some(link) = link.take() {
-                self.lane.link(link, &block);
-            }
+            self.lane.connect(rip, &block);
             let left = self.lane.run(&mut core, &block).expect("code");
-            link = left.link;
             let mut outcome = left.outcome;
             if left.interpret {
                 let offset = core.cpu.rip().wrapping_sub(arena::ENTRY) as usize;

@@ -29,6 +29,8 @@ const CR3_KEEP: u64 = 1 << 63;
 pub(super) fn hlt(core: &mut Core) -> Result<(), Stop> {
     privileged(core)?;
     core.machine.halted = true;
+    // It is the instruction behind an STI that holds interrupts back, and is over.
+    core.machine.shadow = false;
     core.machine.halts += 1;
     Err(Stop::End)
 }

@@ -3,7 +3,7 @@
 use translator::Stop;
 use x86::rflags;
 
-use super::{SystemInsn, operand_size, stack_load, stack_store};
+use super::{SystemInsn, go_on, operand_size, stack_load, stack_store};
 use crate::segments;
 use crate::system::Core;
 
@@ -30,7 +30,10 @@ pub(super) fn sti(core: &mut Core) -> Result<(), Stop> {
         core.machine.shadow = true;
     }
     core.cpu.set_flags(rflags::IF, rflags::IF);
-    Err(Stop::End)
+    core.machine.open_window();
+    // Where nothing waits the next instruction may follow at once. What comes meanwhile is held back for
+    // another one then, if somebody looks: nothing that a guest could rely on.
+    go_on(core)
 }
 
 pub(super) fn pushf(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
@@ -56,7 +59,7 @@ pub(super) fn popf(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     let (cpl, flags) = (core.cpu.cpl, core.cpu.rflags);
     core.machine.set_privilege(cpl, flags);
     core.machine.open_window();
-    Err(Stop::End)
+    go_on(core)
 }
 
 /// The flags that a return or POPF at this privilege may change.

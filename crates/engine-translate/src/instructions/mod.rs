@@ -12,12 +12,20 @@ mod transfer;
 pub(crate) use control::CR4_KNOWN;
 pub(crate) use msrs::{EFER_KNOWN, load as msr_load, read as msr_read};
 
-use translator::{Insn, InsnFlags, Machine, RSP, Stop, SystemOp};
+use translator::{Insn, InsnFlags, Machine, RSP, Stop, SystemOp, Width};
+use x86::rflags;
 
 use crate::system::{Core, System};
 
 /// An instruction of this engine.
 pub(crate) type SystemInsn = Insn<System>;
+
+/// After an instruction that changed flags, privilege or code segment: the next may follow at once, unless an
+/// event waits for the window that has opened, it is to be a step, or the code is of another width.
+fn go_on(core: &Core) -> Result<(), Stop> {
+    let stays = core.cpu.width == Width::Bits64 && !core.cpu.flag(rflags::TF);
+    if stays && !core.machine.look { Ok(()) } else { Err(Stop::End) }
+}
 
 /// Executes one system instruction; the operands are where `translator::decode::system` says.
 pub(crate) fn execute(core: &mut Core, op: SystemOp, insn: &SystemInsn) -> Result<(), Stop> {

@@ -3,7 +3,7 @@
 use translator::{InsnFlags, RSP, Stop, Width};
 use x86::{Gpr, cr4, efer, paging, rflags};
 
-use super::{SystemInsn, operand_size, privileged, set_register};
+use super::{SystemInsn, go_on, operand_size, privileged, set_register};
 use crate::segments;
 use crate::system::Core;
 
@@ -27,7 +27,7 @@ pub(super) fn syscall(core: &mut Core) -> Result<(), Stop> {
     segments::enter_code(core, segments::flat(selector, true, true, 0), 0);
     core.cpu.set_rip(target);
     core.machine.no_trap = mask & rflags::TF != 0;
-    Err(Stop::End)
+    go_on(core)
 }
 
 pub(super) fn sysret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
@@ -49,7 +49,7 @@ pub(super) fn sysret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     segments::enter_code(core, segments::flat(cs, true, wide, 3), 3);
     core.cpu.set_rip(if wide { target } else { target & 0xffff_ffff });
     core.machine.open_window();
-    Err(Stop::End)
+    go_on(core)
 }
 
 pub(super) fn sysenter(core: &mut Core) -> Result<(), Stop> {

@@ -9,7 +9,7 @@ use x86::{Segment, paging, rflags};
 
 use super::descriptor::far_pointer;
 use super::flags::writable;
-use super::{SystemInsn, operand_size, stack_load, stack_store};
+use super::{SystemInsn, go_on, operand_size, stack_load, stack_store};
 use crate::exceptions::{self, Source};
 use crate::segments::{self, SS};
 use crate::system::Core;
@@ -73,7 +73,7 @@ pub(super) fn iret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     return_to(core, target, cpl, rip, stack, step * 3);
     core.machine.nmi_blocked = false;
     core.machine.open_window();
-    Err(Stop::End)
+    go_on(core)
 }
 
 /// The stack segment of a return: a null selector is allowed in 64-bit mode below privilege 3.

@@ -49,7 +49,8 @@ pub(crate) struct Tlb {
     asid: u64,
 }
 
-// SAFETY: the pointers lead to `NOTHING` or into tables that the contexts own and that move with them.
+// SAFETY: the pointers lead to `NOTHING` or to what its own contexts own, which stays where it is on the
+// heap when they move.
 unsafe impl Send for Tlb {}
 
 impl Tlb {

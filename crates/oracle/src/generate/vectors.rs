@@ -114,7 +114,7 @@ fn x87(state: &mut State, random: &mut Random) {
         let exponent = match random.below(4) {
             0 => random.bits(),
             1 => 0x7fff | random.bits() & 0x8000,
-            _ => 0x3fff + random.below(40) | random.bits() & 0x8000,
+            _ => (0x3fff + random.below(40)) | random.bits() & 0x8000,
         };
         let significand = random.bits() | u64::from(!random.one_in(10)) << 63;
         image[at..at + 8].copy_from_slice(&significand.to_le_bytes());

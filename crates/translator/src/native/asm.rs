@@ -10,7 +10,9 @@ pub(super) struct Label(u32);
 /// Condition codes as Jcc numbers them.
 #[allow(non_snake_case, reason = "a namespace of constants")]
 pub(super) mod Condition {
+    pub(in crate::native) const AE: u8 = 3;
     pub(in crate::native) const NE: u8 = 5;
+    pub(in crate::native) const BE: u8 = 6;
     pub(in crate::native) const A: u8 = 7;
 }
 
@@ -251,6 +253,39 @@ impl Asm {
         self.memory(&[], true, &[0x03], to, from);
     }
 
+    pub(super) fn compare_byte_with_0(&mut self, at: Address) {
+        self.memory(&[], false, &[0x80], 7, at);
+        self.raw(&[0]);
+    }
+
+    pub(super) fn compare_registers(&mut self, wide: bool, a: u8, b: u8) {
+        self.registers(wide, &[0x39], b, a);
+    }
+
+    pub(super) fn compare_sized(&mut self, wide: bool, reg: u8, value: i32) {
+        self.group(wide, 7, reg, value);
+    }
+
+    /// All bits become the top one.
+    pub(super) fn spread_sign(&mut self, wide: bool, reg: u8) {
+        self.registers(wide, &[0xc1], 7, reg);
+        self.raw(&[if wide { 63 } else { 31 }]);
+    }
+
+    /// RDX:RAX by `divisor`.
+    pub(super) fn divide(&mut self, wide: bool, signed: bool, divisor: u8) {
+        self.registers(wide, &[0xf7], 6 + u8::from(signed), divisor);
+    }
+
+    /// Loads a zero-extended word of 16 bits.
+    pub(super) fn load_16(&mut self, to: u8, from: Address) {
+        self.memory(&[], false, &[0x0f, 0xb7], to, from);
+    }
+
+    pub(super) fn add_registers(&mut self, to: u8, from: u8) {
+        self.lea(to, Address::sum(to, from, 0));
+    }
+
     pub(super) fn compare(&mut self, reg: u8, value: i32) {
         self.group(true, 7, reg, value);
     }
@@ -485,6 +520,13 @@ mod tests {
                 asm.rotate_right(1, 2, 12);
                 asm.low_16(13, 13);
                 asm.constant_32(13, 0xffff_ffff);
+                asm.compare_byte_with_0(Address::at(14, 0));
+                asm.compare_registers(false, 2, 13);
+                asm.compare_sized(false, 13, 1);
+                asm.spread_sign(true, 13);
+                asm.divide(true, true, 14);
+                asm.divide(false, false, 1);
+                asm.load_16(14, Address::at(13, 4));
                 asm.jump_register(14);
                 asm.test_8(14, 31);
             },
@@ -501,6 +543,13 @@ mod tests {
                 "rorx rcx,rdx,0Ch",
                 "movzx r13d,r13w",
                 "mov r13d,0FFFFFFFFh",
+                "cmp byte ptr [r14],0",
+                "cmp edx,r13d",
+                "cmp r13d,1",
+                "sar r13,3Fh",
+                "idiv r14",
+                "div ecx",
+                "movzx r14d,word ptr [r13+4]",
                 "jmp r14",
                 "test r14b,1Fh",
             ],

@@ -52,6 +52,11 @@ struct Translated {
 pub(crate) struct NativeBlock {
     memory: Arc<Lease>,
     pub(super) places: Places,
+    /// Its frame's number among those with code.
+    frame: u32,
+    offset: u32,
+    /// Place of its guard, once there is one.
+    guard: AtomicU32,
 }
 
 impl NativeBlock {
@@ -151,32 +156,71 @@ impl CodeCache {
             return Err(NotTranslated::Full);
         }
         let start = inner.used;
-        let code = translate::translate(block, source, frame, start, &self.thunks, self.options)
+        let code = translate::translate(block, source, start, &self.thunks, self.options)
             .ok_or(NotTranslated::Never)?;
-        let end = start as usize + code.bytes.len();
-        if end + ALIGN as usize > self.size {
-            inner.full = true;
+        if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
         }
-        self.memory.write(start, &code.bytes);
-        inner.used = (end as u32).next_multiple_of(ALIGN);
         let kept = Arc::clone(block) as Arc<dyn Any + Send + Sync>;
         inner.blocks.push(Translated { start, page: block.start >> 12, _block: kept });
         let memory = Arc::clone(&self.memory);
-        block.set_native(NativeBlock { memory, places: code.places });
+        block.set_native(NativeBlock {
+            memory,
+            places: code.places,
+            frame,
+            offset: (block.start & 0xfff) as u32,
+            guard: AtomicU32::new(0),
+        });
         Ok(())
+    }
+
+    /// Adds code behind the last. Whether there was room.
+    fn append(&self, inner: &mut Inner, code: &[u8]) -> bool {
+        let (start, end) = (inner.used, inner.used as usize + code.len());
+        if end + ALIGN as usize > self.size {
+            inner.full = true;
+            return false;
+        }
+        self.memory.write(start, code);
+        inner.used = (end as u32).next_multiple_of(ALIGN);
+        true
+    }
+
+    /// Place of the block's guard, made now if need be. `None`: there is no room.
+    pub(super) fn guard(&self, native: &NativeBlock) -> Option<u32> {
+        let known = native.guard.load(Ordering::Acquire);
+        if known != 0 {
+            return Some(known);
+        }
+        self.make_guard(&mut self.lock(), native)
+    }
+
+    fn make_guard(&self, inner: &mut Inner, native: &NativeBlock) -> Option<u32> {
+        let (place, to) = (inner.used, native.places.inner);
+        let code = translate::guard(native.offset, native.frame, to, place, &self.thunks);
+        if inner.full || !self.append(inner, &code) {
+            return None;
+        }
+        // Where two cores make one, both are good.
+        native.guard.store(place, Ordering::Release);
+        Some(place)
     }
 
     /// Lets the branch at `site` lead to `block` from now on.
     pub(super) fn link<M: Machine>(&self, site: u32, block: &Block<M>) {
         let Some(native) = block.native() else { return };
         let (at, far) = (site & !FAR_SITE, site & FAR_SITE != 0);
-        let inner = self.lock();
+        let mut inner = self.lock();
         if at >= inner.used {
             return;
         }
         if far {
-            return self.memory.redirect(at, native.places.guarded);
+            let known = native.guard.load(Ordering::Acquire);
+            let guard = if known == 0 { self.make_guard(&mut inner, native) } else { Some(known) };
+            if let Some(guard) = guard {
+                self.memory.redirect(at, guard);
+            }
+            return;
         }
         // The page may have come to lead elsewhere since the branch was taken.
         let index = inner.blocks.partition_point(|known| known.start <= at);

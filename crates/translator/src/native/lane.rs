@@ -35,11 +35,15 @@ pub struct Lane {
     cache: Arc<CodeCache>,
     jumps: Box<[usize; JUMPS]>,
     epoch: u32,
+    came: Option<Came>,
 }
 
-/// A branch that came out, and could lead on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Link(u32);
+/// A branch that came out although it could have led on, to `target`.
+struct Came {
+    target: u64,
+    /// Where it is, or 0 for an indirect one.
+    site: u32,
+}
 
 /// How it came out.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +52,6 @@ pub struct Left {
     pub outcome: Outcome,
     /// It faulted on an access to the stack.
     pub on_stack: bool,
-    /// To be handed to [`Lane::link`] with the block at RIP.
-    pub link: Option<Link>,
     /// The instruction at RIP is to be interpreted next: it raises an exception, or may.
     pub interpret: bool,
 }
@@ -65,7 +67,7 @@ impl Lane {
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
         let epoch = cache.epoch();
-        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch };
+        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch, came: None };
         lane.forget();
         lane
     }
@@ -78,7 +80,15 @@ impl Lane {
         is_x86_feature_detected!("bmi2") && more as u64 & FSGSBASE != 0
     }
 
+    fn follow_resets(&mut self) {
+        if self.epoch != self.cache.epoch() {
+            self.epoch = self.cache.epoch();
+            self.forget();
+        }
+    }
+
     fn forget(&mut self) {
+        self.came = None;
         // RCX was put aside: as at a guard that does not hold.
         self.jumps.fill(self.cache.address(self.cache.thunks().guard_miss));
     }
@@ -96,13 +106,9 @@ impl Lane {
     /// Runs `block`, to which RIP points, and whatever follows it. `None`: it has no code.
     pub fn run<M: Machine>(&mut self, core: &mut Core<M>, block: &Block<M>) -> Option<Left> {
         let native = block.native()?;
-        if self.epoch != self.cache.epoch() {
-            self.epoch = self.cache.epoch();
-            self.forget();
-        }
+        self.follow_resets();
         debug_assert_eq!(core.cpu.width, Width::Bits64);
         let va = core.cpu.rip();
-        self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(native.places.guarded);
         let fields = &mut core.cpu.native;
         fields.page = va & !0xfff;
         fields.from = 0;
@@ -123,15 +129,26 @@ impl Lane {
             _ => Outcome::Done,
         };
         let site = std::mem::take(&mut fields.site) as u32;
-        let link = (exit == Exit::DONE && site != 0).then_some(Link(site));
-        let beyond = exit == Exit::DONE && !is_canonical(core.cpu.rip());
+        let branched = exit == Exit::DONE && (site != 0 || fields.from != 0);
+        let target = core.cpu.rip();
+        self.came = branched.then_some(Came { target, site });
+        let beyond = exit == Exit::DONE && !is_canonical(target);
         let interpret = exit == Exit::INTERPRET || beyond && undo_branch(&mut core.cpu);
-        Some(Left { outcome, on_stack, link, interpret })
+        Some(Left { outcome, on_stack, interpret })
     }
 
-    /// The branch goes straight to `block` from now on.
-    pub fn link<M: Machine>(&self, link: Link, block: &Block<M>) {
-        self.cache.link(link.0, block);
+    /// The branch that came out last, if it was to `va`, goes straight to `block` from now on. It may have been
+    /// long ago: what it leads to is checked here or by a guard.
+    pub fn connect<M: Machine>(&mut self, va: u64, block: &Block<M>) {
+        self.follow_resets();
+        let Some(came) = self.came.take().filter(|came| came.target == va) else { return };
+        if came.site != 0 {
+            return self.cache.link(came.site, block);
+        }
+        let guard = block.native().and_then(|native| self.cache.guard(native));
+        if let Some(guard) = guard {
+            self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(guard);
+        }
     }
 }
 

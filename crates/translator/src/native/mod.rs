@@ -25,5 +25,5 @@ mod vector;
 pub(crate) use cache::NativeBlock;
 pub use cache::{CodeCache, NotTranslated, Options};
 pub use fields::Fields;
-pub use lane::{Lane, Left, Link, View};
+pub use lane::{Lane, Left, View};
 pub use memory::prepare;

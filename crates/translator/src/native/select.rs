@@ -14,6 +14,7 @@ pub(super) enum Kind {
     Vector(Vector),
     /// Nothing is left of it.
     Nothing,
+    Divide,
     Lea,
     Push,
     Pop,
@@ -52,8 +53,9 @@ fn by_mnemonic(instr: &Instruction) -> Kind {
         Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno
         | Setnp | Setns | Seto | Setp | Sets => Kind::Same,
         Bt | Bts | Btr | Btc => bit_test(instr),
-        Nop | Endbr64 | Endbr32 | Pause | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta
-        | Prefetchw => nothing(instr),
+        Nop | Reservednop | Endbr64 | Endbr32 | Pause | Prefetcht0 | Prefetcht1 | Prefetcht2
+        | Prefetchnta | Prefetchw => nothing(instr),
+        Div | Idiv => divide(instr),
         Lea => Kind::Lea,
         Push => stack(instr, Kind::Push),
         Pop => stack(instr, Kind::Pop),
@@ -80,6 +82,14 @@ fn branch(instr: &Instruction) -> Kind {
 fn bit_test(instr: &Instruction) -> Kind {
     let far = instr.op0_kind() == OpKind::Memory && instr.op1_kind() == OpKind::Register;
     if far { Kind::Outside } else { Kind::Same }
+}
+
+/// By 32 and 64 bits.
+fn divide(instr: &Instruction) -> Kind {
+    match instr.code() {
+        Code::Div_rm32 | Code::Div_rm64 | Code::Idiv_rm32 | Code::Idiv_rm64 => Kind::Divide,
+        _ => Kind::Outside,
+    }
 }
 
 fn nothing(instr: &Instruction) -> Kind {

@@ -14,8 +14,11 @@ pub(super) struct Thunks {
     pub(super) enter: u32,
     /// Comes out; T0 is RIP.
     pub(super) leave: u32,
-    /// Comes out at a branch that can be linked: T1 is its site.
-    pub(super) leave_link: u32,
+    /// Called: comes out at a branch that can be linked. After the call stand the branch's site (4 bytes) and
+    /// its target in the page (2).
+    pub(super) leave_near: u32,
+    /// The same into another page: T0 is RIP, RCX was put aside, and after the call stands the site (4).
+    pub(super) leave_far: u32,
     /// A guard did not hold: T0 is RIP, and RCX was put aside.
     pub(super) guard_miss: u32,
     /// Called: executes one instruction outside. After the call stand the address of the [`crate::Insn`]
@@ -61,12 +64,34 @@ impl Thunks {
         asm.jump_register(T0);
 
         align(asm);
+        let link = asm.label();
+        thunks.leave_near = asm.here();
+        asm.pop(T1);
+        asm.load_16(T0, Address::at(T1, 4));
+        asm.load_32(T1, Address::at(T1, 0));
+        // Without a flag.
+        asm.store_field(field!(target), T1);
+        asm.load_field(T1, field!(page));
+        asm.add_registers(T0, T1);
+        asm.load_field(T1, field!(target));
+        asm.jump(link);
+
+        align(asm);
+        thunks.leave_far = asm.here();
+        asm.load_field(RCX, field!(rcx));
+        asm.pop(T1);
+        asm.load_32(T1, Address::at(T1, 0));
+        // The bit that says far, without a flag.
+        asm.lea(T1, Address::at(T1, i32::MIN));
+        asm.jump(link);
+
+        align(asm);
         thunks.guard_miss = asm.here();
         asm.load_field(RCX, field!(rcx));
         thunks.leave = asm.here();
         // No site: a link is never at place 0.
         asm.constant_32(T1, 0);
-        thunks.leave_link = asm.here();
+        asm.bind(link);
         asm.store_field(field!(site), T1);
         asm.store_field(RIP, T0);
         store_guest(asm);

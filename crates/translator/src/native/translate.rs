@@ -1,18 +1,21 @@
 //! One block as host code.
 //!
 //! ```text
-//!   guarded:  is the page of T0 this frame's, and is the core not wanted?    (from other pages)
-//!   inner:    a NOP of five bytes, until the block is invalid                (from the same page)
+//!   inner:    a NOP of five bytes, until the block is invalid
 //!             the instructions
 //!             branches, each a jump that is linked once it has been taken
 //!   stubs:    what is rarely taken: accesses that the table does not answer, branches not linked yet
+//!
+//!   guard:    is the page of T0 this frame's, and is the core not wanted? then to `inner`
 //! ```
+//!
+//! Only branches from other pages come by a guard; it is made when the first one does.
 
 use std::mem;
 
 use iced_x86::{
-    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, OpAccess, OpKind,
-    Register,
+    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpKind, Register,
 };
 
 use super::asm::{Address, Asm, Condition, Label};
@@ -35,6 +38,7 @@ pub(super) const BRANCH: u32 = 1 << 15;
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
+const RDX: u8 = 2;
 const RBP: u8 = 5;
 
 /// What became of a block.
@@ -47,17 +51,15 @@ pub(super) struct Code {
 /// Where its parts are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Places {
-    pub(super) guarded: u32,
     pub(super) inner: u32,
     /// Where `inner` is to lead when the block is invalid.
     pub(super) dead: u32,
 }
 
-/// Translates `block`, whose bytes are `source`, of the frame with number `frame`, to stand at `start`.
+/// Translates `block`, whose bytes are `source`, to stand at `start`.
 pub(super) fn translate<M: Machine>(
     block: &Block<M>,
     source: &[u8],
-    frame: u32,
     start: u32,
     thunks: &Thunks,
     options: Options,
@@ -87,12 +89,36 @@ pub(super) fn translate<M: Machine>(
         thunks,
         encoder: Encoder::new(64),
         factory: InstructionInfoFactory::new(),
+        live: steps.iter().map(|step| (step.offset, step.before)).collect(),
         aside: false,
-        live: 0,
+        vectors: 0,
         stubs: Vec::new(),
     };
-    let places = translator.block(&steps, offset, frame)?;
+    let places = translator.block(&steps, offset)?;
     Some(Code { bytes: translator.asm.finish(), places })
+}
+
+/// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
+/// `inner`, to stand at `start`. T0 is the address, RCX was put aside; touches no flag.
+pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Thunks) -> Vec<u8> {
+    let (mut asm, above) = (Asm::new(start), offset >> 9);
+    // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
+    asm.rotate_right(T1, T0, 9);
+    asm.low_16(T1, T1);
+    asm.load_field(RCX, field!(guards));
+    asm.load(RCX, Address::sum(RCX, T1, -(above as i32)));
+    asm.lea(RCX, Address::sum(RCX, T0, -(offset as i32) - token(frame) as i32));
+    // Where the guard holds this is 0, and else at least 4 or odd.
+    asm.load_field(T1, field!(pending));
+    asm.load_byte(T1, Address::at(T1, 0));
+    asm.lea(RCX, Address { base: Some(RCX), index: Some((T1, 1)), disp: 0 });
+    asm.skip_if_rcx_is_0(5);
+    asm.jump_to(thunks.guard_miss);
+    asm.load_field(RCX, field!(rcx));
+    asm.lea(T0, Address::at(T0, -(offset as i32)));
+    asm.store_field(field!(page), T0);
+    asm.jump_to(inner);
+    asm.finish()
 }
 
 /// As blocks are decoded.
@@ -170,8 +196,8 @@ pub(super) enum Work {
     Far { site: u32 },
     /// A branch to `target` that another one leads to, because it is conditional.
     Branch { offset: u32, target: i64 },
-    /// The core is wanted. RCX was put aside.
-    Wanted { target: i64 },
+    /// The core is wanted. `aside`: RCX was put aside.
+    Wanted { target: i64, aside: bool },
 }
 
 pub(super) struct Translator<'a> {
@@ -179,16 +205,17 @@ pub(super) struct Translator<'a> {
     pub(super) thunks: &'a Thunks,
     encoder: Encoder,
     factory: InstructionInfoFactory,
+    /// Offset of each instruction in the page, and the flags that are looked at from there on.
+    live: Vec<(u32, Flags)>,
     /// The guest's flags are in their field, not in the host's RFLAGS.
     pub(super) aside: bool,
     /// Vector registers known to be live.
-    pub(super) live: Needs,
+    pub(super) vectors: Needs,
     pub(super) stubs: Vec<Stub>,
 }
 
 impl Translator<'_> {
-    fn block(&mut self, steps: &[Step], offset: u32, frame: u32) -> Option<Places> {
-        let guarded = self.guard(offset, frame);
+    fn block(&mut self, steps: &[Step], offset: u32) -> Option<Places> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
         self.asm.nops(5);
@@ -207,30 +234,7 @@ impl Translator<'_> {
         }
         let dead = self.asm.here();
         self.leave_for(offset.into(), inner + 1);
-        Some(Places { guarded, inner, dead })
-    }
-
-    /// T0 is the address, RCX was put aside; touches no flag.
-    fn guard(&mut self, offset: u32, frame: u32) -> u32 {
-        let (asm, above) = (&mut self.asm, offset >> 9);
-        asm.keep_together(16, 16);
-        let place = asm.here();
-        // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
-        asm.rotate_right(T1, T0, 9);
-        asm.low_16(T1, T1);
-        asm.load_field(RCX, field!(guards));
-        asm.load(RCX, Address::sum(RCX, T1, -(above as i32)));
-        asm.lea(RCX, Address::sum(RCX, T0, -(offset as i32) - token(frame) as i32));
-        // Where the guard holds this is 0, else not even 0 modulo 4 or at least 4 off.
-        asm.load_field(T1, field!(pending));
-        asm.load_byte(T1, Address::at(T1, 0));
-        asm.lea(RCX, Address { base: Some(RCX), index: Some((T1, 1)), disp: 0 });
-        asm.skip_if_rcx_is_0(5);
-        asm.jump_to(self.thunks.guard_miss);
-        asm.load_field(RCX, field!(rcx));
-        asm.lea(T0, Address::at(T0, -(offset as i32)));
-        asm.store_field(field!(page), T0);
-        place
+        Some(Places { inner, dead })
     }
 
     /// Returns whether the block goes on behind it.
@@ -245,6 +249,11 @@ impl Translator<'_> {
             }
             Kind::Vector(vector) => {
                 if self.vector(step, vector).is_none() {
+                    self.outside(step);
+                }
+            }
+            Kind::Divide => {
+                if self.divide(step).is_none() {
                     self.outside(step);
                 }
             }
@@ -406,7 +415,7 @@ impl Translator<'_> {
 
     fn work_outside(&self, step: &Step, back: Label) -> Work {
         let Step { insn, offset, next, relied, .. } = *step;
-        Work::Outside { insn, offset, back, aside: self.aside, live: self.live & relied, next }
+        Work::Outside { insn, offset, back, aside: self.aside, live: self.vectors & relied, next }
     }
 
     // ---- Instructions ----------------------------------------------------------------------------
@@ -415,7 +424,7 @@ impl Translator<'_> {
     fn outside(&mut self, step: &Step) -> bool {
         self.take_flags_back();
         self.call_out(step.insn, step.offset);
-        self.live = 0;
+        self.vectors = 0;
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
         }
@@ -476,6 +485,50 @@ impl Translator<'_> {
                 self.asm.store_field(register(slot), scratch);
             }
         }
+        Some(())
+    }
+
+    /// DIV and IDIV where they cannot fault; else outside.
+    fn divide(&mut self, step: &Step) -> Option<()> {
+        let instr = &step.instr;
+        let memory = instr.op0_kind() == OpKind::Memory;
+        let size = if memory { instr.memory_size().size() } else { instr.op0_register().size() };
+        let wide = size == 8;
+        let (divisor, back) = if memory {
+            self.address(step)?;
+            let back = self.check(step, size, false);
+            let from = Address::at(T0, 0);
+            if wide {
+                self.asm.load(T0, from)
+            } else {
+                self.asm.load_32(T0, from)
+            }
+            (T0, back)
+        } else {
+            let slot = instr.op0_register().full_register().number() as u8;
+            let divisor = self.value_of(slot, T0);
+            self.put_flags_aside(step.before);
+            (divisor, self.asm.label())
+        };
+        let slow = self.asm.label();
+        if instr.mnemonic() == Mnemonic::Div {
+            // The quotient fits where the upper half is below the divisor; a divisor of zero never is.
+            self.asm.compare_registers(wide, RDX, divisor);
+            self.asm.jump_if(Condition::AE, slow);
+        } else {
+            // A dividend that is one half sign-extended, by anything but 0 and -1.
+            self.asm.mov(T1, RAX);
+            self.asm.spread_sign(wide, T1);
+            self.asm.compare_registers(wide, T1, RDX);
+            self.asm.jump_if(Condition::NE, slow);
+            self.asm.lea(T1, Address::at(divisor, 1));
+            self.asm.compare_sized(wide, T1, 1);
+            self.asm.jump_if(Condition::BE, slow);
+        }
+        self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
+        self.asm.divide(wide, instr.mnemonic() == Mnemonic::Idiv, divisor);
+        self.prepare_flags(step);
+        self.asm.bind(back);
         Some(())
     }
 
@@ -716,16 +769,24 @@ impl Translator<'_> {
         self.branch(step.offset, step.next.into());
     }
 
-    /// Leaves where the core is wanted. Touches no flag.
+    /// Leaves where the core is wanted.
     fn poll(&mut self, target: i64) {
         let wanted = self.asm.label();
+        if self.live.iter().any(|&(offset, live)| i64::from(offset) == target && live == 0) {
+            // The flags are overwritten there.
+            self.asm.load_field(T0, field!(pending));
+            self.asm.compare_byte_with_0(Address::at(T0, 0));
+            self.asm.jump_if(Condition::NE, wanted);
+            self.stubs.push(Stub { label: wanted, work: Work::Wanted { target, aside: false } });
+            return;
+        }
         self.asm.store_field(field!(rcx), RCX);
         self.asm.load_field(RCX, field!(pending));
         self.asm.load_byte(RCX, Address::at(RCX, 0));
         self.asm.skip_if_rcx_is_0(5);
         self.asm.jump(wanted);
         self.asm.load_field(RCX, field!(rcx));
-        self.stubs.push(Stub { label: wanted, work: Work::Wanted { target } });
+        self.stubs.push(Stub { label: wanted, work: Work::Wanted { target, aside: true } });
     }
 
     // ---- Stubs -----------------------------------------------------------------------------------
@@ -752,13 +813,14 @@ impl Translator<'_> {
             }
             Work::Near { site, target } => self.leave_for(target, site),
             Work::Far { site } => {
-                self.asm.load_field(RCX, field!(rcx));
-                self.asm.constant_32(T1, site | FAR_SITE);
-                self.asm.jump_to(self.thunks.leave_link);
+                self.asm.call_to(self.thunks.leave_far);
+                self.asm.raw(&site.to_le_bytes());
             }
             Work::Branch { offset, target } => self.branch(offset, target),
-            Work::Wanted { target } => {
-                self.asm.load_field(RCX, field!(rcx));
+            Work::Wanted { target, aside } => {
+                if aside {
+                    self.asm.load_field(RCX, field!(rcx));
+                }
                 self.asm.load_field(T0, field!(page));
                 self.asm.lea(T0, Address::at(T0, target as i32));
                 self.asm.jump_to(self.thunks.leave);
@@ -768,10 +830,9 @@ impl Translator<'_> {
 
     /// Leaves for `target` in this page, where the jump at `site` could lead.
     fn leave_for(&mut self, target: i64, site: u32) {
-        self.asm.load_field(T0, field!(page));
-        self.asm.lea(T0, Address::at(T0, target as i32));
-        self.asm.constant_32(T1, site);
-        self.asm.jump_to(self.thunks.leave_link);
+        self.asm.call_to(self.thunks.leave_near);
+        self.asm.raw(&site.to_le_bytes());
+        self.asm.raw(&(target as u16).to_le_bytes());
     }
 }
 

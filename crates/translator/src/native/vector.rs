@@ -85,7 +85,7 @@ impl Translator<'_> {
 
     /// Destroys T0 and T1.
     fn make_live(&mut self, step: &Step, needs: Needs) {
-        if self.live & needs == needs {
+        if self.vectors & needs == needs {
             return;
         }
         let off = match needs {
@@ -108,7 +108,7 @@ impl Translator<'_> {
         }
         self.asm.bind(back);
         // SSE is live with each of them.
-        self.live |= needs | SSE;
+        self.vectors |= needs | SSE;
         let (offset, aside) = (step.offset, self.aside);
         let work = Work::MakeLive { needs, offset, back, aside, rcx_aside: kept };
         self.stubs.push(Stub { label, work });
