@@ -145,11 +145,12 @@ fn exists(code: Code, bitness: Bitness) -> bool {
     };
     let name = format!("{code:?}");
     // Far branches and segment registers are the machine's. 0F 0D with a register does nothing on one
-    // vendor's processors and is #UD on the other's. XOP exists no more.
+    // vendor's processors and is #UD on the other's. XOP exists no more. Two names are of SSE too.
     let excluded = [
         "Cmpxchg486",
         "Umov",
         "XOP",
+        "xmm",
         "0F0D",
         "ptr16",
         "m1616",
