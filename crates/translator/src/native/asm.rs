@@ -11,6 +11,7 @@ pub(super) struct Label(u32);
 #[allow(non_snake_case, reason = "a namespace of constants")]
 pub(super) mod Condition {
     pub(in crate::native) const AE: u8 = 3;
+    pub(in crate::native) const E: u8 = 4;
     pub(in crate::native) const NE: u8 = 5;
     pub(in crate::native) const BE: u8 = 6;
     pub(in crate::native) const A: u8 = 7;

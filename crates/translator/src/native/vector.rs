@@ -133,10 +133,14 @@ impl Translator<'_> {
     fn call_live(&mut self, live: Needs, offset: u32) {
         let thunks = self.thunks.live;
         self.asm.constant_32(T1, offset);
-        self.asm.call_to(match live {
-            live if live & X87 != 0 => thunks.x87,
-            live if live & AVX != 0 => thunks.avx,
-            _ => thunks.sse,
-        });
+        if live & (AVX | X87) == 0 {
+            return self.asm.call_to(thunks.sse);
+        }
+        for (part, thunk) in [(AVX, thunks.avx), (X87, thunks.x87)] {
+            if live & part != 0 {
+                // Each leaves RCX loaded and where it was put.
+                self.asm.call_to(thunk);
+            }
+        }
     }
 }

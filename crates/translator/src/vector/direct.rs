@@ -24,7 +24,9 @@ pub(crate) struct Direct {
 /// save or load state, or that touch memory element by element.
 pub(crate) fn direct(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Direct> {
     let encoded = matches!(instr.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
-    if !encoded || !features::supports(instr) || !is_vector(instr) || is_excluded(instr) {
+    // Registers are loaded and stored by instructions of AVX.
+    let host = features::has(iced_x86::CpuidFeature::AVX) && features::supports(instr);
+    if !encoded || !host || !is_vector(instr) || is_excluded(instr) {
         return None;
     }
     let clears = matches!(instr.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
