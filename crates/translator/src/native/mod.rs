@@ -11,6 +11,7 @@
 
 mod asm;
 mod cache;
+mod crossing;
 mod fields;
 mod flags;
 mod lane;

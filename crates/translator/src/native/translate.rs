@@ -188,6 +188,8 @@ pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
     /// must be live behind it, at `next`.
     Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    /// An operand may lie in two pages; if it is not that, `slow`.
+    Crossing { slow: Label, way: Way },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
     /// Leaves for a place in the same page, asking for a link.
@@ -198,6 +200,14 @@ pub(super) enum Work {
     Branch { offset: u32, target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
     Wanted { target: i64, aside: bool },
+}
+
+/// How an instruction runs on a buffer.
+pub(super) enum Way {
+    /// It loads: in line.
+    Load { go: Label },
+    /// It stores so many bytes: here, and then goes `back`.
+    Store { instr: Instruction, size: usize, back: Label },
 }
 
 pub(super) struct Translator<'a> {
@@ -394,11 +404,10 @@ impl Translator<'_> {
         self.put_flags_aside(step.before);
         let slow = self.asm.label();
         let back = self.asm.label();
-        let table_mask = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;
         let asm = &mut self.asm;
-        asm.mov(T1, T0);
-        asm.shift_right(T1, 12 - ENTRY_SHIFT as u8);
-        asm.and_32(T1, table_mask);
+        // What comes round at the top is cut off.
+        asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
+        asm.and_32(T1, TABLE_MASK);
         asm.add_field(T1, field!(translations));
         let page = if write {
             mem::offset_of!(Translation, write)
@@ -532,7 +541,7 @@ impl Translator<'_> {
         Some(())
     }
 
-    fn encode(&mut self, instr: &Instruction) -> Option<()> {
+    pub(super) fn encode(&mut self, instr: &Instruction) -> Option<()> {
         let mut buffer = mem::take(&mut self.asm.bytes);
         self.encoder.set_buffer(buffer);
         let done = self.encoder.encode(instr, 0).is_ok();
@@ -802,6 +811,7 @@ impl Translator<'_> {
                 self.make_live_again(live, next);
                 self.asm.jump(back);
             }
+            Work::Crossing { slow, way } => self.crossing_stub(slow, way),
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
                 if aside {
                     self.flags_from_field();
@@ -837,7 +847,9 @@ impl Translator<'_> {
 }
 
 /// Base-two logarithm of the size of a [`Translation`].
-const ENTRY_SHIFT: usize = mem::size_of::<Translation>().trailing_zeros() as usize;
+pub(super) const ENTRY_SHIFT: usize = mem::size_of::<Translation>().trailing_zeros() as usize;
+/// Offsets of entries in their table.
+pub(super) const TABLE_MASK: i32 = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;
 
 /// Target of a direct branch, relative to the page.
 fn target_of(instr: &Instruction) -> i64 {

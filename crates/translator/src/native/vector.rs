@@ -5,7 +5,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Register};
 
 use super::asm::{Condition, Label};
 use super::fields::{T0, T1, field};
-use super::translate::{Spilled, Step, Stub, Translator, Work};
+use super::translate::{Spilled, Step, Stub, Translator, Way, Work};
 use crate::machine::VectorKind;
 use crate::vector::{Direct, direct, replace_memory};
 
@@ -53,25 +53,68 @@ impl Translator<'_> {
             i32::try_from(instr.memory_displacement64() as i64).ok()?;
         }
         self.make_live(step, vector.needs);
+        instr.set_has_repe_prefix(false);
+        instr.set_has_repne_prefix(false);
         let back = match operand {
             Some((size, write)) => {
                 self.address(step)?;
                 let back = self.check(step, size, write);
+                replace_memory(&mut instr, Register::R14);
                 if vector.direct.aligned {
                     self.check_alignment(size);
+                } else {
+                    let way =
+                        if write { Way::Store { instr, size, back } } else { self.load_way() };
+                    self.allow_crossing(way);
                 }
-                replace_memory(&mut instr, Register::R14);
                 Some(back)
             }
             None => None,
         };
-        instr.set_has_repe_prefix(false);
-        instr.set_has_repne_prefix(false);
         self.run(step, instr, &spilled)?;
         if let Some(back) = back {
             self.asm.bind(back);
         }
         Some(())
+    }
+
+    /// The instruction is the next to be emitted.
+    fn load_way(&mut self) -> Way {
+        let go = self.asm.label();
+        self.asm.bind(go);
+        Way::Load { go }
+    }
+
+    /// The access that was checked last may lie in two pages: a store that changes nothing else, or a load.
+    fn allow_crossing(&mut self, way: Way) {
+        let Some(Stub { label, work }) = self.stubs.pop() else { return };
+        let slow = self.asm.label();
+        self.stubs.push(Stub { label: slow, work });
+        self.stubs.push(Stub { label, work: Work::Crossing { slow, way } });
+    }
+
+    /// [`Work::Crossing`].
+    pub(super) fn crossing_stub(&mut self, slow: Label, way: Way) {
+        let thunks = self.thunks.crossing;
+        self.asm.compare(T0, 4095);
+        self.asm.jump_if(Condition::A, slow);
+        match way {
+            Way::Load { go } => {
+                self.asm.call_to(thunks.load);
+                self.asm.jump_if(Condition::NE, slow);
+                self.asm.jump(go);
+            }
+            Way::Store { instr, size, back } => {
+                self.asm.call_to(thunks.prepare_store);
+                self.asm.jump_if(Condition::NE, slow);
+                // Its operands were encoded in line already.
+                let encoded = self.encode(&instr);
+                debug_assert!(encoded.is_some());
+                self.asm.constant_32(T1, size as u32);
+                self.asm.call_to(thunks.store);
+                self.asm.jump(back);
+            }
+        }
     }
 
     /// Where the host's address has low bits the access is made outside, as if the table did not answer:
