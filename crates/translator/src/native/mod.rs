@@ -17,6 +17,7 @@ mod flags;
 mod lane;
 mod live;
 mod memory;
+mod pairs;
 mod select;
 pub mod tables;
 mod thunks;
