@@ -21,6 +21,9 @@ pub struct Report {
     pub exits: BTreeMap<String, u64>,
     /// Frames at the end, by state.
     pub frames: BTreeMap<String, u64>,
+    /// What became of guest code on an engine that translates it, by name; absent on another.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub translation: BTreeMap<String, u64>,
     /// The working set, one sample an interval, oldest first.
     pub working_set: Vec<WorkingSetSample>,
     /// Host memory of the whole process at the end.

@@ -18,7 +18,7 @@ use crate::walk::Kind;
 const WINDOW: usize = decode::BLOCK_LIMIT * MAX_LEN;
 
 /// Entries of the jump cache; a power of two.
-const JUMPS: usize = 4096;
+const JUMPS: usize = 1 << 14;
 
 /// Blocks that ran lately, by the linear address of their first instruction.
 ///
@@ -128,6 +128,7 @@ fn decode(
         Block::new(decoded.insns, gpa, None)
     };
     let block = Arc::new(block);
+    shared.decoded.fetch_add(1, Ordering::Relaxed);
     if !watched {
         // It runs once, as prefetched code may, and is decoded again the next time.
         block.invalidate();

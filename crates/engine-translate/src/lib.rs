@@ -26,6 +26,8 @@ mod instructions;
 mod kvmclock;
 mod mtrr;
 mod native;
+mod options;
+mod perf_map;
 mod registers;
 mod segments;
 mod state;
@@ -35,10 +37,13 @@ mod vcpu;
 mod vm;
 mod walk;
 
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
 
+pub use crate::options::Options;
+use crate::perf_map::PerfMap;
 use crate::vm::{Shared, TranslateVm};
 
 /// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.
@@ -46,12 +51,20 @@ const MAX_VCPUS: u32 = 64;
 
 /// The engine that needs nothing but an x86-64 Linux process.
 #[derive(Debug)]
-pub struct TranslateEngine(());
+pub struct TranslateEngine {
+    options: Options,
+    perf_map: Option<Arc<PerfMap>>,
+}
 
 impl TranslateEngine {
     /// Prepares what all VMs share: the generated code's memory, the handler of alarms, and the TSC's
     /// frequency. Once done, a process that is confined since can do it again.
     pub fn new() -> Result<Self, EngineError> {
+        Self::with(Options::default())
+    }
+
+    /// The same, for VMs that are run as `options` say.
+    pub fn with(options: Options) -> Result<Self, EngineError> {
         let prepared = translator::vector::prepare().and_then(|()| translator::native::prepare());
         prepared.map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
@@ -59,7 +72,14 @@ impl TranslateEngine {
         })?;
         alarm::prepare().map_err(alarm::refused("install the handler of the alarm signal"))?;
         clock::tsc_hz();
-        Ok(Self(()))
+        Ok(Self { options, perf_map: None })
+    }
+
+    /// Has `file` filled with what `perf report` needs to name generated code. It looks for it at
+    /// `/tmp/perf-PID.map`.
+    #[must_use]
+    pub fn with_perf_map(self, file: Arc<File>) -> Self {
+        Self { perf_map: Some(Arc::new(PerfMap::new(file))), ..self }
     }
 }
 
@@ -70,7 +90,7 @@ impl Engine for TranslateEngine {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            counts_instructions: true,
+            counts_instructions: !native::is_used(self.options),
             access_tracking: Tracking::Exact,
             write_tracking: Tracking::Exact,
             max_vcpus: MAX_VCPUS,
@@ -84,7 +104,7 @@ impl Engine for TranslateEngine {
                 spec.vcpus
             )));
         }
-        let shared = Shared::new(spec)?;
+        let shared = Shared::new(spec, self.options, self.perf_map.clone())?;
         Ok(Arc::new(TranslateVm { shared, made: Mutex::default() }))
     }
 }

@@ -4,31 +4,51 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memory::{FRAME_SIZE, Gpa};
-use translator::native::{CodeCache, Lane, Left, NotTranslated};
+use translator::native::{CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
 use translator::{Block, Width};
 
 use crate::fetch;
+use crate::options::Options;
+use crate::perf_map::PerfMap;
 use crate::system::{Core, System};
 use crate::vm::Shared;
-
-/// Bytes of code, at most; what is not used takes no memory.
-const CODE_LIMIT: usize = 64 << 20;
-
-/// A block is translated when it runs for the time that has this number: much of a boot runs once.
-const HOT: u32 = 3;
 
 /// The generated code of a VM.
 pub(crate) struct Code {
     cache: Arc<CodeCache>,
+    options: Options,
+    perf_map: Option<Arc<PerfMap>>,
     /// The generation after which nobody is in old code any more, when the memory was full.
     leaving: Mutex<Option<u64>>,
 }
 
 impl Code {
-    pub(crate) fn new() -> Result<Self, ArenaError> {
-        let cache = Arc::new(CodeCache::new(CODE_LIMIT, Default::default())?);
-        Ok(Self { cache, leaving: Mutex::default() })
+    pub(crate) fn new(
+        options: Options,
+        perf_map: Option<Arc<PerfMap>>,
+    ) -> Result<Self, ArenaError> {
+        let cache = Arc::new(CodeCache::new(options.code_bytes, options.native)?);
+        if let Some(map) = &perf_map {
+            cache.thunk_names().for_each(|(name, range)| map.add(range, name));
+        }
+        Ok(Self { cache, options, perf_map, leaving: Mutex::default() })
+    }
+
+    pub(crate) fn stats(&self) -> CodeStats {
+        self.cache.stats()
+    }
+
+    /// Tells those who want to know.
+    fn tell(&self, block: &Block<System>, source: &[u8], made: &Emitted) {
+        let (start, len) = (block.start, u64::from(block.len));
+        if let Some(map) = &self.perf_map {
+            map.add(made.addresses(), format_args!("guest_{start:x}+{len:x}"));
+        }
+        if self.options.dump.is_some_and(|wanted| (start..start + len).contains(&wanted)) {
+            // On a terminal in raw mode a line feed does not return to the margin.
+            eprint!("{}", made.listing(start, source).replace('\n', "\r\n"));
+        }
     }
 
     /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
@@ -49,15 +69,23 @@ impl Code {
     }
 }
 
+/// Whether there is generated code at all: as asked, and if the host can run it.
+pub(crate) fn is_used(options: Options) -> bool {
+    options.translate && Lane::is_supported()
+}
+
 /// A vCPU's way through generated code.
 pub(crate) struct Native {
     lane: Lane,
+    hot: u32,
 }
 
 impl Native {
-    /// `None` where the host cannot run generated code: everything is interpreted.
+    /// `None` where everything is interpreted.
     pub(crate) fn new(shared: &Shared) -> Option<Self> {
-        Lane::is_supported().then(|| Self { lane: Lane::new(Arc::clone(&shared.code.cache)) })
+        let options = shared.code.options;
+        let lane = || Lane::new(Arc::clone(&shared.code.cache));
+        is_used(options).then(|| Self { lane: lane(), hot: options.hot })
     }
 
     /// This thread is going to run `core`.
@@ -86,7 +114,10 @@ impl Native {
     }
 
     fn translate(&self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
-        if core.cpu.width != Width::Bits64 || block.next_page.is_some() || block.entered() < HOT {
+        if core.cpu.width != Width::Bits64
+            || block.next_page.is_some()
+            || block.entered() < self.hot
+        {
             return false;
         }
         let shared = Arc::clone(&core.machine.shared);
@@ -98,7 +129,10 @@ impl Native {
             return false;
         }
         match shared.code.cache.translate(block, bytes, frame.0) {
-            Ok(()) => {
+            Ok(made) => {
+                if let Some(made) = &made {
+                    shared.code.tell(block, bytes, made);
+                }
                 // The bytes may be others than those that were decoded: then it runs once, as prefetched
                 // code may.
                 if shared.code_writes.load(Ordering::SeqCst) != writes {

@@ -1,6 +1,6 @@
 //! One vCPU: the loop that runs blocks, and everything that happens between two of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::native::Left;
@@ -13,7 +13,7 @@ use crate::breakpoints::Begin;
 use crate::fetch::JumpCache;
 use crate::native::Native;
 use crate::system::{Answer, Core, System};
-use crate::vm::Shared;
+use crate::vm::{Shared, Work};
 use crate::{alarm, breakpoints, clock, exceptions, state};
 
 /// A vCPU of this engine.
@@ -362,7 +362,14 @@ impl Vcpu for TranslateVcpu {
         if let Some(native) = &mut self.native {
             native.begin(&mut self.core);
         }
-        self.run_inside()
+        let exit = self.run_inside();
+        let cpu = &self.core.cpu;
+        let work = Work { interpreted: cpu.retired, native: cpu.native.counts() };
+        *shared.vcpus[self.core.machine.id as usize]
+            .work
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = work;
+        exit
     }
 
     fn complete_read(&mut self, value: u64) {
@@ -389,7 +396,8 @@ impl Vcpu for TranslateVcpu {
 
     fn counters(&self) -> Counters {
         Counters {
-            instructions: Some(self.core.cpu.retired),
+            // Generated code counts none.
+            instructions: self.native.is_none().then_some(self.core.cpu.retired),
             halts: self.core.machine.halts,
             ..self.counters
         }

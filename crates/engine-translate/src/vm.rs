@@ -1,11 +1,13 @@
 //! What the vCPUs of a VM share.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{EngineError, Vcpu, Vm, VmSpec};
 use memory::{FRAME_SIZE, FrameRange, Gpa, GuestMemory, MappingObserver, Revocation};
 use translator::BlockCache;
+use translator::native::Counts;
 use x86::model::CpuModel;
 
 use crate::apic::{Delivery, Inbox, IoApic, Message};
@@ -13,12 +15,17 @@ use crate::attention::{Attention, Generation};
 use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
-use crate::native::Code;
+use crate::native::{self, Code};
+use crate::options::Options;
+use crate::perf_map::PerfMap;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
-/// Bytes of decoded blocks kept for a VM: a booted Debian has about twelve megabytes of them.
-const BLOCKS_LIMIT: usize = 16 << 20;
+/// Bytes of decoded blocks kept for a VM.
+const BLOCKS_LIMIT: usize = 64 << 20;
+/// Bytes of those that are not hot, where hot ones become host code: what a booted Debian has run once or twice
+/// would be three times as much.
+const COLD_LIMIT: usize = 4 << 20;
 
 /// One VM.
 pub(crate) struct Shared {
@@ -34,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) code_watch: Mutex<CodeWatch>,
     /// Counts writes to frames with code, so that a decoder knows that it may have read old bytes.
     pub(crate) code_writes: AtomicU64,
+    /// Blocks decoded so far.
+    pub(crate) decoded: AtomicU64,
     /// Held while a locked access that crosses a page is made.
     pub(crate) split_lock: Mutex<()>,
 }
@@ -43,18 +52,32 @@ pub(crate) struct Shared {
 pub(crate) struct Peer {
     pub(crate) attention: Attention,
     pub(crate) inbox: Arc<Inbox>,
+    /// As of when it last came out.
+    pub(crate) work: Mutex<Work>,
+}
+
+/// What a vCPU has done in guest code.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) interpreted: u64,
+    pub(crate) native: Counts,
 }
 
 impl Shared {
-    pub(crate) fn new(spec: VmSpec) -> Result<Arc<Self>, EngineError> {
-        let code = Code::new().map_err(|error| EngineError::Host {
+    pub(crate) fn new(
+        spec: VmSpec,
+        options: Options,
+        perf_map: Option<Arc<PerfMap>>,
+    ) -> Result<Arc<Self>, EngineError> {
+        let cold = if native::is_used(options) { COLD_LIMIT } else { BLOCKS_LIMIT };
+        let code = Code::new(options, perf_map).map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
             source: std::io::Error::other(error),
         })?;
         let vcpus = (0..spec.vcpus).map(|_| Peer::default()).collect();
         let shared = Arc::new(Self {
             memory: spec.memory,
-            blocks: BlockCache::new(BLOCKS_LIMIT),
+            blocks: BlockCache::new(BLOCKS_LIMIT, cold),
             code,
             vcpus,
             cpu: spec.cpu,
@@ -63,6 +86,7 @@ impl Shared {
             clock: KvmClock::new(),
             code_watch: Mutex::default(),
             code_writes: AtomicU64::new(0),
+            decoded: AtomicU64::new(0),
             split_lock: Mutex::new(()),
         });
         shared.memory.set_observer(Arc::new(Observer(Arc::downgrade(&shared))));
@@ -109,6 +133,35 @@ impl Shared {
                 self.code_written(gpa.0, FRAME_SIZE);
             }
         }
+    }
+
+    /// What became of guest code.
+    fn translation(&self) -> BTreeMap<&'static str, u64> {
+        let work = |peer: &Peer| *peer.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let interpreted = self.vcpus.iter().map(|peer| work(peer).interpreted).sum();
+        let left = self.vcpus.iter().map(|peer| work(peer).native).sum::<Counts>();
+        let made = self.code.stats();
+        BTreeMap::from([
+            ("blocks_decoded", self.decoded.load(Ordering::Relaxed)),
+            ("blocks_translated", made.blocks),
+            ("bookkeeping_bytes", made.bookkeeping_bytes),
+            ("called_for_access", left.accesses),
+            ("called_for_instruction", left.instructions),
+            ("code_bytes", made.code_bytes),
+            ("entered", left.entered),
+            ("evictions", made.evictions),
+            ("guest_bytes_translated", made.guest_bytes),
+            ("instructions_interpreted", interpreted),
+            ("instructions_translated", made.instructions),
+            ("left_after_instruction", left.ended),
+            ("left_at_guard", left.guard_misses),
+            ("left_for_fault", left.faults),
+            ("left_for_poll", left.polls),
+            ("left_for_retry", left.retries),
+            ("left_unlinked", left.unlinked),
+            ("links_made", made.links),
+            ("stub_bytes", made.stub_bytes),
+        ])
     }
 
     /// Delivers a message to the local APICs that it names.
@@ -168,6 +221,10 @@ impl Vm for TranslateVm {
         let processor = cpuid::processor(self.shared.cpu, id, self.shared.vcpus.len() as u32)?;
         made.push(id);
         Ok(Box::new(TranslateVcpu::new(Arc::clone(&self.shared), id, processor)))
+    }
+
+    fn translation(&self) -> BTreeMap<&'static str, u64> {
+        self.shared.translation()
     }
 
     fn set_irq(&self, gsi: u32, high: bool) {

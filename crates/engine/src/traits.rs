@@ -1,5 +1,6 @@
 //! The traits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memory::GuestMemory;
@@ -94,6 +95,12 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// [`EngineError::Host`] where the host does not take it.
     fn set_clock_ns(&self, ns: u64) -> Result<(), EngineError>;
+
+    /// What became of guest code, by name, of an engine that translates it: sums since the VM was made, of each
+    /// vCPU as of when its last run returned.
+    fn translation(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
 
     /// Makes vCPU `id` return [`Exit::Kicked`] soon, whether it runs, is halted or is about to run: a
     /// kick is never lost, and two before the return count as one.

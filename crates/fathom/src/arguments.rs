@@ -4,6 +4,7 @@ mod cgroup;
 mod disk;
 mod gdb;
 mod net;
+mod translate;
 mod vsock;
 
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig,
-    NetConfig, VmConfig, VsockConfig,
+    NetConfig, TranslationConfig, VmConfig, VsockConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -36,7 +37,8 @@ On a terminal all keys go to the guest. Ctrl-A x stops the VM; Ctrl-A Ctrl-A sen
 
 Example:
   fathom run --kernel /boot/vmlinuz --initrd initrd.img --memory 512M --cpus 2 \\
-      --disk root.img,overlay=changes.cow --net passt,tcp=8080:80 --name web";
+      --disk root.img,overlay=changes.cow --net passt,tcp=8080:80 --name web
+  fathom run --kernel vmlinuz --engine translate --translate hot=1,no-links --translate-stats";
 
 const LIST_AFTER: &str = "\
 Example:
@@ -155,6 +157,18 @@ pub(crate) struct RunArguments {
     /// What runs the guest: KVM, our translator, or the faster of the two that works here
     #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
     engine: EngineArgument,
+    /// How the translator works, for finding its faults; on engine translate only. interpret: nothing is
+    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 16]. code=SIZE: memory for
+    /// code, 16K to 64M; when it is full, all code goes. keep-flags: flags that nobody looks at are computed too.
+    /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
+    /// branches are looked up outside. perf-map: /tmp/perf-PID.map names the code for `perf report`.
+    /// dump=ADDRESS: print the block at this physical address (hexadecimal) and its code when it is translated
+    #[arg(long, value_name = "KEY[=VALUE],...", value_parser = translate::parse)]
+    translate: Option<TranslationConfig>,
+    /// Print on standard error, at the end, what was translated and how often its code was left. A report has it
+    /// anyway
+    #[arg(long)]
+    pub(crate) translate_stats: bool,
     /// Name of the VM, for the other commands [default: vm- and the process id]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
@@ -263,6 +277,8 @@ impl From<RunArguments> for VmConfig {
         };
         let (name, console, report) = (arguments.name, arguments.console, arguments.report);
         let cmdline = Some(cmdline);
+        let translation = arguments.translate.unwrap_or_default();
+        let translation = TranslationConfig { stats: arguments.translate_stats, ..translation };
         Self {
             name,
             kernel,
@@ -278,6 +294,7 @@ impl From<RunArguments> for VmConfig {
             report,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
+            translation,
         }
     }
 }
@@ -328,7 +345,8 @@ mod tests {
         let config = config(
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
              --net passt,mtu=1500 --net tap=tap0 --cpu-model common --disk b,ro --engine translate --name web \
-             --console none --report r.json --gdb g --vsock cid=3,socket=v",
+             --console none --report r.json --gdb g --vsock cid=3,socket=v --translate interpret \
+             --translate-stats",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
@@ -344,6 +362,7 @@ mod tests {
         assert_eq!(config.report, Some(PathBuf::from("r.json")));
         assert_eq!(config.gdb, Some(GdbConfig { socket: "g".into(), wait: true }));
         assert_eq!(config.vsock, Some(VsockConfig::new(3, "v")));
+        assert!(config.translation.interpret && config.translation.stats);
     }
 
     #[test]
@@ -352,6 +371,7 @@ mod tests {
         assert_eq!((config.memory, config.cpus), (Bytes(256 << 20), 1));
         assert_eq!(config.console, ConsoleConfig::Stdio);
         assert_eq!((config.engine, config.cpu_model), (EngineChoice::Auto, CpuModel::Full));
+        assert_eq!(config.translation, TranslationConfig::default());
     }
 
     #[test]

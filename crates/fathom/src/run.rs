@@ -20,7 +20,7 @@ use control::HandleControl;
 use signals::StopSignals;
 
 pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
-    let confine = arguments.confine;
+    let (confine, stats) = (arguments.confine, arguments.translate_stats);
     let jail = arguments.jail.clone();
     confinement::begin(&arguments)?;
     let plan = VmPlan::new(VmConfig::from(arguments)).map_err(Failure::usage)?;
@@ -44,7 +44,11 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         eprint!("fathom: {line}{}", if vm.has_terminal() { "\r\n" } else { "\n" });
         let outcome = vm.wait();
         // Before the name is free: who waits for that, as `fathom stop` does, finds the report.
-        let written = match (&report, vm.report()) {
+        let figures = vm.report();
+        if let Some(figures) = figures.as_ref().filter(|_| stats) {
+            eprint!("{}", report::translation(figures));
+        }
+        let written = match (&report, figures) {
             (Some(path), Some(figures)) => report::write(path, figures, &outcome),
             _ => Ok(()),
         };

@@ -11,6 +11,7 @@ mod network;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod translation;
 
 use std::path::PathBuf;
 
@@ -22,9 +23,11 @@ pub use bytes::{Bytes, BytesError};
 pub use devices::virtio::net::{
     MacAddress, NetBackend, NetConfig as NetPlan, PortForward, Protocol,
 };
+pub use engine_translate::Options as TranslationOptions;
 pub use error::ConfigError;
 pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
+pub use translation::TranslationConfig;
 
 /// The command line of a guest for which none was asked: a serial console, and a reset after a panic.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=a panic=1";
@@ -64,6 +67,9 @@ pub struct VmConfig {
     /// Sockets between guest and host.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// How the translator's engine is to work.
+    #[serde(default)]
+    pub translation: TranslationConfig,
 }
 
 /// A debugger as asked for: gdb, over a UNIX socket.

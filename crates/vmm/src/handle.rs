@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use confine::Thread;
 use engine::Engine;
+use engine_translate::TranslateEngine;
 use insight::WorkingSetSample;
 
 use crate::config::{EngineKind, VmPlan};
@@ -65,6 +66,7 @@ struct Totals {
     guest_cpu_seconds: f64,
     instructions: Option<u64>,
     exits: BTreeMap<&'static str, u64>,
+    translation: BTreeMap<&'static str, u64>,
     working_set: Vec<WorkingSetPoint>,
 }
 
@@ -76,11 +78,16 @@ impl Totals {
         if let Some(instructions) = machine.instructions() {
             self.instructions = Some(self.instructions.unwrap_or(0) + instructions);
         }
-        for (kind, count) in machine.exits() {
-            *self.exits.entry(kind).or_default() += count;
-        }
+        add(&mut self.exits, machine.exits());
+        add(&mut self.translation, machine.translation());
         self.working_set.extend(life.clock.history().iter().map(point));
         self
+    }
+}
+
+fn add(sums: &mut BTreeMap<&'static str, u64>, counts: BTreeMap<&'static str, u64>) {
+    for (kind, count) in counts {
+        *sums.entry(kind).or_default() += count;
     }
 }
 
@@ -96,7 +103,7 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
 pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
         EngineKind::Kvm => Box::new(engine_kvm::KvmEngine::new()?),
-        EngineKind::Translate => Box::new(engine_translate::TranslateEngine::new()?),
+        EngineKind::Translate => Box::new(translator(&plan, &outside)?),
     };
     let console = Console::open(&plan.console)?;
     let started = Instant::now();
@@ -130,6 +137,14 @@ pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
     confine::spawn(builder, Thread::Supervisor, move || supervisor.0.supervise(threads))
         .map_err(VmError::host("start the supervisor thread"))?;
     Ok(handle)
+}
+
+fn translator(plan: &VmPlan, outside: &Outside) -> Result<TranslateEngine, VmError> {
+    let engine = TranslateEngine::with(plan.translation)?;
+    Ok(match &outside.perf_map {
+        Some(map) => engine.with_perf_map(Arc::clone(map)),
+        None => engine,
+    })
 }
 
 fn begin(
@@ -353,6 +368,7 @@ impl Shared {
             guest_instructions: totals.instructions,
             exits: totals.exits,
             frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
+            translation: totals.translation,
             working_set: totals.working_set,
             host_resident_bytes: process_private_bytes()
                 + life.machine.memory.backed_bytes().unwrap_or(0),

@@ -182,6 +182,11 @@ impl Machine {
         self.facts.iter().map(|facts| facts.counters().instructions).sum()
     }
 
+    /// What became of guest code, on an engine that translates it.
+    pub(crate) fn translation(&self) -> BTreeMap<&'static str, u64> {
+        self.vm.translation()
+    }
+
     /// CPU time of all vCPU threads.
     pub(crate) fn guest_cpu_seconds(&self) -> f64 {
         self.facts.iter().map(|facts| facts.cpu_seconds()).sum()

@@ -1,5 +1,7 @@
 //! What a VM has of the host beside files.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use devices::virtio::net::{NetConfig, NetPlan};
@@ -16,6 +18,8 @@ pub struct Outside {
     pub(crate) networks: Vec<NetPlan>,
     /// Where programs of the host call the guest.
     pub(crate) vsock: Option<Arc<VsockListener>>,
+    /// Where names of generated code go.
+    pub(crate) perf_map: Option<Arc<File>>,
 }
 
 impl VmPlan {
@@ -23,10 +27,18 @@ impl VmPlan {
     /// starts threads: later it may not be able to, and what it starts would inherit from it.
     ///
     /// # Errors
-    /// The vsock's path cannot be listened on; a TAP interface or passt is not there, or not for us.
+    /// The vsock's path cannot be listened on; the map for perf cannot be made; a TAP interface or passt is not there, or not for us.
     pub fn open_outside(&self) -> Result<Outside, VmError> {
         let networks = self.nets.iter().map(NetConfig::plan).collect::<Result<_, _>>()?;
         let vsock = self.vsock.as_ref().map(VsockListener::open).transpose()?;
-        Ok(Outside { networks, vsock: vsock.map(Arc::new) })
+        let perf_map = self.perf_map.then(perf_map).transpose()?.map(Arc::new);
+        Ok(Outside { networks, vsock: vsock.map(Arc::new), perf_map })
     }
+}
+
+/// Where `perf report` looks for it. New: in /tmp somebody else's file or link may be in its place.
+fn perf_map() -> Result<File, VmError> {
+    let path = format!("/tmp/perf-{}.map", std::process::id());
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    made.map_err(|error| VmError::Host(format!("make {path}, the map for perf"), error))
 }

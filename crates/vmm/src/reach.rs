@@ -115,7 +115,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        DiskConfig, EngineChoice, GdbConfig, NetBackend, NetConfig, VmConfig, VsockConfig,
+        DiskConfig, EngineChoice, GdbConfig, NetBackend, NetConfig, TranslationConfig, VmConfig,
+        VsockConfig,
     };
 
     struct Host(TempDir);
@@ -162,6 +163,7 @@ mod tests {
                 report: Some(self.path("report")),
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
                 vsock: Some(VsockConfig::new(3, self.path("vsock"))),
+                translation: TranslationConfig::default(),
             })
             .expect("a plan")
         }

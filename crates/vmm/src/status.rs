@@ -73,6 +73,8 @@ pub struct RunReport {
     pub exits: BTreeMap<&'static str, u64>,
     /// Frames by state at the end.
     pub frames: BTreeMap<&'static str, u64>,
+    /// What the engine's translator did, by name; empty on an engine without.
+    pub translation: BTreeMap<&'static str, u64>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
     /// Resident memory of this process at the end, guest frames included.

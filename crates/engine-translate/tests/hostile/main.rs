@@ -4,12 +4,28 @@
 #[allow(clippy::unwrap_used, reason = "a test, but not a function that says so")]
 mod guest;
 
-use engine_translate::TranslateEngine;
+use engine_translate::{Options, TranslateEngine};
 use guest::Noise;
 
 #[test]
 fn noise_ends_in_exits_and_never_in_a_panic_or_a_hang() {
-    let engine = TranslateEngine::new().unwrap();
+    survives(&TranslateEngine::new().unwrap());
+}
+
+/// The same, and nothing is interpreted that can be translated.
+#[test]
+fn noise_as_code_at_once_ends_in_exits_too() {
+    survives(&TranslateEngine::with(Options { hot: 1, ..Options::default() }).unwrap());
+}
+
+/// There is hardly room for code.
+#[test]
+fn noise_in_little_room_ends_in_exits_too() {
+    let options = Options { hot: 1, code_bytes: Options::CODE_MIN, ..Options::default() };
+    survives(&TranslateEngine::with(options).unwrap());
+}
+
+fn survives(engine: &TranslateEngine) {
     let cases = std::env::var("FATHOM_FUZZ_CASES").ok().and_then(|text| text.parse().ok());
     for seed in 1..=cases.unwrap_or(1000u64).min(100_000) {
         let mut noise = Noise(seed);
@@ -23,7 +39,7 @@ fn noise_ends_in_exits_and_never_in_a_panic_or_a_hang() {
                 code[at..at + system.len()].copy_from_slice(system);
             }
         }
-        guest::run(&engine, &code, &mut noise);
+        guest::run(engine, &code, &mut noise);
     }
 }
 

@@ -19,6 +19,14 @@ pub(super) fn write(
     fs::write(path, json).map_err(refused)
 }
 
+/// For people: what the translator did.
+pub(super) fn translation(figures: &RunReport) -> String {
+    let line =
+        |(name, count): (&&str, &u64)| format!("  {:<26}{count:>14}\n", name.replace('_', " "));
+    let lines: String = figures.translation.iter().map(line).collect();
+    format!("fathom: translation\n{lines}")
+}
+
 fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
     let outcome = match outcome {
         Ok(Outcome::Poweroff) => "poweroff",
@@ -35,6 +43,7 @@ fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
         guest_instructions: figures.guest_instructions,
         exits: figures.exits.into_iter().map(owned).collect(),
         frames: figures.frames.into_iter().map(owned).collect(),
+        translation: figures.translation.into_iter().map(owned).collect(),
         working_set: figures.working_set.into_iter().map(sample).collect(),
         host_resident_bytes: figures.host_resident_bytes,
         pauses: figures.pauses,

@@ -1,14 +1,19 @@
 //! The generated code of a VM, shared by its vCPUs.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
+use super::lane::Came;
+use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
+use super::options::Options;
+use super::stats::CodeStats;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
-use super::translate::{self, FAR_SITE, Places};
+use super::translate::{self, Code, FAR_SITE, Places};
 use crate::block::Block;
 use crate::machine::Machine;
 use crate::vector::ArenaError;
@@ -34,6 +39,7 @@ pub struct CodeCache {
 struct Inner {
     used: u32,
     full: bool,
+    stats: CodeStats,
     /// In order of their places.
     blocks: Vec<Translated>,
 }
@@ -66,20 +72,6 @@ impl NativeBlock {
     }
 }
 
-/// What may be left out, each for finding faults.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Status flags that are overwritten before an instruction looks at them may be anything in between: an
-    /// exception handler could see it.
-    pub forget_dead_flags: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { forget_dead_flags: true }
-    }
-}
-
 /// Why there is no code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotTranslated {
@@ -102,7 +94,12 @@ impl CodeCache {
         let mut asm = Asm::new(ALIGN);
         let thunks = Thunks::emit(&mut asm);
         memory.write(ALIGN, &asm.finish());
-        let inner = Inner { used: first_place(&thunks), full: false, blocks: Vec::new() };
+        let inner = Inner {
+            used: first_place(&thunks),
+            full: false,
+            blocks: Vec::new(),
+            stats: CodeStats::default(),
+        };
         Ok(Self {
             options,
             size,
@@ -131,11 +128,13 @@ impl CodeCache {
         inner.used = first_place(&self.thunks);
         inner.full = false;
         inner.blocks.clear();
+        inner.stats.bookkeeping_bytes = 0;
+        inner.stats.evictions += 1;
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Translates `block`, all of whose bytes are `source` and lie in one page: the one whose frame has number
-    /// `frame` among those with code.
+    /// `frame` among those with code. `None`: it had been already.
     ///
     /// # Errors
     /// See [`NotTranslated`].
@@ -144,9 +143,9 @@ impl CodeCache {
         block: &Arc<Block<M>>,
         source: &[u8],
         frame: u32,
-    ) -> Result<(), NotTranslated> {
+    ) -> Result<Option<Emitted>, NotTranslated> {
         if block.native().is_some() {
-            return Ok(());
+            return Ok(None);
         }
         if block.next_page.is_some() || frame >= CODE_FRAMES {
             return Err(NotTranslated::Never);
@@ -162,6 +161,7 @@ impl CodeCache {
             return Err(NotTranslated::Full);
         }
         let kept = Arc::clone(block) as Arc<dyn Any + Send + Sync>;
+        inner.count(block, &code, start);
         inner.blocks.push(Translated { start, page: block.start >> 12, _block: kept });
         let memory = Arc::clone(&self.memory);
         block.set_native(NativeBlock {
@@ -171,7 +171,10 @@ impl CodeCache {
             offset: (block.start & 0xfff) as u32,
             guard: AtomicU32::new(0),
         });
-        Ok(())
+        let memory = Arc::clone(&self.memory);
+        let range = start..start + code.bytes.len() as u32;
+        let (stubs, thunks) = (code.places.stubs, self.thunks);
+        Ok(Some(Emitted { memory, range, marks: code.marks, stubs, thunks }))
     }
 
     /// Adds code behind the last. Whether there was room.
@@ -201,23 +204,29 @@ impl CodeCache {
         if inner.full || !self.append(inner, &code) {
             return None;
         }
+        inner.stats.stub_bytes += code.len() as u64;
         // Where two cores make one, both are good.
         native.guard.store(place, Ordering::Release);
         Some(place)
     }
 
-    /// Lets the branch at `site` lead to `block` from now on.
-    pub(super) fn link<M: Machine>(&self, site: u32, block: &Block<M>) {
+    /// Lets the branch that `came` lead to `block`, which is where it led, from now on.
+    pub(super) fn link<M: Machine>(&self, came: Came, block: &Block<M>) {
         let Some(native) = block.native() else { return };
-        let (at, far) = (site & !FAR_SITE, site & FAR_SITE != 0);
+        let (at, far) = (came.site & !FAR_SITE, came.site & FAR_SITE != 0);
+        if !self.options.link || far && !self.options.link_far {
+            return;
+        }
         let mut inner = self.lock();
-        if at >= inner.used {
+        // Other code stands there now if there was a reset since, which another core may have made.
+        if came.epoch != self.epoch() {
             return;
         }
         if far {
             let known = native.guard.load(Ordering::Acquire);
             let guard = if known == 0 { self.make_guard(&mut inner, native) } else { Some(known) };
             if let Some(guard) = guard {
+                inner.stats.links += 1;
                 self.memory.redirect(at, guard);
             }
             return;
@@ -225,8 +234,25 @@ impl CodeCache {
         // The page may have come to lead elsewhere since the branch was taken.
         let index = inner.blocks.partition_point(|known| known.start <= at);
         if index > 0 && inner.blocks[index - 1].page == block.start >> 12 {
+            inner.stats.links += 1;
             self.memory.redirect(at, native.places.inner);
         }
+    }
+
+    /// What was made so far.
+    #[must_use]
+    pub fn stats(&self) -> CodeStats {
+        self.lock().stats
+    }
+
+    /// What is beside the blocks: names, and host addresses.
+    pub fn thunk_names(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+        let addresses = |range: Range<u32>| self.address(range.start)..self.address(range.end);
+        self.thunks.names().into_iter().map(move |(name, range)| (name, addresses(range)))
+    }
+
+    pub(super) fn options(&self) -> Options {
+        self.options
     }
 
     pub(super) fn epoch(&self) -> u32 {
@@ -244,6 +270,20 @@ impl CodeCache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic leaves at worst bytes that nothing leads to.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn count<M: Machine>(&mut self, block: &Block<M>, code: &Code, start: u32) {
+        let in_line = u64::from(code.places.stubs - start);
+        let kept = block.bytes() + size_of::<Translated>();
+        let stats = &mut self.stats;
+        stats.blocks += 1;
+        stats.instructions += block.insns.len() as u64;
+        stats.guest_bytes += u64::from(block.len);
+        stats.code_bytes += in_line;
+        stats.stub_bytes += code.bytes.len() as u64 - in_line;
+        stats.bookkeeping_bytes += kept as u64;
     }
 }
 

@@ -15,6 +15,7 @@
 
 use std::mem::offset_of;
 
+use super::stats::Counts;
 use crate::cpu::{Cpu, REG_RIP};
 
 /// Scratch: addresses.
@@ -55,8 +56,17 @@ pub struct Fields {
     pub(super) call_out: usize,
     /// [`crate::InsnFlags`] of the instruction that stopped.
     pub(super) stopped: u64,
+    pub(super) counts: Counts,
     /// The guest's vector registers: see [`super::live`].
     pub(super) vector: Vectors,
+}
+
+impl Fields {
+    /// How often generated code was left.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
 }
 
 /// What generated code knows of the guest's vector and x87 registers. 0 means no, 1 yes, so that JRCXZ can

@@ -4,12 +4,15 @@ use std::any::Any;
 use std::arch::asm;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
+use super::fields::Fields;
 use super::live;
 use super::thunks::Exit;
+use super::translate::ACCESS;
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP, RSP, Width};
 use crate::insn::{Insn, InsnFlags};
@@ -17,7 +20,7 @@ use crate::interp::{Core, Outcome};
 use crate::machine::{Machine, Stop};
 
 /// Entries of the table that indirect branches look in.
-const JUMPS: usize = 8192;
+const JUMPS: usize = 1 << 16;
 
 /// What generated code looks at, by address. All stay where they are while it runs.
 #[derive(Clone, Copy, Debug)]
@@ -33,16 +36,19 @@ pub struct View {
 /// See the module.
 pub struct Lane {
     cache: Arc<CodeCache>,
-    jumps: Box<[usize; JUMPS]>,
+    jumps: Box<[usize]>,
     epoch: u32,
     came: Option<Came>,
 }
 
-/// A branch that came out although it could have led on, to `target`.
-struct Came {
-    target: u64,
+/// A branch that came out although it could have led on.
+#[derive(Clone, Copy)]
+pub(super) struct Came {
+    pub(super) target: u64,
     /// Where it is, or 0 for an indirect one.
-    site: u32,
+    pub(super) site: u32,
+    /// That `site` is of.
+    pub(super) epoch: u32,
 }
 
 /// How it came out.
@@ -67,7 +73,7 @@ impl Lane {
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
         let epoch = cache.epoch();
-        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch, came: None };
+        let mut lane = Self { cache, jumps: vec![0; JUMPS].into_boxed_slice(), epoch, came: None };
         lane.forget();
         lane
     }
@@ -121,6 +127,7 @@ impl Lane {
         core.cpu.native.core = this as usize;
         let exit = enter(self.cache.address(native.places.inner), this);
         THROWN.with_borrow_mut(Thrown::go_on);
+        count(&mut core.cpu.native, exit);
         let fields = &mut core.cpu.native;
         let on_stack = fields.stopped & u64::from(InsnFlags::STACK) != 0;
         let outcome = match exit {
@@ -131,7 +138,7 @@ impl Lane {
         let site = std::mem::take(&mut fields.site) as u32;
         let branched = exit == Exit::DONE && (site != 0 || fields.from != 0);
         let target = core.cpu.rip();
-        self.came = branched.then_some(Came { target, site });
+        self.came = branched.then_some(Came { target, site, epoch: self.epoch });
         let beyond = exit == Exit::DONE && !is_canonical(target);
         let interpret = exit == Exit::INTERPRET || beyond && undo_branch(&mut core.cpu);
         Some(Left { outcome, on_stack, interpret })
@@ -143,13 +150,33 @@ impl Lane {
         self.follow_resets();
         let Some(came) = self.came.take().filter(|came| came.target == va) else { return };
         if came.site != 0 {
-            return self.cache.link(came.site, block);
+            return self.cache.link(came, block);
+        }
+        if !self.cache.options().indirect {
+            return;
         }
         let guard = block.native().and_then(|native| self.cache.guard(native));
         if let Some(guard) = guard {
             self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(guard);
         }
     }
+}
+
+fn count(fields: &mut Fields, exit: u64) {
+    // SAFETY: the machine said where the byte is, which outlives the run.
+    let wanted = || unsafe { &*(fields.pending as *const AtomicU8) }.load(Ordering::Relaxed) != 0;
+    let wanted = exit == Exit::DONE && fields.site == 0 && wanted();
+    let counts = &mut fields.counts;
+    counts.entered += 1;
+    let reason = match exit {
+        Exit::FAULT => &mut counts.faults,
+        Exit::RETRY => &mut counts.retries,
+        Exit::ENDED => &mut counts.ended,
+        _ if fields.site != 0 => &mut counts.unlinked,
+        _ if wanted => &mut counts.polls,
+        _ => &mut counts.guard_misses,
+    };
+    *reason += 1;
 }
 
 /// An indirect branch whose target is no address faults itself: it is executed again, by the interpreter.
@@ -174,7 +201,7 @@ fn refresh<M: Machine>(core: &mut Core<M>) {
     fields.pending = view.pending;
 }
 
-/// Executes `insn`, which stands `offset` bytes into the page of RIP. Returns 0 to go on behind it.
+/// Executes `insn`, which stands `offset` bytes (beside [`ACCESS`]) into the page of RIP. Returns 0 to go on behind it.
 extern "sysv64" fn call_out<M: Machine>(
     core: *mut Core<M>,
     insn: *const Insn<M>,
@@ -191,7 +218,13 @@ extern "sysv64" fn call_out<M: Machine>(
 }
 
 fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
-    let start = core.cpu.native.page + u64::from(offset);
+    let start = core.cpu.native.page + u64::from(offset & !ACCESS);
+    let counts = &mut core.cpu.native.counts;
+    if offset & ACCESS == 0 {
+        counts.instructions += 1;
+    } else {
+        counts.accesses += 1;
+    }
     core.cpu.regs[REG_RIP as usize] = start.wrapping_add(u64::from(insn.len));
     let stop = match (insn.handler)(core, insn) {
         Ok(()) if core.machine.must_end() => Stop::End,
@@ -204,7 +237,7 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
     core.cpu.native.stopped = insn.flags.into();
     core.cpu.native.from = 0;
     match stop {
-        Stop::End => Exit::DONE,
+        Stop::End => Exit::ENDED,
         Stop::Fault => {
             core.cpu.set_rip(start);
             Exit::FAULT

@@ -4,7 +4,7 @@
 //! A process that confines itself maps it before ([`prepare`]), and a VM that ends leaves it to the next one.
 
 use std::ffi::c_void;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -118,6 +118,18 @@ impl CodeMemory {
         unsafe {
             ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len())
         };
+    }
+
+    /// Code as it is now.
+    pub(super) fn read(&self, places: Range<u32>) -> Vec<u8> {
+        assert!(places.start <= places.end && places.end as usize <= SIZE);
+        let start = self.execute.cast_const().wrapping_add(places.start as usize);
+        // Branches in it may be made to lead elsewhere meanwhile.
+        let byte = |at| {
+            // SAFETY: inside the mapping.
+            unsafe { start.add(at).read_volatile() }
+        };
+        (0..places.len()).map(byte).collect()
     }
 
     /// Replaces the displacement at `at`, which lies in one cache line, while others may execute it: they

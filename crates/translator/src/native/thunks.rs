@@ -1,5 +1,7 @@
 //! The ways into generated code and out of it.
 
+use std::ops::Range;
+
 use x86::rflags;
 
 use super::asm::{Address, Asm};
@@ -7,7 +9,7 @@ use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
 use super::live::{self, Live};
 
-/// Places of the thunks.
+/// Places of the thunks, in their order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Thunks {
     /// `extern "sysv64" fn(code: usize) -> u64`: loads the guest's registers and goes to `code`. Returns
@@ -39,7 +41,9 @@ pub(super) mod Exit {
     pub(in crate::native) const DONE: u64 = 1;
     pub(in crate::native) const FAULT: u64 = 2;
     pub(in crate::native) const RETRY: u64 = 3;
-    pub(in crate::native) const INTERPRET: u64 = 4;
+    /// After an instruction that was executed outside.
+    pub(in crate::native) const ENDED: u64 = 4;
+    pub(in crate::native) const INTERPRET: u64 = 5;
 }
 
 /// Bytes of data behind a call of [`Thunks::call_out`].
@@ -57,6 +61,25 @@ const RDI: u8 = 7;
 const SAVED: [u8; 7] = [RDI, 3, 5, 12, 13, 14, 15];
 
 impl Thunks {
+    /// What they are called, and where they begin and end.
+    pub(super) fn names(&self) -> [(&'static str, Range<u32>); 3] {
+        [
+            ("fathom_enter", self.enter..self.leave_near),
+            ("fathom_leave", self.leave_near..self.call_out),
+            ("fathom_call_out", self.call_out..self.end),
+        ]
+    }
+
+    /// Of the thunk at `place`, where it is called: its name, and the bytes of data behind the call.
+    pub(super) fn called(&self, place: u32) -> Option<(&'static str, usize)> {
+        match place {
+            place if place == self.call_out => Some(("call outside", CALL_OUT_DATA as usize)),
+            place if place == self.leave_near => Some(("leave in this page", 6)),
+            place if place == self.leave_far => Some(("leave for another page", 4)),
+            _ => None,
+        }
+    }
+
     /// Emits all of them.
     pub(super) fn emit(asm: &mut Asm) -> Self {
         let mut thunks = Self { enter: asm.here(), ..Self::default() };

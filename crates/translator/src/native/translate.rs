@@ -19,9 +19,9 @@ use iced_x86::{
 };
 
 use super::asm::{Address, Asm, Condition, Label};
-use super::cache::Options;
 use super::fields::{RIP, SP, T0, T1, field, host, register, segment_base};
 use super::flags::{ALL, Effects, Flags};
+use super::options::Options;
 use super::pairs::Pair;
 use super::select::{Kind, kind};
 use super::tables::{TRANSLATIONS, Translation, token};
@@ -33,6 +33,9 @@ use crate::vector::replace_memory;
 
 /// Marks the site of a branch into another page.
 pub(super) const FAR_SITE: u32 = 1 << 31;
+
+/// In the offset of an instruction that is called out for: only because of its access.
+pub(super) const ACCESS: u32 = 1 << 31;
 
 /// In [`super::Fields::from`]: there was an indirect branch.
 pub(super) const BRANCH: u32 = 1 << 15;
@@ -47,6 +50,8 @@ const RBP: u8 = 5;
 pub(super) struct Code {
     pub(super) bytes: Vec<u8>,
     pub(super) places: Places,
+    /// Where the code of each instruction starts.
+    pub(super) marks: Vec<u32>,
 }
 
 /// Where its parts are.
@@ -55,6 +60,8 @@ pub(super) struct Places {
     pub(super) inner: u32,
     /// Where `inner` is to lead when the block is invalid.
     pub(super) dead: u32,
+    /// Where the stubs begin.
+    pub(super) stubs: u32,
 }
 
 /// Translates `block`, whose bytes are `source`, to stand at `start`.
@@ -95,9 +102,10 @@ pub(super) fn translate<M: Machine>(
         vectors: 0,
         kept: false,
         stubs: Vec::new(),
+        marks: Vec::with_capacity(block.insns.len()),
     };
     let places = translator.block(&steps, offset)?;
-    Some(Code { bytes: translator.asm.finish(), places })
+    Some(Code { bytes: translator.asm.finish(), places, marks: translator.marks })
 }
 
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
@@ -227,6 +235,7 @@ pub(super) struct Translator<'a> {
     /// T0 is the address of the first of a pair, or 0.
     pub(super) kept: bool,
     pub(super) stubs: Vec<Stub>,
+    marks: Vec<u32>,
 }
 
 impl Translator<'_> {
@@ -236,12 +245,14 @@ impl Translator<'_> {
         self.asm.nops(5);
         let mut open = true;
         for step in steps {
+            self.marks.push(self.asm.here());
             open = self.step(step)?;
         }
         if open {
             let last = steps.last()?;
             self.branch(last.offset, last.next.into());
         }
+        let stubs = self.asm.here();
         while !self.stubs.is_empty() {
             for stub in mem::take(&mut self.stubs) {
                 self.stub(stub);
@@ -249,7 +260,7 @@ impl Translator<'_> {
         }
         let dead = self.asm.here();
         self.leave_for(offset.into(), inner + 1);
-        Some(Places { inner, dead })
+        Some(Places { inner, dead, stubs })
     }
 
     /// Returns whether the block goes on behind it.
@@ -731,10 +742,9 @@ impl Translator<'_> {
         let asm = &mut self.asm;
         asm.store_field_constant(field!(from), (offset | BRANCH | u32::from(moved) << 16) as i32);
         asm.store_field(field!(rcx), RCX);
-        asm.lea_32(T1, Address { base: None, index: Some((T0, 3)), disp: 0 });
-        asm.low_16(T1, T1);
+        asm.low_16(T1, T0);
         asm.load_field(RCX, field!(jumps));
-        asm.jump_memory(Address::sum(RCX, T1, 0));
+        asm.jump_memory(Address { base: Some(RCX), index: Some((T1, 3)), disp: 0 });
     }
 
     /// Goes to `target`, from the instruction at `offset`, both relative to the page.
@@ -813,7 +823,7 @@ impl Translator<'_> {
                 if aside {
                     self.flags_from_field();
                 }
-                self.call_out(insn, offset);
+                self.call_out(insn, offset | ACCESS);
                 self.make_live_again(live, next);
                 self.lose_address(pair);
                 self.asm.jump(back);

@@ -160,6 +160,22 @@ pub enum ConfigError {
     /// Sockets between guest and host that cannot be had.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The translator is told how to work where it does not.
+    #[error("--translate and --translate-stats are refused on engine kvm: add --engine translate")]
+    NothingTranslated,
+    /// Blocks run at least once.
+    #[error("--translate hot=0 is refused: 1 translates a block before it runs for the first time")]
+    Hot,
+    /// Memory for code outside what the engine can have.
+    #[error("--translate code={code} is refused: ask for {min} to {max}")]
+    Code {
+        /// What was asked.
+        code: Bytes,
+        /// The least.
+        min: Bytes,
+        /// The most.
+        max: Bytes,
+    },
     /// KVM asked for where it cannot run a guest.
     #[error("--engine kvm: {source}: {remedy}; --engine translate runs without")]
     NoKvm {

@@ -6,7 +6,7 @@ use super::files::{self, FileId};
 use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, NetPlan, VmConfig, VsockConfig,
+    GdbConfig, NetPlan, TranslationOptions, VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -53,6 +53,10 @@ pub struct VmPlan {
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
     pub vsock: Option<VsockConfig>,
+    /// How the translator's engine works; as by default on another.
+    pub translation: TranslationOptions,
+    /// Names of its code are written for Linux perf.
+    pub perf_map: bool,
 }
 
 /// A disk that can be opened.
@@ -109,6 +113,8 @@ impl VmPlan {
     /// Checks a configuration. Creates no file; leaves nothing open.
     pub fn new(config: VmConfig) -> Result<Self, ConfigError> {
         let engine = engine(config.engine)?;
+        let translation = config.translation.options(engine.kind)?;
+        let perf_map = config.translation.perf_map;
         let name = name(config.name)?;
         let memory = memory(config.memory)?;
         let cpus = cpus(config.cpus)?;
@@ -148,6 +154,8 @@ impl VmPlan {
             report,
             gdb,
             vsock,
+            translation,
+            perf_map,
         })
     }
 }

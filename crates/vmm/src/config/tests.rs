@@ -40,6 +40,7 @@ impl Host {
             report: None,
             gdb: None,
             vsock: None,
+            translation: TranslationConfig::default(),
         }
     }
 

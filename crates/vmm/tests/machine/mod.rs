@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 use vmm::VmHandle;
 use vmm::config::{
-    Bytes, ConsoleConfig, CpuModel, DiskConfig, EngineChoice, GdbConfig, VmConfig, VmPlan,
-    VsockConfig,
+    Bytes, ConsoleConfig, CpuModel, DiskConfig, EngineChoice, GdbConfig, TranslationConfig,
+    VmConfig, VmPlan, VsockConfig,
 };
 
 /// `jmp $`
@@ -67,6 +67,7 @@ impl Host {
             report: None,
             gdb,
             vsock: Some(VsockConfig::new(3, self.path("vsock"))),
+            translation: TranslationConfig::default(),
         };
         vmm::start(VmPlan::new(config).expect("plan")).expect("start")
     }

@@ -1,0 +1,79 @@
+//! This engine passes the conformance suite in each of its modes, with every block translated at once.
+
+use std::sync::Arc;
+
+use engine_translate::{Options, TranslateEngine};
+use translator::native;
+
+/// Everything is translated before it runs for the first time.
+const AT_ONCE: Options = Options {
+    translate: true,
+    hot: 1,
+    code_bytes: Options::CODE_MAX,
+    native: native::Options { forget_dead_flags: true, link: true, link_far: true, indirect: true },
+    dump: None,
+};
+
+/// Its handler goes on behind the instruction that faulted, where flags that only that instruction would have
+/// overwritten can be seen: what `forget_dead_flags` gives up.
+const SEES_DEAD_FLAGS: &str = "page_faults/registers_kept";
+
+fn passes(options: Options) {
+    let engine = Arc::new(TranslateEngine::with(options).expect("the engine starts"));
+    let only = std::env::var("CONFORMANCE").unwrap_or_default();
+    let forgets = options.translate && options.native.forget_dead_flags;
+    let wanted = |name: &str| !(forgets && name == SEES_DEAD_FLAGS) && name.contains(&only);
+    let report = engine::conformance::run(engine, wanted);
+    assert!(report.failures.is_empty(), "{options:#?}: {:#?}", report.failures);
+    assert!(!report.passed.is_empty() || !only.is_empty());
+}
+
+fn with_native(change: impl FnOnce(&mut native::Options)) {
+    let mut options = AT_ONCE;
+    change(&mut options.native);
+    passes(options);
+}
+
+#[test]
+fn all_code_at_once() {
+    passes(AT_ONCE);
+}
+
+#[test]
+fn flags_kept() {
+    with_native(|native| native.forget_dead_flags = false);
+}
+
+#[test]
+fn blocks_not_linked() {
+    with_native(|native| native.link = false);
+}
+
+#[test]
+fn blocks_linked_within_pages_only() {
+    with_native(|native| native.link_far = false);
+}
+
+#[test]
+fn indirect_branches_come_out() {
+    with_native(|native| native.indirect = false);
+}
+
+#[test]
+fn nothing_leads_anywhere() {
+    with_native(|native| {
+        native.link = false;
+        native.indirect = false;
+    });
+}
+
+/// Full, and started over, many times in each guest.
+#[test]
+fn room_for_a_few_blocks() {
+    passes(Options { code_bytes: Options::CODE_MIN, ..AT_ONCE });
+}
+
+#[test]
+fn everything_interpreted() {
+    passes(Options { translate: false, ..AT_ONCE });
+}

@@ -1,0 +1,67 @@
+//! `KEY[=VALUE],...`: how the translator works.
+
+use vmm::config::TranslationConfig;
+
+const KEYS: &str = "write interpret, hot=N, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, \
+                    perf-map or dump=ADDRESS";
+
+pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
+    let mut config = TranslationConfig::default();
+    for part in text.split(',') {
+        let bad = |error: &dyn std::fmt::Display| format!("`{part}`: {error}");
+        match part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value))) {
+            ("interpret", None) => config.interpret = true,
+            ("keep-flags", None) => config.keep_flags = true,
+            ("no-links", None) => config.no_links = true,
+            ("no-far-links", None) => config.no_far_links = true,
+            ("no-jump-table", None) => config.no_jump_table = true,
+            ("perf-map", None) => config.perf_map = true,
+            ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
+            ("code", Some(size)) => config.code = Some(size.parse().map_err(|error| bad(&error))?),
+            ("dump", Some(at)) => config.dump = Some(address(at).map_err(|error| bad(&error))?),
+            _ => return Err(format!("`{part}` is not known: {KEYS}")),
+        }
+    }
+    Ok(config)
+}
+
+/// As perf's map names blocks: in hexadecimal.
+fn address(text: &str) -> Result<u64, std::num::ParseIntError> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm::config::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn keys_come_in_any_order() {
+        let expected = TranslationConfig {
+            hot: Some(1),
+            code: Some(Bytes(1 << 20)),
+            no_links: true,
+            dump: Some(0x100_0040),
+            ..TranslationConfig::default()
+        };
+        let config = parse("code=1M,dump=0x1000040,no-links,hot=1");
+        assert_eq!(config.as_ref(), Ok(&expected));
+        assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
+        let all = parse("interpret,keep-flags,no-links,no-far-links,no-jump-table,perf-map");
+        let all = all.expect("switches");
+        assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
+        assert!(all.no_jump_table && all.perf_map && !all.stats);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        for text in ["", "hot", "hot=", "hot=-1", "hot=x", "code", "code=1X", "interpret=1"] {
+            let error = parse(text).expect_err(text);
+            assert!(error.starts_with(&format!("`{text}`")), "{error}");
+        }
+        for text in ["interpret,", "dump=", "dump=xyz", "dump", "no-link", "Interpret"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What may be left out.
+
+/// Optimisations, each to be left out for finding faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Status flags that are overwritten before an instruction looks at them may be anything in between: an
+    /// exception handler could see it.
+    pub forget_dead_flags: bool,
+    /// Branches lead from block to block once they have been taken; else each block comes out at its end.
+    pub link: bool,
+    /// Also branches into other pages. Nothing without `link`.
+    pub link_far: bool,
+    /// Indirect branches look their target up; else each comes out.
+    pub indirect: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { forget_dead_flags: true, link: true, link_far: true, indirect: true }
+    }
+}

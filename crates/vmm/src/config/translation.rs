@@ -1,0 +1,61 @@
+//! How the translator's engine is to work.
+
+use engine_translate::Options;
+use serde::{Deserialize, Serialize};
+
+use super::{Bytes, ConfigError, EngineKind};
+
+/// How the translator's engine is to work: all as asked, nothing by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TranslationConfig {
+    /// Nothing is translated.
+    pub interpret: bool,
+    /// A block is translated when it runs for the time that has this number, from 1.
+    pub hot: Option<u32>,
+    /// Bytes of code, at most.
+    pub code: Option<Bytes>,
+    /// Flags that nobody looks at are computed too.
+    pub keep_flags: bool,
+    /// Blocks do not lead to each other.
+    pub no_links: bool,
+    /// Blocks do not lead to those of other pages.
+    pub no_far_links: bool,
+    /// Indirect branches do not look their target up.
+    pub no_jump_table: bool,
+    /// Blocks with a byte at this physical address are printed when they are translated.
+    pub dump: Option<u64>,
+    /// Names of the code are written for Linux perf.
+    pub perf_map: bool,
+    /// Somebody wants to know what was translated.
+    pub stats: bool,
+}
+
+impl TranslationConfig {
+    /// As the engine takes it.
+    pub(super) fn options(&self, engine: EngineKind) -> Result<Options, ConfigError> {
+        if engine == EngineKind::Kvm && *self != Self::default() {
+            return Err(ConfigError::NothingTranslated);
+        }
+        let mut options =
+            Options { translate: !self.interpret, dump: self.dump, ..Options::default() };
+        if let Some(hot) = self.hot {
+            options.hot = Some(hot).filter(|&hot| hot > 0).ok_or(ConfigError::Hot)?;
+        }
+        if let Some(code) = self.code {
+            options.code_bytes = code_bytes(code)?;
+        }
+        options.native.forget_dead_flags = !self.keep_flags;
+        options.native.link = !self.no_links;
+        options.native.link_far = !self.no_far_links;
+        options.native.indirect = !self.no_jump_table;
+        Ok(options)
+    }
+}
+
+fn code_bytes(code: Bytes) -> Result<usize, ConfigError> {
+    let (min, max) = (Options::CODE_MIN, Options::CODE_MAX);
+    let size = usize::try_from(code.0).ok().filter(|size| (min..=max).contains(size));
+    let bytes = |size| Bytes(size as u64);
+    size.ok_or(ConfigError::Code { code, min: bytes(min), max: bytes(max) })
+}
