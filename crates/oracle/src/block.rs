@@ -24,6 +24,12 @@ pub struct Block {
 }
 
 impl Block {
+    fn push(&mut self, bytes: Vec<u8>, instr: Instruction, tainted: u64) {
+        self.undefined.push(tainted);
+        self.bytes.extend(bytes);
+        self.instrs.push(instr);
+    }
+
     /// The flags that are undefined when the instruction at `rip` is the next.
     #[must_use]
     pub fn undefined_at(&self, rip: u64) -> u64 {
@@ -59,11 +65,54 @@ pub fn block(generator: &Generator, random: &mut Random) -> Block {
             continue;
         }
         tainted = taint(tainted, &instr);
-        block.undefined.push(tainted);
-        block.bytes.extend(bytes);
-        block.instrs.push(instr);
+        block.push(bytes, instr, tainted);
+        for (bytes, instr) in stored_back(&instr, random) {
+            block.push(bytes, instr, tainted);
+        }
     }
     block
+}
+
+/// Behind a vector instruction with memory, sometimes, work on registers and a store to the same place.
+fn stored_back(instr: &Instruction, random: &mut Random) -> Vec<(Vec<u8>, Instruction)> {
+    let is_vector =
+        |op| instr.op_kind(op) == OpKind::Register && instr.op_register(op).is_vector_register();
+    let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
+    if !memory || !(0..instr.op_count()).any(is_vector) || random.one_in(3) {
+        return Vec::new();
+    }
+    let operand = MemoryOperand::new(
+        instr.memory_base(),
+        instr.memory_index(),
+        instr.memory_index_scale(),
+        instr.memory_displacement64() as i64,
+        instr.memory_displ_size(),
+        false,
+        Register::None,
+    );
+    let mut number = || random.below(16) as u32;
+    let (to, from) = (Register::XMM0 + number(), Register::XMM0 + number());
+    let wide = Register::YMM0 + number();
+    let work = Instruction::with2(Code::Paddd_xmm_xmmm128, to, from);
+    let store = match random.below(7) {
+        0 => Instruction::with2(Code::VEX_Vmovdqu_ymmm256_ymm, operand, wide),
+        1 => Instruction::with2(Code::VEX_Vmovaps_ymmm256_ymm, operand, wide),
+        2 => Instruction::with2(Code::Movaps_xmmm128_xmm, operand, to),
+        3 => Instruction::with2(Code::Movsd_xmmm64_xmm, operand, to),
+        4 => Instruction::with2(Code::Movss_xmmm32_xmm, operand, to),
+        5 => Instruction::with2(Code::VEX_Vmovups_xmmm128_xmm, operand, to),
+        _ => Instruction::with2(Code::Movups_xmmm128_xmm, operand, to),
+    };
+    let work = work.ok().filter(|_| random.one_in(2));
+    work.into_iter().chain(store.ok()).filter_map(encoded).collect()
+}
+
+fn encoded(instr: Instruction) -> Option<(Vec<u8>, Instruction)> {
+    let mut encoder = Encoder::new(64);
+    encoder.encode(&instr, arena::ENTRY).ok()?;
+    let bytes = encoder.take_buffer();
+    let decoded = decode(&bytes, Bitness::Bits64)?;
+    Some((bytes, decoded))
 }
 
 /// A state in which most memory operands of a block lie in the data.

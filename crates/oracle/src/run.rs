@@ -42,6 +42,10 @@ pub enum Ours {
 }
 
 impl Ours {
+    fn forgets_flags(&self) -> bool {
+        matches!(self, Self::Translated(translated) if translated.forgets_flags())
+    }
+
     fn run(&mut self, state: &State, code: &[u8], bitness: Bitness, limit: usize) -> Outcome {
         match self {
             Self::Interpreter => interpret::run(state, code, bitness, limit),
@@ -133,9 +137,10 @@ pub fn mixed_blocks(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> 
         let mut state = block::state(&mut random);
         randomise(&mut state, &mut random);
         let native = host.run(&state, &block.bytes, Bitness::Bits64, true);
+        let forgotten = native.fault.is_some() && ours.forgets_flags();
         let ours = ours.run(&state, &block.bytes, Bitness::Bits64, 64);
-        let found = differences(&native, &ours, block.undefined_at(native.rip))
-            + &vector_differences(&native, &ours);
+        let undefined = if forgotten { FLAGS } else { block.undefined_at(native.rip) };
+        let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
         let disputed = || block.instrs.iter().any(|instr| is_disputed(instr, &native));
         if !found.is_empty() && !disputed() {
             let listing: String =

@@ -80,6 +80,7 @@ impl Drop for GsBase {
 
 /// Runs cases, one after the other.
 pub struct Translated {
+    options: Options,
     cache: Arc<CodeCache>,
     lane: Lane,
 }
@@ -94,7 +95,13 @@ impl Translated {
     pub fn new(options: Options) -> Self {
         let cache = Arc::new(CodeCache::new(CODE, options).expect("memory for code"));
         let lane = Lane::new(Arc::clone(&cache));
-        Self { cache, lane }
+        Self { options, cache, lane }
+    }
+
+    /// Whether a fault may find status flags that are not what they were.
+    #[must_use]
+    pub fn forgets_flags(&self) -> bool {
+        self.options.forget_dead_flags
     }
 
     /// As [`interpret::run`], for 64-bit code.

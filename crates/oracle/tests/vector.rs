@@ -24,6 +24,13 @@ fn mixed_blocks() {
 }
 
 #[test]
+fn translated_mixed_blocks_that_forget_flags() {
+    let cases = run::cases(60_000);
+    let mut ours = Ours::Translated(Translated::new(Options::default()));
+    run::mixed_blocks(&mut Host::new(), &mut ours, run::seed(), cases).unwrap();
+}
+
+#[test]
 fn translated_mixed_blocks() {
     let cases = run::cases(60_000);
     run::mixed_blocks(&mut Host::new(), &mut translated(), run::seed(), cases).unwrap();

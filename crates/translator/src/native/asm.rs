@@ -401,6 +401,18 @@ impl Asm {
         self.raw(&[0xe3, length]);
     }
 
+    pub(super) fn test(&mut self, a: u8, b: u8) {
+        self.registers(true, &[0x85], b, a);
+    }
+
+    pub(super) fn sub(&mut self, to: u8, from: u8) {
+        self.registers(true, &[0x29], from, to);
+    }
+
+    pub(super) fn repeat_movsb(&mut self) {
+        self.raw(&[0xf3, 0xa4]);
+    }
+
     pub(super) fn ret(&mut self) {
         self.raw(&[0xc3]);
     }

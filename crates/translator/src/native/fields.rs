@@ -90,6 +90,15 @@ pub(super) struct Vectors {
     pub(super) image: usize,
     /// MXCSR as the host has it.
     pub(super) host_mxcsr: u64,
+    /// An operand in two pages: see [`super::crossing`].
+    pub(super) buffer: [u64; 8],
+    /// Address of the buffer.
+    pub(super) buffer_at: usize,
+    /// Host addresses of the operand's two parts.
+    pub(super) first: usize,
+    pub(super) second: usize,
+    /// Bytes of the first.
+    pub(super) in_first: u64,
 }
 
 macro_rules! field {

@@ -195,6 +195,7 @@ pub(super) fn begin(cpu: &mut Cpu) {
     let vector = &mut cpu.native.vector;
     (vector.sse_off, vector.avx_off, vector.x87_off) = (1, 1, 1);
     vector.host_mxcsr = MXCSR_DEFAULT.into();
+    vector.buffer_at = vector.buffer.as_ptr() as usize;
 }
 
 /// What may become live, until the next instruction that is executed outside.

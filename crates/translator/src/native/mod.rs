@@ -11,6 +11,7 @@
 
 mod asm;
 mod cache;
+mod crossing;
 mod fields;
 mod flags;
 mod lane;
@@ -18,6 +19,7 @@ mod listing;
 mod live;
 mod memory;
 mod options;
+mod pairs;
 mod select;
 mod stats;
 pub mod tables;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use x86::rflags;
 
 use super::asm::{Address, Asm};
+use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
 use super::live::{self, Live};
 
@@ -28,6 +29,8 @@ pub(super) struct Thunks {
     pub(super) call_out: u32,
     /// Those for vector registers.
     pub(super) live: Live,
+    /// Those for operands in two pages.
+    pub(super) crossing: Crossing,
     /// Behind all of them.
     pub(super) end: u32,
 }
@@ -153,6 +156,7 @@ impl Thunks {
         asm.jump(out);
         align(asm);
         thunks.live = Live::emit(asm, refused);
+        thunks.crossing = Crossing::emit(asm);
         thunks.end = asm.here();
         thunks
     }

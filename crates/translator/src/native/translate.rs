@@ -22,10 +22,11 @@ use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{RIP, SP, T0, T1, field, host, register, segment_base};
 use super::flags::{ALL, Effects, Flags};
 use super::options::Options;
+use super::pairs::Pair;
 use super::select::{Kind, kind};
 use super::tables::{TRANSLATIONS, Translation, token};
 use super::thunks::Thunks;
-use super::vector::Needs;
+use super::vector::{self, Needs, Vector};
 use crate::block::Block;
 use crate::machine::Machine;
 use crate::vector::replace_memory;
@@ -90,7 +91,7 @@ pub(super) fn translate<M: Machine>(
         }
         step.before = after;
     }
-    set_relied(&mut steps);
+    vector::look_ahead(&mut steps);
     let mut translator = Translator {
         asm: Asm::new(start),
         thunks,
@@ -99,6 +100,7 @@ pub(super) fn translate<M: Machine>(
         live: steps.iter().map(|step| (step.offset, step.before)).collect(),
         aside: false,
         vectors: 0,
+        kept: false,
         stubs: Vec::new(),
         marks: Vec::with_capacity(block.insns.len()),
     };
@@ -133,12 +135,12 @@ pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Th
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// One instruction.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Step {
     /// Its address is its offset in the page.
     pub(super) instr: Instruction,
-    kind: Kind,
-    effects: Effects,
+    pub(super) kind: Kind,
+    pub(super) effects: Effects,
     /// Flags that it or somebody behind it may look at.
     pub(super) before: Flags,
     /// Flags that somebody behind it may look at.
@@ -148,20 +150,8 @@ pub(super) struct Step {
     pub(super) offset: u32,
     next: u32,
     /// Registers that must be live behind it.
-    relied: Needs,
-}
-
-/// What somebody behind finds live without asking, unless something is executed outside by plan.
-fn set_relied(steps: &mut [Step]) {
-    let mut relied = 0;
-    for step in steps.iter_mut().rev() {
-        step.relied = relied;
-        match step.kind {
-            Kind::Outside => relied = 0,
-            Kind::Vector(vector) => relied |= vector.needs(),
-            _ => {}
-        }
-    }
+    pub(super) relied: Needs,
+    pub(super) pair: Pair,
 }
 
 impl Step {
@@ -182,6 +172,7 @@ impl Step {
             offset,
             next: offset + u32::from(len),
             relied: 0,
+            pair: Pair::No,
         }
     }
 }
@@ -194,8 +185,20 @@ pub(super) struct Stub {
 
 pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
-    /// must be live behind it, at `next`.
-    Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    /// must be live behind it, at `next`. `pair`: whether T0 is to be kept.
+    Outside {
+        insn: usize,
+        offset: u32,
+        back: Label,
+        aside: bool,
+        live: Needs,
+        next: u32,
+        pair: Pair,
+    },
+    /// An operand may lie in two pages; if it is not that, `slow`.
+    Crossing { slow: Label, way: Way },
+    /// The second of a pair has no address from the first.
+    Second { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
     /// Leaves for a place in the same page, asking for a link.
@@ -206,6 +209,16 @@ pub(super) enum Work {
     Branch { offset: u32, target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
     Wanted { target: i64, aside: bool },
+}
+
+/// How an instruction runs on a buffer.
+pub(super) enum Way {
+    /// It loads: in line.
+    Load { go: Label },
+    /// It loads, and is the first of a pair: here, and then goes `back`.
+    First { instr: Instruction, back: Label },
+    /// It stores so many bytes: here, and then goes `back`.
+    Store { instr: Instruction, size: usize, back: Label },
 }
 
 pub(super) struct Translator<'a> {
@@ -219,6 +232,8 @@ pub(super) struct Translator<'a> {
     pub(super) aside: bool,
     /// Vector registers known to be live.
     pub(super) vectors: Needs,
+    /// T0 is the address of the first of a pair, or 0.
+    pub(super) kept: bool,
     pub(super) stubs: Vec<Stub>,
     marks: Vec<u32>,
 }
@@ -296,7 +311,7 @@ impl Translator<'_> {
     // ---- Flags -----------------------------------------------------------------------------------
 
     /// The host's RFLAGS are about to be destroyed; some of them are needed. Destroys T1.
-    fn put_flags_aside(&mut self, needed: Flags) {
+    pub(super) fn put_flags_aside(&mut self, needed: Flags) {
         if needed == 0 || self.aside {
             return;
         }
@@ -405,11 +420,10 @@ impl Translator<'_> {
         self.put_flags_aside(step.before);
         let slow = self.asm.label();
         let back = self.asm.label();
-        let table_mask = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;
         let asm = &mut self.asm;
-        asm.mov(T1, T0);
-        asm.shift_right(T1, 12 - ENTRY_SHIFT as u8);
-        asm.and_32(T1, table_mask);
+        // What comes round at the top is cut off.
+        asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
+        asm.and_32(T1, TABLE_MASK);
         asm.add_field(T1, field!(translations));
         let page = if write {
             mem::offset_of!(Translation, write)
@@ -424,9 +438,10 @@ impl Translator<'_> {
         back
     }
 
-    fn work_outside(&self, step: &Step, back: Label) -> Work {
-        let Step { insn, offset, next, relied, .. } = *step;
-        Work::Outside { insn, offset, back, aside: self.aside, live: self.vectors & relied, next }
+    pub(super) fn work_outside(&self, step: &Step, back: Label) -> Work {
+        let Step { insn, offset, next, relied, pair, .. } = *step;
+        let (aside, live) = (self.aside, self.vectors & relied);
+        Work::Outside { insn, offset, back, aside, live, next, pair }
     }
 
     // ---- Instructions ----------------------------------------------------------------------------
@@ -543,7 +558,7 @@ impl Translator<'_> {
         Some(())
     }
 
-    fn encode(&mut self, instr: &Instruction) -> Option<()> {
+    pub(super) fn encode(&mut self, instr: &Instruction) -> Option<()> {
         let mut buffer = mem::take(&mut self.asm.bytes);
         self.encoder.set_buffer(buffer);
         let done = self.encoder.encode(instr, 0).is_ok();
@@ -804,13 +819,20 @@ impl Translator<'_> {
     fn stub(&mut self, stub: Stub) {
         self.asm.bind(stub.label);
         match stub.work {
-            Work::Outside { insn, offset, back, aside, live, next } => {
+            Work::Outside { insn, offset, back, aside, live, next, pair } => {
                 if aside {
                     self.flags_from_field();
                 }
                 self.call_out(insn, offset | ACCESS);
                 self.make_live_again(live, next);
+                self.lose_address(pair);
                 self.asm.jump(back);
+            }
+            Work::Crossing { slow, way } => self.crossing_stub(slow, way),
+            Work::Second { step, vector, back, aside, live } => {
+                (self.aside, self.vectors) = (aside, live);
+                self.second_stub(&step, vector, back);
+                self.aside = false;
             }
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
                 if aside {
@@ -847,7 +869,9 @@ impl Translator<'_> {
 }
 
 /// Base-two logarithm of the size of a [`Translation`].
-const ENTRY_SHIFT: usize = mem::size_of::<Translation>().trailing_zeros() as usize;
+pub(super) const ENTRY_SHIFT: usize = mem::size_of::<Translation>().trailing_zeros() as usize;
+/// Offsets of entries in their table.
+pub(super) const TABLE_MASK: i32 = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;
 
 /// Target of a direct branch, relative to the page.
 fn target_of(instr: &Instruction) -> i64 {

@@ -5,7 +5,9 @@ use iced_x86::{Instruction, InstructionInfoFactory, Register};
 
 use super::asm::{Condition, Label};
 use super::fields::{T0, T1, field};
-use super::translate::{Spilled, Step, Stub, Translator, Work};
+use super::pairs::{self, Pair};
+use super::select::Kind;
+use super::translate::{Spilled, Step, Stub, Translator, Way, Work};
 use crate::machine::VectorKind;
 use crate::vector::{Direct, direct, replace_memory};
 
@@ -14,15 +16,15 @@ const RCX: u8 = 1;
 /// Which registers are live: bits.
 pub(super) type Needs = u8;
 
-const SSE: Needs = 1;
+pub(super) const SSE: Needs = 1;
 const AVX: Needs = 2;
 const X87: Needs = 4;
 
 /// A vector instruction that runs here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Vector {
-    direct: Direct,
-    needs: Needs,
+    pub(super) direct: Direct,
+    pub(super) needs: Needs,
 }
 
 impl Vector {
@@ -36,16 +38,34 @@ impl Vector {
         };
         Some(Self { direct, needs })
     }
+}
 
-    pub(super) fn needs(self) -> Needs {
-        self.needs
+/// Finds what somebody behind relies on, unless something is executed outside by plan.
+pub(super) fn look_ahead(steps: &mut [Step]) {
+    let mut relied = 0;
+    for step in steps.iter_mut().rev() {
+        step.relied = relied;
+        match step.kind {
+            Kind::Outside => relied = 0,
+            Kind::Vector(vector) => relied |= vector.needs,
+            _ => {}
+        }
     }
+    pairs::find(steps);
+}
+
+/// The instruction as it runs here, on the memory at T0.
+pub(super) fn in_place(mut instr: Instruction) -> Instruction {
+    instr.set_has_repe_prefix(false);
+    instr.set_has_repne_prefix(false);
+    replace_memory(&mut instr, Register::R14);
+    instr
 }
 
 impl Translator<'_> {
     /// `None`: too few registers to hold the operands; nothing was emitted.
     pub(super) fn vector(&mut self, step: &Step, vector: Vector) -> Option<()> {
-        let mut instr = step.instr;
+        let instr = step.instr;
         let operand = vector.direct.memory;
         let scratch: &[u8] = if operand.is_some() { &[T1] } else { &[T0, T1] };
         let spilled = Spilled::of(&instr, scratch)?;
@@ -53,30 +73,98 @@ impl Translator<'_> {
             i32::try_from(instr.memory_displacement64() as i64).ok()?;
         }
         self.make_live(step, vector.needs);
-        let back = match operand {
-            Some((size, write)) => {
-                self.address(step)?;
-                let back = self.check(step, size, write);
-                if vector.direct.aligned {
-                    self.check_alignment(size);
-                }
-                replace_memory(&mut instr, Register::R14);
-                Some(back)
-            }
-            None => None,
+        let Some((size, write)) = operand else {
+            return self.run(step, in_place(instr), &spilled);
         };
-        instr.set_has_repe_prefix(false);
-        instr.set_has_repne_prefix(false);
-        self.run(step, instr, &spilled)?;
-        if let Some(back) = back {
-            self.asm.bind(back);
-        }
+        let back = if self.takes_kept(step) {
+            self.second(step, vector)
+        } else {
+            self.look_up(step, vector, size, write)?
+        };
+        self.run(step, in_place(instr), &spilled)?;
+        self.asm.bind(back);
+        self.kept = step.pair == Pair::First;
         Some(())
+    }
+
+    /// T0 becomes the host's address of the operand. Returns where it goes on that ran elsewhere.
+    pub(super) fn look_up(
+        &mut self,
+        step: &Step,
+        vector: Vector,
+        size: usize,
+        write: bool,
+    ) -> Option<Label> {
+        self.address(step)?;
+        let first = step.pair == Pair::First;
+        let back = self.check(step, size, write || first);
+        if vector.direct.aligned {
+            self.check_alignment(size);
+            return Some(back);
+        }
+        let instr = in_place(step.instr);
+        let way = match (write, first) {
+            (true, _) => Way::Store { instr, size, back },
+            (false, true) => Way::First { instr, back },
+            (false, false) => self.load_way(),
+        };
+        self.allow_crossing(way);
+        Some(back)
+    }
+
+    /// The instruction is the next to be emitted.
+    fn load_way(&mut self) -> Way {
+        let go = self.asm.label();
+        self.asm.bind(go);
+        Way::Load { go }
+    }
+
+    /// The access that was checked last may lie in two pages: a store that changes nothing else, or a load.
+    fn allow_crossing(&mut self, way: Way) {
+        let Some(Stub { label, work }) = self.stubs.pop() else { return };
+        let slow = self.asm.label();
+        self.stubs.push(Stub { label: slow, work });
+        self.stubs.push(Stub { label, work: Work::Crossing { slow, way } });
+    }
+
+    /// [`Work::Crossing`].
+    pub(super) fn crossing_stub(&mut self, slow: Label, way: Way) {
+        let thunks = self.thunks.crossing;
+        self.asm.compare(T0, 4095);
+        self.asm.jump_if(Condition::A, slow);
+        match way {
+            Way::Load { go } => {
+                self.asm.call_to(thunks.load);
+                self.asm.jump_if(Condition::NE, slow);
+                self.asm.jump(go);
+            }
+            Way::First { instr, back } => {
+                self.asm.call_to(thunks.load);
+                self.asm.jump_if(Condition::NE, slow);
+                self.encode_again(&instr);
+                self.lose_address(Pair::First);
+                self.asm.jump(back);
+            }
+            Way::Store { instr, size, back } => {
+                self.asm.call_to(thunks.prepare_store);
+                self.asm.jump_if(Condition::NE, slow);
+                self.encode_again(&instr);
+                self.asm.constant_32(T1, size as u32);
+                self.asm.call_to(thunks.store);
+                self.asm.jump(back);
+            }
+        }
+    }
+
+    /// What was encoded in line too.
+    pub(super) fn encode_again(&mut self, instr: &Instruction) {
+        let encoded = self.encode(instr);
+        debug_assert!(encoded.is_some());
     }
 
     /// Where the host's address has low bits the access is made outside, as if the table did not answer:
     /// flags are where [`Translator::check`] has put them.
-    fn check_alignment(&mut self, size: usize) {
+    pub(super) fn check_alignment(&mut self, size: usize) {
         let Some(Stub { label, .. }) = self.stubs.last() else { return };
         let slow = *label;
         self.asm.test_8(T0, size as u8 - 1);
