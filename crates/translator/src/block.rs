@@ -256,7 +256,7 @@ impl<M: Machine> Inner<M> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use x86::Exception;
 
     use super::*;
@@ -266,7 +266,7 @@ mod tests {
 
     /// A machine that nothing runs on.
     #[derive(Debug)]
-    struct Idle;
+    pub(crate) struct Idle;
 
     impl Machine for Idle {
         fn load<T: Word>(&mut self, _: u64) -> Result<T, Stop> {
