@@ -7,7 +7,8 @@ use translator::native;
 pub struct Options {
     /// Blocks that run often become host code; else everything is interpreted.
     pub translate: bool,
-    /// A block is translated when it runs for the time that has this number, from 1: much of a boot runs once.
+    /// A block is translated when it runs for the time that has this number, from 1: most of what boots runs a few
+    /// times only.
     pub hot: u32,
     /// Bytes of code, at most, [`Options::CODE_MIN`] to [`Options::CODE_MAX`]; what is not used takes no memory.
     /// When they are used up all code goes.
@@ -30,7 +31,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             translate: true,
-            hot: 3,
+            hot: 16,
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
             dump: None,

@@ -15,14 +15,17 @@ use crate::attention::{Attention, Generation};
 use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
-use crate::native::Code;
+use crate::native::{self, Code};
 use crate::options::Options;
 use crate::perf_map::PerfMap;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
-/// Bytes of decoded blocks kept for a VM: a booted Debian has about twelve megabytes of them.
-const BLOCKS_LIMIT: usize = 16 << 20;
+/// Bytes of decoded blocks kept for a VM.
+const BLOCKS_LIMIT: usize = 64 << 20;
+/// Bytes of those that are not hot, where hot ones become host code: what a booted Debian has run once or twice
+/// would be three times as much.
+const COLD_LIMIT: usize = 4 << 20;
 
 /// One VM.
 pub(crate) struct Shared {
@@ -66,6 +69,7 @@ impl Shared {
         options: Options,
         perf_map: Option<Arc<PerfMap>>,
     ) -> Result<Arc<Self>, EngineError> {
+        let cold = if native::is_used(options) { COLD_LIMIT } else { BLOCKS_LIMIT };
         let code = Code::new(options, perf_map).map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
             source: std::io::Error::other(error),
@@ -73,7 +77,7 @@ impl Shared {
         let vcpus = (0..spec.vcpus).map(|_| Peer::default()).collect();
         let shared = Arc::new(Self {
             memory: spec.memory,
-            blocks: BlockCache::new(BLOCKS_LIMIT),
+            blocks: BlockCache::new(BLOCKS_LIMIT, cold),
             code,
             vcpus,
             cpu: spec.cpu,

@@ -1,5 +1,7 @@
 //! Where things are: addresses that the host process and the interpreted machine share.
 
+use std::ops::{Deref, DerefMut};
+
 /// The start of the arena. Low, so that 32-bit code and addresses reach it, and free in any
 /// position-independent process.
 pub const START: u64 = 0x2000_0000;
@@ -23,3 +25,23 @@ pub const DATA: u64 = START + 0x1_1000;
 pub const DATA_LEN: usize = 0x2000;
 /// The base of GS while code under test runs.
 pub const GS_BASE: u64 = 0x1230;
+
+/// The data pages. Generated code works on them in place, and takes the low bits of their addresses for the
+/// machine's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[repr(C, align(4096))]
+pub struct Pages(pub [u8; DATA_LEN]);
+
+impl Deref for Pages {
+    type Target = [u8; DATA_LEN];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}

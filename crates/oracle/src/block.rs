@@ -151,8 +151,14 @@ fn with_safe_memory(
         return Some((bytes, instr));
     };
     let reach = if random.one_in(30) { 4200 } else { 3500 };
-    let displacement = random.below(2 * reach) as i64 - reach as i64;
-    let index = if random.one_in(2) { INDEX } else { Register::None };
+    let mut displacement = random.below(2 * reach) as i64 - reach as i64;
+    let wide = instr.memory_size().size() >= 16;
+    // What must be aligned is, mostly.
+    let aligned = wide && !random.one_in(12);
+    if aligned {
+        displacement &= !31;
+    }
+    let index = if !aligned && random.one_in(2) { INDEX } else { Register::None };
     let scale = random.pick(&[1, 2, 4]);
     let operand = MemoryOperand::new(BASE, index, scale, displacement, 8, false, Register::None);
     instr.set_op_kind(op, OpKind::Memory);

@@ -62,6 +62,23 @@ pub fn differences(native: &Outcome, ours: &Outcome, undefined: u64) -> String {
     out
 }
 
+/// What differs in vector and x87 registers. What the host says of its MXCSR and the header do not count; the
+/// x87 pointers are addresses of this process on the host, and are to be zero in the interpreter.
+#[must_use]
+pub fn vector_differences(native: &Outcome, ours: &Outcome) -> String {
+    let mut out = String::new();
+    let images = native.state.xstate.iter().zip(ours.state.xstate.iter()).enumerate();
+    let counts = |at: usize| !matches!(at, 6..24 | 28..32 | 416..576);
+    for (at, (native, ours)) in images.filter(|(at, (a, b))| counts(*at) && a != b).take(8) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "image at {at}: host {native:#04x}, interpreter {ours:#04x}");
+    }
+    if ours.state.xstate[6..24].iter().any(|byte| *byte != 0) {
+        out.push_str("the x87 pointers are not zero\n");
+    }
+    out
+}
+
 const NAMES: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15",

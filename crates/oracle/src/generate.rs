@@ -17,10 +17,12 @@ use crate::state::State;
 mod mnemonics;
 mod operands;
 mod prepare;
+mod vectors;
 
 pub use mnemonics::{BRANCHES, INTEGER};
 use operands::operands;
 use prepare::{prepare, random_state};
+pub use vectors::randomise;
 
 /// Makes test cases.
 pub struct Generator {
@@ -37,6 +39,22 @@ impl Generator {
             .filter(|code| mnemonics.contains(&code.mnemonic()) && exists(*code, bitness))
             .collect();
         Self { codes, bitness }
+    }
+
+    /// A generator of vector and x87 instructions that the host has, in 64-bit code.
+    #[must_use]
+    pub fn vectors() -> Self {
+        Self { codes: vectors::codes(), bitness: Bitness::Bits64 }
+    }
+
+    /// As many of integer instructions beside them.
+    #[must_use]
+    pub fn mixed() -> Self {
+        let mut all = Self::vectors();
+        let integer = Self::new(INTEGER, Bitness::Bits64).codes;
+        let many = integer.iter().cycle().take(all.codes.len());
+        all.codes.extend(many);
+        all
     }
 
     /// The encodings in use.
@@ -127,11 +145,12 @@ fn exists(code: Code, bitness: Bitness) -> bool {
     };
     let name = format!("{code:?}");
     // Far branches and segment registers are the machine's. 0F 0D with a register does nothing on one
-    // vendor's processors and is #UD on the other's. XOP exists no more.
+    // vendor's processors and is #UD on the other's. XOP exists no more. Two names are of SSE too.
     let excluded = [
         "Cmpxchg486",
         "Umov",
         "XOP",
+        "xmm",
         "0F0D",
         "ptr16",
         "m1616",

@@ -18,7 +18,7 @@ use crate::translated::Tables;
 #[derive(Debug)]
 pub struct FlatMachine {
     /// Contents of [`arena::DATA`].
-    pub data: Box<[u8; arena::DATA_LEN]>,
+    pub data: Box<arena::Pages>,
     /// What was raised.
     pub exception: Option<Exception>,
     /// For generated code, where there is any.
@@ -28,7 +28,7 @@ pub struct FlatMachine {
 impl FlatMachine {
     /// A machine with these data.
     #[must_use]
-    pub fn new(data: Box<[u8; arena::DATA_LEN]>) -> Self {
+    pub fn new(data: Box<arena::Pages>) -> Self {
         Self { data, exception: None, tables: None }
     }
 

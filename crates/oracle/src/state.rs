@@ -14,7 +14,7 @@ pub struct State {
     /// XSAVE image, standard format; used only where [`crate::Host::run`] is asked for it.
     pub xstate: Box<[u8; XSTATE_SIZE]>,
     /// The data pages of the arena.
-    pub data: Box<[u8; arena::DATA_LEN]>,
+    pub data: Box<arena::Pages>,
 }
 
 impl State {
@@ -26,7 +26,7 @@ impl State {
         xstate[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
         // XSTATE_BV: x87, SSE and AVX are all present.
         xstate[512] = 7;
-        Self { gpr: [0; 16], rflags: 2, xstate, data: Box::new([0; arena::DATA_LEN]) }
+        Self { gpr: [0; 16], rflags: 2, xstate, data: Box::new(arena::Pages([0; arena::DATA_LEN])) }
     }
 }
 

@@ -39,7 +39,8 @@ fn execute(bytes: &[u8], width: Width, random: &mut Random) {
         // In 16-bit code everything is within reach of the segment.
         segment.base = if width == Width::Bits16 { arena::DATA - 0x1000 } else { 0 };
     }
-    let mut core = Core { cpu, machine: FlatMachine::new(Box::new([0x55; arena::DATA_LEN])) };
+    let mut core =
+        Core { cpu, machine: FlatMachine::new(Box::new(arena::Pages([0x55; arena::DATA_LEN]))) };
     let block = Block::new(decoded.insns, 0, None);
     let _ = core.run_block(&block, false);
     assert_eq!(core.cpu.regs[usize::from(translator::REG_NONE)], 0, "{bytes:02x?}");

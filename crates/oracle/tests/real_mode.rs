@@ -24,7 +24,8 @@ fn run(
     }
     cpu.regs[4] = 0xdead_1000;
     cpu.set_rip(0x100);
-    let mut core = Core { cpu, machine: FlatMachine::new(Box::new([0; arena::DATA_LEN])) };
+    let mut core =
+        Core { cpu, machine: FlatMachine::new(Box::new(arena::Pages([0; arena::DATA_LEN]))) };
     prepare(&mut core);
     let mode = Mode { width: Width::Bits16 };
     for _ in 0..1000 {

@@ -31,7 +31,7 @@ pub struct Block<M: Machine> {
     /// Physical page (address / 4096) of the second page, where the block crosses into one.
     pub next_page: Option<u64>,
     valid: AtomicBool,
-    native: OnceLock<NativeBlock>,
+    native: OnceLock<Box<NativeBlock>>,
     /// How often the interpreter entered it while it had no code.
     entries: AtomicU32,
 }
@@ -65,7 +65,7 @@ impl<M: Machine> Block<M> {
     /// Its code, if it has any.
     #[inline(always)]
     pub(crate) fn native(&self) -> Option<&NativeBlock> {
-        self.native.get()
+        self.native.get().map(|native| &**native)
     }
 
     /// Counts an entry: the first is 1. Not exact where several cores count.
@@ -84,7 +84,7 @@ impl<M: Machine> Block<M> {
     }
 
     pub(crate) fn set_native(&self, native: NativeBlock) {
-        let _ = self.native.set(native);
+        let _ = self.native.set(Box::new(native));
         // Either this sees that the block has become invalid, or who made it so sees the code.
         fence(Ordering::SeqCst);
         if !self.is_valid() {
@@ -123,6 +123,8 @@ const ENTRY_BYTES: usize = 64;
 pub struct BlockCache<M: Machine> {
     inner: Mutex<Inner<M>>,
     limit: usize,
+    /// Bytes of blocks without code, about, beyond which they are dropped.
+    cold: usize,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,8 @@ struct Inner<M: Machine> {
     /// Sorted by key: a page of code holds hundreds of blocks, and looking for one must not touch them.
     pages: HashMap<u64, PageBlocks<M>>,
     bytes: usize,
+    /// When it grows beyond this, the blocks without code are dropped.
+    full: usize,
 }
 
 type PageBlocks<M> = Vec<(Key, Arc<Block<M>>)>;
@@ -146,10 +150,12 @@ impl Key {
 }
 
 impl<M: Machine> BlockCache<M> {
-    /// A cache of at most `limit` bytes.
+    /// A cache of at most `limit` bytes. Where hot blocks get code ([`crate::native`]), those without are dropped
+    /// for every `cold` bytes that it grows by.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { inner: Mutex::new(Inner { pages: HashMap::new(), bytes: 0 }), limit }
+    pub fn new(limit: usize, cold: usize) -> Self {
+        let inner = Inner { pages: HashMap::new(), bytes: 0, full: cold };
+        Self { inner: Mutex::new(inner), limit, cold }
     }
 
     /// The block that starts at physical address `start`, if it is here. `next_page` is the physical
@@ -177,6 +183,9 @@ impl<M: Machine> BlockCache<M> {
         let mut inner = self.lock();
         if inner.bytes + block.bytes() > self.limit {
             inner.clear();
+        } else if inner.bytes > inner.full {
+            inner.drop_cold();
+            inner.full = inner.bytes + self.cold;
         }
         let key = Key::new(block.start, mode);
         inner.remove_where(block.start >> 12, |old, _| old == key);
@@ -233,6 +242,13 @@ impl<M: Machine> Inner<M> {
             self.forget_other_page(block, page);
         }
         removed.len()
+    }
+
+    fn drop_cold(&mut self) {
+        let pages: Vec<u64> = self.pages.keys().copied().collect();
+        for page in pages {
+            self.remove_where(page, |_, block| !block.has_code());
+        }
     }
 
     /// A block that crosses stands under both of its pages.
@@ -331,7 +347,7 @@ pub(crate) mod tests {
 
     #[test]
     fn blocks_are_found_by_start_and_mode() {
-        let cache = BlockCache::new(1 << 20);
+        let cache = BlockCache::new(1 << 20, 1 << 20);
         for start in [0x1010, 0x1000, 0x1030, 0x1020] {
             cache.insert(LONG, block(start, 8, None));
         }
@@ -344,7 +360,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_write_drops_the_blocks_it_hits() {
-        let cache = BlockCache::new(1 << 20);
+        let cache = BlockCache::new(1 << 20, 1 << 20);
         let (first, second) = (block(0x1000, 8, None), block(0x1008, 8, None));
         cache.insert(LONG, Arc::clone(&first));
         cache.insert(LONG, Arc::clone(&second));
@@ -358,7 +374,7 @@ pub(crate) mod tests {
     #[test]
     fn a_crossing_block_is_dropped_from_either_page() {
         for page in [1, 7] {
-            let cache = BlockCache::new(1 << 20);
+            let cache = BlockCache::new(1 << 20, 1 << 20);
             let crossing = block(0x1ffe, 6, Some(7));
             cache.insert(LONG, Arc::clone(&crossing));
             assert!(cache.find(0x1ffe, LONG, || Some(7)).is_some());
@@ -373,7 +389,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_frame_mapped_twice_in_a_row_holds_a_crossing_block_once() {
-        let cache = BlockCache::new(1 << 20);
+        let cache = BlockCache::new(1 << 20, 1 << 20);
         cache.insert(LONG, block(0x1ffe, 6, Some(1)));
         assert_eq!(cache.invalidate(1, 3, 4), (1, false));
         assert_eq!(cache.bytes(), 0);
@@ -381,7 +397,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_replaced_block_is_invalid() {
-        let cache = BlockCache::new(1 << 20);
+        let cache = BlockCache::new(1 << 20, 1 << 20);
         let old = block(0x1000, 8, None);
         cache.insert(LONG, Arc::clone(&old));
         cache.insert(LONG, block(0x1000, 4, None));
@@ -390,8 +406,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn blocks_without_code_are_dropped_as_it_grows() {
+        let cache = BlockCache::new(1 << 20, 4096);
+        let blocks: Vec<_> = (0..100).map(|n| block(n << 12, 4, None)).collect();
+        for block in &blocks {
+            cache.insert(LONG, Arc::clone(block));
+            assert!(cache.bytes() <= 4096 + block.bytes());
+        }
+        assert!(!blocks[0].is_valid() && blocks[99].is_valid());
+    }
+
+    #[test]
     fn a_full_cache_starts_over() {
-        let cache = BlockCache::new(4096);
+        let cache = BlockCache::new(4096, 4096);
         let blocks: Vec<_> = (0..100).map(|n| block(n << 12, 4, None)).collect();
         for block in &blocks {
             cache.insert(LONG, Arc::clone(block));

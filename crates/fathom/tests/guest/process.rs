@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Name of the file and its mappings.
 const GUEST_RAM: &str = "memfd:fathom-guest-ram";
+/// Generated code is mapped twice, once to write and once to execute: its pages count once.
+const CODE: &str = "memfd:fathom-code";
 
 /// Resident memory, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +51,7 @@ fn anonymous_and_overhead(smaps: &str) -> (u64, u64) {
             anonymous += if large { resident } else { 0 };
             overhead += if large || in_file { 0 } else { resident };
         } else if line.starts_with(|c: char| c.is_ascii_digit() || ('a'..='f').contains(&c)) {
-            in_file = line.contains(GUEST_RAM);
+            in_file = line.contains(GUEST_RAM) || line.contains(CODE) && line.contains(" r-xs ");
         }
     }
     (anonymous, overhead)

@@ -44,6 +44,20 @@ fn operand(
         K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem if random.one_in(2) => {
             memory(instr, op, bitness, random);
         }
+        K::mm_or_mem | K::xmm_or_mem | K::ymm_or_mem if random.one_in(2) => {
+            memory(instr, op, bitness, random);
+        }
+        K::mm_or_mem | K::mm_reg | K::mm_rm => {
+            register(instr, offset(Register::MM0, random.below(8)));
+        }
+        K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => {
+            register(instr, numbered(Register::XMM0, long, random));
+        }
+        K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+            register(instr, numbered(Register::YMM0, long, random));
+        }
+        K::st0 => register(instr, Register::ST0),
+        K::sti_opcode => register(instr, offset(Register::ST0, random.below(8))),
         K::mem | K::mem_mib => memory(instr, op, bitness, random),
         K::r8_or_mem | K::r8_reg | K::r8_opcode => register(instr, gpr8(long, random)),
         K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => {

@@ -11,6 +11,7 @@ pub(super) struct Label(u32);
 #[allow(non_snake_case, reason = "a namespace of constants")]
 pub(super) mod Condition {
     pub(in crate::native) const AE: u8 = 3;
+    pub(in crate::native) const E: u8 = 4;
     pub(in crate::native) const NE: u8 = 5;
     pub(in crate::native) const BE: u8 = 6;
     pub(in crate::native) const A: u8 = 7;
@@ -220,6 +221,17 @@ impl Asm {
         self.memory(&[0x66, GS], false, &[0x89], from, field_at(field));
     }
 
+    /// Compares with a constant.
+    pub(super) fn compare_field(&mut self, field: i32, value: i8) {
+        self.memory(&[GS], false, &[0x83], 7, field_at(field));
+        self.raw(&[value as u8]);
+    }
+
+    /// LDMXCSR.
+    pub(super) fn load_mxcsr_field(&mut self, field: i32) {
+        self.memory(&[GS], false, &[0x0f, 0xae], 2, field_at(field));
+    }
+
     /// Stores a sign-extended constant.
     pub(super) fn store_field_constant(&mut self, field: i32, value: i32) {
         self.memory(&[GS], true, &[0xc7], 0, field_at(field));
@@ -389,6 +401,16 @@ impl Asm {
         self.raw(&[0xe3, length]);
     }
 
+    pub(super) fn ret(&mut self) {
+        self.raw(&[0xc3]);
+    }
+
+    /// TEST of the low byte.
+    pub(super) fn test_8(&mut self, reg: u8, bits: u8) {
+        self.prefix_high(reg);
+        self.raw(&[0xf6, 0xc0 | reg & 7, bits]);
+    }
+
     pub(super) fn push(&mut self, reg: u8) {
         self.prefix_high(reg);
         self.raw(&[0x50 | reg & 7]);
@@ -462,6 +484,8 @@ mod tests {
                 asm.store_constant(Address::at(14, 0), -2);
                 asm.jump_memory(Address::sum(1, 13, 0));
                 asm.call_field(0x10);
+                asm.compare_field(0x18, 0);
+                asm.load_mxcsr_field(0x20);
             },
             &[
                 "mov r14,[r13]",
@@ -475,6 +499,8 @@ mod tests {
                 "mov qword ptr [r14],0FFFFFFFFFFFFFFFEh",
                 "jmp qword ptr [rcx+r13]",
                 "call qword ptr gs:[10h]",
+                "cmp dword ptr gs:[18h],0",
+                "ldmxcsr gs:[20h]",
             ],
         );
     }
@@ -503,6 +529,7 @@ mod tests {
                 asm.divide(false, false, 1);
                 asm.load_16(14, Address::at(13, 4));
                 asm.jump_register(14);
+                asm.test_8(14, 31);
             },
             &[
                 "mov r13,r14",
@@ -525,6 +552,7 @@ mod tests {
                 "div ecx",
                 "movzx r14d,word ptr [r13+4]",
                 "jmp r14",
+                "test r14b,1Fh",
             ],
         );
     }

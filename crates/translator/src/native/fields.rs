@@ -57,6 +57,8 @@ pub struct Fields {
     /// [`crate::InsnFlags`] of the instruction that stopped.
     pub(super) stopped: u64,
     pub(super) counts: Counts,
+    /// The guest's vector registers: see [`super::live`].
+    pub(super) vector: Vectors,
 }
 
 impl Fields {
@@ -67,10 +69,37 @@ impl Fields {
     }
 }
 
+/// What generated code knows of the guest's vector and x87 registers. 0 means no, 1 yes, so that JRCXZ can
+/// ask.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub(super) struct Vectors {
+    /// They are in the image, not in the host's: instructions of SSE must not run.
+    pub(super) sse_off: u64,
+    /// The same for AVX: never 0 where `sse_off` is not.
+    pub(super) avx_off: u64,
+    /// The same for x87 and MMX: never 0 where `sse_off` is not.
+    pub(super) x87_off: u64,
+    /// The gates or an unmasked exception forbid to run instructions of SSE.
+    pub(super) sse_refused: u64,
+    /// The same for AVX.
+    pub(super) avx_refused: u64,
+    /// The same for x87 and MMX.
+    pub(super) x87_refused: u64,
+    /// Address of the image.
+    pub(super) image: usize,
+    /// MXCSR as the host has it.
+    pub(super) host_mxcsr: u64,
+}
+
 macro_rules! field {
     ($name:ident) => {
         (std::mem::offset_of!($crate::Cpu, native)
             + std::mem::offset_of!($crate::native::Fields, $name)) as i32
+    };
+    (vector.$name:ident) => {
+        $crate::native::fields::field!(vector)
+            + std::mem::offset_of!($crate::native::fields::Vectors, $name) as i32
     };
 }
 pub(super) use field;

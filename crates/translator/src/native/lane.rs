@@ -10,6 +10,7 @@ use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
 use super::fields::Fields;
+use super::live;
 use super::thunks::Exit;
 use super::translate::ACCESS;
 use crate::block::Block;
@@ -57,7 +58,7 @@ pub struct Left {
     pub outcome: Outcome,
     /// It faulted on an access to the stack.
     pub on_stack: bool,
-    /// The instruction at RIP is to be interpreted next: it raises an exception.
+    /// The instruction at RIP is to be interpreted next: it raises an exception, or may.
     pub interpret: bool,
 }
 
@@ -102,6 +103,7 @@ impl Lane {
     pub fn begin<M: Machine>(&mut self, core: &mut Core<M>) {
         core.cpu.native.jumps = self.jumps.as_ptr() as usize;
         core.cpu.native.call_out = call_out::<M> as *const () as usize;
+        live::begin(&mut core.cpu);
         let base = std::ptr::from_mut(&mut core.cpu) as usize;
         // SAFETY: `is_supported` was asked; nothing else in this process uses GS.
         unsafe { asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
@@ -138,7 +140,7 @@ impl Lane {
         let target = core.cpu.rip();
         self.came = branched.then_some(Came { target, site, epoch: self.epoch });
         let beyond = exit == Exit::DONE && !is_canonical(target);
-        let interpret = beyond && undo_branch(&mut core.cpu);
+        let interpret = exit == Exit::INTERPRET || beyond && undo_branch(&mut core.cpu);
         Some(Left { outcome, on_stack, interpret })
     }
 
@@ -191,6 +193,7 @@ fn undo_branch(cpu: &mut Cpu) -> bool {
 }
 
 fn refresh<M: Machine>(core: &mut Core<M>) {
+    live::refresh(core);
     let Some(view) = core.machine.view() else { return };
     let fields = &mut core.cpu.native;
     fields.translations = view.translations;

@@ -15,6 +15,7 @@ mod fields;
 mod flags;
 mod lane;
 mod listing;
+mod live;
 mod memory;
 mod options;
 mod select;
@@ -22,6 +23,7 @@ mod stats;
 pub mod tables;
 mod thunks;
 mod translate;
+mod vector;
 
 pub(crate) use cache::NativeBlock;
 pub use cache::{CodeCache, NotTranslated};

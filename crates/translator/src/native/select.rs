@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
+use super::vector::Vector;
 use crate::decode::operands::{has_memory, is_moffs64};
 
 /// How an instruction is translated.
@@ -9,6 +10,8 @@ use crate::decode::operands::{has_memory, is_moffs64};
 pub(super) enum Kind {
     /// The same instruction, on the host's registers and the host's address of its operand.
     Same,
+    /// The same for a vector or x87 instruction.
+    Vector(Vector),
     /// Nothing is left of it.
     Nothing,
     Divide,
@@ -31,7 +34,7 @@ pub(super) fn kind(instr: &Instruction) -> Kind {
     let kind = by_mnemonic(instr);
     match kind {
         Kind::Outside | Kind::Nothing => kind,
-        _ if !has_plain_prefixes(instr, kind) || !has_plain_operands(instr) => Kind::Outside,
+        _ if !has_plain_prefixes(instr, kind) || !has_plain_operands(instr, kind) => Kind::Outside,
         _ => kind,
     }
 }
@@ -44,7 +47,7 @@ fn by_mnemonic(instr: &Instruction) -> Kind {
         | Imul | Mul | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Bswap | Xchg | Xadd | Cmpxchg | Cwd
         | Cdq | Cqo | Cbw | Cwde | Cdqe | Movbe | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi
         | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Lahf | Sahf | Clc | Stc | Cmc
-        | Mfence | Lfence | Sfence | Crc32 => Kind::Same,
+        | Mfence | Lfence | Sfence | Crc32 | Movnti => Kind::Same,
         Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne
         | Cmovno | Cmovnp | Cmovns | Cmovo | Cmovp | Cmovs => Kind::Same,
         Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno
@@ -71,7 +74,7 @@ fn branch(instr: &Instruction) -> Kind {
         _ if instr.is_jcc_short_or_near() && instr.op0_kind() == OpKind::NearBranch64 => {
             Kind::JumpIf
         }
-        _ => Kind::Outside,
+        _ => Vector::of(instr).map_or(Kind::Outside, Kind::Vector),
     }
 }
 
@@ -110,12 +113,14 @@ fn has_plain_prefixes(instr: &Instruction, kind: Kind) -> bool {
     // Before a branch REPNE and REPE mean nothing here (BND, hints).
     let repeats = instr.has_rep_prefix() || instr.has_repne_prefix();
     let lock = instr.has_lock_prefix();
-    !(lock && kind != Kind::Same) && (branch || lock || !repeats)
+    // Those of vector instructions are part of their names, or idle.
+    let vector = matches!(kind, Kind::Vector(_));
+    !(lock && kind != Kind::Same) && (branch || vector || lock || !repeats)
 }
 
 /// Addresses of 64 bits and without a fixed 64-bit displacement; a byte register of the old kind only where
 /// nothing else needs a REX prefix.
-fn has_plain_operands(instr: &Instruction) -> bool {
+fn has_plain_operands(instr: &Instruction, kind: Kind) -> bool {
     if has_memory(instr) {
         let (base, index) = (instr.memory_base(), instr.memory_index());
         let wide = |register: Register| register == Register::None || register.size() == 8;
@@ -134,7 +139,7 @@ fn has_plain_operands(instr: &Instruction) -> bool {
         };
         (0..instr.op_count()).filter_map(register)
     };
-    if registers().any(|register| !register.is_gpr()) {
+    if kind == Kind::Same && registers().any(|register| !register.is_gpr()) {
         return false;
     }
     !registers().any(is_old_high) || !has_memory(instr) && !registers().any(needs_rex)

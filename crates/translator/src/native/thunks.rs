@@ -6,6 +6,7 @@ use x86::rflags;
 
 use super::asm::{Address, Asm};
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
+use super::live::{self, Live};
 
 /// Places of the thunks, in their order.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +26,8 @@ pub(super) struct Thunks {
     /// Called: executes one instruction outside. After the call stand the address of the [`crate::Insn`]
     /// (8 bytes) and its offset in the page (4).
     pub(super) call_out: u32,
+    /// Those for vector registers.
+    pub(super) live: Live,
     /// Behind all of them.
     pub(super) end: u32,
 }
@@ -37,6 +40,7 @@ pub(super) mod Exit {
     pub(in crate::native) const RETRY: u64 = 3;
     /// After an instruction that was executed outside.
     pub(in crate::native) const ENDED: u64 = 4;
+    pub(in crate::native) const INTERPRET: u64 = 5;
 }
 
 /// Bytes of data behind a call of [`Thunks::call_out`].
@@ -135,6 +139,20 @@ impl Thunks {
         asm.lea(T0, Address::at(RBX, CALL_OUT_DATA));
         load_guest(asm);
         asm.jump_register(T0);
+
+        align(asm);
+        let refused = asm.here();
+        // The return address.
+        asm.pop(RCX);
+        asm.load_field(RCX, field!(rcx));
+        asm.load_field(T0, field!(page));
+        asm.lea(T0, Address::sum(T0, T1, 0));
+        asm.store_field(RIP, T0);
+        store_guest(asm);
+        asm.constant_32(RAX, Exit::INTERPRET as u32);
+        asm.jump(out);
+        align(asm);
+        thunks.live = Live::emit(asm, refused);
         thunks.end = asm.here();
         thunks
     }
@@ -160,7 +178,7 @@ fn load_guest(asm: &mut Asm) {
     }
 }
 
-/// Leaves T0 and T1 alone.
+/// The vector registers too, if they are live. Leaves T0 and T1 alone.
 fn store_guest(asm: &mut Asm) {
     for slot in 0..16 {
         if let Some(reg) = host(slot) {
@@ -177,5 +195,6 @@ fn store_guest(asm: &mut Asm) {
     asm.and(RDX, !(rflags::STATUS as i32));
     asm.or(RDX, RAX);
     asm.store_field(RFLAGS, RDX);
+    live::put_away(asm);
     const { assert!(SP == 15) };
 }

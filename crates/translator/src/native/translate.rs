@@ -25,6 +25,7 @@ use super::options::Options;
 use super::select::{Kind, kind};
 use super::tables::{TRANSLATIONS, Translation, token};
 use super::thunks::Thunks;
+use super::vector::Needs;
 use crate::block::Block;
 use crate::machine::Machine;
 use crate::vector::replace_memory;
@@ -89,6 +90,7 @@ pub(super) fn translate<M: Machine>(
         }
         step.before = after;
     }
+    set_relied(&mut steps);
     let mut translator = Translator {
         asm: Asm::new(start),
         thunks,
@@ -96,6 +98,7 @@ pub(super) fn translate<M: Machine>(
         factory: InstructionInfoFactory::new(),
         live: steps.iter().map(|step| (step.offset, step.before)).collect(),
         aside: false,
+        vectors: 0,
         stubs: Vec::new(),
         marks: Vec::with_capacity(block.insns.len()),
     };
@@ -131,19 +134,34 @@ const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// One instruction.
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
     /// Its address is its offset in the page.
-    instr: Instruction,
+    pub(super) instr: Instruction,
     kind: Kind,
     effects: Effects,
     /// Flags that it or somebody behind it may look at.
-    before: Flags,
+    pub(super) before: Flags,
     /// Flags that somebody behind it may look at.
     after: Flags,
     /// Address of the [`Insn`].
     insn: usize,
-    offset: u32,
+    pub(super) offset: u32,
     next: u32,
+    /// Registers that must be live behind it.
+    relied: Needs,
+}
+
+/// What somebody behind finds live without asking, unless something is executed outside by plan.
+fn set_relied(steps: &mut [Step]) {
+    let mut relied = 0;
+    for step in steps.iter_mut().rev() {
+        step.relied = relied;
+        match step.kind {
+            Kind::Outside => relied = 0,
+            Kind::Vector(vector) => relied |= vector.needs(),
+            _ => {}
+        }
+    }
 }
 
 impl Step {
@@ -163,19 +181,23 @@ impl Step {
             insn,
             offset,
             next: offset + u32::from(len),
+            relied: 0,
         }
     }
 }
 
 /// Code that stands behind the block.
-struct Stub {
-    label: Label,
-    work: Work,
+pub(super) struct Stub {
+    pub(super) label: Label,
+    pub(super) work: Work,
 }
 
-enum Work {
-    /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside.
-    Outside { insn: usize, offset: u32, back: Label, aside: bool },
+pub(super) enum Work {
+    /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
+    /// must be live behind it, at `next`.
+    Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    /// Makes registers live, or leaves.
+    MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
     /// Leaves for a place in the same page, asking for a link.
     Near { site: u32, target: i64 },
     /// The same in another page: T0 is the address, RCX was put aside.
@@ -186,16 +208,18 @@ enum Work {
     Wanted { target: i64, aside: bool },
 }
 
-struct Translator<'a> {
-    asm: Asm,
-    thunks: &'a Thunks,
+pub(super) struct Translator<'a> {
+    pub(super) asm: Asm,
+    pub(super) thunks: &'a Thunks,
     encoder: Encoder,
     factory: InstructionInfoFactory,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
     live: Vec<(u32, Flags)>,
     /// The guest's flags are in their field, not in the host's RFLAGS.
-    aside: bool,
-    stubs: Vec<Stub>,
+    pub(super) aside: bool,
+    /// Vector registers known to be live.
+    pub(super) vectors: Needs,
+    pub(super) stubs: Vec<Stub>,
     marks: Vec<u32>,
 }
 
@@ -231,6 +255,11 @@ impl Translator<'_> {
             Kind::Outside => return Some(self.outside(step)),
             Kind::Same => {
                 if self.same(step).is_none() {
+                    self.outside(step);
+                }
+            }
+            Kind::Vector(vector) => {
+                if self.vector(step, vector).is_none() {
                     self.outside(step);
                 }
             }
@@ -307,7 +336,7 @@ impl Translator<'_> {
     // ---- Addresses -------------------------------------------------------------------------------
 
     /// Loads T0 with the linear address of the memory operand. May destroy T1; touches no flag.
-    fn address(&mut self, step: &Step) -> Option<()> {
+    pub(super) fn address(&mut self, step: &Step) -> Option<()> {
         let instr = &step.instr;
         let segment = match instr.memory_segment() {
             Register::FS => Some(4),
@@ -372,7 +401,7 @@ impl Translator<'_> {
 
     /// Turns the linear address in T0 into the host's, for an access of `size` bytes. Destroys T1 and,
     /// unless they are needed by then, the flags. Returns where the access is to go on that was made outside.
-    fn check(&mut self, step: &Step, size: usize, write: bool) -> Label {
+    pub(super) fn check(&mut self, step: &Step, size: usize, write: bool) -> Label {
         self.put_flags_aside(step.before);
         let slow = self.asm.label();
         let back = self.asm.label();
@@ -391,9 +420,13 @@ impl Translator<'_> {
         asm.compare(T0, 4096 - size as i32);
         asm.jump_if(Condition::A, slow);
         asm.add_memory(T0, Address::at(T1, mem::offset_of!(Translation, host) as i32));
-        let (insn, offset, aside) = (step.insn, step.offset, self.aside);
-        self.stubs.push(Stub { label: slow, work: Work::Outside { insn, offset, back, aside } });
+        self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
         back
+    }
+
+    fn work_outside(&self, step: &Step, back: Label) -> Work {
+        let Step { insn, offset, next, relied, .. } = *step;
+        Work::Outside { insn, offset, back, aside: self.aside, live: self.vectors & relied, next }
     }
 
     // ---- Instructions ----------------------------------------------------------------------------
@@ -402,6 +435,7 @@ impl Translator<'_> {
     fn outside(&mut self, step: &Step) -> bool {
         self.take_flags_back();
         self.call_out(step.insn, step.offset);
+        self.vectors = 0;
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
         }
@@ -437,6 +471,20 @@ impl Translator<'_> {
         } else {
             None
         };
+        self.run(step, instr, &spilled)?;
+        if let Some(back) = back {
+            self.asm.bind(back);
+        }
+        Some(())
+    }
+
+    /// Emits the instruction, whose memory operand has been replaced.
+    pub(super) fn run(
+        &mut self,
+        step: &Step,
+        mut instr: Instruction,
+        spilled: &Spilled,
+    ) -> Option<()> {
         self.prepare_flags(step);
         spilled.rename(&mut instr);
         for &(slot, scratch) in &spilled.pairs {
@@ -447,9 +495,6 @@ impl Translator<'_> {
             if spilled.written & 1 << slot != 0 {
                 self.asm.store_field(register(slot), scratch);
             }
-        }
-        if let Some(back) = back {
-            self.asm.bind(back);
         }
         Some(())
     }
@@ -491,8 +536,7 @@ impl Translator<'_> {
             self.asm.compare_sized(wide, T1, 1);
             self.asm.jump_if(Condition::BE, slow);
         }
-        let (insn, offset, aside) = (step.insn, step.offset, self.aside);
-        self.stubs.push(Stub { label: slow, work: Work::Outside { insn, offset, back, aside } });
+        self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
         self.asm.divide(wide, instr.mnemonic() == Mnemonic::Idiv, divisor);
         self.prepare_flags(step);
         self.asm.bind(back);
@@ -674,9 +718,7 @@ impl Translator<'_> {
         self.asm.store(Address::at(T0, 0), T1);
         self.asm.lea(SP, Address::at(SP, -8));
         self.asm.load_field(T0, field!(target));
-        let (insn, offset, aside) = (step.insn, step.offset, self.aside);
-        self.stubs
-            .push(Stub { label: no_address, work: Work::Outside { insn, offset, back, aside } });
+        self.stubs.push(Stub { label: no_address, work: self.work_outside(step, back) });
         back
     }
 
@@ -763,12 +805,22 @@ impl Translator<'_> {
     fn stub(&mut self, stub: Stub) {
         self.asm.bind(stub.label);
         match stub.work {
-            Work::Outside { insn, offset, back, aside } => {
+            Work::Outside { insn, offset, back, aside, live, next } => {
                 if aside {
                     self.flags_from_field();
                 }
                 self.call_out(insn, offset | ACCESS);
+                self.make_live_again(live, next);
                 self.asm.jump(back);
+            }
+            Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
+                if aside {
+                    self.flags_from_field();
+                }
+                if !rcx_aside {
+                    self.asm.store_field(field!(rcx), RCX);
+                }
+                self.make_live_stub(needs, offset, back);
             }
             Work::Near { site, target } => self.leave_for(target, site),
             Work::Far { site } => {
@@ -814,7 +866,7 @@ fn writes(access: OpAccess) -> bool {
 }
 
 /// The guest's registers among an instruction's operands that are in none of the host's.
-struct Spilled {
+pub(super) struct Spilled {
     /// Slot, and the scratch register that stands for it.
     pairs: Vec<(u8, u8)>,
     /// Bit by slot: an operand that is written.
@@ -822,10 +874,10 @@ struct Spilled {
 }
 
 impl Spilled {
-    fn of(instr: &Instruction, scratch: &[u8]) -> Option<Self> {
+    pub(super) fn of(instr: &Instruction, scratch: &[u8]) -> Option<Self> {
         let mut spilled = Self { pairs: Vec::new(), written: 0 };
         for op in 0..instr.op_count() {
-            if instr.op_kind(op) != OpKind::Register {
+            if instr.op_kind(op) != OpKind::Register || !instr.op_register(op).is_gpr() {
                 continue;
             }
             let slot = instr.op_register(op).full_register().number() as u8;
@@ -845,7 +897,7 @@ impl Spilled {
     /// Puts the host's registers in place of the guest's.
     fn rename(&self, instr: &mut Instruction) {
         for op in 0..instr.op_count() {
-            if instr.op_kind(op) != OpKind::Register {
+            if instr.op_kind(op) != OpKind::Register || !instr.op_register(op).is_gpr() {
                 continue;
             }
             let guest = instr.op_register(op);

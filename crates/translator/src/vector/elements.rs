@@ -39,6 +39,18 @@ pub(super) fn select<M: Machine>(instr: &Instruction) -> Option<Insn<M>> {
     masked_bytes(instr).or_else(|| masked_move(instr)).or_else(|| gather(instr))
 }
 
+fn is_masked_move(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::{Vmaskmovpd, Vmaskmovps, Vpmaskmovd, Vpmaskmovq};
+    matches!(mnemonic, Vmaskmovpd | Vmaskmovps | Vpmaskmovd | Vpmaskmovq)
+}
+
+/// Whether the instruction is one of these.
+pub(super) fn takes(instr: &Instruction) -> bool {
+    use Mnemonic::{Maskmovdqu, Maskmovq, Vmaskmovdqu};
+    let bytes = matches!(instr.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu);
+    bytes || instr.is_vsib() || is_masked_move(instr.mnemonic())
+}
+
 /// MASKMOVQ, MASKMOVDQU, VMASKMOVDQU: `dst` gate, `src` data, `aux` mask register; address in rDI.
 fn masked_bytes<M: Machine>(instr: &Instruction) -> Option<Insn<M>> {
     let (handler, kind): (Handler<M>, _) = match instr.mnemonic() {

@@ -53,7 +53,7 @@ pub(super) fn supports(instr: &Instruction) -> bool {
     instr.cpuid_features().iter().all(|&feature| has(feature))
 }
 
-fn has(feature: CpuidFeature) -> bool {
+pub(super) fn has(feature: CpuidFeature) -> bool {
     static HOST: OnceLock<u64> = OnceLock::new();
     let Some(row) = ROWS.iter().position(|row| row.feature == feature) else {
         // Part of the x87 unit since the 387, or of x86-64 itself.

@@ -3,20 +3,20 @@
 use crate::cpu::FpuState;
 
 /// Offset of MXCSR.
-pub(super) const MXCSR: usize = 24;
+pub(crate) const MXCSR: usize = 24;
 /// Offset of XMM0; one register each 16 bytes.
-pub(super) const XMM: usize = 160;
+pub(crate) const XMM: usize = 160;
 /// Offset of the XSAVE header.
 pub(super) const HEADER: usize = 512;
 /// Offset of the upper half of YMM0 in both formats, as no component stands before it.
-pub(super) const YMM_HIGH: usize = 576;
+pub(crate) const YMM_HIGH: usize = 576;
 
 /// MXCSR after reset: all exceptions masked, round to nearest.
-pub(super) const MXCSR_DEFAULT: u32 = 0x1f80;
+pub(crate) const MXCSR_DEFAULT: u32 = 0x1f80;
 /// The bits of MXCSR that may be set: MXCSR_MASK of a processor with DAZ.
 pub(super) const MXCSR_MASK: u32 = 0xffff;
 /// FCW after FNINIT.
-pub(super) const FCW_DEFAULT: u16 = 0x37f;
+pub(crate) const FCW_DEFAULT: u16 = 0x37f;
 
 /// ES and B of the x87 status word: an unmasked exception is pending. A processor may take ES at its word
 /// whatever the flags are, so no thunk that waits may run with it set: #MF would be this process's.

@@ -18,12 +18,13 @@
 #![allow(unsafe_code, reason = "generated host instructions run here")]
 
 mod arena;
+mod direct;
 mod elements;
 mod emit;
 mod encoding;
 mod features;
 mod handlers;
-mod image;
+pub(crate) mod image;
 mod mxcsr;
 mod plan;
 mod save;
@@ -34,6 +35,7 @@ mod x87;
 mod tests;
 
 pub use arena::{ArenaError, prepare};
+pub(crate) use direct::{Direct, direct};
 pub(crate) use encoding::replace_memory;
 pub use features::{Features, host_features};
 pub(crate) use select::select;

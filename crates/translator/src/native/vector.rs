@@ -1,0 +1,146 @@
+//! Vector and x87 instructions: the same ones, on the host's registers, once the guest's are in them (see
+//! [`super::live`]).
+
+use iced_x86::{Instruction, InstructionInfoFactory, Register};
+
+use super::asm::{Condition, Label};
+use super::fields::{T0, T1, field};
+use super::translate::{Spilled, Step, Stub, Translator, Work};
+use crate::machine::VectorKind;
+use crate::vector::{Direct, direct, replace_memory};
+
+const RCX: u8 = 1;
+
+/// Which registers are live: bits.
+pub(super) type Needs = u8;
+
+const SSE: Needs = 1;
+const AVX: Needs = 2;
+const X87: Needs = 4;
+
+/// A vector instruction that runs here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Vector {
+    direct: Direct,
+    needs: Needs,
+}
+
+impl Vector {
+    /// `None`: it is no vector instruction, or is executed outside.
+    pub(super) fn of(instr: &Instruction) -> Option<Self> {
+        let direct = direct(instr, &mut InstructionInfoFactory::new())?;
+        let needs = match direct.kind {
+            _ if direct.legacy => X87,
+            VectorKind::Avx => AVX,
+            _ => SSE,
+        };
+        Some(Self { direct, needs })
+    }
+
+    pub(super) fn needs(self) -> Needs {
+        self.needs
+    }
+}
+
+impl Translator<'_> {
+    /// `None`: too few registers to hold the operands; nothing was emitted.
+    pub(super) fn vector(&mut self, step: &Step, vector: Vector) -> Option<()> {
+        let mut instr = step.instr;
+        let operand = vector.direct.memory;
+        let scratch: &[u8] = if operand.is_some() { &[T1] } else { &[T0, T1] };
+        let spilled = Spilled::of(&instr, scratch)?;
+        if operand.is_some() && instr.memory_base() == Register::RIP {
+            i32::try_from(instr.memory_displacement64() as i64).ok()?;
+        }
+        self.make_live(step, vector.needs);
+        let back = match operand {
+            Some((size, write)) => {
+                self.address(step)?;
+                let back = self.check(step, size, write);
+                if vector.direct.aligned {
+                    self.check_alignment(size);
+                }
+                replace_memory(&mut instr, Register::R14);
+                Some(back)
+            }
+            None => None,
+        };
+        instr.set_has_repe_prefix(false);
+        instr.set_has_repne_prefix(false);
+        self.run(step, instr, &spilled)?;
+        if let Some(back) = back {
+            self.asm.bind(back);
+        }
+        Some(())
+    }
+
+    /// Where the host's address has low bits the access is made outside, as if the table did not answer:
+    /// flags are where [`Translator::check`] has put them.
+    fn check_alignment(&mut self, size: usize) {
+        let Some(Stub { label, .. }) = self.stubs.last() else { return };
+        let slow = *label;
+        self.asm.test_8(T0, size as u8 - 1);
+        self.asm.jump_if(Condition::NE, slow);
+    }
+
+    /// Destroys T0 and T1.
+    fn make_live(&mut self, step: &Step, needs: Needs) {
+        if self.vectors & needs == needs {
+            return;
+        }
+        let off = match needs {
+            X87 => field!(vector.x87_off),
+            AVX => field!(vector.avx_off),
+            _ => field!(vector.sse_off),
+        };
+        let (label, back) = (self.asm.label(), self.asm.label());
+        // Where the flags may go a comparison is shorter.
+        let kept = step.before != 0 && !self.aside;
+        if kept {
+            self.asm.store_field(field!(rcx), RCX);
+            self.asm.load_field(RCX, off);
+            self.asm.skip_if_rcx_is_0(5);
+            self.asm.jump(label);
+            self.asm.load_field(RCX, field!(rcx));
+        } else {
+            self.asm.compare_field(off, 0);
+            self.asm.jump_if(Condition::NE, label);
+        }
+        self.asm.bind(back);
+        // SSE is live with each of them.
+        self.vectors |= needs | SSE;
+        let (offset, aside) = (step.offset, self.aside);
+        let work = Work::MakeLive { needs, offset, back, aside, rcx_aside: kept };
+        self.stubs.push(Stub { label, work });
+    }
+
+    /// [`Work::MakeLive`].
+    pub(super) fn make_live_stub(&mut self, needs: Needs, offset: u32, back: Label) {
+        self.call_live(needs, offset);
+        self.asm.jump(back);
+    }
+
+    /// Behind an instruction that was executed outside, where others behind it rely on `live`; `next` is the
+    /// offset of the first.
+    pub(super) fn make_live_again(&mut self, live: Needs, next: u32) {
+        if live != 0 {
+            self.asm.store_field(field!(rcx), RCX);
+            self.call_live(live, next);
+        }
+    }
+
+    /// RCX was put aside.
+    fn call_live(&mut self, live: Needs, offset: u32) {
+        let thunks = self.thunks.live;
+        self.asm.constant_32(T1, offset);
+        if live & (AVX | X87) == 0 {
+            return self.asm.call_to(thunks.sse);
+        }
+        for (part, thunk) in [(AVX, thunks.avx), (X87, thunks.x87)] {
+            if live & part != 0 {
+                // Each leaves RCX loaded and where it was put.
+                self.asm.call_to(thunk);
+            }
+        }
+    }
+}
