@@ -18,7 +18,7 @@ use crate::walk::Kind;
 const WINDOW: usize = decode::BLOCK_LIMIT * MAX_LEN;
 
 /// Entries of the jump cache; a power of two.
-const JUMPS: usize = 4096;
+const JUMPS: usize = 1 << 14;
 
 /// Blocks that ran lately, by the linear address of their first instruction.
 ///

@@ -150,7 +150,7 @@ impl Translated {
                 self.cache.reset();
                 self.cache.translate(block, source, FRAME).expect("room");
             }
-            done => done.expect("a block that can be translated"),
+            done => drop(done.expect("a block that can be translated")),
         }
     }
 }

@@ -10,7 +10,7 @@ use translator::native::Options;
 
 /// Generated code that an exception may interrupt anywhere.
 fn translated() -> Ours {
-    Ours::Translated(Translated::new(Options { forget_dead_flags: false }))
+    Ours::Translated(Translated::new(Options { forget_dead_flags: false, ..Options::default() }))
 }
 
 fn singles(mut ours: Ours, mnemonics: &[iced_x86::Mnemonic], bitness: Bitness, cases: u64) {

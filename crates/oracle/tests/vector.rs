@@ -8,7 +8,7 @@ use oracle::{Host, Translated};
 use translator::native::Options;
 
 fn translated() -> Ours {
-    Ours::Translated(Translated::new(Options { forget_dead_flags: false }))
+    Ours::Translated(Translated::new(Options { forget_dead_flags: false, ..Options::default() }))
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::interp::{Core, Outcome};
 use crate::machine::{Machine, Stop};
 
 /// Entries of the table that indirect branches look in.
-const JUMPS: usize = 8192;
+const JUMPS: usize = 1 << 16;
 
 /// What generated code looks at, by address. All stay where they are while it runs.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ pub struct View {
 /// See the module.
 pub struct Lane {
     cache: Arc<CodeCache>,
-    jumps: Box<[usize; JUMPS]>,
+    jumps: Box<[usize]>,
     epoch: u32,
     came: Option<Came>,
 }
@@ -73,7 +73,7 @@ impl Lane {
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
         let epoch = cache.epoch();
-        let mut lane = Self { cache, jumps: Box::new([0; JUMPS]), epoch, came: None };
+        let mut lane = Self { cache, jumps: vec![0; JUMPS].into_boxed_slice(), epoch, came: None };
         lane.forget();
         lane
     }

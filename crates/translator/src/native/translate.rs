@@ -727,10 +727,9 @@ impl Translator<'_> {
         let asm = &mut self.asm;
         asm.store_field_constant(field!(from), (offset | BRANCH | u32::from(moved) << 16) as i32);
         asm.store_field(field!(rcx), RCX);
-        asm.lea_32(T1, Address { base: None, index: Some((T0, 3)), disp: 0 });
-        asm.low_16(T1, T1);
+        asm.low_16(T1, T0);
         asm.load_field(RCX, field!(jumps));
-        asm.jump_memory(Address::sum(RCX, T1, 0));
+        asm.jump_memory(Address { base: Some(RCX), index: Some((T1, 3)), disp: 0 });
     }
 
     /// Goes to `target`, from the instruction at `offset`, both relative to the page.
