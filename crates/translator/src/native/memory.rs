@@ -116,7 +116,7 @@ impl CodeMemory {
         assert!(place as usize + code.len() <= SIZE);
         // SAFETY: inside the mapping; the caller owns the place, and nothing leads there yet.
         unsafe {
-            ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len())
+            ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len());
         };
     }
 
