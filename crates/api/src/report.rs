@@ -15,7 +15,7 @@ pub struct Report {
     pub wall_seconds: f64,
     /// Host CPU time of the whole process.
     pub cpu_seconds: f64,
-    /// Guest instructions run, if the engine counts them.
+    /// Guest instructions run, if the engine counts them: one that interprets them all.
     pub guest_instructions: Option<u64>,
     /// Exits, by kind.
     pub exits: BTreeMap<String, u64>,

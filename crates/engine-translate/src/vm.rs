@@ -234,6 +234,13 @@ impl Vm for TranslateVm {
         }
     }
 
+    fn pulse_irq(&self, gsi: u32) {
+        let message = self.shared.io_apic().pulse(gsi);
+        if let Some(message) = message {
+            self.shared.send(message, None);
+        }
+    }
+
     fn clock_ns(&self) -> Result<u64, EngineError> {
         Ok(self.shared.clock.now_ns())
     }

@@ -24,6 +24,19 @@ fn bad_flags_and_sizes() {
         (&["run", "--kernel", &kernel, "--name", "a/b"], "name `a/b` is refused"),
         (&["run", "--kernel", &kernel, "--engine", "kvm"], "--engine translate"),
         (&["run", "--kernel", &kernel, "--engine", "qemu"], "qemu"),
+        (
+            &["run", "--kernel", &kernel, "--translate", "fast"],
+            "`fast` is not known: write interpret",
+        ),
+        (&["run", "--kernel", &kernel, "--translate", "code=lots"], "`lots` is not a size"),
+        (
+            &["run", "--kernel", &kernel, "--engine", "translate", "--translate", "hot=0"],
+            "--translate hot=0 is refused",
+        ),
+        (
+            &["run", "--kernel", &kernel, "--engine", "translate", "--translate", "code=1K"],
+            "--translate code=1K is refused: ask for 16K to 64M",
+        ),
         (&["run", "--kernel", &kernel, "--report", "/nowhere/r.json"], "/nowhere/r.json"),
         (&["run", "--kernel", &kernel, "--console", "/nowhere/c"], "/nowhere/c"),
         (&["top"], "add --once"),

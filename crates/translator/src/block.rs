@@ -272,7 +272,7 @@ impl<M: Machine> Inner<M> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use x86::Exception;
 
     use super::*;
@@ -282,7 +282,7 @@ mod tests {
 
     /// A machine that nothing runs on.
     #[derive(Debug)]
-    struct Idle;
+    pub(crate) struct Idle;
 
     impl Machine for Idle {
         fn load<T: Word>(&mut self, _: u64) -> Result<T, Stop> {

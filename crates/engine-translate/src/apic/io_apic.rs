@@ -47,6 +47,15 @@ impl IoApic {
         if entry & LEVEL != 0 { self.level(input as usize) } else { self.edge(entry, rose) }
     }
 
+    /// A rise and a fall of `input` with nothing between: with another thread's pulse in the middle of it that one
+    /// would have no rise of its own, and its interrupt would be lost.
+    pub(crate) fn pulse(&mut self, input: u32) -> Option<Message> {
+        let message = self.set_input(input, true);
+        // A level that nobody looked at does not matter any more.
+        self.set_input(input, false);
+        message
+    }
+
     /// Some local APIC has ended the level-triggered interrupt `vector`.
     pub(crate) fn end_of_interrupt(&mut self, vector: u8) -> Vec<Message> {
         let ended = |entry: u64| entry as u8 == vector && entry & LEVEL != 0;
@@ -173,6 +182,13 @@ mod tests {
         assert!(apic.set_input(4, true).is_none());
         assert!(apic.set_input(4, false).is_none());
         assert!(apic.set_input(4, true).is_some());
+    }
+
+    #[test]
+    fn each_pulse_sends() {
+        let mut apic = IoApic::default();
+        program(&mut apic, 4, 0x31);
+        assert!(apic.pulse(4).is_some() && apic.pulse(4).is_some());
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod noise;
 mod process;
 mod processor;
 mod soak;
+mod translation;
 mod untested;
 mod vm;
 mod vsock;

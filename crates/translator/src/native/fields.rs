@@ -49,7 +49,7 @@ pub struct Fields {
     pub(super) from: u64,
     /// The host's stack pointer at entry.
     pub(super) stack: u64,
-    /// The branch that came out and could be linked; see [`super::lane::Link`].
+    /// The branch that came out and could be linked; see [`super::lane::Lane::connect`].
     pub(super) site: u64,
     /// The core, and the function that executes one instruction on it.
     pub(super) core: usize,

@@ -85,7 +85,7 @@ mod tests {
         assert_eq!((adc.reads, adc.kills), (RflagsBits::CF, ALL));
         let by_cl = effects(&[0x48, 0xd3, 0xe0]);
         assert_eq!((by_cl.writes, by_cl.kills), (ALL, 0));
-        let by_0 = effects(&[0x48, 0xc1, 0xe0, 0x20 | 0x20 & 0]);
+        let by_0 = effects(&[0x48, 0xc1, 0xe0, 0x20]);
         assert_eq!(by_0.kills, 0);
         let mov = effects(&[0x48, 0x89, 0xc8]);
         assert_eq!((mov.writes, mov.before(ALL)), (0, ALL));

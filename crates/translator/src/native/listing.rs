@@ -84,3 +84,48 @@ fn intel(instr: &Instruction) -> String {
     formatter.format(instr, &mut text);
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CodeCache, Options};
+    use super::*;
+    use crate::block::Block;
+    use crate::block::tests::Idle;
+    use crate::cpu::Width;
+    use crate::decode::decode_block;
+
+    #[test]
+    fn a_block_is_listed_with_its_code() {
+        // add rax, rcx; mov [rdx], rax; cpuid; jmp to itself
+        let source = [0x48, 1, 0xc8, 0x48, 0x89, 2, 0x0f, 0xa2, 0xeb, 0xfe];
+        let mode = crate::Mode { width: Width::Bits64 };
+        let insns = decode_block(&source, mode, 8).insns;
+        let len: usize = insns.iter().map(|insn| usize::from(insn.len)).sum();
+        let block = Arc::new(Block::<Idle>::new(insns, 0x5010, None));
+        let cache = CodeCache::new(1 << 20, Options::default()).expect("memory");
+        let made = cache.translate(&block, &source[..len], 7).expect("code").expect("new code");
+        assert!(cache.translate(&block, &source[..len], 7).expect("code").is_none());
+        let text = made.listing(0x5010, &source[..len]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], format!("guest 0x5010, {len} bytes:"));
+        let at = |part: &str| lines.iter().position(|line| line.contains(part)).expect(part);
+        assert!(lines[at("5010  add rax,rcx") + 1].ends_with("  add rax,rcx"), "{text}");
+        let (store, outside) = (at("5013  mov [rdx],rax"), at("5016  cpuid"));
+        assert!(
+            store < outside && lines[store..outside].concat().contains("mov [r14],rax"),
+            "{text}"
+        );
+        let stubs = at("stubs:");
+        assert!(lines[outside..stubs].concat().contains("  call outside"), "{text}");
+        assert!(lines[stubs..].concat().contains("  call outside"), "the store's: {text}");
+        assert!(!text.contains("(bad)"), "{text}");
+
+        let stats = cache.stats();
+        assert_eq!((stats.blocks, stats.guest_bytes), (1, len as u64));
+        let addresses = made.addresses();
+        let emitted = stats.code_bytes + stats.stub_bytes;
+        assert_eq!(addresses.len() as u64, emitted);
+        cache.reset();
+        assert_eq!((cache.stats().evictions, cache.stats().bookkeeping_bytes), (1, 0));
+    }
+}

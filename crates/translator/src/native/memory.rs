@@ -116,7 +116,7 @@ impl CodeMemory {
         assert!(place as usize + code.len() <= SIZE);
         // SAFETY: inside the mapping; the caller owns the place, and nothing leads there yet.
         unsafe {
-            ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len())
+            ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len());
         };
     }
 
@@ -154,11 +154,15 @@ impl CodeMemory {
         assert!(at % 8 <= 3 && word as usize + 8 <= SIZE);
         // SAFETY: inside the mapping and aligned.
         let cell = unsafe { &*self.write.add(word as usize).cast::<AtomicU64>() };
-        let mut bytes = cell.load(Ordering::Relaxed).to_le_bytes();
         let from = (at % 8) as usize;
-        bytes[from] = 0xe9;
-        bytes[from + 1..from + 5].copy_from_slice(&target.wrapping_sub(at + 5).to_le_bytes());
-        cell.store(u64::from_le_bytes(bytes), Ordering::Release);
+        let jump = |word: u64| {
+            let mut bytes = word.to_le_bytes();
+            bytes[from] = 0xe9;
+            bytes[from + 1..from + 5].copy_from_slice(&target.wrapping_sub(at + 5).to_le_bytes());
+            Some(u64::from_le_bytes(bytes))
+        };
+        // A branch that begins in the same word may be redirected at this moment.
+        let _ = cell.fetch_update(Ordering::Release, Ordering::Relaxed, jump);
     }
 }
 

@@ -361,9 +361,8 @@ impl Translator<'_> {
                 return Some(());
             }
             self.asm.load_field(T0, segment_base(segment));
-            match sum.base {
-                Some(base) => sum.index = Some((base, 0)),
-                None => {}
+            if let Some(base) = sum.base {
+                sum.index = Some((base, 0));
             }
             sum.base = Some(T0);
         }
@@ -518,9 +517,9 @@ impl Translator<'_> {
             let back = self.check(step, size, false);
             let from = Address::at(T0, 0);
             if wide {
-                self.asm.load(T0, from)
+                self.asm.load(T0, from);
             } else {
-                self.asm.load_32(T0, from)
+                self.asm.load_32(T0, from);
             }
             (T0, back)
         } else {

@@ -113,8 +113,6 @@ impl VmPlan {
     /// Checks a configuration. Creates no file; leaves nothing open.
     pub fn new(config: VmConfig) -> Result<Self, ConfigError> {
         let engine = engine(config.engine)?;
-        let translation = config.translation.options(engine.kind)?;
-        let perf_map = config.translation.perf_map;
         let name = name(config.name)?;
         let memory = memory(config.memory)?;
         let cpus = cpus(config.cpus)?;
@@ -138,6 +136,8 @@ impl VmPlan {
             files::socket("gdb", &gdb.socket)?;
         }
         config.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
+        let translation = config.translation.options(engine.kind)?;
+        let perf_map = config.translation.perf_map;
         let VmConfig { kernel, initrd, cpu_model, console, report, gdb, vsock, .. } = config;
         Ok(Self {
             name,

@@ -253,3 +253,47 @@ fn networks_are_refused() {
     let line = refuse(vec![NetConfig { mac, ..passt() }; 2]);
     assert!(line.contains("52:54:00:12:34:56") && line.contains("mac="), "{line}");
 }
+
+#[test]
+fn the_translator_takes_what_it_can_have() {
+    let host = Host::new();
+    let translated = |change: fn(&mut TranslationConfig)| {
+        let mut config = host.config();
+        config.engine = EngineChoice::Translate;
+        change(&mut config.translation);
+        config
+    };
+    let line = refusal(translated(|translation| translation.hot = Some(0)));
+    assert!(line.starts_with("--translate hot=0 is refused"), "{line}");
+    for code in [0, (16 << 10) - 1, (64 << 20) + 1, u64::MAX] {
+        let mut config = translated(|_| ());
+        config.translation.code = Some(Bytes(code));
+        assert!(refusal(config).ends_with("ask for 16K to 64M"));
+    }
+    let plan = VmPlan::new(translated(|translation| {
+        translation.hot = Some(1);
+        translation.code = Some(Bytes(16 << 10));
+        translation.no_links = true;
+        translation.perf_map = true;
+    }));
+    let plan = plan.expect("plan");
+    assert!(plan.perf_map && plan.translation.translate && !plan.translation.native.link);
+    assert_eq!((plan.translation.hot, plan.translation.code_bytes), (1, 16 << 10));
+    let plan = VmPlan::new(translated(|_| ())).expect("plan");
+    assert_eq!(plan.translation, TranslationOptions::default());
+}
+
+/// The plan of an engine is made before; here only what it says to KVM.
+#[test]
+fn nothing_is_translated_on_kvm() {
+    let none = TranslationConfig::default();
+    none.options(EngineKind::Kvm).expect("nothing asked");
+    for asked in [
+        TranslationConfig { stats: true, ..none },
+        TranslationConfig { hot: Some(3), ..none },
+        TranslationConfig { perf_map: true, ..none },
+    ] {
+        let line = asked.options(EngineKind::Kvm).expect_err("refused").to_string();
+        assert!(line.ends_with("add --engine translate"), "{line}");
+    }
+}
