@@ -201,6 +201,10 @@ fn with_safe_memory(
     };
     let reach = if random.one_in(30) { 4200 } else { 3500 };
     let mut displacement = random.below(2 * reach) as i64 - reach as i64;
+    if random.one_in(2) {
+        // Near others, in one page or around the border.
+        displacement = displacement.rem_euclid(256) + random.pick(&[-128, 640, 640]);
+    }
     let wide = instr.memory_size().size() >= 16;
     // What must be aligned is, mostly.
     let aligned = wide && !random.one_in(12);

@@ -38,8 +38,10 @@ impl Crossing {
         load(asm);
         crossing.prepare_store = asm.here();
         prepare_store(asm);
+        let copies = asm.here();
+        copy(asm);
         crossing.store = asm.here();
-        store(asm);
+        store(asm, copies);
         crossing
     }
 }
@@ -98,17 +100,49 @@ fn succeed(asm: &mut Asm, fail: super::asm::Label) {
     asm.ret();
 }
 
-fn store(asm: &mut Asm) {
-    let used = [RSI, RDI, RCX];
+fn store(asm: &mut Asm, copy: u32) {
+    let used = [RSI, RDI, RAX, RCX, RDX];
     used.iter().for_each(|&reg| asm.push(reg));
     asm.load_field(RSI, field!(vector.buffer_at));
     asm.load_field(RDI, field!(vector.first));
     asm.load_field(RCX, field!(vector.in_first));
     asm.sub(T1, RCX);
-    asm.repeat_movsb();
+    asm.call_to(copy);
+    asm.load_field(RSI, field!(vector.buffer_at));
+    asm.add_field(RSI, field!(vector.in_first));
     asm.load_field(RDI, field!(vector.second));
     asm.mov(RCX, T1);
-    asm.repeat_movsb();
+    asm.call_to(copy);
     used.iter().rev().for_each(|&reg| asm.pop(reg));
     asm.ret();
+}
+
+/// Copies RCX bytes, less than [`LONGEST`], from RSI to RDI, and touches no others. Destroys RAX, RCX, RDX,
+/// RSI and RDI.
+fn copy(asm: &mut Asm) {
+    let (eight, sixteen) = (asm.label(), asm.label());
+    asm.compare(RCX, 16);
+    asm.jump_if(Condition::AE, sixteen);
+    asm.compare(RCX, 8);
+    asm.jump_if(Condition::AE, eight);
+    asm.repeat_movsb();
+    asm.ret();
+    // From the start and up to the end, which may be the same bytes.
+    asm.bind(sixteen);
+    copy_two(asm, (Address::at(RSI, 0), Address::at(RSI, 8)));
+    let end = |back: i32| Address::sum(RSI, RCX, -back);
+    copy_two(asm, (end(16), end(8)));
+    asm.ret();
+    asm.bind(eight);
+    copy_two(asm, (Address::at(RSI, 0), end(8)));
+    asm.ret();
+}
+
+/// Two words, from places relative to RSI to those relative to RDI.
+fn copy_two(asm: &mut Asm, (a, b): (Address, Address)) {
+    let to = |from| Address { base: Some(RDI), ..from };
+    asm.load(RAX, a);
+    asm.load(RDX, b);
+    asm.store(to(a), RAX);
+    asm.store(to(b), RDX);
 }

@@ -21,8 +21,8 @@ use iced_x86::{
 use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{RIP, SP, T0, T1, field, host, register, segment_base};
 use super::flags::{ALL, Effects, Flags};
+use super::groups::Member;
 use super::options::Options;
-use super::pairs::Pair;
 use super::select::{Kind, kind};
 use super::tables::{TRANSLATIONS, Translation, token};
 use super::thunks::Thunks;
@@ -101,6 +101,7 @@ pub(super) fn translate<M: Machine>(
         aside: false,
         vectors: 0,
         kept: false,
+        aligned: 1,
         stubs: Vec::new(),
         marks: Vec::with_capacity(block.insns.len()),
     };
@@ -151,7 +152,7 @@ pub(super) struct Step {
     next: u32,
     /// Registers that must be live behind it.
     pub(super) relied: Needs,
-    pub(super) pair: Pair,
+    pub(super) member: Member,
 }
 
 impl Step {
@@ -172,7 +173,7 @@ impl Step {
             offset,
             next: offset + u32::from(len),
             relied: 0,
-            pair: Pair::No,
+            member: Member::No,
         }
     }
 }
@@ -185,20 +186,12 @@ pub(super) struct Stub {
 
 pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
-    /// must be live behind it, at `next`. `pair`: whether T0 is to be kept.
-    Outside {
-        insn: usize,
-        offset: u32,
-        back: Label,
-        aside: bool,
-        live: Needs,
-        next: u32,
-        pair: Pair,
-    },
+    /// must be live behind it, at `next`.
+    Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
     /// An operand may lie in two pages; if it is not that, `slow`.
     Crossing { slow: Label, way: Way },
-    /// The second of a pair has no address from the first.
-    Second { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
+    /// A member of a group looks for itself.
+    Alone { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
     /// Leaves for a place in the same page, asking for a link.
@@ -215,8 +208,6 @@ pub(super) enum Work {
 pub(super) enum Way {
     /// It loads: in line.
     Load { go: Label },
-    /// It loads, and is the first of a pair: here, and then goes `back`.
-    First { instr: Instruction, back: Label },
     /// It stores so many bytes: here, and then goes `back`.
     Store { instr: Instruction, size: usize, back: Label },
 }
@@ -232,8 +223,10 @@ pub(super) struct Translator<'a> {
     pub(super) aside: bool,
     /// Vector registers known to be live.
     pub(super) vectors: Needs,
-    /// T0 is the address of the first of a pair, or 0.
+    /// T0 is what the first of a group has left: see [`super::groups`].
     pub(super) kept: bool,
+    /// If that is not 0, it is a multiple of this.
+    pub(super) aligned: usize,
     pub(super) stubs: Vec<Stub>,
     marks: Vec<u32>,
 }
@@ -438,9 +431,9 @@ impl Translator<'_> {
     }
 
     pub(super) fn work_outside(&self, step: &Step, back: Label) -> Work {
-        let Step { insn, offset, next, relied, pair, .. } = *step;
+        let Step { insn, offset, next, relied, .. } = *step;
         let (aside, live) = (self.aside, self.vectors & relied);
-        Work::Outside { insn, offset, back, aside, live, next, pair }
+        Work::Outside { insn, offset, back, aside, live, next }
     }
 
     // ---- Instructions ----------------------------------------------------------------------------
@@ -449,7 +442,7 @@ impl Translator<'_> {
     fn outside(&mut self, step: &Step) -> bool {
         self.take_flags_back();
         self.call_out(step.insn, step.offset);
-        self.vectors = 0;
+        (self.vectors, self.kept) = (0, false);
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
         }
@@ -818,19 +811,18 @@ impl Translator<'_> {
     fn stub(&mut self, stub: Stub) {
         self.asm.bind(stub.label);
         match stub.work {
-            Work::Outside { insn, offset, back, aside, live, next, pair } => {
+            Work::Outside { insn, offset, back, aside, live, next } => {
                 if aside {
                     self.flags_from_field();
                 }
                 self.call_out(insn, offset | ACCESS);
                 self.make_live_again(live, next);
-                self.lose_address(pair);
                 self.asm.jump(back);
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
-            Work::Second { step, vector, back, aside, live } => {
+            Work::Alone { step, vector, back, aside, live } => {
                 (self.aside, self.vectors) = (aside, live);
-                self.second_stub(&step, vector, back);
+                self.alone_stub(&step, vector, back);
                 self.aside = false;
             }
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
@@ -882,7 +874,7 @@ fn condition_bits(code: u8) -> u8 {
     code - 1
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     use OpAccess::{CondWrite, ReadCondWrite, ReadWrite, Write};
     matches!(access, Write | CondWrite | ReadWrite | ReadCondWrite)
 }

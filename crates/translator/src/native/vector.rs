@@ -5,7 +5,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Register};
 
 use super::asm::{Condition, Label};
 use super::fields::{T0, T1, field};
-use super::pairs::{self, Pair};
+use super::groups::{self, Member};
 use super::select::Kind;
 use super::translate::{Spilled, Step, Stub, Translator, Way, Work};
 use crate::machine::VectorKind;
@@ -51,14 +51,18 @@ pub(super) fn look_ahead(steps: &mut [Step]) {
             _ => {}
         }
     }
-    pairs::find(steps);
+    groups::find(steps);
 }
 
-/// The instruction as it runs here, on the memory at T0.
-pub(super) fn in_place(mut instr: Instruction) -> Instruction {
+/// The instruction as it runs here, on the memory so far behind T0.
+pub(super) fn in_place(mut instr: Instruction, delta: i64) -> Instruction {
     instr.set_has_repe_prefix(false);
     instr.set_has_repne_prefix(false);
     replace_memory(&mut instr, Register::R14);
+    if delta != 0 {
+        instr.set_memory_displ_size(8);
+        instr.set_memory_displacement64(delta as u64);
+    }
     instr
 }
 
@@ -74,16 +78,16 @@ impl Translator<'_> {
         }
         self.make_live(step, vector.needs);
         let Some((size, write)) = operand else {
-            return self.run(step, in_place(instr), &spilled);
+            return self.run(step, in_place(instr, 0), &spilled);
         };
-        let back = if self.takes_kept(step) {
-            self.second(step, vector)
-        } else {
-            self.look_up(step, vector, size, write)?
+        let delta = |least| instr.memory_displacement64() as i64 - least;
+        let (back, delta) = match step.member {
+            Member::First { least, .. } => (self.first(step, vector)?, delta(least)),
+            Member::Other { least } if self.kept => (self.other(step, vector, least), delta(least)),
+            _ => (self.look_up(step, vector, size, write)?, 0),
         };
-        self.run(step, in_place(instr), &spilled)?;
+        self.run(step, in_place(instr, delta), &spilled)?;
         self.asm.bind(back);
-        self.kept = step.pair == Pair::First;
         Some(())
     }
 
@@ -96,18 +100,13 @@ impl Translator<'_> {
         write: bool,
     ) -> Option<Label> {
         self.address(step)?;
-        let first = step.pair == Pair::First;
-        let back = self.check(step, size, write || first);
+        let back = self.check(step, size, write);
         if vector.direct.aligned {
             self.check_alignment(size);
             return Some(back);
         }
-        let instr = in_place(step.instr);
-        let way = match (write, first) {
-            (true, _) => Way::Store { instr, size, back },
-            (false, true) => Way::First { instr, back },
-            (false, false) => self.load_way(),
-        };
+        let instr = in_place(step.instr, 0);
+        let way = if write { Way::Store { instr, size, back } } else { self.load_way() };
         self.allow_crossing(way);
         Some(back)
     }
@@ -137,13 +136,6 @@ impl Translator<'_> {
                 self.asm.call_to(thunks.load);
                 self.asm.jump_if(Condition::NE, slow);
                 self.asm.jump(go);
-            }
-            Way::First { instr, back } => {
-                self.asm.call_to(thunks.load);
-                self.asm.jump_if(Condition::NE, slow);
-                self.encode_again(&instr);
-                self.lose_address(Pair::First);
-                self.asm.jump(back);
             }
             Way::Store { instr, size, back } => {
                 self.asm.call_to(thunks.prepare_store);
