@@ -78,12 +78,14 @@ impl Lane {
         lane
     }
 
-    /// Whether this processor can run generated code: RORX, and GS to be set without the kernel.
+    /// Whether this processor can run generated code: RORX, vector registers loaded by VEX encodings, and GS set
+    /// without the kernel.
     #[must_use]
     pub fn is_supported() -> bool {
         const FSGSBASE: u64 = 1 << 1;
         let [_, more] = rustix::param::linux_hwcap().into();
-        is_x86_feature_detected!("bmi2") && more as u64 & FSGSBASE != 0
+        let instructions = is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("avx");
+        instructions && more as u64 & FSGSBASE != 0
     }
 
     fn follow_resets(&mut self) {
