@@ -9,6 +9,7 @@ use translator::native::tables::{
 };
 use translator::native::{CodeCache, Lane, NotTranslated, Options, View};
 use translator::{Block, Mode, Outcome as Ended};
+use x86::Exception;
 
 use crate::arena;
 use crate::interpret::{self, FlatMachine, outcome, raised};
@@ -81,6 +82,8 @@ impl Drop for GsBase {
 /// Runs cases, one after the other.
 pub struct Translated {
     options: Options,
+    /// What vector and x87 instructions raise.
+    pub closed: Option<Exception>,
     cache: Arc<CodeCache>,
     lane: Lane,
 }
@@ -95,7 +98,7 @@ impl Translated {
     pub fn new(options: Options) -> Self {
         let cache = Arc::new(CodeCache::new(CODE, options).expect("memory for code"));
         let lane = Lane::new(Arc::clone(&cache));
-        Self { options, cache, lane }
+        Self { options, closed: None, cache, lane }
     }
 
     /// Whether a fault may find status flags that are not what they were.
@@ -108,6 +111,7 @@ impl Translated {
     #[must_use]
     pub fn run(&mut self, state: &State, code: &[u8], limit: usize) -> Outcome {
         let mut core = Box::new(interpret::core(state, Bitness::Bits64));
+        core.machine.closed = self.closed;
         core.machine.tables = Some(Tables::of_arena(&mut core.machine.data));
         let _base = GsBase::kept();
         self.lane.begin(&mut core);

@@ -11,7 +11,8 @@
 //!   RFLAGS                               the guest's status flags, DF clear, nothing else of the guest
 //! ```
 //!
-//! The guest's R13, R14 and R15 stay in [`Cpu::regs`].
+//! The guest's R13, R14 and R15 stay in [`Cpu::regs`]. Vector and x87 registers are the guest's while they are
+//! *live* (see [`super::live`]), else the host's.
 
 use std::mem::offset_of;
 
