@@ -268,6 +268,7 @@ impl Machine for System {
     fn view(&self) -> Option<View> {
         Some(View {
             translations: self.tlb.data_table() as usize,
+            second: self.tlb.second_table() as usize,
             guards: self.tlb.guard_table() as usize,
             pending: self.attention_of().pending_address() as usize,
         })

@@ -21,6 +21,8 @@ pub struct FlatMachine {
     pub data: Box<arena::Pages>,
     /// What was raised.
     pub exception: Option<Exception>,
+    /// What vector and x87 instructions raise.
+    pub closed: Option<Exception>,
     /// For generated code, where there is any.
     pub tables: Option<Tables>,
 }
@@ -29,7 +31,7 @@ impl FlatMachine {
     /// A machine with these data.
     #[must_use]
     pub fn new(data: Box<arena::Pages>) -> Self {
-        Self { data, exception: None, tables: None }
+        Self { data, exception: None, closed: None, tables: None }
     }
 
     /// The index of `len` accessible bytes at `va`; otherwise the fault.
@@ -144,7 +146,7 @@ impl Machine for FlatMachine {
     }
 
     fn vector_gate(&self, _kind: VectorKind) -> Option<Exception> {
-        None
+        self.closed
     }
 
     fn raise(&mut self, exception: Exception) -> Stop {

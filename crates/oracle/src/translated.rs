@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use translator::decode::decode_block;
 use translator::native::tables::{
-    GUARDS, NO_GUARD, TRANSLATIONS, Translation, data_index, guard, guard_index,
+    GUARDS, NO_GUARD, SECOND, TRANSLATIONS, Translation, data_index, guard, guard_index,
+    second_index,
 };
 use translator::native::{CodeCache, Lane, NotTranslated, Options, View};
 use translator::{Block, Mode, Outcome as Ended};
+use x86::Exception;
 
 use crate::arena;
 use crate::interpret::{self, FlatMachine, outcome, raised};
@@ -24,6 +26,7 @@ const FRAME: u32 = 5;
 #[derive(Debug)]
 pub struct Tables {
     translations: Box<[Translation; TRANSLATIONS]>,
+    second: Box<[Translation]>,
     guards: Box<[u64; GUARDS]>,
     pending: Box<u8>,
 }
@@ -35,7 +38,9 @@ impl Tables {
         for (index, translation) in translations.iter_mut().enumerate() {
             *translation = Translation::empty(index);
         }
-        Self { translations, guards: Box::new([NO_GUARD; GUARDS]), pending: Box::new(0) }
+        let second = (0..SECOND).map(Translation::empty).collect();
+        let guards = Box::new([NO_GUARD; GUARDS]);
+        Self { translations, second, guards, pending: Box::new(0) }
     }
 
     /// For the arena, with these data.
@@ -44,7 +49,12 @@ impl Tables {
         for page in (0..arena::DATA_LEN).step_by(4096) {
             let va = arena::DATA + page as u64;
             let host = data.as_mut_ptr() as usize + page;
-            tables.translations[data_index(va)] = Translation { read: va, write: va, host };
+            let translation = Translation { read: va, write: va, host };
+            tables.second[second_index(va)] = translation;
+            // Another page has taken its place in the first, as it were.
+            if page == 0 {
+                tables.translations[data_index(va)] = translation;
+            }
         }
         tables.guards[guard_index(arena::CODE)] = guard(arena::CODE, FRAME);
         tables
@@ -53,6 +63,7 @@ impl Tables {
     pub(crate) fn view(&self) -> View {
         View {
             translations: self.translations.as_ptr() as usize,
+            second: self.second.as_ptr() as usize,
             guards: self.guards.as_ptr() as usize,
             pending: std::ptr::from_ref(&*self.pending) as usize,
         }
@@ -81,6 +92,8 @@ impl Drop for GsBase {
 /// Runs cases, one after the other.
 pub struct Translated {
     options: Options,
+    /// What vector and x87 instructions raise.
+    pub closed: Option<Exception>,
     cache: Arc<CodeCache>,
     lane: Lane,
 }
@@ -95,7 +108,7 @@ impl Translated {
     pub fn new(options: Options) -> Self {
         let cache = Arc::new(CodeCache::new(CODE, options).expect("memory for code"));
         let lane = Lane::new(Arc::clone(&cache));
-        Self { options, cache, lane }
+        Self { options, closed: None, cache, lane }
     }
 
     /// Whether a fault may find status flags that are not what they were.
@@ -108,6 +121,7 @@ impl Translated {
     #[must_use]
     pub fn run(&mut self, state: &State, code: &[u8], limit: usize) -> Outcome {
         let mut core = Box::new(interpret::core(state, Bitness::Bits64));
+        core.machine.closed = self.closed;
         core.machine.tables = Some(Tables::of_arena(&mut core.machine.data));
         let _base = GsBase::kept();
         self.lane.begin(&mut core);

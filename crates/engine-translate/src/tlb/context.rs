@@ -1,8 +1,11 @@
 //! What is known of the accesses of one privilege in one address space.
 
 use std::cell::OnceCell;
+use std::ops::Range;
 
-use translator::native::tables::{GUARDS, NO_GUARD, TRANSLATIONS, Translation, guard, guard_index};
+use translator::native::tables::{
+    GUARDS, NO_GUARD, SECOND, TRANSLATIONS, Translation, guard, guard_index, second_index,
+};
 
 use super::table::{Region, Slot, Table, index};
 use crate::walk::Leaf;
@@ -27,9 +30,16 @@ pub(super) struct Fetch {
 #[repr(transparent)]
 struct Guard(u64);
 
+/// An entry of the second table for data.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+struct Second(Translation);
+
 /// See the module.
 pub(super) struct Context {
     data: Table<Translation, TRANSLATIONS>,
+    /// What `data` has, and had before another page took its place.
+    second: Table<Second, SECOND>,
     fetches: Table<Fetch, FETCHES>,
     /// Made when first asked for: the interpreter has no use for it.
     guards: OnceCell<Table<Guard, GUARDS>>,
@@ -40,6 +50,7 @@ impl Context {
     pub(super) fn new() -> Self {
         Self {
             data: Table::new(),
+            second: Table::new(),
             fetches: Table::new(),
             guards: OnceCell::new(),
             large: LargePages::default(),
@@ -49,6 +60,11 @@ impl Context {
     /// Its entry for the page of `va` is at [`data_index`](translator::native::tables::data_index).
     pub(super) fn data_table(&self) -> *const Translation {
         self.data.as_ptr()
+    }
+
+    /// Its entry for the page of `va` is at [`second_index`].
+    pub(super) fn second_table(&self) -> *const Translation {
+        self.second.as_ptr().cast()
     }
 
     /// Its entry for the page of `va` is at [`Fetch::index`].
@@ -64,9 +80,10 @@ impl Context {
     pub(super) fn insert(&mut self, va: u64, host: usize, write: bool, leaf: Leaf) {
         self.large.note(va, leaf.level);
         let read = va & !0xfff;
-        let nowhere = Translation::empty(index::<TRANSLATIONS>(va)).write;
-        let entry = Translation { read, write: if write { read } else { nowhere }, host };
+        let write = if write { read } else { Translation::nowhere(read) };
+        let entry = Translation { read, write, host };
         self.data.insert(va, entry, !leaf.global);
+        self.second.insert(va, Second(entry), !leaf.global);
     }
 
     pub(super) fn insert_fetch(&mut self, va: u64, gpa: u64, leaf: Leaf) {
@@ -91,6 +108,7 @@ impl Context {
 
     pub(super) fn clear(&mut self) {
         self.data.clear();
+        self.second.clear();
         self.fetches.clear();
         if let Some(guards) = self.guards.get_mut() {
             guards.clear();
@@ -101,6 +119,7 @@ impl Context {
     /// Forgets what is not global.
     pub(super) fn clear_local(&mut self) {
         self.data.clear_local();
+        self.second.clear_local();
         self.fetches.clear_local();
         if let Some(guards) = self.guards.get_mut() {
             guards.clear_local();
@@ -112,6 +131,7 @@ impl Context {
         for level in self.large.levels(va) {
             let region = Region::around(va, level);
             self.data.clear_region(region);
+            self.second.clear_region(region);
             self.fetches.clear_region(region);
             if let Some(guards) = self.guards.get_mut() {
                 guards.clear_region(region);
@@ -121,16 +141,20 @@ impl Context {
 
     /// Forgets the page of `va` for data.
     pub(super) fn forget_data(&mut self, va: u64) {
-        self.data.clear_region(Region::around(va, 0));
+        let page = Region::around(va, 0);
+        self.data.clear_region(page);
+        self.second.clear_region(page);
     }
 
     /// No store to the host page hits any more.
     pub(super) fn drop_writes(&mut self, host_page: usize) {
-        self.data.change(|index, entry| {
+        let drop = |entry: &mut Translation| {
             if entry.host == host_page {
-                entry.write = Translation::empty(index).write;
+                entry.write = Translation::nowhere(entry.read);
             }
-        });
+        };
+        self.data.change(drop);
+        self.second.change(|entry| drop(&mut entry.0));
     }
 }
 
@@ -149,12 +173,38 @@ impl Fetch {
 }
 
 impl Slot for Translation {
+    /// From the second table.
+    const RETURNS: bool = true;
+
     fn empty(index: usize) -> Self {
         Self::empty(index)
     }
 
     fn may_serve(&self, region: Region) -> bool {
         region.contains(self.read)
+    }
+}
+
+impl Slot for Second {
+    fn empty(index: usize) -> Self {
+        Self(Translation::empty(index))
+    }
+
+    fn index<const N: usize>(va: u64) -> usize {
+        const { assert!(N == SECOND) };
+        second_index(va)
+    }
+
+    /// Neighbours stand together, but not where their addresses say.
+    fn indices<const N: usize>(region: Region) -> Range<usize> {
+        match region.page() {
+            Some(page) => second_index(page)..second_index(page) + 1,
+            None => 0..N,
+        }
+    }
+
+    fn may_serve(&self, region: Region) -> bool {
+        self.0.may_serve(region)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The software TLB of one vCPU.
 //!
 //! ```text
-//! set_user, set_asid ---> context in use: data    (linear -> host, for loads and stores)
+//! set_user, set_asid ---> context in use: data    (linear -> host, for loads and stores; generated code has a
+//!                           |                      second, larger table that it fills the first from)
 //!                           |             fetches (linear -> physical, for finding blocks)
 //!                           |             guards  (linear -> frame with code, for generated code)
 //!                           |
@@ -20,7 +21,7 @@ mod context;
 mod spaces;
 mod table;
 
-use translator::native::tables::{TRANSLATIONS, Translation, data_index};
+use translator::native::tables::{SECOND, Translation, data_index};
 
 use crate::walk::Leaf;
 use context::{Context, Fetch};
@@ -29,13 +30,16 @@ use spaces::Spaces;
 /// Bytes of the page of an entry.
 const PAGE: u64 = 4096;
 
-/// The table of an address space in which nothing was accessed, and of data that takes the slow path.
-static NOTHING: [Translation; TRANSLATIONS] = nothing();
+/// The tables of an address space in which nothing was accessed, and of data that takes the slow path: the second
+/// is the longer one.
+static NOTHING: [Translation; SECOND] = nothing();
 
 /// See the module.
 pub(crate) struct Tlb {
     /// Where ordinary accesses are looked up: in `of_privilege`, or `NOTHING` while `slow`.
     data: *const Translation,
+    /// The second table beside it.
+    second: *const Translation,
     /// Where fetches are looked up.
     fetches: *const Fetch,
     /// The data tables for supervisor and for user accesses.
@@ -58,6 +62,7 @@ impl Tlb {
         let supervisor = Context::new();
         Self {
             data: supervisor.data_table(),
+            second: supervisor.second_table(),
             fetches: supervisor.fetch_table(),
             of_privilege: [supervisor.data_table(), NOTHING.as_ptr()],
             supervisor,
@@ -102,6 +107,11 @@ impl Tlb {
     /// `set_slow` or `set_asid`.
     pub(crate) fn data_table(&self) -> *const Translation {
         self.data
+    }
+
+    /// Where it looks next: `SECOND` entries, for as long.
+    pub(crate) fn second_table(&self) -> *const Translation {
+        self.second
     }
 
     /// Where generated code looks for guards: `GUARDS` of them, until the next call of `set_user` or
@@ -189,15 +199,17 @@ impl Tlb {
 
     #[inline(always)]
     fn entry(&self, va: u64) -> &Translation {
-        // SAFETY: as in `fetch`; `NOTHING` has the same length.
+        // SAFETY: as in `fetch`; `NOTHING` is at least as long.
         unsafe { &*self.data.add(data_index(va)) }
     }
 
     /// Points at the tables of the privilege and the address space.
     fn point(&mut self) {
         let context = self.context(self.user);
-        let (data, fetches) = (context.data_table(), context.fetch_table());
+        let (data, second) = (context.data_table(), context.second_table());
+        let fetches = context.fetch_table();
         self.data = if self.slow { NOTHING.as_ptr() } else { data };
+        self.second = if self.slow { NOTHING.as_ptr() } else { second };
         self.fetches = fetches;
     }
 
@@ -227,10 +239,10 @@ fn host(entry: &Translation, va: u64, size: usize, write: bool) -> Option<usize>
     (offset <= PAGE - size as u64).then(|| entry.host.wrapping_add(offset as usize))
 }
 
-const fn nothing() -> [Translation; TRANSLATIONS] {
-    let mut table = [Translation::empty(0); TRANSLATIONS];
+const fn nothing() -> [Translation; SECOND] {
+    let mut table = [Translation::empty(0); SECOND];
     let mut index = 0;
-    while index < TRANSLATIONS {
+    while index < SECOND {
         table[index] = Translation::empty(index);
         index += 1;
     }

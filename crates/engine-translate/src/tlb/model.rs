@@ -2,8 +2,9 @@
 //! answers must be in the list.
 
 use proptest::prelude::*;
+use translator::native::tables::second_index;
 
-use super::tests::guarded;
+use super::tests::{guarded, second};
 use super::*;
 
 const FRAMES: u32 = 3;
@@ -56,6 +57,7 @@ enum Step {
     FlushPage(u64),
     ForgetData(u64),
     DropWrites(usize),
+    Return(u64, bool),
 }
 
 /// Few pages, some of which share places in one table and not in the other, and large pages.
@@ -86,6 +88,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (page(), 0..4096u64).prop_map(|(va, offset)| Step::FlushPage(va + offset)),
         2 => page().prop_map(Step::ForgetData),
         2 => host().prop_map(Step::DropWrites),
+        20 => (page(), any::<bool>()).prop_map(|(va, write)| Step::Return(va, write)),
     ]
 }
 
@@ -133,6 +136,7 @@ impl Model {
                 let doomed = |what| matches!(what, What::Data { .. });
                 self.known.retain(|known| known.page != va || !doomed(known.what));
             }
+            Step::Return(va, write) => put_back(&self.tlb, va, write),
             Step::DropWrites(page) => {
                 self.tlb.drop_writes(page);
                 for known in &mut self.known {
@@ -172,9 +176,10 @@ impl Model {
 
     fn check(&self, va: u64) {
         let (user, tlb) = (self.user, &self.tlb);
-        let hosts = [tlb.read(va, 1), tlb.cached(va, 1, user, false)];
+        let hosts = [tlb.read(va, 1), tlb.cached(va, 1, user, false), second(tlb, va, false)];
         let cached = [false, true].map(|user| (user, tlb.cached(va, 1, user, true)));
-        for (user, write, host) in [(user, true, tlb.write(va, 1))]
+        let writes = [tlb.write(va, 1), second(tlb, va, true)].map(|host| (user, true, host));
+        for (user, write, host) in writes
             .into_iter()
             .chain(hosts.map(|host| (user, false, host)))
             .chain(cached.map(|(user, host)| (user, true, host)))
@@ -195,6 +200,17 @@ impl Model {
 
     fn may(&self, va: u64, user: bool, fits: impl Fn(What) -> bool) -> bool {
         self.answers(va, user, self.asid).any(|known| fits(known.what))
+    }
+}
+
+/// Puts what the second table has back into the first, as generated code does.
+fn put_back(tlb: &Tlb, va: u64, write: bool) {
+    if second(tlb, va, write).is_some() {
+        // SAFETY: as in `second`; nobody has a reference to the entry now.
+        unsafe {
+            let entry = *tlb.second_table().add(second_index(va));
+            tlb.data_table().cast_mut().add(data_index(va)).write(entry);
+        }
     }
 }
 

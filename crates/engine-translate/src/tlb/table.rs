@@ -12,8 +12,23 @@ pub(super) const PAGE_SHIFT: u32 = 12;
 
 /// What stands in a [`Table`].
 pub(super) trait Slot: Copy {
+    /// Generated code puts entries back that stood here before: where something was inserted something may be,
+    /// whatever was removed from there, until all that could be put back is gone.
+    const RETURNS: bool = false;
+
     /// What leads nowhere at `index`.
     fn empty(index: usize) -> Self;
+
+    /// Where the entry for the page of `va` stands among `N`.
+    #[inline(always)]
+    fn index<const N: usize>(va: u64) -> usize {
+        index::<N>(va)
+    }
+
+    /// Where entries for `region` may stand among `N`.
+    fn indices<const N: usize>(region: Region) -> Range<usize> {
+        region.indices(N)
+    }
 
     /// Whether it may lead somewhere for an address in `region`, one of those that have its index.
     fn may_serve(&self, region: Region) -> bool;
@@ -35,6 +50,11 @@ impl Region {
 
     pub(super) const fn contains(self, va: u64) -> bool {
         va >> self.shift == self.number
+    }
+
+    /// Its address, if it is a single page.
+    pub(super) fn page(self) -> Option<u64> {
+        (self.shift == PAGE_SHIFT).then_some(self.number << PAGE_SHIFT)
     }
 
     /// A number below `values` (a power of two): one for neighbours and regions far apart that others of
@@ -87,23 +107,25 @@ impl<T: Slot, const N: usize> Table<T, N> {
     pub(super) fn at(&self, va: u64) -> &T {
         // SAFETY: `new` leaked the box for this table alone, and nobody writes without `&mut self`.
         let entries = unsafe { self.entries.as_ref() };
-        &entries[index::<N>(va)]
+        &entries[T::index::<N>(va)]
     }
 
     /// Whether the entry of `va` is of the current address space alone.
     pub(super) fn is_local(&self, va: u64) -> bool {
-        self.local.contains(index::<N>(va))
+        self.local.contains(T::index::<N>(va))
     }
 
     pub(super) fn insert(&mut self, va: u64, entry: T, local: bool) {
-        let index = index::<N>(va);
+        let index = T::index::<N>(va);
         self.entries_mut()[index] = entry;
         self.filled.put(index, true);
-        self.local.put(index, local);
+        self.local.put(index, local || T::RETURNS && self.local.contains(index));
     }
 
     pub(super) fn clear(&mut self) {
         self.remove_where(0..N, |_| true);
+        self.filled.clear();
+        self.local.clear();
     }
 
     /// Empties the entries of the address space that is left.
@@ -113,18 +135,19 @@ impl<T: Slot, const N: usize> Table<T, N> {
                 self.remove(index);
             }
         }
+        self.local.clear();
     }
 
     /// Empties what may serve an address in `region`.
     pub(super) fn clear_region(&mut self, region: Region) {
-        self.remove_where(region.indices(N), |entry| entry.may_serve(region));
+        self.remove_where(T::indices::<N>(region), |entry| entry.may_serve(region));
     }
 
     /// Changes entries in use, which stay so.
-    pub(super) fn change(&mut self, change: impl Fn(usize, &mut T)) {
+    pub(super) fn change(&mut self, change: impl Fn(&mut T)) {
         for word in 0..N / WORD {
             for index in ones(word, self.filled.words[word]) {
-                change(index, &mut self.entries_mut()[index]);
+                change(&mut self.entries_mut()[index]);
             }
         }
     }
@@ -141,8 +164,10 @@ impl<T: Slot, const N: usize> Table<T, N> {
 
     fn remove(&mut self, index: usize) {
         self.entries_mut()[index] = T::empty(index);
-        self.filled.put(index, false);
-        self.local.put(index, false);
+        if !T::RETURNS {
+            self.filled.put(index, false);
+            self.local.put(index, false);
+        }
     }
 
     fn entries_mut(&mut self) -> &mut [T; N] {
@@ -172,6 +197,10 @@ struct Marks {
 impl Marks {
     fn new(indices: usize) -> Self {
         Self { words: vec![0; indices / WORD].into() }
+    }
+
+    fn clear(&mut self) {
+        self.words.fill(0);
     }
 
     fn contains(&self, index: usize) -> bool {

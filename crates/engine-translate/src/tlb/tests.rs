@@ -1,4 +1,4 @@
-use translator::native::tables::{GUARDS, guard_index, token};
+use translator::native::tables::{GUARDS, TRANSLATIONS, guard_index, second_index, token};
 
 use super::*;
 
@@ -22,15 +22,28 @@ pub(super) fn guarded(tlb: &Tlb, va: u64, frame: u32) -> bool {
     guard.wrapping_add(va & !0xfff) == token(frame)
 }
 
+/// Where the second table leads, as generated code has it.
+pub(super) fn second(tlb: &Tlb, va: u64, write: bool) -> Option<usize> {
+    // SAFETY: the table has `SECOND` entries and lives as long as the TLB.
+    let entry = unsafe { &*tlb.second_table().add(second_index(va)) };
+    let page = if write { entry.write } else { entry.read };
+    (page == va & !0xfff).then(|| entry.host + (va & 0xfff) as usize)
+}
+
+/// Where data at `va` is, by either table.
+fn data(tlb: &Tlb, va: u64) -> Option<usize> {
+    tlb.read(va, 1).or_else(|| second(tlb, va, false))
+}
+
 /// Whether data, fetches and guards are known at `va`.
 fn known(tlb: &Tlb, va: u64) -> [bool; 3] {
-    [tlb.read(va, 1).is_some(), tlb.fetch(va).is_some(), guarded(tlb, va, FRAME)]
+    [data(tlb, va).is_some(), tlb.fetch(va).is_some(), guarded(tlb, va, FRAME)]
 }
 
 #[track_caller]
 fn assert_known(tlb: &Tlb, va: u64) {
     assert_eq!(known(tlb, va), [true; 3], "{va:#x}");
-    assert_eq!(tlb.read(va, 1), Some(va as usize + (1 << 40)));
+    assert_eq!(data(tlb, va), Some(va as usize + (1 << 40)));
     assert_eq!(tlb.fetch(va), Some(va + (1 << 32)));
 }
 

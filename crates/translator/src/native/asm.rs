@@ -312,6 +312,10 @@ impl Asm {
         }
     }
 
+    pub(super) fn xor(&mut self, to: u8, from: u8) {
+        self.registers(true, &[0x31], from, to);
+    }
+
     pub(super) fn or(&mut self, to: u8, from: u8) {
         self.registers(true, &[0x09], from, to);
     }

@@ -11,7 +11,8 @@
 //!   RFLAGS                               the guest's status flags, DF clear, nothing else of the guest
 //! ```
 //!
-//! The guest's R13, R14 and R15 stay in [`Cpu::regs`].
+//! The guest's R13, R14 and R15 stay in [`Cpu::regs`]. Vector and x87 registers are the guest's while they are
+//! *live* (see [`super::live`]), else the host's.
 
 use std::mem::offset_of;
 
@@ -33,6 +34,8 @@ pub struct Fields {
     pub(super) page: u64,
     /// The table of translations in use.
     pub(super) translations: usize,
+    /// The second one.
+    pub(super) second: usize,
     /// The table of guards in use.
     pub(super) guards: usize,
     /// Where indirect branches look.

@@ -27,6 +27,8 @@ const JUMPS: usize = 1 << 16;
 pub struct View {
     /// The table of [`super::tables::Translation`] in use.
     pub translations: usize,
+    /// The second one.
+    pub second: usize,
     /// The table of guards in use.
     pub guards: usize,
     /// A byte that is 1 when the core is wanted back, and 0 otherwise.
@@ -199,6 +201,7 @@ fn refresh<M: Machine>(core: &mut Core<M>) {
     let Some(view) = core.machine.view() else { return };
     let fields = &mut core.cpu.native;
     fields.translations = view.translations;
+    fields.second = view.second;
     fields.guards = view.guards;
     fields.pending = view.pending;
 }

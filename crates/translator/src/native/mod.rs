@@ -4,11 +4,15 @@
 //! a table of translations that is looked up in line; what is rare or privileged is executed by the
 //! interpreter's handler, outside. Branches lead from block to block once they have been taken.
 //!
+//! Vector and x87 instructions run as they are too, on the host's registers: `live` moves the guest's there
+//! and back, `vector` and `groups` select and emit, `crossing` is for operands in two pages.
+//!
 //! Code is kept by physical page and does not know the linear address that it runs at: the page's is in a
 //! field. A branch within a page therefore needs no check; one from another page, or through a register,
 //! enters by the guard, which compares where its page leads to now with the frame that the code is of.
 #![allow(unsafe_code, reason = "runs generated code")]
 
+mod again;
 mod asm;
 mod cache;
 mod crossing;

@@ -9,7 +9,8 @@
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub struct Translation {
-    /// Linear address of the page for reads; of a page that has another index where reads are not allowed.
+    /// Linear address of the page for reads; of a page that has another index, in both tables, where reads are not
+    /// allowed.
     pub read: u64,
     /// The same for writes.
     pub write: u64,
@@ -28,12 +29,30 @@ pub const fn data_index(va: u64) -> usize {
 }
 
 impl Translation {
-    /// What allows nothing at `index`: the page has another index.
+    /// What allows nothing at `index`, of either table: the page has another index.
     #[must_use]
     pub const fn empty(index: usize) -> Self {
         let page = (index as u64 ^ 1) << 12;
         Self { read: page, write: page, host: 0 }
     }
+
+    /// What stands for `page` where an access is not allowed: a neighbour's address, which has another index in
+    /// both tables.
+    #[must_use]
+    pub const fn nowhere(page: u64) -> u64 {
+        page ^ 0x1000
+    }
+}
+
+/// Entries of the second table of [`Translation`], which is looked up, by code out of line, where the first does
+/// not answer; a power of two. It is larger, and pages that stand in each other's way in one do not in the other.
+pub const SECOND: usize = 4096;
+
+/// Where the page of `va` stands in it.
+#[inline(always)]
+#[must_use]
+pub const fn second_index(va: u64) -> usize {
+    ((va >> 12 ^ va) >> 12) as usize & (SECOND - 1)
 }
 
 /// Entries of a table of guards; a power of two.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use x86::rflags;
 
+use super::again::Again;
 use super::asm::{Address, Asm};
 use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
@@ -31,6 +32,7 @@ pub(super) struct Thunks {
     pub(super) live: Live,
     /// Those for operands in two pages.
     pub(super) crossing: Crossing,
+    pub(super) again: Again,
     /// Behind all of them.
     pub(super) end: u32,
 }
@@ -157,6 +159,7 @@ impl Thunks {
         align(asm);
         thunks.live = Live::emit(asm, refused);
         thunks.crossing = Crossing::emit(asm);
+        thunks.again = Again::emit(asm);
         thunks.end = asm.here();
         thunks
     }

@@ -18,6 +18,7 @@ use iced_x86::{
     OpKind, Register,
 };
 
+use super::again;
 use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{RIP, SP, T0, T1, field, host, register, segment_base};
 use super::flags::{ALL, Effects, Flags};
@@ -188,6 +189,8 @@ pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
     /// must be live behind it, at `next`.
     Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    /// Looks the page up in the second table, and goes on at `retry` if it is there.
+    LookAgain { retry: Label, slow: Label, write: bool },
     /// An operand may lie in two pages; if it is not that, `slow`.
     Crossing { slow: Label, way: Way },
     /// A member of a group looks for itself.
@@ -410,8 +413,7 @@ impl Translator<'_> {
     /// unless they are needed by then, the flags. Returns where the access is to go on that was made outside.
     pub(super) fn check(&mut self, step: &Step, size: usize, write: bool) -> Label {
         self.put_flags_aside(step.before);
-        let slow = self.asm.label();
-        let back = self.asm.label();
+        let [miss, slow, back] = [(); 3].map(|()| self.asm.label());
         let asm = &mut self.asm;
         // What comes round at the top is cut off.
         asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
@@ -422,10 +424,13 @@ impl Translator<'_> {
         } else {
             mem::offset_of!(Translation, read)
         };
+        let retry = asm.label();
+        asm.bind(retry);
         asm.sub_memory(T0, Address::at(T1, page as i32));
         asm.compare(T0, 4096 - size as i32);
-        asm.jump_if(Condition::A, slow);
+        asm.jump_if(Condition::A, miss);
         asm.add_memory(T0, Address::at(T1, mem::offset_of!(Translation, host) as i32));
+        self.stubs.push(Stub { label: miss, work: Work::LookAgain { retry, slow, write } });
         self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
         back
     }
@@ -818,6 +823,13 @@ impl Translator<'_> {
                 self.call_out(insn, offset | ACCESS);
                 self.make_live_again(live, next);
                 self.asm.jump(back);
+            }
+            Work::LookAgain { retry, slow, write } => {
+                let again = self.thunks.again;
+                self.asm.call_to(if write { again.write } else { again.read });
+                self.asm.jump(retry);
+                const { assert!(again::JUMP == 5) };
+                self.asm.jump(slow);
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
             Work::Alone { step, vector, back, aside, live } => {

@@ -69,3 +69,48 @@ fn is_excluded(instr: &Instruction) -> bool {
         Fldcw | Fldenv | Fnsave | Fnstenv | Frstor | Fxrstor | Fxrstor64 | Fxsave | Fxsave64
     ) || elements::takes(instr)
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn of(bytes: &[u8]) -> Option<Direct> {
+        let instr = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+        assert_eq!(instr.len(), bytes.len());
+        direct(&instr, &mut InstructionInfoFactory::new())
+    }
+
+    #[test]
+    fn operands_and_gates_are_known() {
+        let addps = of(&[0x0f, 0x58, 0x07]).expect("ADDPS");
+        assert_eq!((addps.kind, addps.memory), (VectorKind::Sse, Some((16, false))));
+        assert!(addps.aligned && !addps.legacy);
+        let vmovups = of(&[0xc5, 0xfc, 0x11, 0x07]).expect("VMOVUPS");
+        assert_eq!((vmovups.kind, vmovups.memory), (VectorKind::Avx, Some((32, true))));
+        assert!(!vmovups.aligned);
+        let fstp = of(&[0xdb, 0x3f]).expect("FSTP m80");
+        assert!(fstp.memory == Some((10, true)) && fstp.legacy);
+        let vzeroupper = of(&[0xc5, 0xf8, 0x77]).expect("VZEROUPPER");
+        assert_eq!(vzeroupper.kind, VectorKind::Avx);
+    }
+
+    #[test]
+    fn what_changes_masks_or_touches_elements_is_left_to_handlers() {
+        let others: [&[u8]; 9] = [
+            &[0x0f, 0xae, 0x17],                   // LDMXCSR
+            &[0xd9, 0x2f],                         // FLDCW
+            &[0xd9, 0x37],                         // FNSTENV
+            &[0x0f, 0xae, 0x07],                   // FXSAVE
+            &[0x48, 0x0f, 0xae, 0x27],             // XSAVE64
+            &[0x66, 0x0f, 0xf7, 0xc1],             // MASKMOVDQU
+            &[0xc4, 0xe2, 0x75, 0x8c, 0x07],       // VPMASKMOVD
+            &[0xc4, 0xe2, 0x75, 0x90, 0x04, 0x0f], // VPGATHERDD
+            &[0x0f, 0xc3, 0x07],                   // MOVNTI, no vector instruction
+        ];
+        for bytes in others {
+            assert_eq!(of(bytes), None, "{bytes:02x?}");
+        }
+    }
+}

@@ -9,6 +9,8 @@
 //!                                 arena: bounded, written through one mapping, run through another
 //! ```
 //!
+//! Generated code executes many of them itself: `direct` says which.
+//!
 //! A handler (`handlers`) asks the gate (#UD, #NM), brings a memory operand into a buffer, calls the
 //! thunk, and stores the buffer. Written out because a thunk cannot do them: saving and restoring state
 //! (`save`), masked moves and gathers, which touch memory element by element (`elements`), and what
