@@ -25,7 +25,7 @@ use crate::vcpu::TranslateVcpu;
 const BLOCKS_LIMIT: usize = 64 << 20;
 /// Bytes of those that are not hot, where hot ones become host code: what a booted Debian has run once or twice
 /// would be three times as much.
-const COLD_LIMIT: usize = 4 << 20;
+const COLD_LIMIT: usize = 2 << 20;
 
 /// One VM.
 pub(crate) struct Shared {
