@@ -129,6 +129,9 @@ fn guest_files(kit: &Kit, parts: &[Part]) -> Result<Vec<PathBuf>> {
 fn kvm_environment(kit: &Kit, args: &LabArgs) -> Vec<(String, OsString)> {
     let set = |name: &str, value: OsString| (name.to_owned(), value);
     let mut environment = vec![
+        // A guest that QEMU's processor has broken is waited for in vain: half as long leaves time for another
+        // attempt.
+        set("FATHOM_PATIENCE", "0.5".into()),
         set("FATHOM_ENGINE", "kvm".into()),
         set("FATHOM_REQUIRE_KVM", "1".into()),
         set("FATHOM_KIT", kit.folder().into()),
