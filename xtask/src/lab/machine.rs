@@ -31,8 +31,12 @@ const MEMORY_MIB: u32 = 3072;
 /// With two, QEMU's processor (7.2 and 10.0 alike) mixes up what belongs to a guest and to its host, once in some
 /// hundred starts or some ten minutes of two busy vCPUs: the guest resets, or is to go on at the host's
 /// instruction pointer with the host's CR3, or the machine's own kernel panics with the guest's GS base. With one
-/// that was not seen in 360 starts, but 100 MiB each way over TAP took more than six minutes on a busy host.
-const CPUS: u32 = 2;
+/// that was not seen in 360 starts, but everything takes two to three times as long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Processors {
+    One = 1,
+    Two = 2,
+}
 /// To its first step; ten times what a busy machine takes.
 const BOOT_MAX: Duration = Duration::from_secs(240);
 /// After the last step.
@@ -104,10 +108,10 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Start it on `image`.
-    pub(super) fn start(kit: &Kit, image: Image) -> Result<Self> {
+    pub(super) fn start(kit: &Kit, image: Image, processors: Processors) -> Result<Self> {
         // A socket's path must be short, and the workspace's may be long.
         let sockets = tempfile::Builder::new().prefix("lab-").tempdir()?;
-        let mut command = hardware(kit, &image)?;
+        let mut command = hardware(kit, &image, processors)?;
         let kernel = Socket::new(sockets.path(), "kernel")?;
         command.args(["-chardev", &kernel.chardev(), "-serial", "chardev:kernel"]);
         command.args(["-device", "virtio-serial-pci"]);
@@ -179,12 +183,12 @@ fn is_complaint(line: &str) -> bool {
 }
 
 /// All of QEMU's arguments but the ports'.
-fn hardware(kit: &Kit, image: &Image) -> Result<Command> {
+fn hardware(kit: &Kit, image: &Image, processors: Processors) -> Result<Command> {
     let initramfs = image.scratch().join("initramfs");
     fs::write(&initramfs, initramfs_content(kit)?)?;
     let mut command = kit.qemu()?.command();
     command.args(["-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR]);
-    command.args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()]);
+    command.args(["-smp", &(processors as u32).to_string(), "-m", &MEMORY_MIB.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.arg("-kernel").arg(kit.lab_kernel().image()).arg("-initrd").arg(&initramfs);
     command.args(["-append", CMDLINE]);

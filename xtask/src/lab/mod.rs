@@ -21,7 +21,7 @@ use crate::kit::Kit;
 use crate::workspace;
 use anyhow::{Result, bail};
 use image::Image;
-use machine::{Machine, Outcome};
+use machine::{Machine, Outcome, Processors};
 use programs::Part;
 use script::Step;
 use std::ffi::OsString;
@@ -90,7 +90,8 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
     }
     let environment = environment(&args.env);
     let step = Step { environment, ..Step::new("the command", &here, command(&args.shell)) };
-    let outcome = in_machine(&kit, image, &[step], Duration::from_secs(args.timeout))?;
+    let limit = Duration::from_secs(args.timeout);
+    let outcome = in_machine(&kit, image, &[step], limit, Processors::Two)?;
     match outcome.steps.as_slice() {
         [(_, status)] => Ok(ExitCode::from(*status)),
         _ => bail!("the lab's machine ran {} commands, not one", outcome.steps.len()),
@@ -142,7 +143,7 @@ pub(crate) fn run_program(
     files.iter().try_for_each(|file| image.add(file))?;
     let environment = vec![("FATHOM_KIT".to_owned(), kit.folder().into())];
     let step = Step { environment, ..Step::new("the program", &workspace::root(), words) };
-    let outcome = in_machine(kit, image, &[step], limit)?;
+    let outcome = in_machine(kit, image, &[step], limit, Processors::Two)?;
     if outcome.steps.iter().any(|(_, status)| *status != 0) {
         bail!("it failed in the lab's machine");
     }
@@ -157,13 +158,19 @@ fn new_image(kit: &Kit, args: &LabArgs) -> Result<Image> {
     Ok(image)
 }
 
-fn in_machine(kit: &Kit, mut image: Image, steps: &[Step], limit: Duration) -> Result<Outcome> {
+fn in_machine(
+    kit: &Kit,
+    mut image: Image,
+    steps: &[Step],
+    limit: Duration,
+    processors: Processors,
+) -> Result<Outcome> {
     image.write("/lab/init", 0o755, include_str!("root.sh"))?;
     image.write("/lab/steps", 0o644, &script::lines(steps)?)?;
     for step in steps {
         image.make_folder(&step.folder)?;
     }
-    let outcome = Machine::start(kit, image)?.finish(limit)?;
+    let outcome = Machine::start(kit, image, processors)?.finish(limit)?;
     if !outcome.complaints.is_empty() {
         eprintln!("lab: the machine's kernel complained:\n{}", outcome.complaints.concat());
     }
