@@ -73,7 +73,7 @@ impl Outcome {
     }
 }
 
-/// The machine ended before its last step.
+/// The machine ended before its last step, or did not come to it.
 #[derive(Debug)]
 pub(super) struct Crashed(String);
 
@@ -152,7 +152,12 @@ impl Machine {
                 },
                 Err(RecvTimeoutError::Timeout) => {
                     let what = format!("took more than {} s, ", allowed.as_secs());
-                    bail!(self.complaint(&(what + &progress.place())));
+                    let complaint = self.complaint(&(what + &progress.place()));
+                    // One guest that its processor has broken may leave it broken for all others.
+                    if progress.ready {
+                        bail!(Crashed(complaint));
+                    }
+                    bail!(complaint);
                 }
                 // It may have panicked: QEMU ends then.
                 Err(RecvTimeoutError::Disconnected) => {
