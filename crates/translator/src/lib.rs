@@ -12,12 +12,15 @@
 //!                 SSE, AVX, x87: a host thunk (vector/)                        privileged operations
 //! ```
 //!
-//! Unsafe code is confined to `vector`, where generated host instructions run.
+//! Unsafe code is confined to `vector` and `native`, where generated host instructions run, and to `executable`, which
+//! maps memory for them.
 #![deny(unsafe_code)]
 
 pub mod block;
 mod cpu;
 pub mod decode;
+#[allow(unsafe_code, reason = "maps memory")]
+mod executable;
 mod insn;
 pub mod interp;
 mod machine;

@@ -1,18 +1,14 @@
-//! Memory for generated code: a memory file mapped twice, once to write and once to execute, so that no
-//! page is ever both.
+//! Memory for generated code.
 //!
 //! A process that confines itself maps it before ([`prepare`]), and a VM that ends leaves it to the next one.
 
-use std::ffi::c_void;
+use std::arch::asm;
 use std::ops::{Deref, Range};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::MemfdFlags;
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
-
+use crate::executable::{self, Mappings};
 use crate::vector::ArenaError;
 
 /// Bytes of each; what is not used takes no memory.
@@ -78,10 +74,7 @@ impl Drop for Lease {
 
 /// See the module. Places in it are offsets from its start.
 #[derive(Debug)]
-pub(super) struct CodeMemory {
-    write: *mut u8,
-    execute: *mut u8,
-}
+pub(super) struct CodeMemory(Mappings);
 
 // SAFETY: both mappings live as long as the value; who writes where is up to the callers of its methods.
 unsafe impl Send for CodeMemory {}
@@ -90,25 +83,12 @@ unsafe impl Sync for CodeMemory {}
 
 impl CodeMemory {
     fn map() -> Result<Self, ArenaError> {
-        let size = SIZE;
-        let file = memory_file().map_err(ArenaError::Create)?;
-        rustix::fs::ftruncate(&file, size as u64).map_err(ArenaError::Create)?;
-        let map = |protection| {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            unsafe {
-                rustix::mm::mmap(ptr::null_mut(), size, protection, MapFlags::SHARED, &file, 0)
-            }
-            .map(<*mut c_void>::cast::<u8>)
-            .map_err(ArenaError::Map)
-        };
-        let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        let execute = map(ProtFlags::READ | ProtFlags::EXEC)?;
-        Ok(Self { write, execute })
+        executable::map(c"fathom-code", SIZE).map(Self)
     }
 
     /// Where the code at `place` is executed.
     pub(super) fn address(&self, place: u32) -> usize {
-        self.execute as usize + place as usize
+        self.0.execute as usize + place as usize
     }
 
     /// Writes code that nobody executes yet.
@@ -116,14 +96,14 @@ impl CodeMemory {
         assert!(place as usize + code.len() <= SIZE);
         // SAFETY: inside the mapping; the caller owns the place, and nothing leads there yet.
         unsafe {
-            ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(place as usize), code.len());
+            ptr::copy_nonoverlapping(code.as_ptr(), self.0.write.add(place as usize), code.len());
         };
     }
 
     /// Code as it is now.
     pub(super) fn read(&self, places: Range<u32>) -> Vec<u8> {
         assert!(places.start <= places.end && places.end as usize <= SIZE);
-        let start = self.execute.cast_const().wrapping_add(places.start as usize);
+        let start = self.0.execute.cast_const().wrapping_add(places.start as usize);
         // Branches in it may be made to lead elsewhere meanwhile.
         let byte = |at| {
             // SAFETY: inside the mapping.
@@ -137,15 +117,12 @@ impl CodeMemory {
     pub(super) fn redirect(&self, at: u32, target: u32) {
         let relative = target.wrapping_sub(at + 4);
         assert!(at as usize + 4 <= SIZE && at % 64 <= 60);
-        let place = self.write.wrapping_add(at as usize);
-        if at.is_multiple_of(4) {
-            // SAFETY: inside the mapping and aligned; an atomic type, as all changes of live code are.
-            unsafe { &*place.cast::<AtomicU32>() }.store(relative, Ordering::Release);
-        } else {
-            // SAFETY: inside the mapping. x86 writes four bytes within a cache line at once, aligned or
-            // not (SDM volume 3, 9.1.1), and the compiler must not split a volatile write.
-            unsafe { place.cast::<u32>().write_unaligned(relative) };
-        }
+        let place = self.0.write.wrapping_add(at as usize);
+        // SAFETY: inside the mapping. One instruction: x86 writes four bytes within a cache line at once, aligned or
+        // not (SDM volume 3, 9.1.1).
+        unsafe {
+            asm!("mov [{}], {:e}", in(reg) place, in(reg) relative, options(nostack, preserves_flags));
+        };
     }
 
     /// Makes the five bytes at `at`, which lie in one aligned word of eight, a jump to `target`.
@@ -153,7 +130,7 @@ impl CodeMemory {
         let word = at & !7;
         assert!(at % 8 <= 3 && word as usize + 8 <= SIZE);
         // SAFETY: inside the mapping and aligned.
-        let cell = unsafe { &*self.write.add(word as usize).cast::<AtomicU64>() };
+        let cell = unsafe { &*self.0.write.add(word as usize).cast::<AtomicU64>() };
         let from = (at % 8) as usize;
         let jump = |word: u64| {
             let mut bytes = word.to_le_bytes();
@@ -168,15 +145,9 @@ impl CodeMemory {
 
 impl Drop for CodeMemory {
     fn drop(&mut self) {
-        for mapping in [self.write, self.execute] {
+        for mapping in [self.0.write, self.0.execute] {
             // SAFETY: our mapping, of this size, which nobody can use any more.
             let _ = unsafe { rustix::mm::munmap(mapping.cast(), SIZE) };
         }
     }
-}
-
-/// Since Linux 6.3 a memory file says whether it may be executed; before, the flag is unknown.
-fn memory_file() -> Result<rustix::fd::OwnedFd, Errno> {
-    let create = |flags| rustix::fs::memfd_create(c"fathom-code", flags | MemfdFlags::CLOEXEC);
-    create(MemfdFlags::EXEC).or_else(|_| create(MemfdFlags::empty()))
 }

@@ -1,24 +1,21 @@
-//! Where thunks live: a memory file mapped twice, once to write and once to execute, so that no page is
-//! ever both.
+//! Where thunks live.
 //!
 //! One for the process, of fixed size. A thunk stays where it is, so running one takes no lock. When the
 //! arena is full (a guest that makes up encodings), an instruction without a place runs from a scratch
 //! slot, emitted anew each time: slow, bounded, and right.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
 
 use super::emit;
 use super::encoding::Encoding;
 use super::plan::Plan;
 use crate::cpu::Cpu;
+use crate::executable::{self, Mappings};
 
 /// Bytes for thunks: about 150 000 of them. Only touched pages cost memory.
 const SIZE: usize = 16 << 20;
@@ -119,18 +116,7 @@ fn arena() -> Result<&'static Arena, ArenaError> {
 
 impl Arena {
     fn new() -> Result<Self, ArenaError> {
-        let file = memory_file().map_err(ArenaError::Create)?;
-        rustix::fs::ftruncate(&file, SIZE as u64).map_err(ArenaError::Create)?;
-        let map = |protection| {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            unsafe {
-                rustix::mm::mmap(ptr::null_mut(), SIZE, protection, MapFlags::SHARED, &file, 0)
-            }
-            .map(<*mut c_void>::cast::<u8>)
-            .map_err(ArenaError::Map)
-        };
-        let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        let execute = map(ProtFlags::READ | ProtFlags::EXEC)?;
+        let Mappings { write, execute } = executable::map(c"fathom-thunks", SIZE)?;
         EXECUTE.store(execute, Ordering::Release);
         // Place 0 means none.
         Ok(Self { write, inner: Mutex::new(Inner { used: ALIGN, known: HashMap::new() }) })
@@ -175,10 +161,4 @@ unsafe fn run_scratch(encoding: Encoding, cpu: &mut Cpu, buffer: *mut u8) {
     std::arch::x86_64::__cpuid(0);
     // SAFETY: the slot holds a whole thunk now; the rest as the caller promises.
     unsafe { run(encoding, Place(limit() as u32), cpu, buffer) };
-}
-
-/// Since Linux 6.3 a memory file says whether it may be executed; before, the flag is unknown.
-fn memory_file() -> Result<rustix::fd::OwnedFd, Errno> {
-    let create = |flags| rustix::fs::memfd_create(c"fathom-thunks", flags | MemfdFlags::CLOEXEC);
-    create(MemfdFlags::EXEC).or_else(|_| create(MemfdFlags::empty()))
 }
