@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memory::{FRAME_SIZE, Gpa};
+use memory::FRAME_SIZE;
 use translator::native::{CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
 use translator::{Block, Width};
@@ -99,8 +99,7 @@ impl Native {
         if !self.connect(core, block) {
             return None;
         }
-        let frame = core.machine.frame(block.start)?;
-        core.machine.tlb.admit(core.cpu.rip(), frame.0);
+        core.machine.tlb.admit(core.cpu.rip(), block.code_frame()?);
         self.lane.run(core, block)
     }
 
@@ -121,7 +120,7 @@ impl Native {
             return false;
         }
         let shared = Arc::clone(&core.machine.shared);
-        let Some(frame) = shared.memory.frame_of(Gpa(block.start)) else { return false };
+        let Some(frame) = core.machine.frame(block.start) else { return false };
         let writes = shared.code_writes.load(Ordering::SeqCst);
         let mut bytes = [0; FRAME_SIZE];
         let bytes = &mut bytes[..block.len as usize];

@@ -185,6 +185,11 @@ impl Shared {
 
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
         let messages = self.io_apic().end_of_interrupt(vector);
+        self.send_all(messages);
+    }
+
+    /// What the IO-APIC wants sent; it is not locked any more.
+    fn send_all(&self, messages: impl IntoIterator<Item = Message>) {
         messages.into_iter().for_each(|message| self.send(message, None));
     }
 
@@ -194,7 +199,7 @@ impl Shared {
 
     pub(crate) fn io_apic_write(&self, offset: u64, value: u32) {
         let messages = self.io_apic().write(offset, value);
-        messages.into_iter().for_each(|message| self.send(message, None));
+        self.send_all(messages);
     }
 
     fn io_apic(&self) -> MutexGuard<'_, IoApic> {
@@ -229,16 +234,12 @@ impl Vm for TranslateVm {
 
     fn set_irq(&self, gsi: u32, high: bool) {
         let message = self.shared.io_apic().set_input(gsi, high);
-        if let Some(message) = message {
-            self.shared.send(message, None);
-        }
+        self.shared.send_all(message);
     }
 
     fn pulse_irq(&self, gsi: u32) {
         let message = self.shared.io_apic().pulse(gsi);
-        if let Some(message) = message {
-            self.shared.send(message, None);
-        }
+        self.shared.send_all(message);
     }
 
     fn clock_ns(&self) -> Result<u64, EngineError> {

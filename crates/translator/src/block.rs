@@ -83,6 +83,12 @@ impl<M: Machine> Block<M> {
         self.native.get().is_some()
     }
 
+    /// If so: its frame's number among those with code.
+    #[must_use]
+    pub fn code_frame(&self) -> Option<u32> {
+        self.native().map(NativeBlock::frame)
+    }
+
     pub(crate) fn set_native(&self, native: NativeBlock) {
         let _ = self.native.set(Box::new(native));
         // Either this sees that the block has become invalid, or who made it so sees the code.

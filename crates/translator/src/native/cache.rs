@@ -66,6 +66,10 @@ pub(crate) struct NativeBlock {
 }
 
 impl NativeBlock {
+    pub(crate) fn frame(&self) -> u32 {
+        self.frame
+    }
+
     /// Whoever enters leaves at once.
     pub(crate) fn close(&self) {
         self.memory.make_jump(self.places.inner, self.places.dead);

@@ -32,11 +32,10 @@ pub(super) enum Member {
 }
 
 /// Finds all groups.
-pub(super) fn find(steps: &mut [Step]) {
-    let mut factory = InstructionInfoFactory::new();
+pub(super) fn find(steps: &mut [Step], factory: &mut InstructionInfoFactory) {
     let mut at = 0;
     while at < steps.len() {
-        let group = Group::at(steps, at, &mut factory);
+        let group = Group::at(steps, at, factory);
         let Some(group) = group.filter(|group| group.members.len() > 1) else {
             at += 1;
             continue;

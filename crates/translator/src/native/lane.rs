@@ -74,10 +74,8 @@ impl Lane {
     /// For one core, over the code of its VM.
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
-        let epoch = cache.epoch();
-        let mut lane = Self { cache, jumps: vec![0; JUMPS].into_boxed_slice(), epoch, came: None };
-        lane.forget();
-        lane
+        let (epoch, jumps) = (cache.epoch(), vec![unknown(&cache); JUMPS]);
+        Self { cache, jumps: jumps.into_boxed_slice(), epoch, came: None }
     }
 
     /// Whether this processor can run generated code: RORX, vector registers loaded by VEX encodings, and GS set
@@ -99,8 +97,7 @@ impl Lane {
 
     fn forget(&mut self) {
         self.came = None;
-        // RCX was put aside: as at a guard that does not hold.
-        self.jumps.fill(self.cache.address(self.cache.thunks().guard_miss));
+        self.jumps.fill(unknown(&self.cache));
     }
 
     /// Makes `core`, which must not move, the one that this thread runs code for.
@@ -164,6 +161,11 @@ impl Lane {
             self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(guard);
         }
     }
+}
+
+/// Where indirect branches go of which nothing is known. RCX was put aside: as at a guard that does not hold.
+fn unknown(cache: &CodeCache) -> usize {
+    cache.address(cache.thunks().guard_miss)
 }
 
 fn count(fields: &mut Fields, exit: u64) {

@@ -1,6 +1,6 @@
 //! Which instructions become host code, and which are executed outside.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use super::vector::Vector;
 use crate::decode::operands::{has_memory, is_moffs64};
@@ -30,8 +30,8 @@ pub(super) enum Kind {
 }
 
 /// See [`Kind`].
-pub(super) fn kind(instr: &Instruction) -> Kind {
-    let kind = by_mnemonic(instr);
+pub(super) fn kind(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kind {
+    let kind = by_mnemonic(instr, factory);
     match kind {
         Kind::Outside | Kind::Nothing => kind,
         _ if !has_plain_prefixes(instr, kind) || !has_plain_operands(instr, kind) => Kind::Outside,
@@ -39,7 +39,7 @@ pub(super) fn kind(instr: &Instruction) -> Kind {
     }
 }
 
-fn by_mnemonic(instr: &Instruction) -> Kind {
+fn by_mnemonic(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kind {
     use Mnemonic::*;
     match instr.mnemonic() {
         Mov | Movzx | Movsx | Movsxd | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test
@@ -60,11 +60,11 @@ fn by_mnemonic(instr: &Instruction) -> Kind {
         Push => stack(instr, Kind::Push),
         Pop => stack(instr, Kind::Pop),
         Leave if instr.code() == Code::Leaveq => Kind::Leave,
-        _ => branch(instr),
+        _ => branch(instr, factory),
     }
 }
 
-fn branch(instr: &Instruction) -> Kind {
+fn branch(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kind {
     match instr.code() {
         Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Kind::Jump,
         Code::Call_rel32_64 => Kind::Call,
@@ -74,7 +74,7 @@ fn branch(instr: &Instruction) -> Kind {
         _ if instr.is_jcc_short_or_near() && instr.op0_kind() == OpKind::NearBranch64 => {
             Kind::JumpIf
         }
-        _ => Vector::of(instr).map_or(Kind::Outside, Kind::Vector),
+        _ => Vector::of(instr, factory).map_or(Kind::Outside, Kind::Vector),
     }
 }
 

@@ -75,6 +75,7 @@ pub(super) fn translate<M: Machine>(
 ) -> Option<Code> {
     let offset = (block.start & 0xfff) as u32;
     let mut decoder = Decoder::with_ip(64, source, offset.into(), OPTIONS);
+    let mut factory = InstructionInfoFactory::new();
     let mut steps: Vec<Step> = Vec::with_capacity(block.insns.len());
     for insn in &block.insns {
         let instr = decoder.decode();
@@ -82,7 +83,8 @@ pub(super) fn translate<M: Machine>(
         if usize::from(insn.len) != instr.len() {
             return None;
         }
-        steps.push(Step::new(instr, std::ptr::from_ref(insn) as usize, insn.len));
+        let insn_at = std::ptr::from_ref(insn) as usize;
+        steps.push(Step::new(instr, insn_at, insn.len, &mut factory));
     }
     let mut after = ALL;
     for step in steps.iter_mut().rev() {
@@ -92,12 +94,12 @@ pub(super) fn translate<M: Machine>(
         }
         step.before = after;
     }
-    vector::look_ahead(&mut steps);
+    vector::look_ahead(&mut steps, &mut factory);
     let mut translator = Translator {
         asm: Asm::new(start),
         thunks,
         encoder: Encoder::new(64),
-        factory: InstructionInfoFactory::new(),
+        factory,
         live: steps.iter().map(|step| (step.offset, step.before)).collect(),
         aside: false,
         vectors: 0,
@@ -157,8 +159,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    fn new(instr: Instruction, insn: usize, len: u8) -> Self {
-        let kind = kind(&instr);
+    fn new(instr: Instruction, insn: usize, len: u8, factory: &mut InstructionInfoFactory) -> Self {
+        let kind = kind(&instr, factory);
         let effects = match kind {
             Kind::Outside => Effects::OUTSIDE,
             _ => Effects::of(&instr),
@@ -629,13 +631,24 @@ impl Translator<'_> {
 
     /// Pushes the return address.
     fn call(&mut self, step: &Step) {
+        let back = self.push_return_address(step);
+        self.after_outside_branch(step, back);
+    }
+
+    /// Destroys T0 and T1. Returns where it goes on if the call was executed outside.
+    fn push_return_address(&mut self, step: &Step) -> Label {
         self.asm.lea(T0, Address::at(SP, -8));
         let back = self.check(step, 8, true);
-        self.asm.load_field(T1, field!(page));
-        self.asm.lea(T1, Address::at(T1, step.next as i32));
+        self.address_in_page(T1, step.next.into());
         self.asm.store(Address::at(T0, 0), T1);
         self.asm.lea(SP, Address::at(SP, -8));
-        self.after_outside_branch(step, back);
+        back
+    }
+
+    /// `to` = the linear address `offset` bytes from the start of the page. Touches no flag.
+    fn address_in_page(&mut self, to: u8, offset: i64) {
+        self.asm.load_field(to, field!(page));
+        self.asm.lea(to, Address::at(to, offset as i32));
     }
 
     /// Where a branch was executed outside because its stack access was, it goes on by RIP.
@@ -723,12 +736,7 @@ impl Translator<'_> {
         self.asm.compare(T1, 1);
         self.asm.jump_if(Condition::A, no_address);
         self.asm.store_field(field!(target), T0);
-        self.asm.lea(T0, Address::at(SP, -8));
-        let back = self.check(step, 8, true);
-        self.asm.load_field(T1, field!(page));
-        self.asm.lea(T1, Address::at(T1, step.next as i32));
-        self.asm.store(Address::at(T0, 0), T1);
-        self.asm.lea(SP, Address::at(SP, -8));
+        let back = self.push_return_address(step);
         self.asm.load_field(T0, field!(target));
         self.stubs.push(Stub { label: no_address, work: self.work_outside(step, back) });
         back
@@ -753,23 +761,23 @@ impl Translator<'_> {
         if target <= offset.into() {
             self.poll(target);
         }
+        self.jump_to_link(|site| Work::Near { site, target });
+    }
+
+    fn branch_far(&mut self, target: i64) {
+        self.address_in_page(T0, target);
+        self.asm.store_field(field!(rcx), RCX);
+        self.jump_to_link(|site| Work::Far { site });
+    }
+
+    /// A jump to `work`, which is told where it stands, until it is linked.
+    fn jump_to_link(&mut self, work: impl FnOnce(u32) -> Work) {
         let label = self.asm.label();
         // The displacement is replaced while others run.
         self.asm.keep_together(5, 64);
         self.asm.jump(label);
         let site = self.asm.here() - 4;
-        self.stubs.push(Stub { label, work: Work::Near { site, target } });
-    }
-
-    fn branch_far(&mut self, target: i64) {
-        self.asm.load_field(T0, field!(page));
-        self.asm.lea(T0, Address::at(T0, target as i32));
-        self.asm.store_field(field!(rcx), RCX);
-        let label = self.asm.label();
-        self.asm.keep_together(5, 64);
-        self.asm.jump(label);
-        let site = self.asm.here() - 4;
-        self.stubs.push(Stub { label, work: Work::Far { site } });
+        self.stubs.push(Stub { label, work: work(site) });
     }
 
     fn branch_if(&mut self, step: &Step) {
@@ -856,8 +864,7 @@ impl Translator<'_> {
                 if aside {
                     self.asm.load_field(RCX, field!(rcx));
                 }
-                self.asm.load_field(T0, field!(page));
-                self.asm.lea(T0, Address::at(T0, target as i32));
+                self.address_in_page(T0, target);
                 self.asm.jump_to(self.thunks.leave);
             }
         }

@@ -29,8 +29,8 @@ pub(super) struct Vector {
 
 impl Vector {
     /// `None`: it is no vector instruction, or is executed outside.
-    pub(super) fn of(instr: &Instruction) -> Option<Self> {
-        let direct = direct(instr, &mut InstructionInfoFactory::new())?;
+    pub(super) fn of(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Self> {
+        let direct = direct(instr, factory)?;
         let needs = match direct.kind {
             _ if direct.legacy => X87,
             VectorKind::Avx => AVX,
@@ -41,7 +41,7 @@ impl Vector {
 }
 
 /// Finds what somebody behind relies on, unless something is executed outside by plan.
-pub(super) fn look_ahead(steps: &mut [Step]) {
+pub(super) fn look_ahead(steps: &mut [Step], factory: &mut InstructionInfoFactory) {
     let mut relied = 0;
     for step in steps.iter_mut().rev() {
         step.relied = relied;
@@ -51,7 +51,7 @@ pub(super) fn look_ahead(steps: &mut [Step]) {
             _ => {}
         }
     }
-    groups::find(steps);
+    groups::find(steps, factory);
 }
 
 /// The instruction as it runs here, on the memory so far behind T0.
