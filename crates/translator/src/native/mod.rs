@@ -12,8 +12,11 @@
 //! enters by the guard, which compares where its page leads to now with the frame that the code is of.
 #![allow(unsafe_code, reason = "runs generated code")]
 
+mod address;
 mod again;
+mod aside;
 mod asm;
+mod branch;
 mod cache;
 mod crossing;
 mod fields;
@@ -23,9 +26,13 @@ mod lane;
 mod listing;
 mod live;
 mod memory;
+mod operands;
 mod options;
+mod plain;
 mod select;
+mod stack;
 mod stats;
+mod stub;
 pub mod tables;
 mod thunks;
 mod translate;
