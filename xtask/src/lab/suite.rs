@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 const ATTEMPTS: usize = 3;
 
 /// The second has a processor that breaks nothing; with it the balloon's test takes too long on a busy host.
-fn processors(attempt: usize) -> Processors {
-    if attempt == 2 { Processors::One } else { Processors::Two }
+fn processors(args: &LabArgs, attempt: usize) -> Processors {
+    let usual = if attempt == 2 { Processors::One } else { Processors::Two };
+    args.processors.unwrap_or(usual)
 }
 
 pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
@@ -75,8 +76,8 @@ fn with_more_attempts(
     built: &[(Part, Programs)],
     environment: &Environment,
 ) -> Result<Outcome> {
-    let (mut outcome, mut made) = unless_it_crashes(ATTEMPTS, |processors| {
-        emulated(kit, args, built, &args.filters, environment, processors)
+    let (mut outcome, mut made) = unless_it_crashes(ATTEMPTS, |number| {
+        emulated(kit, args, built, &args.filters, environment, processors(args, number))
     })?;
     while made < ATTEMPTS {
         let failed = built.iter().filter(|(_, programs)| programs.failed(&outcome) > 0);
@@ -89,7 +90,7 @@ fn with_more_attempts(
         }
         eprintln!("\n*** lab: another attempt at {} ***\n", names.join(", "));
         let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names.clone()).collect();
-        let next = processors(made + 1);
+        let next = processors(args, made + 1);
         let more = emulated(kit, args, &failed, &filters, environment, next)?;
         if more.tests.passed + more.tests.failed < names.len() as u64 {
             break;
@@ -103,11 +104,11 @@ fn with_more_attempts(
 /// The outcome, and the number of the attempt that gave it.
 fn unless_it_crashes(
     attempts: usize,
-    attempt: impl Fn(Processors) -> Result<Outcome>,
+    attempt: impl Fn(usize) -> Result<Outcome>,
 ) -> Result<(Outcome, usize)> {
     let mut made = 1;
     loop {
-        match attempt(processors(made)) {
+        match attempt(made) {
             Err(error) if error.is::<Crashed>() && made < attempts => {
                 eprintln!("\n*** lab: another attempt, since {error:#} ***\n");
                 made += 1;
