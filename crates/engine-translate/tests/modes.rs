@@ -15,6 +15,7 @@ const AT_ONCE: Options = Options {
         link: true,
         link_far: true,
         indirect: true,
+        stack_slot: true,
         time: true,
         interrupts: true,
         bases: true,
@@ -92,6 +93,11 @@ fn system_calls_outside() {
 #[test]
 fn strings_outside() {
     with_native(|native| native.strings = false);
+}
+
+#[test]
+fn stack_looked_up() {
+    with_native(|native| native.stack_slot = false);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use vmm::config::TranslationConfig;
 
-const KEYS: &str = "write interpret, hot=N, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, \
+const KEYS: &str = "write interpret, hot=N, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, no-stack-slot, \
                     no-time, no-interrupts, no-bases, no-calls, no-strings, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
@@ -15,6 +15,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-links", None) => config.no_links = true,
             ("no-far-links", None) => config.no_far_links = true,
             ("no-jump-table", None) => config.no_jump_table = true,
+            ("no-stack-slot", None) => config.no_stack_slot = true,
             ("no-time", None) => config.no_time = true,
             ("no-interrupts", None) => config.no_interrupts = true,
             ("no-bases", None) => config.no_bases = true,
@@ -53,10 +54,12 @@ mod tests {
         let config = parse("code=1M,dump=0x1000040,no-links,hot=1");
         assert_eq!(config.as_ref(), Ok(&expected));
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
-        let all = parse("interpret,keep-flags,no-links,no-far-links,no-jump-table,perf-map");
+        let all = parse(
+            "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map",
+        );
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
-        assert!(all.no_jump_table && all.perf_map && !all.stats);
+        assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && !all.stats);
         assert!(!all.no_time && !all.no_calls);
         let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");
         assert!(all.no_time && all.no_interrupts && all.no_bases && all.no_calls && all.no_strings);

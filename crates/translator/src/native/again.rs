@@ -45,14 +45,7 @@ fn look(asm: &mut Asm, page: i32) {
     asm.load(RCX, Address::at(T1, page));
     asm.compare_registers(true, RCX, RDX);
     asm.jump_if(Condition::E, fail);
-    // See `second_index`.
-    asm.mov(RCX, T0);
-    asm.shift_right(RCX, 12);
-    asm.xor(RCX, T0);
-    asm.shift_right(RCX, 12);
-    asm.and_32(RCX, SECOND as i32 - 1);
-    asm.shift_left_32(RCX, ENTRY_SHIFT as u8);
-    asm.add_field(RCX, field!(second));
+    second_entry(asm, RCX, T0);
     asm.sub_memory(RDX, Address::at(RCX, page));
     asm.jump_if(Condition::NE, fail);
     let parts = [offset_of!(Translation, read), offset_of!(Translation, write)];
@@ -67,6 +60,23 @@ fn look(asm: &mut Asm, page: i32) {
     asm.sub_memory(T0, Address::at(T1, page));
     asm.pop(RDX);
     asm.pop(RCX);
+    return_behind_jump(asm);
+}
+
+/// `to` = the place of the second table's entry for address `va`.
+pub(super) fn second_entry(asm: &mut Asm, to: u8, va: u8) {
+    // See `second_index`.
+    asm.mov(to, va);
+    asm.shift_right(to, 12);
+    asm.xor(to, va);
+    asm.shift_right(to, 12);
+    asm.and_32(to, SECOND as i32 - 1);
+    asm.shift_left_32(to, ENTRY_SHIFT as u8);
+    asm.add_field(to, field!(second));
+}
+
+/// Returns behind a jump that stands behind the call.
+pub(super) fn return_behind_jump(asm: &mut Asm) {
     // ADD [RSP], JUMP
     asm.raw(&[0x48, 0x83, 0x04, 0x24, JUMP]);
     asm.ret();

@@ -275,6 +275,10 @@ impl Asm {
         self.memory(&[GS], true, &[0x03], to, field_at(field));
     }
 
+    pub(super) fn compare_with_field(&mut self, reg: u8, field: i32) {
+        self.memory(&[GS], true, &[0x3b], reg, field_at(field));
+    }
+
     pub(super) fn call_field(&mut self, field: i32) {
         self.memory(&[GS], false, &[0xff], 2, field_at(field));
     }

@@ -22,7 +22,7 @@ impl Translator<'_> {
     /// Destroys T0 and T1. Returns where it goes on if the call was executed outside.
     pub(super) fn push_return_address(&mut self, step: &Step) -> Label {
         self.asm.lea(T0, Address::at(SP, -8));
-        let back = self.check(step, 8, true);
+        let back = self.check_stack(step, 8, true);
         self.address_in_page(T1, step.next.into());
         self.asm.store(Address::at(T0, 0), T1);
         self.asm.lea(SP, Address::at(SP, -8));
@@ -55,7 +55,7 @@ impl Translator<'_> {
             Kind::Return => {
                 moved = 8 + if instr.op_count() == 1 { instr.immediate16() } else { 0 };
                 self.asm.mov(T0, SP);
-                let back = self.check(step, 8, false);
+                let back = self.check_stack(step, 8, false);
                 self.asm.load(T0, Address::at(T0, 0));
                 self.asm.lea(SP, Address::at(SP, i32::from(moved)));
                 self.take_flags_back();
@@ -104,7 +104,7 @@ impl Translator<'_> {
             self.asm.jump(back);
             return Some(back);
         }
-        let back = self.check(step, 8, false);
+        let back = self.check_any(step, 8, false);
         self.asm.load(T0, Address::at(T0, 0));
         Some(back)
     }

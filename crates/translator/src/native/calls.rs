@@ -83,6 +83,7 @@ impl Translator<'_> {
         }
         self.asm.store_field_byte(CPL, cpl);
         self.asm.store_field_constant(field!(system.moved), 1);
+        self.empty_slot();
         let to = [field!(translations), field!(second), field!(guards)];
         for (from, to) in (from..).step_by(8).zip(to) {
             self.asm.load_field(RAX, from);

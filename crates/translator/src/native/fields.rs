@@ -36,6 +36,12 @@ pub struct Fields {
     pub(super) translations: usize,
     /// The second one.
     pub(super) second: usize,
+    /// Page of the stack, if it may be read: see [`super::slot`].
+    pub(super) stack_read: u64,
+    /// The same if it may be written.
+    pub(super) stack_write: u64,
+    /// What is added to an address there to have the host's.
+    pub(super) stack_host: u64,
     /// The table of guards in use.
     pub(super) guards: usize,
     /// Where indirect branches look.

@@ -10,9 +10,9 @@ use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
 use super::fields::{Fields, Tables};
-use super::live;
 use super::thunks::Exit;
 use super::translate::ACCESS;
+use super::{live, slot};
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP, RSP, Width};
 use crate::insn::{Insn, InsnFlags};
@@ -239,8 +239,9 @@ fn undo_branch(cpu: &mut Cpu) -> bool {
 
 fn refresh<M: Machine>(core: &mut Core<M>) {
     live::refresh(core);
-    let Some(view) = core.machine.view() else { return };
     let fields = &mut core.cpu.native;
+    slot::empty(fields);
+    let Some(view) = core.machine.view() else { return };
     fields.translations = view.translations;
     fields.second = view.second;
     fields.guards = view.guards;

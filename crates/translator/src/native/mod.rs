@@ -31,6 +31,7 @@ mod operands;
 mod options;
 mod plain;
 mod select;
+mod slot;
 mod stack;
 mod stats;
 mod strings;

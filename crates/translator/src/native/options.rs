@@ -12,6 +12,8 @@ pub struct Options {
     pub link_far: bool,
     /// Indirect branches look their target up; else each comes out.
     pub indirect: bool,
+    /// The page of the stack is kept beside the tables of translations; else it is looked up as all are.
+    pub stack_slot: bool,
     /// RDTSC, RDTSCP and RDPID are in line; else by their handlers.
     pub time: bool,
     /// The same for CLI, STI and PUSHF.
@@ -31,6 +33,7 @@ impl Default for Options {
             link: true,
             link_far: true,
             indirect: true,
+            stack_slot: true,
             time: true,
             interrupts: true,
             bases: true,

@@ -55,7 +55,7 @@ impl Translator<'_> {
                 i32::try_from(instr.memory_displacement64() as i64).ok()?;
             }
             self.address(step)?;
-            let back = self.check(step, instr.memory_size().size(), write);
+            let back = self.check_any(step, instr.memory_size().size(), write);
             replace_memory(&mut instr, Register::R14);
             Some(back)
         } else {
@@ -97,7 +97,7 @@ impl Translator<'_> {
         let wide = size == 8;
         let (divisor, back) = if memory {
             self.address(step)?;
-            let back = self.check(step, size, false);
+            let back = self.check_any(step, size, false);
             let from = Address::at(T0, 0);
             if wide {
                 self.asm.load(T0, from);

@@ -187,3 +187,10 @@ fn needs_rex(register: Register) -> bool {
     let low = matches!(register, Register::SPL | Register::BPL | Register::SIL | Register::DIL);
     number >= 8 || number == 4 && !is_old_high(register) || low || register.size() == 8
 }
+
+/// Whether its memory operand is near where RSP points.
+pub(super) fn is_on_stack(instr: &Instruction) -> bool {
+    instr.memory_base() == Register::RSP
+        && instr.memory_index() == Register::None
+        && !matches!(instr.memory_segment(), Register::FS | Register::GS)
+}

@@ -11,7 +11,7 @@ const RBP: u8 = 5;
 impl Translator<'_> {
     pub(super) fn push(&mut self, step: &Step) -> Option<()> {
         self.asm.lea(T0, Address::at(SP, -8));
-        let back = self.check(step, 8, true);
+        let back = self.check_stack(step, 8, true);
         let top = Address::at(T0, 0);
         if step.instr.op0_kind() == OpKind::Register {
             let value = self.value_of(step.instr.op0_register().number() as u8, T1);
@@ -27,7 +27,7 @@ impl Translator<'_> {
 
     pub(super) fn pop(&mut self, step: &Step) {
         self.asm.mov(T0, SP);
-        let back = self.check(step, 8, false);
+        let back = self.check_stack(step, 8, false);
         let slot = step.instr.op0_register().number() as u8;
         if slot != 4 {
             self.asm.lea(SP, Address::at(SP, 8));
@@ -42,7 +42,7 @@ impl Translator<'_> {
 
     pub(super) fn leave(&mut self, step: &Step) {
         self.asm.mov(T0, RBP);
-        let back = self.check(step, 8, false);
+        let back = self.check_stack(step, 8, false);
         self.asm.lea(SP, Address::at(RBP, 8));
         self.asm.load(RBP, Address::at(T0, 0));
         self.asm.bind(back);

@@ -19,6 +19,8 @@ pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
     /// must be live behind it, at `next`.
     Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    /// Looks the page of the stack up, for an access of `size` bytes, and goes on with the host's address at `go`.
+    Stack { go: Label, size: u32, write: bool, outside: Box<Work> },
     /// Looks the page up in the second table, and goes on at `retry` if it is there.
     LookAgain { retry: Label, slow: Label, write: bool },
     /// An operand may lie in two pages; if it is not that, `slow`.
@@ -48,7 +50,15 @@ pub(super) enum Way {
 impl Translator<'_> {
     pub(super) fn stub(&mut self, stub: Stub) {
         self.asm.bind(stub.label);
-        match stub.work {
+        self.work(stub.work);
+    }
+
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Stack { go, size, write, outside } => {
+                self.stack_stub(go, size, write);
+                self.work(*outside);
+            }
             Work::Outside { insn, offset, back, aside, live, next } => {
                 if aside {
                     self.flags_from_field();

@@ -9,6 +9,7 @@ use super::asm::{Address, Asm};
 use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
 use super::live::{self, Live};
+use super::slot::Slot;
 use super::strings::Strings;
 
 /// Places of the thunks, in their order.
@@ -34,6 +35,7 @@ pub(super) struct Thunks {
     /// Those for operands in two pages.
     pub(super) crossing: Crossing,
     pub(super) again: Again,
+    pub(super) slot: Slot,
     pub(super) strings: Strings,
     /// Behind all of them.
     pub(super) end: u32,
@@ -162,6 +164,7 @@ impl Thunks {
         thunks.live = Live::emit(asm, refused);
         thunks.crossing = Crossing::emit(asm);
         thunks.again = Again::emit(asm);
+        thunks.slot = Slot::emit(asm);
         thunks.strings = Strings::emit(asm, thunks.again);
         thunks.end = asm.here();
         thunks

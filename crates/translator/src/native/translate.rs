@@ -93,6 +93,7 @@ pub(super) fn translate<M: Machine>(
     let mut translator = Translator {
         asm: Asm::new(start),
         thunks,
+        options,
         encoder: Encoder::new(64),
         factory,
         live: steps.iter().map(|step| (step.offset, step.before)).collect(),
@@ -186,6 +187,7 @@ impl Step {
 pub(super) struct Translator<'a> {
     pub(super) asm: Asm,
     pub(super) thunks: &'a Thunks,
+    pub(super) options: Options,
     pub(super) encoder: Encoder,
     pub(super) factory: InstructionInfoFactory,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.

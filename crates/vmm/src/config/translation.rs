@@ -23,6 +23,8 @@ pub struct TranslationConfig {
     pub no_far_links: bool,
     /// Indirect branches do not look their target up.
     pub no_jump_table: bool,
+    /// The page of the stack is looked up as all others are.
+    pub no_stack_slot: bool,
     /// RDTSC and its kin are executed by their handlers.
     pub no_time: bool,
     /// The same for CLI, STI and PUSHF.
@@ -59,6 +61,7 @@ impl TranslationConfig {
         options.native.link = !self.no_links;
         options.native.link_far = !self.no_far_links;
         options.native.indirect = !self.no_jump_table;
+        options.native.stack_slot = !self.no_stack_slot;
         options.native.time = !self.no_time;
         options.native.interrupts = !self.no_interrupts;
         options.native.bases = !self.no_bases;
