@@ -52,6 +52,18 @@ pub(crate) fn unload_module(name: &str) -> Result<()> {
     done(result)
 }
 
+/// What the kernel has said, as far as it remembers.
+pub(crate) fn kernel_log() -> Result<String> {
+    const READ_ALL: libc::c_int = 3;
+    let mut bytes = vec![0_u8; 1 << 18];
+    // SAFETY: as much memory as is said.
+    let length =
+        unsafe { libc::klogctl(READ_ALL, bytes.as_mut_ptr().cast(), bytes.len() as libc::c_int) };
+    done(length.into())?;
+    bytes.truncate(length as usize);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// reboot(2). Returns only if refused, or never for the commands that end the machine.
 pub(crate) fn reboot(command: libc::c_int) -> Result<()> {
     // SAFETY: no memory is passed.

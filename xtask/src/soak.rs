@@ -26,7 +26,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
     if args.engine == "kvm" && !lab::is_direct() {
         return lab::soak(how, args.processors);
     }
-    let kit = kit::prepare(&kit::GuestArgs::default())?;
+    let kit = kit::prepare(&kit::GuestArgs::everything())?;
     let tests: [&[&str]; 2] =
         [&["-p", "vmm", "--test", "leaks"], &["-p", "fathom", "--test", "guest"]];
     for test in tests {

@@ -19,22 +19,27 @@ pub(super) struct Image {
 }
 
 /// What tests and people have.
-pub(super) const COMMON: Image =
-    Image { packages: &["bash", "coreutils", "gzip", "python3", "sqlite3"], size: "320M" };
+pub(super) const COMMON: Image = Image {
+    packages: &["bash", "coreutils", "gzip", "python3", "sqlite3", "stress-ng"],
+    size: "320M",
+};
 /// That, and a compiler of C.
 pub(super) const COMPILER: Image = Image {
     packages: &["bash", "coreutils", "gzip", "python3", "sqlite3", "gcc", "libc6-dev"],
     size: "640M",
 };
 
-const CHECK_SCRIPT: &str = include_str!("check.sh");
+/// By the first a guest shows that all programs work, by the second that they go on working.
+const SCRIPTS: [(&str, &str); 2] =
+    [("check.sh", include_str!("check.sh")), ("stress.sh", include_str!("stress.sh"))];
 /// Raise it when an image made before is no longer good.
 const LAYOUT: u32 = 2;
 
 /// Build the image unless there is one by the same recipe.
 pub(super) fn build(kit: &Kit, image: &Image, file: &Path, refresh: bool) -> Result<()> {
     let Image { packages, size } = image;
-    let recipe = format!("layout {LAYOUT}, {size}\n{}\n{CHECK_SCRIPT}", packages.join(" "));
+    let scripts = SCRIPTS.map(|(_, script)| script).concat();
+    let recipe = format!("layout {LAYOUT}, {size}\n{}\n{scripts}", packages.join(" "));
     let kept = file.with_extension("recipe");
     let same = file.is_file() && fs::read_to_string(&kept).is_ok_and(|old| old == recipe);
     if same && !refresh {
@@ -98,9 +103,10 @@ fn finish(root: &Path) -> Result<()> {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\n")?;
     fs::write(root.join("etc/hostname"), "fathom\n")?;
-    // By this script a guest shows that all of them work.
-    fs::write(root.join("check.sh"), CHECK_SCRIPT)?;
-    fs::set_permissions(root.join("check.sh"), fs::Permissions::from_mode(0o755))?;
+    for (name, script) in SCRIPTS {
+        fs::write(root.join(name), script)?;
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?;
+    }
     let shell = root.join("bin/sh");
     if !shell.exists() {
         symlink("bash", &shell)?;

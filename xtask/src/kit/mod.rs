@@ -9,8 +9,8 @@
 //! .kit/guest                our guest program, statically linked
 //! .kit/initramfs.cpio       /init is the guest program; with the cloud kernel's modules
 //! .kit/initramfs-full.cpio  the same for linux-image-amd64
-//! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3
-//!                           and /check.sh, which shows that they work
+//! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3, stress-ng,
+//!                           /check.sh, which shows that they work, and /stress.sh for the last
 //! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
 //! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
@@ -42,7 +42,7 @@ pub(crate) struct GuestArgs {
     /// Also fetch linux-image-amd64, the kernel for ordinary machines
     #[arg(long)]
     full: bool,
-    /// Also build a disk image with Debian's bash, coreutils, gzip, python3 and sqlite3
+    /// Also build a disk image with Debian's bash, coreutils, gzip, python3, sqlite3 and stress-ng
     #[arg(long)]
     disk: bool,
     /// Fetch everything anew, to follow Debian's updates

@@ -12,10 +12,12 @@ const MAX_EXTENDED_AMD: u32 = EXTENDED + 0x21;
 /// Rates of TSC and APIC timer in kHz, as VMware began and KVM's documentation has it.
 const FREQUENCIES: u32 = HYPERVISOR + 0x10;
 
-/// The vendor of the common model: user programs choose code by feature bits alone.
+/// The vendor of the common model.
 const VENDOR: &[u8; 12] = b"GenuineIntel";
-/// Family 6, model 0x8f, stepping 8: no special cases in Linux beyond what the bits say.
-const SIGNATURE: u32 = 0x0008_06f8;
+/// Family 6, model 0x60, stepping 1, which no processor has: Linux has no special cases for it beyond what the bits
+/// say, and neither has a program. One that has code for a processor by its name (`arch=` in GCC's `target_clones`,
+/// `__builtin_cpu_is`) does not ask for feature bits; by the number of a processor with AVX-512 it would use that.
+const SIGNATURE: u32 = 0x0006_0601;
 const BRAND: &[u8] = b"Fathom virtual processor";
 
 /// Width of physical addresses in the common model: what the translator's page walk has.
@@ -53,7 +55,7 @@ const HOST: &str = "the host's";
 #[rustfmt::skip]
 pub const LEAVES: &[LeafRule] = &[
     leaf((0, 0), "vendor, highest leaf", "GenuineIntel, 0xd", "the host's vendor, 0xd"),
-    leaf((1, 1), "signature, APIC id, number of vCPUs, CLFLUSH line; features", "family 6, model 0x8f, stepping 8", "the host's signature"),
+    leaf((1, 1), "signature, APIC id, number of vCPUs, CLFLUSH line; features", "family 6, model 0x60, stepping 1", "the host's signature"),
     leaf((2, 2), "cache descriptors", "see leaf 4", "see leaf 4; nothing on AMD"),
     leaf((4, 4), "caches", "L1 32 KiB twice, L2 1 MiB, L3 16 MiB for all vCPUs", "the host's, L3 for all vCPUs; nothing on AMD"),
     leaf((7, 7), "number of sub-leaves; features", "as many as have bits", SAME),
