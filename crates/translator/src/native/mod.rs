@@ -16,6 +16,7 @@ mod address;
 mod again;
 mod aside;
 mod asm;
+mod bits;
 mod branch;
 mod cache;
 mod calls;
