@@ -148,7 +148,7 @@ fn has_plain_prefixes(instr: &Instruction, kind: Kind) -> bool {
     // Those of vector instructions are part of their names, or idle.
     let vector = matches!(kind, Kind::Vector(_));
     let may_lock = matches!(kind, Kind::Same | Kind::BitString);
-    !(lock && !may_lock) && (branch || vector || lock || !repeats)
+    (!lock || may_lock) && (branch || vector || lock || !repeats)
 }
 
 /// Addresses of 64 bits and without a fixed 64-bit displacement; a byte register of the old kind only where
