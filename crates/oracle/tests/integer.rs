@@ -29,6 +29,14 @@ fn translated_integer_instructions() {
     singles(translated(), INTEGER, Bitness::Bits64, 300_000);
 }
 
+/// What is done in line, a page at a time, over borders, in itself and into faults.
+#[test]
+fn translated_moves_and_stores_of_strings() {
+    use iced_x86::Mnemonic::{Movsb, Movsd, Movsq, Movsw, Stosb, Stosd, Stosq, Stosw};
+    let strings = [Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq];
+    singles(translated(), &strings, Bitness::Bits64, 100_000);
+}
+
 #[test]
 fn branches() {
     singles(Ours::Interpreter, BRANCHES, Bitness::Bits64, 100_000);

@@ -3,7 +3,7 @@
 use translator::{InsnFlags, Machine, Stop};
 use x86::{Segment, cr0, cr4, efer, paging};
 
-use super::{SystemInsn, operand_size, privileged, selector_source, set_register};
+use super::{SystemInsn, go_on, go_on_in, operand_size, privileged, selector_source, set_register};
 use crate::segments;
 use crate::system::Core;
 use crate::walk::PHYSICAL_BITS;
@@ -59,7 +59,12 @@ pub(super) fn mov_to_cr(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> 
     match insn.aux {
         0 => set_cr0(core, value)?,
         2 => core.machine.regs.cr2 = value,
-        3 => set_cr3(core, value)?,
+        3 => {
+            let here = core.cpu.rip().wrapping_sub(insn.len.into());
+            let before = core.machine.tlb.fetch(here);
+            set_cr3(core, value)?;
+            return go_on_in(core, here, before);
+        }
         4 => set_cr4(core, value)?,
         8 if value > 0xf => return Err(core.machine.gp(0)),
         8 => {
@@ -218,7 +223,9 @@ pub(super) fn invlpg(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     if paging::is_canonical(at) {
         core.machine.tlb.flush_page(at);
     }
-    Err(Stop::End)
+    // As far away as no page is large.
+    let apart = (at ^ core.cpu.rip()) >> 30 != 0;
+    if apart { go_on(core) } else { Err(Stop::End) }
 }
 
 pub(super) fn invpcid(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {

@@ -26,14 +26,14 @@ pub(super) fn cli(core: &mut Core) -> Result<(), Stop> {
 
 pub(super) fn sti(core: &mut Core) -> Result<(), Stop> {
     check_iopl(core)?;
-    if !core.cpu.flag(rflags::IF) {
-        core.cpu.shadow = true;
+    if core.cpu.flag(rflags::IF) {
+        return Ok(());
     }
+    core.cpu.shadow = true;
     core.cpu.set_flags(rflags::IF, rflags::IF);
     core.machine.open_window();
-    // Where nothing waits the next instruction may follow at once. What comes meanwhile is held back for
-    // another one then, if somebody looks: nothing that a guest could rely on.
-    go_on(core)
+    // The next instruction runs alone: behind it the shadow is over.
+    Err(Stop::End)
 }
 
 pub(super) fn pushf(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {

@@ -27,6 +27,16 @@ fn go_on(core: &Core) -> Result<(), Stop> {
     if stays && !core.machine.look { Ok(()) } else { Err(Stop::End) }
 }
 
+/// The same where translations may have changed too, if fetches from the page at `page` come from where they did
+/// `before`: what runs there now is what was to run.
+fn go_on_in(core: &mut Core, page: u64, before: Option<u64>) -> Result<(), Stop> {
+    if before.is_none() || core.machine.tlb.fetch(page) != before {
+        return Err(Stop::End);
+    }
+    core.machine.end = false;
+    go_on(core)
+}
+
 /// Executes one system instruction; the operands are where `translator::decode::system` says.
 pub(crate) fn execute(core: &mut Core, op: SystemOp, insn: &SystemInsn) -> Result<(), Stop> {
     use SystemOp as Op;

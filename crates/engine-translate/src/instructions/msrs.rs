@@ -1,10 +1,10 @@
 //! RDMSR and WRMSR: the registers of [`x86::model::MSRS`] that this engine's processor has.
 
-use translator::Stop;
+use translator::{Machine, Stop};
 use x86::{Gpr, cr0, efer, msr, paging};
 
 use super::model::{pair, set_pair, tsc};
-use super::privileged;
+use super::{go_on, privileged};
 use crate::apic::Effect;
 use crate::system::Core;
 
@@ -86,7 +86,8 @@ pub(super) fn wrmsr(core: &mut Core) -> Result<(), Stop> {
         tracing::debug!("wrmsr {index:#x} = {value:#x}: refused");
         return Err(core.machine.gp(0));
     }
-    Err(Stop::End)
+    // One that sends may have sent to itself.
+    if core.machine.attention() { Err(Stop::End) } else { go_on(core) }
 }
 
 /// Takes up a saved register, which may be one that instructions cannot write. False: no such register, or

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use iced_x86::Register;
+use iced_x86::{Instruction, Register};
 
 use super::asm::{Address, Condition, Label};
 use super::fields::{T0, T1, field, host, register, segment_base};
@@ -99,6 +99,12 @@ impl Translator<'_> {
         self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
         back
     }
+}
+
+/// Whether an address that is relative to RIP can be emitted.
+pub(super) fn displacement_fits(instr: &Instruction) -> bool {
+    let displacement = instr.memory_displacement64() as i64;
+    instr.memory_base() != Register::RIP || i32::try_from(displacement).is_ok()
 }
 
 /// Base-two logarithm of the size of a [`Translation`].

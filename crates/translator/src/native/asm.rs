@@ -414,6 +414,11 @@ impl Asm {
         self.raw(&[0xc4, r | 0x40 | b | 3, 0xfb, 0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
     }
 
+    /// Sign-extends the lower half.
+    pub(super) fn extend_32(&mut self, to: u8, from: u8) {
+        self.registers(true, &[0x63], to, from);
+    }
+
     /// The upper half becomes zero.
     pub(super) fn low_32(&mut self, to: u8, from: u8) {
         self.registers(false, &[0x89], from, to);
@@ -656,6 +661,54 @@ mod tests {
                 "test r14b,1Fh",
             ],
         );
+    }
+
+    #[test]
+    fn what_the_system_needs_is_encoded() {
+        check(
+            |asm| {
+                asm.load_field_byte(13, 8);
+                asm.compare_field_byte(8, 3);
+                asm.store_field_byte(8, 1);
+                asm.test_field(8, 0x400);
+                asm.and_field(8, !0x200);
+                asm.or_field(8, 0x200);
+                asm.and_memory(13, Address::at(14, 8));
+                asm.test_bits(11, 0x4_0100);
+                asm.shift_left(2, 32);
+                asm.extend_32(13, 9);
+                asm.low_32(14, 9);
+                asm.or_32(2, -4096);
+                asm.negate_32(13);
+                asm.move_if(Condition::B, 2, 14);
+                asm.read_tsc();
+            },
+            &[
+                "movzx r13d,byte ptr gs:[8]",
+                "cmp byte ptr gs:[8],3",
+                "mov byte ptr gs:[8],1",
+                "test dword ptr gs:[8],400h",
+                "and dword ptr gs:[8],0FFFFFDFFh",
+                "or dword ptr gs:[8],200h",
+                "and r13,[r14+8]",
+                "test r11d,40100h",
+                "shl rdx,20h",
+                "movsxd r13,r9d",
+                "mov r14d,r9d",
+                "or edx,0FFFFF000h",
+                "neg r13d",
+                "cmovb rdx,r14",
+                "lfence",
+                "rdtsc",
+            ],
+        );
+        let mut asm = Asm::new(0);
+        (0..4).for_each(|scale| asm.repeat_string(true, scale));
+        (0..4).for_each(|scale| asm.repeat_string(false, scale));
+        // REP MOVSB, MOVSW, MOVSD, MOVSQ; the same of STOS.
+        let moves = [0xf3, 0xa4, 0x66, 0xf3, 0xa5, 0xf3, 0xa5, 0xf3, 0x48, 0xa5];
+        let stores = [0xf3, 0xaa, 0x66, 0xf3, 0xab, 0xf3, 0xab, 0xf3, 0x48, 0xab];
+        assert_eq!(asm.finish(), [moves, stores].concat());
     }
 
     #[test]

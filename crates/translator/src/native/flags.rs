@@ -90,5 +90,9 @@ mod tests {
         let mov = effects(&[0x48, 0x89, 0xc8]);
         assert_eq!((mov.writes, mov.before(ALL)), (0, ALL));
         assert_eq!(cmp.before(ALL), 0);
+        // PUSHFQ, whose code takes them from where they were put aside.
+        assert_eq!(effects(&[0x9c]).reads, ALL);
+        let cli = effects(&[0xfa]);
+        assert_eq!((cli.reads, cli.writes), (0, 0));
     }
 }

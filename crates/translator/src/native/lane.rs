@@ -296,6 +296,7 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
         counts.accesses += 1;
     }
     core.cpu.regs[REG_RIP as usize] = start.wrapping_add(u64::from(insn.len));
+    let shadow = std::mem::take(&mut core.cpu.shadow);
     let stop = match (insn.handler)(core, insn) {
         Ok(()) if core.machine.must_end() => Stop::End,
         Ok(()) => {
@@ -314,6 +315,7 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
         }
         Stop::Retry => {
             core.cpu.set_rip(start);
+            core.cpu.shadow |= shadow;
             Exit::RETRY
         }
     }

@@ -4,6 +4,9 @@
 //! a table of translations that is looked up in line; what is rare or privileged is executed by the
 //! interpreter's handler, outside. Branches lead from block to block once they have been taken.
 //!
+//! What an operating system does all the time is in line where nothing else can come of it: `system`, `calls` and
+//! `strings`.
+//!
 //! Vector and x87 instructions run as they are too, on the host's registers: `live` moves the guest's there
 //! and back, `vector` and `groups` select and emit, `crossing` is for operands in two pages.
 //!
@@ -16,6 +19,7 @@ mod address;
 mod again;
 mod aside;
 mod asm;
+mod bits;
 mod branch;
 mod cache;
 mod calls;

@@ -16,7 +16,7 @@ pub struct Options {
     pub stack_slot: bool,
     /// RDTSC, RDTSCP and RDPID are in line; else by their handlers.
     pub time: bool,
-    /// The same for CLI, STI and PUSHF.
+    /// The same for CLI, STI, CLD and PUSHF.
     pub interrupts: bool,
     /// The same for SWAPGS and RDFSBASE and its kin.
     pub bases: bool,

@@ -4,6 +4,7 @@ use std::mem;
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use super::address::displacement_fits;
 use super::asm::{Address, Condition, Label};
 use super::fields::{RIP, T0, T1, host, register};
 use super::operands::{Spilled, writes};
@@ -51,8 +52,8 @@ impl Translator<'_> {
             let write =
                 self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
             // Nothing may be emitted if the displacement cannot be.
-            if instr.memory_base() == Register::RIP {
-                i32::try_from(instr.memory_displacement64() as i64).ok()?;
+            if !displacement_fits(&instr) {
+                return None;
             }
             self.address(step)?;
             let back = self.check_any(step, instr.memory_size().size(), write);

@@ -18,8 +18,11 @@ pub(super) enum Kind {
     /// Nothing is left of it.
     Nothing,
     Divide,
+    /// BT and its kin, with a bit number in a register.
+    BitString,
     Lea,
     Push,
+    PushMemory,
     Pop,
     Leave,
     Jump,
@@ -32,6 +35,17 @@ pub(super) enum Kind {
     Repeat(Repeat),
     /// By its handler, outside.
     Outside,
+}
+
+impl Kind {
+    /// Whether the block ends with it, in line.
+    pub(super) fn is_branch(self) -> bool {
+        let branch = matches!(
+            self,
+            Self::Jump | Self::JumpIf | Self::Call | Self::JumpTo | Self::CallTo | Self::Return
+        );
+        branch || matches!(self, Self::System(system) if system.ends_block())
+    }
 }
 
 /// See [`Kind`].
@@ -72,6 +86,7 @@ fn by_mnemonic(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kin
         | Prefetchnta | Prefetchw => nothing(instr),
         Div | Idiv => divide(instr),
         Lea => Kind::Lea,
+        Push if instr.code() == Code::Push_rm64 && has_memory(instr) => Kind::PushMemory,
         Push => stack(instr, Kind::Push),
         Pop => stack(instr, Kind::Pop),
         Leave if instr.code() == Code::Leaveq => Kind::Leave,
@@ -95,8 +110,10 @@ fn branch(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kind {
 
 /// With a bit number in a register the operand may lie far from its address.
 fn bit_test(instr: &Instruction) -> Kind {
-    let far = instr.op0_kind() == OpKind::Memory && instr.op1_kind() == OpKind::Register;
-    if far { Kind::Outside } else { Kind::Same }
+    if instr.op0_kind() != OpKind::Memory || instr.op1_kind() != OpKind::Register {
+        return Kind::Same;
+    }
+    if instr.op1_register().size() == 2 { Kind::Outside } else { Kind::BitString }
 }
 
 /// By 32 and 64 bits.
@@ -111,7 +128,7 @@ fn nothing(instr: &Instruction) -> Kind {
     if instr.has_lock_prefix() { Kind::Outside } else { Kind::Nothing }
 }
 
-/// Pushes and pops of eight bytes, not from or to memory.
+/// Pushes and pops of eight bytes, of a register or a constant.
 fn stack(instr: &Instruction, kind: Kind) -> Kind {
     use Code::{Pop_r64, Push_r64, Pushq_imm8, Pushq_imm32};
     match instr.code() {
@@ -130,7 +147,8 @@ fn has_plain_prefixes(instr: &Instruction, kind: Kind) -> bool {
     let lock = instr.has_lock_prefix();
     // Those of vector instructions are part of their names, or idle.
     let vector = matches!(kind, Kind::Vector(_));
-    !(lock && kind != Kind::Same) && (branch || vector || lock || !repeats)
+    let may_lock = matches!(kind, Kind::Same | Kind::BitString);
+    (!lock || may_lock) && (branch || vector || lock || !repeats)
 }
 
 /// Addresses of 64 bits and without a fixed 64-bit displacement; a byte register of the old kind only where

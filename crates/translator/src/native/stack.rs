@@ -3,7 +3,7 @@
 use iced_x86::OpKind;
 
 use super::asm::Address;
-use super::fields::{SP, T0, T1, host, register};
+use super::fields::{SP, T0, T1, field, host, register};
 use super::translate::{Step, Translator};
 
 const RBP: u8 = 5;
@@ -23,6 +23,24 @@ impl Translator<'_> {
         self.asm.lea(SP, Address::at(SP, -8));
         self.asm.bind(back);
         Some(())
+    }
+
+    /// Where the second access is made outside, so is the first once more.
+    pub(super) fn push_memory(&mut self, step: &Step) {
+        if self.address(step).is_none() {
+            self.outside(step);
+            return;
+        }
+        let loaded = self.check(step, 8, false);
+        self.asm.load(T1, Address::at(T0, 0));
+        self.asm.store_field(field!(target), T1);
+        self.asm.lea(T0, Address::at(SP, -8));
+        let stored = self.check(step, 8, true);
+        self.asm.load_field(T1, field!(target));
+        self.asm.store(Address::at(T0, 0), T1);
+        self.asm.lea(SP, Address::at(SP, -8));
+        self.asm.bind(loaded);
+        self.asm.bind(stored);
     }
 
     pub(super) fn pop(&mut self, step: &Step) {

@@ -193,3 +193,34 @@ fn run(asm: &mut Asm, repeat: Repeat) {
     }
     asm.pop(RCX);
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn of(bytes: &[u8]) -> Option<Repeat> {
+        let instr = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+        Repeat::of(&instr, Options::default())
+    }
+
+    #[test]
+    fn only_what_the_thunks_do_is_theirs() {
+        assert_eq!(of(&[0xf3, 0xa4]), Some(Repeat { moves: true, scale: 0 }));
+        assert_eq!(of(&[0xf3, 0x48, 0xa5]), Some(Repeat { moves: true, scale: 3 }));
+        assert_eq!(of(&[0x66, 0xf3, 0xab]), Some(Repeat { moves: false, scale: 1 }));
+        // Segments without a base.
+        assert!(of(&[0x2e, 0xf3, 0xa4]).is_some());
+        let others: [&[u8]; 6] = [
+            // Once; REPNE; from FS; addresses of 32 bits; LODS; MOVSD of SSE.
+            &[0xa4],
+            &[0xf2, 0xa4],
+            &[0x64, 0xf3, 0xa4],
+            &[0x67, 0xf3, 0xaa],
+            &[0xf3, 0xac],
+            &[0xf2, 0x0f, 0x10, 0xc1],
+        ];
+        assert!(others.iter().all(|bytes| of(bytes).is_none()));
+    }
+}

@@ -31,6 +31,7 @@ pub(super) enum System {
     Rdpid,
     Cli,
     Sti,
+    Cld,
     Pushf,
     Swapgs,
     /// Of this segment, so many bytes.
@@ -49,6 +50,7 @@ impl System {
             Code::Rdpid_r64 => (Self::Rdpid, options.time),
             Code::Cli => (Self::Cli, options.interrupts),
             Code::Sti => (Self::Sti, options.interrupts),
+            Code::Cld => (Self::Cld, options.interrupts),
             Code::Pushfq => (Self::Pushf, options.interrupts),
             Code::Swapgs => (Self::Swapgs, options.bases),
             Code::Rdfsbase_r32 => (Self::ReadBase(FS, 4), options.bases),
@@ -90,6 +92,7 @@ impl Translator<'_> {
             System::Rdpid => self.rdpid(step),
             System::Cli => self.cli(step),
             System::Sti => self.sti(step),
+            System::Cld => self.cld(step),
             System::Pushf => self.pushf(step),
             System::Swapgs => self.swapgs(step),
             System::ReadBase(segment, size) => self.read_base(step, segment, size),
@@ -155,8 +158,13 @@ impl Translator<'_> {
         self.asm.bind(ways.back);
     }
 
-    /// Where nothing waits: whatever comes later sets the byte that branches look at. Nobody asks for the shadow before
-    /// the core comes out, which it may for the next instruction.
+    fn cld(&mut self, step: &Step) {
+        self.put_flags_aside(step.before);
+        self.asm.and_field(RFLAGS, !(rflags::DF as u32));
+    }
+
+    /// Where nothing waits: whatever comes later sets the byte that branches look at. The shadow is there for the next
+    /// instruction, for which the core may come out.
     fn sti(&mut self, step: &Step) {
         let ways = self.ways(step);
         self.refuse_privileged(&ways);
@@ -168,7 +176,8 @@ impl Translator<'_> {
         self.asm.bind(ways.back);
     }
 
-    /// Behind the instruction that follows STI. None that casts a shadow itself goes on in the block.
+    /// Behind the instruction that follows STI, or before it where it is a branch: whatever a branch comes out for is
+    /// behind it, or an exception. None that casts a shadow itself goes on in the block.
     pub(super) fn end_shadow(&mut self) {
         self.asm.store_field_byte(SHADOW, 0);
     }
@@ -254,5 +263,35 @@ impl Translator<'_> {
         self.asm.lea(T1, Address::at(T1, 1));
         self.asm.compare(T1, 1);
         self.refuse_if(Condition::A, ways);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    #[test]
+    fn each_is_in_line_unless_its_switch_is_off() {
+        let all = Options::default();
+        let cases: [(&[u8], System, Options); 6] = [
+            (&[0x0f, 0x31], System::Rdtsc { aux: false }, Options { time: false, ..all }),
+            (&[0xfb], System::Sti, Options { interrupts: false, ..all }),
+            (&[0x9c], System::Pushf, Options { interrupts: false, ..all }),
+            (&[0x0f, 0x01, 0xf8], System::Swapgs, Options { bases: false, ..all }),
+            (&[0x0f, 0x05], System::Syscall, Options { calls: false, ..all }),
+            (&[0x48, 0x0f, 0x07], System::Sysret, Options { calls: false, ..all }),
+        ];
+        for (bytes, expected, off) in cases {
+            let instr = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+            assert_eq!(System::of(&instr, all), Some(expected));
+            assert_eq!(System::of(&instr, off), None);
+        }
+        // SYSRET to code of 32 bits, PUSHF of 16.
+        for bytes in [[0x0f, 0x07].as_slice(), &[0x66, 0x9c]] {
+            let instr = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+            assert_eq!(System::of(&instr, all), None);
+        }
     }
 }

@@ -81,6 +81,10 @@ pub(super) fn translate<M: Machine>(
         let insn_at = std::ptr::from_ref(insn) as usize;
         steps.push(Step::new(instr, insn_at, insn.len, options, &mut factory));
     }
+    // Behind it is nobody who ends the shadow.
+    if let Some(last) = steps.last_mut().filter(|last| last.kind == Kind::System(System::Sti)) {
+        (last.kind, last.effects) = (Kind::Outside, Effects::OUTSIDE);
+    }
     let mut after = ALL;
     for step in steps.iter_mut().rev() {
         step.after = after;
@@ -212,6 +216,9 @@ impl Translator<'_> {
         let (mut open, mut shadow) = (true, false);
         for step in steps {
             self.marks.push(self.asm.here());
+            if shadow && step.kind.is_branch() {
+                self.end_shadow();
+            }
             open = self.step(step)?;
             if shadow && open {
                 self.end_shadow();
@@ -258,8 +265,14 @@ impl Translator<'_> {
                 return Some(!system.ends_block());
             }
             Kind::Repeat(repeat) => self.repeat(step, repeat),
+            Kind::BitString => {
+                if self.bit_string(step).is_none() {
+                    self.outside(step);
+                }
+            }
             Kind::Lea => self.address_of(step)?,
             Kind::Push => self.push(step)?,
+            Kind::PushMemory => self.push_memory(step),
             Kind::Pop => self.pop(step),
             Kind::Leave => self.leave(step),
             Kind::Jump => {

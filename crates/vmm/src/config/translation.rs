@@ -27,7 +27,7 @@ pub struct TranslationConfig {
     pub no_stack_slot: bool,
     /// RDTSC and its kin are executed by their handlers.
     pub no_time: bool,
-    /// The same for CLI, STI and PUSHF.
+    /// The same for CLI, STI, CLD and PUSHF.
     pub no_interrupts: bool,
     /// The same for SWAPGS and the instructions for the bases of FS and GS.
     pub no_bases: bool,

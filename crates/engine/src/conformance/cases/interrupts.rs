@@ -3,7 +3,7 @@
 use super::prelude::*;
 
 cases!(
-    "interrupts": masked, sti_shadow, sti_cli, mov_ss_shadow, popf_and_iret, task_priority, priority,
+    "interrupts": masked, sti_shadow, sti_cli, sti_before, sti_request, mov_ss_shadow, popf_and_iret, task_priority, priority,
     in_service, pending_once_more, request_registers, halt, icr_forms, nmi, nmi_blocked, registers,
     eoi_value, disabled, unmasked_by_instruction,
 );
@@ -73,6 +73,62 @@ fn sti_cli(engine: &dyn Engine) {
     })
     .run();
     assert_eq!(record.log, [1, IRQ | VECTOR, 2]);
+}
+
+/// What comes after the shadow is over is taken at once; RFLAGS shows what STI and CLI did.
+fn sti_before(engine: &dyn Engine) {
+    let record = Rig::with(engine, |a| {
+        a.enable_apic()?;
+        for _ in 0..3 {
+            let (mut here, mut over) = (a.create_label(), a.create_label());
+            a.lea(r13, ptr(here))?;
+            a.sti()?;
+            a.nop()?;
+            a.pushfq()?;
+            a.pop(rbx)?;
+            a.write_msr(apic::SELF_IPI, VECTOR.into())?;
+            a.set_label(&mut here)?;
+            a.jmp(over)?;
+            a.set_label(&mut over)?;
+            a.cli()?;
+            a.pushfq()?;
+            a.pop(rax)?;
+            a.shl(eax, 16)?;
+            a.mov(ax, bx)?;
+            a.and(eax, 0x0200_0200)?;
+            a.log_eax()?;
+            // Ends what the handler began.
+            a.write_msr(apic::EOI, 0)?;
+        }
+        a.nop()
+    })
+    .run();
+    assert_eq!(record.log, [IRQ | VECTOR, 0x200, IRQ | VECTOR, 0x200, IRQ | VECTOR, 0x200]);
+    assert!(record.frames.iter().all(|frame| frame.rip == frame.mark), "taken late");
+}
+
+/// The instruction in the shadow of STI may be the one that requests.
+fn sti_request(engine: &dyn Engine) {
+    let record = Rig::with(engine, |a| {
+        a.enable_apic()?;
+        for _ in 0..3 {
+            let mut here = a.create_label();
+            a.lea(r13, ptr(here))?;
+            a.mov(ecx, apic::SELF_IPI)?;
+            a.mov(eax, VECTOR)?;
+            a.xor(edx, edx)?;
+            a.sti()?;
+            a.wrmsr()?;
+            a.set_label(&mut here)?;
+            a.nop()?;
+            a.cli()?;
+            a.write_msr(apic::EOI, 0)?;
+        }
+        a.nop()
+    })
+    .run();
+    assert_eq!(record.log, [IRQ | VECTOR; 3]);
+    assert!(record.frames.iter().all(|frame| frame.rip == frame.mark), "taken elsewhere");
 }
 
 /// The instruction after MOV SS is never separated from it.

@@ -4,7 +4,8 @@ use super::prelude::*;
 
 cases!(
     "strings": moves, backwards, overlap, stores_and_loads, compares, scans, source_fault,
-    destination_fault, element_across, backwards_fault, resumed, zero_count, interrupted, large,
+    destination_fault, element_across, backwards_fault, resumed, zero_count, every_border,
+    interrupted, large,
 );
 
 /// Logs RCX, RSI, RDI.
@@ -263,6 +264,57 @@ fn zero_count(engine: &dyn Engine) {
     let record = rig.run();
     assert_eq!(record.faults(), []);
     assert_eq!(record.log, [1, 0, window(5) as u32, window(5) as u32]);
+}
+
+/// Short ones from and to around the ends of pages, of each size, again and again.
+fn every_border(engine: &dyn Engine) {
+    const LEN: usize = 0x400;
+    let (from, to) = (DATA + 0x1000 - 24, DATA + 0x8000 - 20);
+    let mut rig = Rig::with(engine, |a| {
+        let mut again = a.create_label();
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut again)?;
+        for element in 0..4 {
+            a.lea(rsi, ptr(rbx + from))?;
+            a.lea(rdi, ptr(rbx * 2 + to))?;
+            a.mov(ecx, 9)?;
+            match element {
+                0 => a.rep().movsb()?,
+                1 => a.rep().movsw()?,
+                2 => a.rep().movsd()?,
+                _ => a.rep().movsq()?,
+            }
+            a.mov(ecx, 3)?;
+            a.mov(rax, 0xf1f2_f3f4_f5f6_f7f8u64)?;
+            match element {
+                0 => a.rep().stosb()?,
+                1 => a.rep().stosw()?,
+                2 => a.rep().stosd()?,
+                _ => a.rep().stosq()?,
+            }
+            log_progress(a)?;
+        }
+        a.inc(ebx)?;
+        a.cmp(ebx, 40)?;
+        a.jb(again)
+    });
+    let source = counting(LEN);
+    rig.write(from, &source);
+    let mut model = vec![0; LEN];
+    let mut log = Vec::new();
+    for start in 0..40 {
+        for size in [1, 2, 4, 8] {
+            let (moved, end) = (9 * size, 2 * start + 12 * size);
+            model[2 * start..2 * start + moved].copy_from_slice(&source[start..start + moved]);
+            for stored in model[2 * start + moved..end].chunks_exact_mut(size) {
+                stored.copy_from_slice(&0xf1f2_f3f4_f5f6_f7f8u64.to_le_bytes()[..size]);
+            }
+            log.extend([0, from as u32 + (start + moved) as u32, to as u32 + end as u32]);
+        }
+    }
+    let record = rig.run();
+    assert_eq!(record.log, log);
+    assert!(rig.bytes(to, LEN) == model, "copy differs");
 }
 
 /// Interrupts come between iterations, with RIP at the instruction, and nothing is lost.

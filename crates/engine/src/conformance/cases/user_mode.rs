@@ -4,7 +4,7 @@ use super::prelude::*;
 use x86::{cr4, msr, rflags};
 
 cases!(
-    "user_mode": syscall, syscall_flags, syscall_disabled, iretq_and_int, interrupt_stack, privileged,
+    "user_mode": syscall, syscall_flags, syscall_again, syscall_elsewhere, syscall_disabled, sysret_target, iretq_and_int, interrupt_stack, privileged,
     ports, port_map, io_privilege, popf, swapgs, fsgsbase, fsgsbase_disabled, time_stamp,
 );
 
@@ -81,6 +81,107 @@ fn syscall_flags(engine: &dyn Engine) {
     });
     let kept = (rflags::AC | rflags::CF) as u32;
     assert_eq!(rig.run().log, [kept, bits as u32, bits as u32]);
+}
+
+/// Many times, while interrupts come: registers and flags are what they were, and no call is lost.
+fn syscall_again(engine: &dyn Engine) {
+    const TIMER: u64 = HANDLER + 0x800;
+    const TICKS: u64 = DATA;
+    let mut rig = Rig::with(engine, |a| {
+        set_up_syscall(a, rflags::IF | rflags::CF | rflags::DF)?;
+        a.enable_apic()?;
+        a.write_msr(apic::DIVIDE, 0xb)?;
+        a.write_msr(apic::LVT_TIMER, 1 << 17 | 0x40)?;
+        a.write_msr(apic::INITIAL_COUNT, 100_000)?;
+        a.xor(ebx, ebx)?;
+        a.xor(esi, esi)?;
+        a.xor(edi, edi)?;
+        a.user_with(rflags::IF, |a| {
+            let mut again = a.create_label();
+            a.set_label(&mut again)?;
+            a.inc(edi)?;
+            a.stc()?;
+            a.syscall()?;
+            // Carry is back.
+            a.adc(esi, 0)?;
+            a.cmp(dword_ptr(TICKS), 20)?;
+            a.jb(again)?;
+            a.cmp(edi, 1000)?;
+            a.jb(again)
+        })?;
+        a.cli()?;
+        a.sub(esi, edi)?;
+        a.sub(ebx, edi)?;
+        log_all(a, &[esi, ebx])
+    });
+    rig.load(HANDLER, |a| {
+        // Carry was cleared.
+        a.adc(ebx, 1)?;
+        a.sysretq()
+    });
+    rig.load(TIMER, |a| {
+        a.push(rax)?;
+        a.push(rcx)?;
+        a.push(rdx)?;
+        a.inc(dword_ptr(TICKS))?;
+        a.write_msr(apic::EOI, 0)?;
+        a.pop(rdx)?;
+        a.pop(rcx)?;
+        a.pop(rax)?;
+        a.iretq()
+    });
+    rig.set_gate(0x40, Gate::to(TIMER));
+    assert_eq!(rig.run().log, [0, 0]);
+}
+
+/// What SYSCALL loads is what the MSRs say now.
+fn syscall_elsewhere(engine: &dyn Engine) {
+    const OTHER: u64 = HANDLER + 0x800;
+    let mut rig = Rig::with(engine, |a| {
+        set_up_syscall(a, rflags::CF)?;
+        for target in [HANDLER, OTHER, HANDLER] {
+            a.write_msr(msr::LSTAR, target)?;
+            a.user(iced_x86::code_asm::CodeAssembler::syscall)?;
+        }
+        a.write_msr(msr::SFMASK, 0)?;
+        a.user(|a| {
+            a.stc()?;
+            a.syscall()
+        })
+    });
+    rig.load(HANDLER, |a| {
+        a.setc(al)?;
+        a.movzx(eax, al)?;
+        a.log_eax()?;
+        a.sysretq()
+    });
+    rig.load(OTHER, |a| {
+        a.log(5)?;
+        a.sysretq()
+    });
+    assert_eq!(rig.run().log, [0, 5, 0, 1]);
+}
+
+/// On Intel's processors SYSRET itself refuses to go where nothing can be.
+fn sysret_target(engine: &dyn Engine) {
+    // GenuineIntel, by its first letters.
+    if cpuid(engine, 0, 0)[1] != u32::from_le_bytes(*b"Genu") {
+        skip("SYSRET as other vendors have it");
+    }
+    let mut rig = Rig::with(engine, |a| {
+        set_up_syscall(a, 0)?;
+        for target in [1u64 << 47, !0 << 47 >> 1] {
+            a.mov(rcx, target)?;
+            a.mov(r11, rflags::FIXED)?;
+            a.fault(iced_x86::code_asm::CodeAssembler::sysretq)?;
+        }
+        a.mov(ebx, cs)?;
+        a.mov(esi, ss)?;
+        log_all(a, &[ebx, esi])
+    });
+    let record = rig.run();
+    assert_eq!(record.faults(), [GP, GP]);
+    assert_eq!(record.log, [0x10, 0x18]);
 }
 
 /// Without EFER.SCE there is no SYSCALL; and SYSRET is the kernel's.
