@@ -125,7 +125,9 @@ fn decode(
             None => return Err(core.machine.gp(0)),
         }
     } else {
-        Block::new(decoded.insns, gpa, None)
+        let mut block = Block::new(decoded.insns, gpa, None);
+        shared.code.foresee(core, &mut block, &bytes[..decoded.len as usize]);
+        block
     };
     let block = Arc::new(block);
     shared.decoded.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use translator::native;
 const AT_ONCE: Options = Options {
     translate: true,
     hot: 1,
+    predict: false,
     code_bytes: Options::CODE_MAX,
     native: native::Options { forget_dead_flags: true, link: true, link_far: true, indirect: true },
     dump: None,
