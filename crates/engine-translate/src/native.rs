@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memory::FRAME_SIZE;
 use translator::native::{CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
-use translator::{Block, Width};
+use translator::{Block, Insn, Width};
 
-use crate::foresight::{self, Recent};
+use crate::foresight::{self, Known, Recent};
 use crate::options::Options;
 use crate::profile;
 use crate::system::{Core, System};
@@ -56,13 +56,12 @@ impl Code {
         clock::ticks_to_duration(self.ticks.load(Ordering::Relaxed)).as_nanos() as u64
     }
 
-    /// What is known of a block that was decoded just now from `source`.
-    pub(crate) fn foresee(&self, core: &mut Core, block: &mut Block<System>, source: &[u8]) {
-        let known = self.observers.profile.as_ref();
-        if known.is_some_and(|profile| profile.has(profile::key(block.start, source))) {
-            block.heat(self.options.hot);
-        } else if self.options.predict {
-            block.bound = foresight::bound(core, block, source);
+    /// What is known of code that was decoded just now from physical address `start` on.
+    pub(crate) fn foresee(&self, core: &mut Core, start: u64, insns: &[Insn<System>]) -> Known {
+        match &self.observers.profile {
+            Some(profile) => foresight::from(profile, core, start, insns, self.options.hot),
+            None if self.options.predict => foresight::bound(core, start, insns),
+            None => Known::default(),
         }
     }
 
@@ -119,6 +118,19 @@ impl Native {
         is_used(options).then(|| Self { lane: lane(), hot: options.hot, recent: Recent::new() })
     }
 
+    /// Whether blocks are translated when they are met.
+    pub(crate) fn is_eager(&self) -> bool {
+        self.hot <= 1
+    }
+
+    /// Instructions at RIP are going to run that are not kept.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, core: &Core) {
+        if let Some(start) = core.machine.tlb.fetch(core.cpu.rip()) {
+            self.recent.note(start);
+        }
+    }
+
     /// This thread is going to run `core`.
     pub(crate) fn begin(&mut self, core: &mut Core) {
         self.lane.begin(core);
@@ -148,7 +160,7 @@ impl Native {
             return false;
         }
         let left = self.hot.saturating_sub(block.entered());
-        let foreseen = left > 0 && foresight::will_run(core, block, left, &self.recent);
+        let foreseen = left > 0 && foresight::will_run(core, block, left, &mut self.recent);
         if left > 0 && !foreseen {
             self.recent.note(block.start);
             return false;

@@ -75,6 +75,11 @@ fn room_for_a_few_blocks() {
 }
 
 #[test]
+fn loops_foreseen() {
+    passes(Options { hot: 5, predict: true, ..AT_ONCE });
+}
+
+#[test]
 fn everything_interpreted() {
     passes(Options { translate: false, ..AT_ONCE });
 }

@@ -158,7 +158,7 @@ pub(crate) struct RunArguments {
     #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
     engine: EngineArgument,
     /// How the translator works, for finding its faults; on engine translate only. interpret: nothing is
-    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 24]. profile=counters: only
+    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 4]. profile=counters: only
     /// then; predict: also when a loop's trips to come make up for it; PATH: when an earlier run translated it, with
     /// profile-out=PATH. code=SIZE: memory for
     /// code, 16K to 64M; when it is full, all code goes. keep-flags: flags that nobody looks at are computed too.

@@ -155,7 +155,7 @@ impl Translated {
             if left.interpret {
                 let offset = core.cpu.rip().wrapping_sub(arena::ENTRY) as usize;
                 let decoded = decode_block(&code[offset..], mode, 1);
-                outcome = core.run_block(&Block::new(decoded.insns, core.cpu.rip(), None), true);
+                outcome = core.run_block(&decoded.insns, true);
             }
             if outcome == Ended::Fault {
                 fault = raised(&core.machine);

@@ -1,7 +1,7 @@
 //! Operations of a guest at privilege level 0, run by this engine on the machine of the conformance suite.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use engine::conformance::layout::Gate;
 use engine::conformance::layout::{
@@ -15,7 +15,7 @@ use x86::paging::{ACCESSED, DIRTY, PRESENT, USER, WRITABLE};
 use x86::{Vector, msr};
 
 use crate::Cost;
-use crate::native::ticks;
+use crate::native::{PASSES, middle, ticks};
 use crate::operation::{Operation, Way, timed};
 
 /// What the payload asks with: the loop begins; it has ended.
@@ -41,35 +41,35 @@ pub(crate) fn cost(operation: Operation, way: Way, rounds: u64) -> Option<Cost> 
     prepare(&rig, operation);
     let own = own_place(operation, way);
     rig.load_payload(CODE, |a| payload(a, operation, own, rounds));
-    let [begin, end] = [AtomicU64::new(0), AtomicU64::new(0)];
-    let outside = [AtomicU64::new(0), AtomicU64::new(0)];
     let vm = Arc::clone(&rig.vm);
-    let calls = || {
-        let made = vm.translation();
+    // When each pass began and ended, and what had been called out for by then.
+    let seen = Mutex::new(Vec::new());
+    let record = rig.run_asking(&|_| {
         // As of when the vCPU came out last: just now.
-        made["called_for_instruction"]
-            + made["called_for_access"]
-            + made["left_after_instruction"]
-            + made["left_for_fault"]
-            + made["left_for_retry"]
-    };
-    let record = rig.run_asking(&|asked| {
-        if asked == BEGIN {
-            outside[0].store(calls(), Ordering::Relaxed);
-            begin.store(ticks(), Ordering::Relaxed);
-        } else {
-            end.store(ticks(), Ordering::Relaxed);
-            outside[1].store(calls(), Ordering::Relaxed);
-        }
+        let mut seen = seen.lock().expect("nobody else");
+        seen.push((ticks(), calls(&vm.translation())));
     });
-    let &[.., low, high] = record.log.as_slice() else { panic!("{operation:?}: {record:x?}") };
-    let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
-    Some(Cost {
+    let seen = seen.into_inner().expect("nobody else");
+    assert_eq!(record.log.len(), 2 * (PASSES + 1), "{operation:?}: {record:x?}");
+    let passes = record.log.chunks(2).zip(seen.chunks(2)).skip(1).map(|(log, seen)| Cost {
         count: rounds * Operation::UNROLLED,
-        ticks: u64::from(high) << 32 | u64::from(low),
-        host_ticks: read(&end) - read(&begin),
-        outside: read(&outside[1]) - read(&outside[0]),
-    })
+        ticks: u64::from(log[1]) << 32 | u64::from(log[0]),
+        host_ticks: seen[1].0 - seen[0].0,
+        outside: seen[1].1 - seen[0].1,
+    });
+    Some(middle(passes))
+}
+
+/// How often generated code called out, or came out other than at a branch.
+fn calls(made: &BTreeMap<&str, u64>) -> u64 {
+    let kinds = [
+        "called_for_instruction",
+        "called_for_access",
+        "left_after_instruction",
+        "left_for_fault",
+        "left_for_retry",
+    ];
+    kinds.iter().map(|kind| made[kind]).sum()
 }
 
 /// All is translated when it runs for the first time.
@@ -106,7 +106,7 @@ fn prepare(rig: &Rig, operation: Operation) {
     debug_assert_eq!(window_entry(0), WINDOW_TABLE);
 }
 
-/// The loop twice, the second time for its cost.
+/// The loop once to warm up, then [`PASSES`] times.
 fn payload(a: &mut CodeAssembler, operation: Operation, own: u64, rounds: u64) -> Asm {
     let mut pass = a.create_label();
     if operation == Operation::Syscall {
@@ -135,7 +135,7 @@ fn payload(a: &mut CodeAssembler, operation: Operation, own: u64, rounds: u64) -
     a.log_rax()?;
     a.mov(r12, rounds)?;
     a.inc(rbp)?;
-    a.cmp(rbp, 2)?;
+    a.cmp(rbp, PASSES as i32 + 1)?;
     a.jb(pass)
 }
 

@@ -18,6 +18,16 @@ pub(crate) fn ticks() -> u64 {
     }
 }
 
+/// Of some measurements, so that one in which somebody else had the processor does not count.
+pub(crate) fn middle(costs: impl Iterator<Item = Cost>) -> Cost {
+    let mut costs: Vec<Cost> = costs.collect();
+    costs.sort_by_key(|cost| cost.ticks);
+    costs[costs.len() / 2]
+}
+
+/// How many.
+pub(crate) const PASSES: usize = 9;
+
 /// Ticks, and the nanoseconds that they took.
 pub(crate) fn clock_rate() -> (u64, u64) {
     let (time, start) = (Instant::now(), ticks());
@@ -28,8 +38,12 @@ pub(crate) fn clock_rate() -> (u64, u64) {
 
 pub(crate) fn cost(operation: Operation, rounds: u64) -> Option<Cost> {
     match operation {
-        Operation::PageFault => return Some(first_accesses(rounds * Operation::UNROLLED)),
-        Operation::Switch => return Some(pipe(rounds * Operation::UNROLLED)),
+        Operation::PageFault => {
+            return Some(middle((0..PASSES).map(|_| first_accesses(rounds * Operation::UNROLLED))));
+        }
+        Operation::Switch => {
+            return Some(middle((0..PASSES).map(|_| pipe(rounds * Operation::UNROLLED))));
+        }
         _ => {}
     }
     let mut data = [0_u64; 16];
@@ -73,7 +87,7 @@ impl Function {
     ) -> Option<Self> {
         let mut a = CodeAssembler::new(64).expect("64 bits");
         let mut exists = true;
-        let mut write = || -> Result<(), IcedError> {
+        let write = || -> Result<(), IcedError> {
             // Arguments: rounds in RDI, places in RSI and RDX.
             for register in [rbx, rbp, r12, r13, r14, r15] {
                 a.push(register)?;
@@ -102,13 +116,18 @@ impl Function {
         Self { at }
     }
 
-    /// Once to warm up, once for the cost.
+    /// Once to warm up, and some times for the cost, which is the middle one.
     pub(crate) fn cost(&self, rounds: u64, places: Places) -> Cost {
+        self.once(rounds.div_ceil(10), places);
+        middle((0..PASSES).map(|_| self.once(rounds, places)))
+    }
+
+    /// Without either.
+    pub(crate) fn once(&self, rounds: u64, places: Places) -> Cost {
         // SAFETY: `new` wrote a function of this type there, which keeps what the ABI wants kept.
         let call = unsafe {
             std::mem::transmute::<*mut libc::c_void, extern "C" fn(u64, u64, u64) -> u64>(self.at)
         };
-        call(rounds.div_ceil(10), places.data, places.own);
         let ticks = call(rounds, places.data, places.own);
         Cost { count: rounds * Operation::UNROLLED, ticks, host_ticks: ticks, outside: 0 }
     }
@@ -177,7 +196,9 @@ fn pipe(count: u64) -> Cost {
     let ticks = ticks() - start;
     // SAFETY: our descriptors and our child.
     unsafe {
-        [to, from_parent, back, from_child].map(|end| libc::close(end));
+        for end in [to, from_parent, back, from_child] {
+            libc::close(end);
+        }
         libc::waitpid(child.0, std::ptr::null_mut(), 0);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const child.1);
     }

@@ -78,14 +78,14 @@ impl Operation {
     /// Operations in one round of the loop.
     pub(crate) const UNROLLED: u64 = 8;
 
-    /// Rounds that take some milliseconds.
+    /// Rounds that take a millisecond or few: most passes are not interrupted.
     pub(crate) fn rounds(self, way: Way) -> u64 {
         match (way, self) {
-            (_, Self::Nothing | Self::Arithmetic | Self::Memory | Self::Calls) => 200_000,
-            (Way::Trap, _) => 600,
-            (Way::Native, Self::PageFault | Self::Switch) => 500,
-            (_, Self::PageFault | Self::Port | Self::Switch | Self::Remap) => 2_000,
-            (_, _) => 20_000,
+            (_, Self::Nothing | Self::Arithmetic | Self::Memory | Self::Calls) => 20_000,
+            (Way::Trap, _) => 100,
+            (Way::Native, Self::PageFault | Self::Switch) => 100,
+            (_, Self::PageFault | Self::Port | Self::Switch | Self::Remap) => 500,
+            (_, _) => 3_000,
         }
     }
 

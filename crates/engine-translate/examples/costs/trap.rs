@@ -8,7 +8,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::Cost;
-use crate::native::{Function, map};
+use crate::native::{Function, PASSES, map, middle};
 use crate::operation::{Operation, Places};
 
 /// What the handler of SIGSEGV adds to RIP.
@@ -115,17 +115,14 @@ fn disarm(operation: Operation) {
 
 /// Where the function's own clock traps too: the kernel's, which reads the counter for us before and after.
 fn by_other_clock(function: &Function, rounds: u64, places: Places) -> Cost {
-    let spent = |rounds| {
-        let start = raw_ns();
-        let cost = function.cost(rounds, places);
-        (raw_ns() - start, cost)
-    };
-    let (ns, cost) = spent(rounds);
     let (clock_ticks, clock_ns) = *RATE.get_or_init(|| (1, 1));
-    // It warms up with a tenth, which counts here.
-    let share = rounds as f64 / (rounds + rounds.div_ceil(10)) as f64;
-    let ticks = (ns as f64 * share * clock_ticks as f64 / clock_ns as f64) as u64;
-    Cost { ticks, host_ticks: ticks, ..cost }
+    middle((0..PASSES).map(|_| {
+        let start = raw_ns();
+        let cost = function.once(rounds, places);
+        let ns = raw_ns() - start;
+        let ticks = (ns as f64 * clock_ticks as f64 / clock_ns as f64) as u64;
+        Cost { ticks, host_ticks: ticks, ..cost }
+    }))
 }
 
 /// Ticks, and the nanoseconds that they took.
