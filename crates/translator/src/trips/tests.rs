@@ -6,11 +6,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::block::tests::Idle;
-use crate::decode::{BLOCK_LIMIT, decode_block};
-use crate::{Block, Core, Cpu, Mode, Outcome, Width};
+use crate::decode::{BLOCK_LIMIT, DecodedBlock, decode_block};
+use crate::{Core, Cpu, Mode, Outcome, Width};
 
 /// Trips, at most, that are really run.
 const PATIENCE: u64 = 5_000;
+
+/// Writes code; the label is of the loop's first byte.
+type Write = fn(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>;
 
 /// Code at 0, in which the loop's last block begins at the second place given, and the loop at the first.
 struct Loop {
@@ -55,10 +58,9 @@ impl Loop {
             if trips > PATIENCE {
                 return None;
             }
-            let decoded =
+            let decoded: DecodedBlock<Idle> =
                 decode_block(&self.code[from..], Mode { width: Width::Bits64 }, BLOCK_LIMIT);
-            let block = Block::<Idle>::new(decoded.insns, from as u64, None);
-            assert_eq!(core.run_block(&block, false), Outcome::Done);
+            assert_eq!(core.run_block(&decoded.insns, false), Outcome::Done);
             blocks += 1;
             assert!(blocks < 4 * PATIENCE, "the last block is passed by");
         }
@@ -84,7 +86,7 @@ fn with(first: u64, second: u64) -> [u64; 32] {
 
 /// Jumps back to `first` on condition number `condition`, of the twelve that are understood.
 fn jump(a: &mut CodeAssembler, condition: usize, first: CodeLabel) -> Result<(), IcedError> {
-    let jumps: [fn(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>; 12] = [
+    let jumps: [Write; 12] = [
         |a, to| a.je(to),
         |a, to| a.jne(to),
         |a, to| a.jl(to),
@@ -250,7 +252,7 @@ fn a_limit_beside_the_code_is_found_from_the_branch() {
 
 #[test]
 fn what_changes_otherwise_is_no_counter() {
-    let loops: [fn(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>; 6] = [
+    let loops: [Write; 6] = [
         |a, first| {
             a.mov(rax, ptr(rax))?;
             a.test(rax, rax)?;
