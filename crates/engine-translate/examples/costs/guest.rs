@@ -11,6 +11,7 @@ use engine::conformance::payload::{Asm, Payload};
 use engine::conformance::rig::Rig;
 use engine_translate::{Options, TranslateEngine};
 use iced_x86::code_asm::*;
+use translator::native;
 use x86::paging::{ACCESSED, DIRTY, PRESENT, USER, WRITABLE};
 use x86::{Vector, msr};
 
@@ -74,7 +75,16 @@ fn calls(made: &BTreeMap<&str, u64>) -> u64 {
 
 /// All is translated when it runs for the first time.
 fn options(way: Way) -> Options {
-    Options { translate: way != Way::Interpreted, hot: 1, ..Options::default() }
+    let in_line = way != Way::CallOut;
+    let native = native::Options {
+        time: in_line,
+        interrupts: in_line,
+        bases: in_line,
+        calls: in_line,
+        strings: in_line,
+        ..native::Options::default()
+    };
+    Options { translate: way != Way::Interpreted, hot: 1, native, ..Options::default() }
 }
 
 /// Where RDI points.
