@@ -1,4 +1,4 @@
-//! Every chore of the project: `cargo xtask guest`, `test`, `soak`, `lab`, `tidy`, `demo`, `bench`.
+//! Every chore of the project: `cargo xtask guest`, `test`, `soak`, `lab`, `tidy`, `demo`, `bench`, `reproduce`.
 //!
 //! Continuous integration runs the same commands as a person does.
 #![forbid(unsafe_code)]
@@ -9,9 +9,11 @@ use std::process::ExitCode;
 mod bench;
 mod command;
 mod demo;
+mod dots;
 mod kit;
 mod lab;
 mod machine;
+mod reproduce;
 mod soak;
 mod test;
 mod tidy;
@@ -41,6 +43,9 @@ enum Chore {
     /// Benchmarks, each side by side with what it is compared to
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// The experiments of published systems, with our figures beside theirs
+    #[command(subcommand)]
+    Reproduce(reproduce::Reproduce),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Lab(args) => return lab::run(&args).unwrap_or_else(|error| failed(&error)),
         Chore::Demo(args) => demo::run(&args),
         Chore::Bench(bench) => bench::run(&bench),
+        Chore::Reproduce(row) => reproduce::run(&row),
     };
     done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
 }

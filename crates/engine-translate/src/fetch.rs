@@ -147,11 +147,14 @@ fn find(
     if once.insns.is_empty() {
         return crossing(core, va, gpa, &mut watch, watched).map(Some);
     }
+    let known = shared.code.foresee(core, gpa, &once.insns);
+    let keep = keep || known.tells();
     if !watched || !keep && once.is_first(gpa, mode) {
         // It runs once, as prefetched code may, and is decoded again the next time.
         return Ok(None);
     }
-    let block = Arc::new(Block::new(once.insns.drain(..).collect(), gpa, None));
+    let block = Block::new(once.insns.drain(..).collect(), gpa, None);
+    let block = Arc::new(known.with(block));
     // The one that went by.
     let _ = !keep && block.entered() > 0;
     shared.blocks.insert(mode, Arc::clone(&block));

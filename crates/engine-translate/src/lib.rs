@@ -21,6 +21,7 @@ mod clock;
 mod cpuid;
 mod exceptions;
 mod fetch;
+mod foresight;
 mod host;
 mod instructions;
 mod kvmclock;
@@ -28,6 +29,7 @@ mod mtrr;
 mod native;
 mod options;
 mod perf_map;
+mod profile;
 mod registers;
 mod segments;
 mod state;
@@ -44,6 +46,8 @@ use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
 
 pub use crate::options::Options;
 use crate::perf_map::PerfMap;
+use crate::profile::Recorder;
+pub use crate::profile::{Profile, ProfileError};
 use crate::vm::{Shared, TranslateVm};
 
 /// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.
@@ -53,7 +57,15 @@ const MAX_VCPUS: u32 = 64;
 #[derive(Debug)]
 pub struct TranslateEngine {
     options: Options,
+    observers: Observers,
+}
+
+/// Who is told of generated code, and who knows of it beforehand.
+#[derive(Clone, Debug, Default)]
+struct Observers {
     perf_map: Option<Arc<PerfMap>>,
+    profile: Option<Arc<Profile>>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl TranslateEngine {
@@ -72,14 +84,29 @@ impl TranslateEngine {
         })?;
         alarm::prepare().map_err(alarm::refused("install the handler of the alarm signal"))?;
         clock::tsc_hz();
-        Ok(Self { options, perf_map: None })
+        Ok(Self { options, observers: Observers::default() })
     }
 
     /// Has `file` filled with what `perf report` needs to name generated code. It looks for it at
     /// `/tmp/perf-PID.map`.
     #[must_use]
     pub fn with_perf_map(self, file: Arc<File>) -> Self {
-        Self { perf_map: Some(Arc::new(PerfMap::new(file))), ..self }
+        let perf_map = Some(Arc::new(PerfMap::new(file)));
+        Self { observers: Observers { perf_map, ..self.observers }, ..self }
+    }
+
+    /// Has the blocks of `profile` translated when they run for the first time.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        let profile = Some(Arc::new(profile));
+        Self { observers: Observers { profile, ..self.observers }, ..self }
+    }
+
+    /// Has `file` filled with the profile of what is translated from now on.
+    #[must_use]
+    pub fn with_profile_out(self, file: Arc<File>) -> Self {
+        let recorder = Some(Arc::new(Recorder::new(file)));
+        Self { observers: Observers { recorder, ..self.observers }, ..self }
     }
 }
 
@@ -104,7 +131,7 @@ impl Engine for TranslateEngine {
                 spec.vcpus
             )));
         }
-        let shared = Shared::new(spec, self.options, self.perf_map.clone())?;
+        let shared = Shared::new(spec, self.options, self.observers.clone())?;
         Ok(Arc::new(TranslateVm { shared, made: Mutex::default() }))
     }
 }

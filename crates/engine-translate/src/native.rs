@@ -1,48 +1,77 @@
 //! Generated code: which blocks get some, and the memory for it.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memory::FRAME_SIZE;
 use translator::native::{CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
-use translator::{Block, Width};
+use translator::{Block, Insn, Width};
 
-use crate::fetch;
+use crate::foresight::{self, Known, Recent};
 use crate::options::Options;
-use crate::perf_map::PerfMap;
+use crate::profile;
 use crate::system::{Core, System};
 use crate::vm::Shared;
+use crate::{Observers, clock, fetch};
 
 /// The generated code of a VM.
 pub(crate) struct Code {
     cache: Arc<CodeCache>,
     options: Options,
-    perf_map: Option<Arc<PerfMap>>,
+    observers: Observers,
+    /// Blocks translated before they had run often, since they were going to.
+    foreseen: AtomicU64,
+    /// Ticks of the host's TSC spent on translating.
+    ticks: AtomicU64,
     /// The generation after which nobody is in old code any more, when the memory was full.
     leaving: Mutex<Option<u64>>,
 }
 
 impl Code {
-    pub(crate) fn new(
-        options: Options,
-        perf_map: Option<Arc<PerfMap>>,
-    ) -> Result<Self, ArenaError> {
+    pub(crate) fn new(options: Options, observers: Observers) -> Result<Self, ArenaError> {
         let cache = Arc::new(CodeCache::new(options.code_bytes, options.native)?);
-        if let Some(map) = &perf_map {
+        if let Some(map) = &observers.perf_map {
             cache.thunk_names().for_each(|(name, range)| map.add(range, name));
         }
-        Ok(Self { cache, options, perf_map, leaving: Mutex::default() })
+        Ok(Self {
+            cache,
+            options,
+            observers,
+            foreseen: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
+            leaving: Mutex::default(),
+        })
     }
 
     pub(crate) fn stats(&self) -> CodeStats {
         self.cache.stats()
     }
 
+    pub(crate) fn foreseen(&self) -> u64 {
+        self.foreseen.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn translation_ns(&self) -> u64 {
+        clock::ticks_to_duration(self.ticks.load(Ordering::Relaxed)).as_nanos() as u64
+    }
+
+    /// What is known of code that was decoded just now from physical address `start` on.
+    pub(crate) fn foresee(&self, core: &mut Core, start: u64, insns: &[Insn<System>]) -> Known {
+        match &self.observers.profile {
+            Some(profile) => foresight::from(profile, core, start, insns, self.options.hot),
+            None if self.options.predict => foresight::bound(core, start, insns),
+            None => Known::default(),
+        }
+    }
+
     /// Tells those who want to know.
     fn tell(&self, block: &Block<System>, source: &[u8], made: &Emitted) {
         let (start, len) = (block.start, u64::from(block.len));
-        if let Some(map) = &self.perf_map {
+        if let Some(recorder) = &self.observers.recorder {
+            recorder.add(profile::key(start, source));
+        }
+        if let Some(map) = &self.observers.perf_map {
             map.add(made.addresses(), format_args!("guest_{start:x}+{len:x}"));
         }
         if self.options.dump.is_some_and(|wanted| (start..start + len).contains(&wanted)) {
@@ -78,6 +107,7 @@ pub(crate) fn is_used(options: Options) -> bool {
 pub(crate) struct Native {
     lane: Lane,
     hot: u32,
+    recent: Recent,
 }
 
 impl Native {
@@ -85,12 +115,20 @@ impl Native {
     pub(crate) fn new(shared: &Shared) -> Option<Self> {
         let options = shared.code.options;
         let lane = || Lane::new(Arc::clone(&shared.code.cache));
-        is_used(options).then(|| Self { lane: lane(), hot: options.hot })
+        is_used(options).then(|| Self { lane: lane(), hot: options.hot, recent: Recent::new() })
     }
 
     /// Whether blocks are translated when they are met.
     pub(crate) fn is_eager(&self) -> bool {
         self.hot <= 1
+    }
+
+    /// Instructions at RIP are going to run that are not kept.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, core: &Core) {
+        if let Some(start) = core.machine.tlb.fetch(core.cpu.rip()) {
+            self.recent.note(start);
+        }
     }
 
     /// This thread is going to run `core`.
@@ -117,14 +155,18 @@ impl Native {
         has_code
     }
 
-    fn translate(&self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
-        if core.cpu.width != Width::Bits64
-            || block.next_page.is_some()
-            || block.entered() < self.hot
-        {
+    fn translate(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
+        if core.cpu.width != Width::Bits64 || block.next_page.is_some() {
+            return false;
+        }
+        let left = self.hot.saturating_sub(block.entered());
+        let foreseen = left > 0 && foresight::will_run(core, block, left, &mut self.recent);
+        if left > 0 && !foreseen {
+            self.recent.note(block.start);
             return false;
         }
         let shared = Arc::clone(&core.machine.shared);
+        shared.code.foreseen.fetch_add(u64::from(foreseen), Ordering::Relaxed);
         let Some(frame) = core.machine.frame(block.start) else { return false };
         let writes = shared.code_writes.load(Ordering::SeqCst);
         let mut bytes = [0; FRAME_SIZE];
@@ -132,7 +174,10 @@ impl Native {
         if !block.is_valid() || fetch::read_code(core, block.start, bytes).is_err() {
             return false;
         }
-        match shared.code.cache.translate(block, bytes, frame.0) {
+        let began = clock::host_tsc();
+        let made = shared.code.cache.translate(block, bytes, frame.0);
+        shared.code.ticks.fetch_add(clock::host_tsc() - began, Ordering::Relaxed);
+        match made {
             Ok(made) => {
                 if let Some(made) = &made {
                     shared.code.tell(block, bytes, made);

@@ -10,6 +10,9 @@ pub struct Options {
     /// A block is translated when it runs for the time that has this number, from 1: most of what boots runs a few
     /// times only.
     pub hot: u32,
+    /// The last block of a loop counts as run by as many trips as the loop has ahead, where that can be told; with
+    /// it what ran in the trip before.
+    pub predict: bool,
     /// Bytes of code, at most, [`Options::CODE_MIN`] to [`Options::CODE_MAX`]; what is not used takes no memory.
     /// When they are used up all code goes.
     pub code_bytes: usize,
@@ -32,6 +35,7 @@ impl Default for Options {
         Self {
             translate: true,
             hot: 4,
+            predict: false,
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
             dump: None,

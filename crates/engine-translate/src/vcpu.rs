@@ -272,7 +272,12 @@ impl TranslateVcpu {
         core.machine.no_trap = false;
         core.machine.fault_on_stack = false;
         let insns = match found {
-            Found::Once(insns) => insns,
+            Found::Once(insns) => {
+                if let Some(native) = native {
+                    native.pass(core);
+                }
+                insns
+            }
             Found::Block(block) => {
                 if let Some(native) = native {
                     if !may_be_native {

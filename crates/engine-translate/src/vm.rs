@@ -10,6 +10,7 @@ use translator::BlockCache;
 use translator::native::Counts;
 use x86::model::CpuModel;
 
+use crate::Observers;
 use crate::apic::{Delivery, Inbox, IoApic, Message};
 use crate::attention::{Attention, Generation};
 use crate::cpuid;
@@ -17,7 +18,6 @@ use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
 use crate::native::{self, Code};
 use crate::options::Options;
-use crate::perf_map::PerfMap;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
@@ -67,10 +67,10 @@ impl Shared {
     pub(crate) fn new(
         spec: VmSpec,
         options: Options,
-        perf_map: Option<Arc<PerfMap>>,
+        observers: Observers,
     ) -> Result<Arc<Self>, EngineError> {
         let cold = if native::is_used(options) { COLD_LIMIT } else { BLOCKS_LIMIT };
-        let code = Code::new(options, perf_map).map_err(|error| EngineError::Host {
+        let code = Code::new(options, observers).map_err(|error| EngineError::Host {
             action: "map memory for generated code".into(),
             source: std::io::Error::other(error),
         })?;
@@ -142,6 +142,7 @@ impl Shared {
         let left = self.vcpus.iter().map(|peer| work(peer).native).sum::<Counts>();
         let made = self.code.stats();
         BTreeMap::from([
+            ("blocks_foreseen", self.code.foreseen()),
             ("blocks_decoded", self.decoded.load(Ordering::Relaxed)),
             ("blocks_translated", made.blocks),
             ("bookkeeping_bytes", made.bookkeeping_bytes),
@@ -161,6 +162,7 @@ impl Shared {
             ("left_unlinked", left.unlinked),
             ("links_made", made.links),
             ("stub_bytes", made.stub_bytes),
+            ("translation_ns", self.code.translation_ns()),
         ])
     }
 

@@ -9,6 +9,7 @@ use translator::native;
 const AT_ONCE: Options = Options {
     translate: true,
     hot: 1,
+    predict: false,
     code_bytes: Options::CODE_MAX,
     native: native::Options {
         forget_dead_flags: true,
@@ -112,6 +113,11 @@ fn nothing_leads_anywhere() {
 #[test]
 fn room_for_a_few_blocks() {
     passes(Options { code_bytes: Options::CODE_MIN, ..AT_ONCE });
+}
+
+#[test]
+fn loops_foreseen() {
+    passes(Options { hot: 5, predict: true, ..AT_ONCE });
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::cpu::Width;
 use crate::insn::Insn;
 use crate::machine::Machine;
 use crate::native::NativeBlock;
+use crate::trips::Bound;
 
 /// What a block's decoding depends on besides its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -30,6 +31,8 @@ pub struct Block<M: Machine> {
     pub len: u32,
     /// Physical page (address / 4096) of the second page, where the block crosses into one.
     pub next_page: Option<u64>,
+    /// Where it closes a loop: what tells how often, if that is known.
+    pub bound: Option<Box<Bound>>,
     valid: AtomicBool,
     native: OnceLock<Box<NativeBlock>>,
     /// How often the interpreter entered it while it had no code.
@@ -43,7 +46,8 @@ impl<M: Machine> Block<M> {
         let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
         let valid = AtomicBool::new(true);
         let (native, entries) = (OnceLock::new(), AtomicU32::new(0));
-        Self { insns: insns.into_boxed_slice(), start, len, next_page, valid, native, entries }
+        let insns = insns.into_boxed_slice();
+        Self { insns, start, len, next_page, bound: None, valid, native, entries }
     }
 
     /// Whether no byte has been written since decoding. Checked at each entry.
@@ -75,6 +79,12 @@ impl<M: Machine> Block<M> {
         let entries = self.entries.load(Ordering::Relaxed).saturating_add(1);
         self.entries.store(entries, Ordering::Relaxed);
         entries
+    }
+
+    /// Counts `times` entries that are going to be.
+    pub fn heat(&self, times: u32) {
+        let entries = self.entries.load(Ordering::Relaxed).saturating_add(times);
+        self.entries.store(entries, Ordering::Relaxed);
     }
 
     /// Whether it has been translated.

@@ -140,11 +140,17 @@ pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
 }
 
 fn translator(plan: &VmPlan, outside: &Outside) -> Result<TranslateEngine, VmError> {
-    let engine = TranslateEngine::with(plan.translation)?;
-    Ok(match &outside.perf_map {
-        Some(map) => engine.with_perf_map(Arc::clone(map)),
-        None => engine,
-    })
+    let mut engine = TranslateEngine::with(plan.translation)?;
+    if let Some(map) = &outside.perf_map {
+        engine = engine.with_perf_map(Arc::clone(map));
+    }
+    if let Some(profile) = &outside.profile {
+        engine = engine.with_profile(profile.clone());
+    }
+    if let Some(file) = &outside.profile_out {
+        engine = engine.with_profile_out(Arc::clone(file));
+    }
+    Ok(engine)
 }
 
 fn begin(

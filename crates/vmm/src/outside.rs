@@ -1,11 +1,14 @@
 //! What a VM has of the host beside files.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use devices::virtio::net::{NetConfig, NetPlan};
 use devices::virtio::vsock::VsockListener;
+use engine_translate::{Profile, ProfileError};
 
 use crate::config::VmPlan;
 use crate::error::VmError;
@@ -20,6 +23,10 @@ pub struct Outside {
     pub(crate) vsock: Option<Arc<VsockListener>>,
     /// Where names of generated code go.
     pub(crate) perf_map: Option<Arc<File>>,
+    /// Which blocks became hot in an earlier run.
+    pub(crate) profile: Option<Profile>,
+    /// Where those of this run are written down.
+    pub(crate) profile_out: Option<Arc<File>>,
 }
 
 impl VmPlan {
@@ -32,7 +39,10 @@ impl VmPlan {
         let networks = self.nets.iter().map(NetConfig::plan).collect::<Result<_, _>>()?;
         let vsock = self.vsock.as_ref().map(VsockListener::open).transpose()?;
         let perf_map = self.perf_map.then(perf_map).transpose()?.map(Arc::new);
-        Ok(Outside { networks, vsock: vsock.map(Arc::new), perf_map })
+        let profile = self.profile.as_deref().map(read_profile).transpose()?;
+        let profile_out = self.profile_out.as_deref().map(make_profile).transpose()?.map(Arc::new);
+        let vsock = vsock.map(Arc::new);
+        Ok(Outside { networks, vsock, perf_map, profile, profile_out })
     }
 }
 
@@ -41,4 +51,16 @@ fn perf_map() -> Result<File, VmError> {
     let path = format!("/tmp/perf-{}.map", std::process::id());
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     made.map_err(|error| VmError::Host(format!("make {path}, the map for perf"), error))
+}
+
+fn read_profile(path: &Path) -> Result<Profile, VmError> {
+    let profile = File::open(path).map_err(ProfileError::Read).and_then(Profile::read);
+    profile.map_err(|error| {
+        VmError::Host(format!("read {}, the profile", path.display()), io::Error::other(error))
+    })
+}
+
+fn make_profile(path: &Path) -> Result<File, VmError> {
+    let made = File::create(path);
+    made.map_err(|error| VmError::Host(format!("make {}, the profile", path.display()), error))
 }

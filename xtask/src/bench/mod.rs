@@ -36,9 +36,15 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 }
 
 /// The middle one; of an even number, the upper of the two in the middle.
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
+}
+
+/// Whether a guest's clock tells the same time as the host's, but for a share of it and for what telling takes. A
+/// time that was not taken agrees with none.
+pub(crate) fn agree(guest: f64, host: f64, tolerance: f64, slack_seconds: f64) -> bool {
+    (host - guest).abs() <= slack_seconds + tolerance * host
 }
 
 #[cfg(test)]

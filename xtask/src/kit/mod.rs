@@ -60,6 +60,10 @@ pub(crate) struct GuestArgs {
 }
 
 impl GuestArgs {
+    pub(crate) fn with_disk() -> Self {
+        Self { disk: true, ..Self::default() }
+    }
+
     /// What tests need: everything.
     pub(crate) fn everything() -> Self {
         Self { full: true, disk: true, ..Self::default() }

@@ -50,6 +50,8 @@ pub(crate) struct Guest {
     qemu: Option<Qemu>,
     /// For Fathom only: the VM's name and the report to write.
     named: Option<(String, PathBuf)>,
+    /// For Fathom only: `--translate`.
+    translate: Option<String>,
 }
 
 struct Disk {
@@ -88,6 +90,7 @@ impl Guest {
             disks: Vec::new(),
             qemu: None,
             named: None,
+            translate: None,
         }
     }
 
@@ -118,6 +121,10 @@ impl Guest {
         Self { named: Some((name.to_owned(), report.to_owned())), ..self }
     }
 
+    pub(crate) fn translate(self, how: &str) -> Self {
+        Self { translate: Some(how.to_owned()), ..self }
+    }
+
     /// Start it. The console is read in the background from now on.
     pub(crate) fn start(&self, vmm: Vmm) -> Result<Running> {
         let command = match vmm {
@@ -144,6 +151,9 @@ impl Guest {
         }
         if let Some((name, report)) = &self.named {
             command.args(["--name", name]).arg("--report").arg(report);
+        }
+        if let Some(how) = &self.translate {
+            command.args(["--translate", how]);
         }
         command
     }

@@ -18,7 +18,7 @@ pub(crate) struct Event {
 
 impl Event {
     /// The kernel's own messages may stand before it on the same line.
-    fn parse(at: Duration, line: &str) -> Option<Self> {
+    pub(crate) fn parse(at: Duration, line: &str) -> Option<Self> {
         let (_, json) = line.split_once("@fathom ")?;
         let fields: Value = serde_json::from_str(json.trim_end()).ok()?;
         fields.get("event")?.as_str()?;

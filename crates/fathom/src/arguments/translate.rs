@@ -1,9 +1,10 @@
 //! `KEY[=VALUE],...`: how the translator works.
 
-use vmm::config::TranslationConfig;
+use vmm::config::{ProfileConfig, TranslationConfig};
 
-const KEYS: &str = "write interpret, hot=N, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, no-stack-slot, \
-                    no-time, no-interrupts, no-bases, no-calls, no-strings, perf-map or dump=ADDRESS";
+const KEYS: &str = "write interpret, hot=N, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, keep-flags, \
+                    no-links, no-far-links, no-jump-table, no-stack-slot, no-time, no-interrupts, no-bases, no-calls, \
+                    no-strings, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -24,11 +25,23 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
             ("code", Some(size)) => config.code = Some(size.parse().map_err(|error| bad(&error))?),
+            ("profile", Some(kind)) if !kind.is_empty() => config.profile = Some(profile(kind)),
+            ("profile-out", Some(path)) if !path.is_empty() => {
+                config.profile_out = Some(path.into());
+            }
             ("dump", Some(at)) => config.dump = Some(address(at).map_err(|error| bad(&error))?),
             _ => return Err(format!("`{part}` is not known: {KEYS}")),
         }
     }
     Ok(config)
+}
+
+fn profile(kind: &str) -> ProfileConfig {
+    match kind {
+        "counters" => ProfileConfig::Counters,
+        "predict" => ProfileConfig::Predict,
+        path => ProfileConfig::File(path.into()),
+    }
 }
 
 /// As perf's map names blocks: in hexadecimal.
@@ -66,8 +79,33 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_is_a_policy_or_a_file() {
+        for (text, expected) in [
+            ("profile=counters", ProfileConfig::Counters),
+            ("profile=predict", ProfileConfig::Predict),
+            ("profile=./predict", ProfileConfig::File("./predict".into())),
+        ] {
+            assert_eq!(parse(text).expect(text).profile, Some(expected));
+        }
+        let config = parse("profile-out=p").expect("file");
+        assert_eq!((config.profile_out, config.profile), (Some("p".into()), None));
+    }
+
+    #[test]
     fn what_is_not_known_is_refused_by_name() {
-        for text in ["", "hot", "hot=", "hot=-1", "hot=x", "code", "code=1X", "interpret=1"] {
+        for text in [
+            "",
+            "hot",
+            "hot=",
+            "hot=-1",
+            "hot=x",
+            "code",
+            "code=1X",
+            "interpret=1",
+            "profile",
+            "profile=",
+            "profile-out=",
+        ] {
             let error = parse(text).expect_err(text);
             assert!(error.starts_with(&format!("`{text}`")), "{error}");
         }

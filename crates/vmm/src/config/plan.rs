@@ -6,7 +6,7 @@ use super::files::{self, FileId};
 use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, NetPlan, TranslationOptions, VmConfig, VsockConfig,
+    GdbConfig, NetPlan, ProfileConfig, TranslationOptions, VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -57,6 +57,10 @@ pub struct VmPlan {
     pub translation: TranslationOptions,
     /// Names of its code are written for Linux perf.
     pub perf_map: bool,
+    /// Its profile of an earlier run; is a file.
+    pub profile: Option<PathBuf>,
+    /// Where its profile of this run goes; was writable or could be created.
+    pub profile_out: Option<PathBuf>,
 }
 
 /// A disk that can be opened.
@@ -138,6 +142,17 @@ impl VmPlan {
         config.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         let translation = config.translation.options(engine.kind)?;
         let perf_map = config.translation.perf_map;
+        let profile = match config.translation.profile {
+            Some(ProfileConfig::File(path)) => Some(path),
+            _ => None,
+        };
+        if let Some(path) = &profile {
+            uses.add("profile", path, files::readable("profile", path)?.id, false)?;
+        }
+        let profile_out = config.translation.profile_out;
+        if let Some(path) = &profile_out {
+            uses.add_output("profile-out", path)?;
+        }
         let VmConfig { kernel, initrd, cpu_model, console, report, gdb, vsock, .. } = config;
         Ok(Self {
             name,
@@ -156,6 +171,8 @@ impl VmPlan {
             vsock,
             translation,
             perf_map,
+            profile,
+            profile_out,
         })
     }
 }

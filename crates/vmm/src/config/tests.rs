@@ -289,8 +289,8 @@ fn nothing_is_translated_on_kvm() {
     let none = TranslationConfig::default();
     none.options(EngineKind::Kvm).expect("nothing asked");
     for asked in [
-        TranslationConfig { stats: true, ..none },
-        TranslationConfig { hot: Some(3), ..none },
+        TranslationConfig { stats: true, ..none.clone() },
+        TranslationConfig { hot: Some(3), ..none.clone() },
         TranslationConfig { perf_map: true, ..none },
     ] {
         let line = asked.options(EngineKind::Kvm).expect_err("refused").to_string();

@@ -1,18 +1,24 @@
 //! How the translator's engine is to work.
 
+use std::path::PathBuf;
+
 use engine_translate::Options;
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, ConfigError, EngineKind};
 
 /// How the translator's engine is to work: all as asked, nothing by default.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TranslationConfig {
     /// Nothing is translated.
     pub interpret: bool,
     /// A block is translated when it runs for the time that has this number, from 1.
     pub hot: Option<u32>,
+    /// Which blocks are translated before they have run often.
+    pub profile: Option<ProfileConfig>,
+    /// The profile of what is translated is written here, for a later run.
+    pub profile_out: Option<PathBuf>,
     /// Bytes of code, at most.
     pub code: Option<Bytes>,
     /// Flags that nobody looks at are computed too.
@@ -43,6 +49,18 @@ pub struct TranslationConfig {
     pub stats: bool,
 }
 
+/// Which blocks are translated before they have run often.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProfileConfig {
+    /// None.
+    Counters,
+    /// Those of loops with many trips ahead.
+    Predict,
+    /// Those that a profile names, which an earlier run wrote.
+    File(PathBuf),
+}
+
 impl TranslationConfig {
     /// As the engine takes it.
     pub(super) fn options(&self, engine: EngineKind) -> Result<Options, ConfigError> {
@@ -53,6 +71,9 @@ impl TranslationConfig {
             Options { translate: !self.interpret, dump: self.dump, ..Options::default() };
         if let Some(hot) = self.hot {
             options.hot = Some(hot).filter(|&hot| hot > 0).ok_or(ConfigError::Hot)?;
+        }
+        if let Some(profile) = &self.profile {
+            options.predict = *profile == ProfileConfig::Predict;
         }
         if let Some(code) = self.code {
             options.code_bytes = code_bytes(code)?;

@@ -1,6 +1,7 @@
 //! One engine, started once, doing its workloads one after the other.
 
 use super::{Engine, Workload};
+use crate::bench::agree;
 use crate::bench::host::Others;
 use crate::kit::Kit;
 use crate::kit::lab::Qemu;
@@ -215,10 +216,11 @@ impl Session {
     /// What is to be complained of: work not done, and clocks that disagree.
     pub(super) fn troubles(&self) -> Vec<String> {
         let clocks = self.measurements.iter().map(|m| (m.name.as_str(), m.seconds, m.host_seconds));
-        let clocks = clocks.filter(|&(_, guest, host)| !agree(guest, host, CLOCK_TOLERANCE));
+        let clocks = clocks
+            .filter(|&(_, guest, host)| !agree(guest, host, CLOCK_TOLERANCE, CLOCK_SLACK_SECONDS));
         let (guest, host) = self.seconds();
-        let together =
-            (!agree(guest, host, CLOCK_TOLERANCE_TOGETHER)).then_some(("all", guest, host));
+        let together = (!agree(guest, host, CLOCK_TOLERANCE_TOGETHER, CLOCK_SLACK_SECONDS))
+            .then_some(("all", guest, host));
         let clocks = clocks.chain(together).map(|(name, guest, host)| {
             format!("{name}: {guest:.3} s by its clock, {host:.3} s by ours")
         });
@@ -228,11 +230,6 @@ impl Session {
         let all = self.notes.iter().cloned().chain(busy).chain(clocks);
         all.map(|what| format!("{}, {} vCPU: {what}", self.engine.name(), self.cpus)).collect()
     }
-}
-
-/// A time that was not taken agrees with none.
-fn agree(guest: f64, host: f64, tolerance: f64) -> bool {
-    (host - guest).abs() <= CLOCK_SLACK_SECONDS + tolerance * host
 }
 
 #[cfg(test)]

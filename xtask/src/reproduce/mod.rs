@@ -1,0 +1,161 @@
+//! The experiments that made published systems known, on this machine: our figures beside theirs.
+//!
+//! A row is an [`Outcome`]: what the paper says, what was run, a table, a picture and all figures as JSON.
+
+mod profile;
+mod translate;
+
+use crate::dots::Dots;
+use crate::workspace;
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::fs;
+use std::path::PathBuf;
+
+#[derive(Subcommand)]
+pub(crate) enum Reproduce {
+    /// What sensitive instructions cost as trap, call-out and in line (VMware, 1998-2006)
+    Translate(RowArgs),
+    /// Tier-up by predicted trip counts (Namjoshi and Kulkarni, 2010)
+    Profile(RowArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct RowArgs {
+    /// Runs of each, by turns; the median is shown
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    runs: u64,
+    /// Little work, once: whether it works, not what it costs
+    #[arg(long)]
+    quick: bool,
+    /// Also write all figures to this file, as one JSON object
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl RowArgs {
+    fn runs(&self) -> u64 {
+        if self.quick { 1 } else { self.runs }
+    }
+}
+
+/// What came of an experiment.
+trait Outcome: Serialize {
+    /// The row's name.
+    const NAME: &'static str;
+    /// What the paper says, with its name.
+    const PAPER: &'static str;
+    /// What was run here.
+    const RUN: &'static str;
+
+    fn table(&self) -> String;
+    fn picture(&self) -> Dots;
+    /// What takes from what the table says.
+    fn troubles(&self) -> &[String];
+}
+
+pub(crate) fn run(row: &Reproduce) -> Result<()> {
+    match row {
+        Reproduce::Translate(args) => publish(&translate::measure(args)?, args),
+        Reproduce::Profile(args) => publish(&profile::measure(args)?, args),
+    }
+}
+
+fn publish<O: Outcome>(outcome: &O, args: &RowArgs) -> Result<()> {
+    let folder = folder()?;
+    let picture = folder.join(O::NAME).with_extension("svg");
+    outcome.picture().draw(&picture)?;
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&Json::of(outcome))?;
+        fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    print!("{}", text(outcome));
+    println!("picture: {}", picture.display());
+    Ok(())
+}
+
+/// Where pictures and what experiments leave lie.
+fn folder() -> Result<PathBuf> {
+    let folder = workspace::target().join("reproduce");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn text<O: Outcome>(outcome: &O) -> String {
+    let mut text = format!("{}\npaper: {}\nrun:   {}\n\n", O::NAME, O::PAPER, O::RUN);
+    text += &outcome.table();
+    for trouble in outcome.troubles() {
+        text += &format!("! {}\n", trouble.lines().next().unwrap_or_default());
+    }
+    text
+}
+
+#[derive(Serialize)]
+struct Json<'a, O> {
+    row: &'static str,
+    paper: &'static str,
+    run: &'static str,
+    #[serde(flatten)]
+    outcome: &'a O,
+}
+
+impl<'a, O: Outcome> Json<'a, O> {
+    fn of(outcome: &'a O) -> Self {
+        Self { row: O::NAME, paper: O::PAPER, run: O::RUN, outcome }
+    }
+}
+
+/// Three digits of what is small, none behind the point of what is large.
+fn digits(figure: Option<f64>) -> String {
+    match figure {
+        None => "-".into(),
+        Some(figure) if figure.abs() < 10.0 => format!("{figure:.2}"),
+        Some(figure) if figure.abs() < 100.0 => format!("{figure:.1}"),
+        Some(figure) => format!("{figure:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dots::DotRow;
+
+    #[derive(Serialize)]
+    struct Some3 {
+        figure: f64,
+    }
+
+    impl Outcome for Some3 {
+        const NAME: &'static str = "three";
+        const PAPER: &'static str = "it is three";
+        const RUN: &'static str = "counted";
+
+        fn table(&self) -> String {
+            format!("ours {}\n", self.figure)
+        }
+
+        fn picture(&self) -> Dots {
+            let rows = vec![DotRow { name: "ours".into(), figures: vec![Some(self.figure)] }];
+            Dots { title: String::new(), unit: String::new(), series: vec!["a".into()], rows }
+        }
+
+        fn troubles(&self) -> &[String] {
+            const { &[] }
+        }
+    }
+
+    #[test]
+    fn an_outcome_says_what_the_paper_says_and_what_was_run() {
+        let outcome = Some3 { figure: 3.0 };
+        assert_eq!(text(&outcome), "three\npaper: it is three\nrun:   counted\n\nours 3\n");
+        let json = serde_json::to_value(Json::of(&outcome)).unwrap();
+        assert_eq!((json["row"].as_str(), json["figure"].as_f64()), (Some("three"), Some(3.0)));
+    }
+
+    #[test]
+    fn figures_have_as_many_digits_as_they_are_worth() {
+        let shown = [None, Some(0.123), Some(12.34), Some(2030.4)].map(digits);
+        assert_eq!(shown, ["-", "0.12", "12.3", "2030"]);
+    }
+}
