@@ -4,7 +4,7 @@ use super::prelude::*;
 use x86::{cr4, msr, rflags};
 
 cases!(
-    "user_mode": syscall, syscall_flags, syscall_again, syscall_elsewhere, syscall_disabled, sysret_target, iretq_and_int, interrupt_stack, privileged,
+    "user_mode": syscall, syscall_flags, syscall_again, syscall_elsewhere, syscall_disabled, sysret_target, iretq_and_int, iret_refused, interrupt_stack, privileged,
     ports, port_map, io_privilege, popf, swapgs, fsgsbase, fsgsbase_disabled, time_stamp,
 );
 
@@ -217,6 +217,56 @@ fn iretq_and_int(engine: &dyn Engine) {
     assert_eq!((frame.rip - frame.mark, frame.cs, frame.ss), (2, 0x33, 0x2b));
     assert_eq!((frame.rsp, frame.at), (USER_STACK, KERNEL_STACK - 40));
     assert_eq!(frame.rflags & 3, 3);
+}
+
+/// What IRETQ loads: SS, RFLAGS, CS, RIP.
+fn push_frame(a: &mut CodeAssembler, stack: u16, flags: u64, code: u16, target: u64) -> Asm {
+    a.mov(rax, rsp)?;
+    a.push(i32::from(stack))?;
+    a.push(rax)?;
+    a.push((flags | rflags::FIXED) as i32)?;
+    a.push(i32::from(code))?;
+    a.mov(rax, target)?;
+    a.push(rax)
+}
+
+/// Nowhere, no code, no stack, the kernel's stack, a nested task, up; and what is allowed: no stack in the kernel.
+fn iret_refused(engine: &dyn Engine) {
+    use selector::{KERNEL_CODE, KERNEL_DATA, USER_CODE, USER_DATA};
+    let iretq = CodeAssembler::iretq;
+    let mut rig = Rig::with(engine, |a| {
+        for (stack, code, target) in [
+            (KERNEL_DATA, KERNEL_CODE, 1 << 47),
+            (USER_DATA, 0, HANDLER),
+            (0, USER_CODE, HANDLER),
+            (KERNEL_DATA, USER_CODE, HANDLER),
+        ] {
+            push_frame(a, stack, 0, code, target)?;
+            a.fault(iretq)?;
+        }
+        a.set_flags(rflags::NT as u32)?;
+        push_frame(a, KERNEL_DATA, 0, KERNEL_CODE, HANDLER)?;
+        a.fault(iretq)?;
+        a.push(rflags::FIXED as i32)?;
+        a.popfq()?;
+        a.user(|a| {
+            push_frame(a, KERNEL_DATA, 0, KERNEL_CODE, HANDLER)?;
+            a.fault(iretq)
+        })?;
+        push_frame(a, 0, rflags::CF, KERNEL_CODE, HANDLER)?;
+        a.iretq()
+    });
+    rig.load_payload(HANDLER, |a| {
+        a.setc(bl)?;
+        a.movzx(ebx, bl)?;
+        a.mov(esi, ss)?;
+        log_all(a, &[ebx, esi])
+    });
+    let record = rig.run();
+    let refused = |selector: u16| Fault::with_code(Vector::GP, selector.into());
+    let faults = [GP, GP, GP, refused(KERNEL_DATA), GP, refused(KERNEL_CODE)];
+    assert_eq!(record.faults(), faults);
+    assert_eq!(record.log, [1, 0]);
 }
 
 fn interrupt_stack(engine: &dyn Engine) {
