@@ -153,17 +153,53 @@ impl System {
         }
     }
 
-    /// A locked access over a page border is atomic among its like only: one lock for the VM. Linux makes
-    /// none (it enables split-lock detection where it can); hardware would lock the bus.
+    /// A locked access over a page border is one among its like, by one lock for the VM; of its two parts it
+    /// replaces each only while that is what was read, so that nothing others do to one of them is lost. Who reads
+    /// both may see one replaced and the other not yet. Linux makes none (it enables split-lock detection where it
+    /// can); hardware would lock the bus.
     fn update_split<T: Word>(&mut self, va: u64, update: impl Fn(T) -> T) -> Result<T, Stop> {
         let shared = std::sync::Arc::clone(&self.shared);
         self.probe(va, T::SIZE)?;
         let _locked = shared.split_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = [0; 8];
-        self.read_bytes(va, &mut bytes[..T::SIZE])?;
-        let old = T::cut(u64::from_le_bytes(bytes));
-        self.write_bytes(va, &update(old).zext().to_le_bytes()[..T::SIZE])?;
-        Ok(old)
+        let border = va.wrapping_add(first_part(va, T::SIZE) as u64);
+        let (first, second) = (va & !7, border);
+        let in_memory = self.is_memory(first)? && self.is_memory(second)?;
+        loop {
+            let mut bytes = [0; 8];
+            self.read_bytes(va, &mut bytes[..T::SIZE])?;
+            let old = T::cut(u64::from_le_bytes(bytes));
+            let new = update(old).zext().to_le_bytes();
+            if !in_memory {
+                self.write_bytes(va, &new[..T::SIZE])?;
+                return Ok(old);
+            }
+            let parts = border.wrapping_sub(va) as usize;
+            let (from, to) = (bytes[..T::SIZE].split_at(parts), new[..T::SIZE].split_at(parts));
+            if !self.replace(second, 0, from.1, to.1)? {
+                continue;
+            }
+            if self.replace(first, (va & 7) as usize, from.0, to.0)? {
+                return Ok(old);
+            }
+            self.replace(second, 0, to.1, from.1)?;
+        }
+    }
+
+    fn is_memory(&mut self, va: u64) -> Result<bool, Stop> {
+        Ok(matches!(self.target(va, Kind::Write, self.user)?, Target::Ram { .. }))
+    }
+
+    /// Bytes of the eight at `word`, which is aligned, if they are `from`; whether they were.
+    fn replace(&mut self, word: u64, at: usize, from: &[u8], to: &[u8]) -> Result<bool, Stop> {
+        let is_same = |bytes: [u8; 8]| bytes[at..at + from.len()] == *from;
+        let before: u64 = self.update_locked(word, |value: u64| {
+            let mut bytes = value.to_le_bytes();
+            if is_same(bytes) {
+                bytes[at..at + to.len()].copy_from_slice(to);
+            }
+            u64::from_le_bytes(bytes)
+        })?;
+        Ok(is_same(before.to_le_bytes()))
     }
 
     pub(crate) fn exchange_16(&mut self, va: u64, old: u128, new: u128) -> Result<u128, Stop> {
