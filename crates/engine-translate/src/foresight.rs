@@ -23,6 +23,10 @@ pub(crate) struct Recent {
     expected: HashSet<u64>,
 }
 
+/// Bytes that a block which runs into a loop begins before it, at most: the first trip has no block of its own at the
+/// loop's first byte.
+const NEAR: u64 = 128;
+
 /// Of more, all are forgotten: they are not met again.
 const EXPECTED: usize = 1 << 12;
 
@@ -40,10 +44,11 @@ impl Recent {
         self.count = self.count.wrapping_add(1);
     }
 
-    /// From the latest back to `first`; nothing where that is not among them.
+    /// From the latest back to `first`, or to what ran into it; nothing where neither is among them.
     fn back_to(&self, first: u64) -> impl Iterator<Item = u64> {
         let latest = (1..=RECENT).map(|ago| self.starts[self.count.wrapping_sub(ago) % RECENT]);
-        let len = latest.clone().position(|start| start == first).map_or(0, |index| index + 1);
+        let len = latest.clone().position(|start| first.wrapping_sub(start) < NEAR);
+        let len = len.map_or(0, |index| index + 1);
         latest.take(len)
     }
 
@@ -53,6 +58,7 @@ impl Recent {
         }
         let mut expected = std::mem::take(&mut self.expected);
         expected.extend(self.back_to(first));
+        expected.insert(first);
         self.expected = expected;
     }
 

@@ -48,8 +48,8 @@ fn one_block(a: &mut CodeAssembler) -> Asm {
 fn several_blocks(a: &mut CodeAssembler) -> Asm {
     let (mut again, mut even, mut function, mut out) =
         (a.create_label(), a.create_label(), a.create_label(), a.create_label());
-    a.mov(esi, DATA as u32)?;
-    a.mov(dword_ptr(rsi), TRIPS)?;
+    a.mov(r12d, DATA as u32)?;
+    a.mov(dword_ptr(r12), TRIPS)?;
     a.xor(ebx, ebx)?;
     a.xor(ebp, ebp)?;
     a.set_label(&mut again)?;
@@ -59,7 +59,7 @@ fn several_blocks(a: &mut CodeAssembler) -> Asm {
     a.set_label(&mut even)?;
     a.call(function)?;
     a.inc(ebx)?;
-    a.cmp(ebx, dword_ptr(rsi))?;
+    a.cmp(ebx, dword_ptr(r12))?;
     a.jb(again)?;
     a.jmp(out)?;
     a.set_label(&mut function)?;
@@ -78,8 +78,8 @@ fn a_loop_with_many_trips_ahead_is_translated_at_once() {
         let (log, predicted) = run(engine(ENOUGH, true), write);
         assert_eq!(counted_log, log);
         assert!(counted > u64::from(TRIPS) * per_trip, "{counted} instructions interpreted");
-        // Some trips, until every way through the loop was met.
-        assert!(predicted < 20 * per_trip + 100, "{predicted} instructions interpreted");
+        // What is left is in ways through the loop that its first trip did not take.
+        assert!(predicted * 5 < counted, "{predicted} of {counted} instructions interpreted");
     }
 }
 
