@@ -88,6 +88,11 @@ impl Native {
         is_used(options).then(|| Self { lane: lane(), hot: options.hot })
     }
 
+    /// Whether blocks are translated when they are met.
+    pub(crate) fn is_eager(&self) -> bool {
+        self.hot <= 1
+    }
+
     /// This thread is going to run `core`.
     pub(crate) fn begin(&mut self, core: &mut Core) {
         self.lane.begin(core);

@@ -5,10 +5,10 @@
 
 use std::mem::offset_of;
 
+use super::address::ENTRY_SHIFT;
 use super::asm::{Address, Asm, Condition};
 use super::fields::{T0, T1, field};
 use super::tables::{SECOND, Translation};
-use super::translate::ENTRY_SHIFT;
 
 const RCX: u8 = 1;
 const RDX: u8 = 2;

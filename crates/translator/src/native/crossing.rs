@@ -7,10 +7,10 @@
 
 use std::mem::offset_of;
 
+use super::address::{ENTRY_SHIFT, TABLE_MASK};
 use super::asm::{Address, Asm, Condition};
 use super::fields::{T0, T1, field};
 use super::tables::Translation;
-use super::translate::{ENTRY_SHIFT, TABLE_MASK};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;

@@ -8,8 +8,10 @@ use iced_x86::{Instruction, InstructionInfoFactory, OpKind};
 
 use super::asm::{Address, Condition, Label};
 use super::fields::{T0, T1, host};
+use super::operands::writes;
 use super::select::Kind;
-use super::translate::{Step, Stub, Translator, Work, writes};
+use super::stub::{Stub, Work};
+use super::translate::{Step, Translator};
 use super::vector::{Needs, SSE, Vector, in_place};
 
 /// Bytes from the first to the last, at most.

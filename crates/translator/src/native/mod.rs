@@ -12,9 +12,13 @@
 //! enters by the guard, which compares where its page leads to now with the frame that the code is of.
 #![allow(unsafe_code, reason = "runs generated code")]
 
+mod address;
 mod again;
+mod aside;
 mod asm;
+mod branch;
 mod cache;
+mod calls;
 mod crossing;
 mod fields;
 mod flags;
@@ -23,9 +27,15 @@ mod lane;
 mod listing;
 mod live;
 mod memory;
+mod operands;
 mod options;
+mod plain;
 mod select;
+mod stack;
 mod stats;
+mod strings;
+mod stub;
+mod system;
 pub mod tables;
 mod thunks;
 mod translate;
@@ -34,7 +44,7 @@ mod vector;
 pub(crate) use cache::NativeBlock;
 pub use cache::{CodeCache, NotTranslated};
 pub use fields::Fields;
-pub use lane::{Lane, Left, View};
+pub use lane::{Calls, Lane, Left, Privilege, View};
 pub use listing::Emitted;
 pub use memory::prepare;
 pub use options::Options;

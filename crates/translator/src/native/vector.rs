@@ -6,8 +6,10 @@ use iced_x86::{Instruction, InstructionInfoFactory, Register};
 use super::asm::{Condition, Label};
 use super::fields::{T0, T1, field};
 use super::groups::{self, Member};
+use super::operands::Spilled;
 use super::select::Kind;
-use super::translate::{Spilled, Step, Stub, Translator, Way, Work};
+use super::stub::{Stub, Way, Work};
+use super::translate::{Step, Translator};
 use crate::machine::VectorKind;
 use crate::vector::{Direct, direct, replace_memory};
 

@@ -1,0 +1,107 @@
+//! From an operand to the host's address of it.
+
+use std::mem;
+
+use iced_x86::Register;
+
+use super::asm::{Address, Condition, Label};
+use super::fields::{T0, T1, field, host, register, segment_base};
+use super::stub::{Stub, Work};
+use super::tables::{TRANSLATIONS, Translation};
+use super::translate::{Step, Translator};
+
+impl Translator<'_> {
+    /// Loads T0 with the linear address of the memory operand. May destroy T1; touches no flag.
+    pub(super) fn address(&mut self, step: &Step) -> Option<()> {
+        let instr = &step.instr;
+        let segment = match instr.memory_segment() {
+            Register::FS => Some(4),
+            Register::GS => Some(5),
+            _ => None,
+        };
+        let mut sum = self.offset_parts(step)?;
+        if let Some(segment) = segment {
+            // The base may need a register of its own beside two.
+            if sum.base == Some(T0) || sum.index.is_some() {
+                self.asm.lea(T0, sum);
+                self.asm.load_field(T1, segment_base(segment));
+                self.asm.lea(T0, Address::sum(T0, T1, 0));
+                return Some(());
+            }
+            self.asm.load_field(T0, segment_base(segment));
+            if let Some(base) = sum.base {
+                sum.index = Some((base, 0));
+            }
+            sum.base = Some(T0);
+        }
+        if sum.index.is_none() && sum.disp == 0 && sum.base == Some(T0) {
+            return Some(());
+        }
+        self.asm.lea(T0, sum);
+        Some(())
+    }
+
+    /// Base, index and displacement of the effective address in the host's registers: T0 may stand for the
+    /// base and T1 for the index.
+    pub(super) fn offset_parts(&mut self, step: &Step) -> Option<Address> {
+        let instr = &step.instr;
+        let displacement = instr.memory_displacement64() as i64;
+        let (base, index) = (instr.memory_base(), instr.memory_index());
+        if base == Register::RIP {
+            // The decoder's address of an instruction is its offset in the page.
+            self.asm.load_field(T0, field!(page));
+            return Some(Address::at(T0, i32::try_from(displacement).ok()?));
+        }
+        let disp = displacement as i32;
+        let base = self.part(base, T0);
+        let index = self.part(index, T1);
+        let scale = instr.memory_index_scale().trailing_zeros() as u8;
+        Some(Address { base, index: index.map(|index| (index, scale)), disp })
+    }
+
+    pub(super) fn part(&mut self, guest: Register, scratch: u8) -> Option<u8> {
+        if guest == Register::None {
+            return None;
+        }
+        Some(self.value_of(guest.number() as u8, scratch))
+    }
+
+    /// The host's register with the guest's register; `scratch` where it has none.
+    pub(super) fn value_of(&mut self, slot: u8, scratch: u8) -> u8 {
+        host(slot).unwrap_or_else(|| {
+            self.asm.load_field(scratch, register(slot));
+            scratch
+        })
+    }
+
+    /// Turns the linear address in T0 into the host's, for an access of `size` bytes. Destroys T1 and,
+    /// unless they are needed by then, the flags. Returns where the access is to go on that was made outside.
+    pub(super) fn check(&mut self, step: &Step, size: usize, write: bool) -> Label {
+        self.put_flags_aside(step.before);
+        let [miss, slow, back] = [(); 3].map(|()| self.asm.label());
+        let asm = &mut self.asm;
+        // What comes round at the top is cut off.
+        asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
+        asm.and_32(T1, TABLE_MASK);
+        asm.add_field(T1, field!(translations));
+        let page = if write {
+            mem::offset_of!(Translation, write)
+        } else {
+            mem::offset_of!(Translation, read)
+        };
+        let retry = asm.label();
+        asm.bind(retry);
+        asm.sub_memory(T0, Address::at(T1, page as i32));
+        asm.compare(T0, 4096 - size as i32);
+        asm.jump_if(Condition::A, miss);
+        asm.add_memory(T0, Address::at(T1, mem::offset_of!(Translation, host) as i32));
+        self.stubs.push(Stub { label: miss, work: Work::LookAgain { retry, slow, write } });
+        self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
+        back
+    }
+}
+
+/// Base-two logarithm of the size of a [`Translation`].
+pub(super) const ENTRY_SHIFT: usize = mem::size_of::<Translation>().trailing_zeros() as usize;
+/// Offsets of entries in their table.
+pub(super) const TABLE_MASK: i32 = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;

@@ -1,0 +1,215 @@
+//! Branches: to a place in the page, into another page, and through a register or memory.
+
+use std::mem;
+
+use iced_x86::{Instruction, OpKind};
+
+use super::asm::{Address, Condition, Label};
+use super::fields::{RIP, SP, T0, T1, field};
+use super::select::Kind;
+use super::stub::{Stub, Work};
+use super::translate::{BRANCH, Step, Translator};
+
+const RCX: u8 = 1;
+
+impl Translator<'_> {
+    /// Pushes the return address.
+    pub(super) fn call(&mut self, step: &Step) {
+        let back = self.push_return_address(step);
+        self.after_outside_branch(step, back);
+    }
+
+    /// Destroys T0 and T1. Returns where it goes on if the call was executed outside.
+    pub(super) fn push_return_address(&mut self, step: &Step) -> Label {
+        self.asm.lea(T0, Address::at(SP, -8));
+        let back = self.check(step, 8, true);
+        self.address_in_page(T1, step.next.into());
+        self.asm.store(Address::at(T0, 0), T1);
+        self.asm.lea(SP, Address::at(SP, -8));
+        back
+    }
+
+    /// `to` = the linear address `offset` bytes from the start of the page. Touches no flag.
+    pub(super) fn address_in_page(&mut self, to: u8, offset: i64) {
+        self.asm.load_field(to, field!(page));
+        self.asm.lea(to, Address::at(to, offset as i32));
+    }
+
+    /// Where a branch was executed outside because its stack access was, it goes on by RIP.
+    pub(super) fn after_outside_branch(&mut self, step: &Step, back: Label) {
+        // The stub of the check comes here; the code in line goes over it.
+        let over = self.asm.label();
+        self.asm.jump(over);
+        self.asm.bind(back);
+        let aside = mem::take(&mut self.aside);
+        self.asm.load_field(T0, RIP);
+        self.go_to_t0(step.offset, 0);
+        self.aside = aside;
+        self.asm.bind(over);
+    }
+
+    pub(super) fn indirect(&mut self, step: &Step) {
+        let instr = &step.instr;
+        let mut moved = 0;
+        match step.kind {
+            Kind::Return => {
+                moved = 8 + if instr.op_count() == 1 { instr.immediate16() } else { 0 };
+                self.asm.mov(T0, SP);
+                let back = self.check(step, 8, false);
+                self.asm.load(T0, Address::at(T0, 0));
+                self.asm.lea(SP, Address::at(SP, i32::from(moved)));
+                self.take_flags_back();
+                self.go_to_t0(step.offset, moved);
+                self.asm.bind(back);
+                // Executed outside.
+                self.asm.load_field(T0, RIP);
+            }
+            Kind::JumpTo | Kind::CallTo => {
+                let back = self.load_target(step);
+                if step.kind == Kind::CallTo {
+                    moved = 0u16.wrapping_sub(8);
+                    let pushed = self.push_return(step);
+                    self.take_flags_back();
+                    self.go_to_t0(step.offset, moved);
+                    self.asm.bind(pushed);
+                } else {
+                    self.take_flags_back();
+                    self.go_to_t0(step.offset, moved);
+                }
+                if let Some(back) = back {
+                    self.asm.bind(back);
+                }
+                self.asm.load_field(T0, RIP);
+            }
+            _ => unreachable!("not an indirect branch"),
+        }
+        self.aside = false;
+        self.go_to_t0(step.offset, 0);
+    }
+
+    /// T0 is the target of a jump or call through a register or memory.
+    pub(super) fn load_target(&mut self, step: &Step) -> Option<Label> {
+        if step.instr.op0_kind() == OpKind::Register {
+            let value = self.value_of(step.instr.op0_register().number() as u8, T0);
+            if value != T0 {
+                self.asm.mov(T0, value);
+            }
+            return None;
+        }
+        if self.address(step).is_none() {
+            // A displacement out of reach: the handler does it.
+            self.take_flags_back();
+            let back = self.asm.label();
+            self.call_out(step.insn, step.offset);
+            self.asm.jump(back);
+            return Some(back);
+        }
+        let back = self.check(step, 8, false);
+        self.asm.load(T0, Address::at(T0, 0));
+        Some(back)
+    }
+
+    /// Pushes the return address and keeps the target in T0, which must be an address before anything is
+    /// written.
+    pub(super) fn push_return(&mut self, step: &Step) -> Label {
+        self.put_flags_aside(step.before);
+        let no_address = self.asm.label();
+        self.asm.mov(T1, T0);
+        self.asm.shift_right_signed(T1, 47);
+        self.asm.lea(T1, Address::at(T1, 1));
+        self.asm.compare(T1, 1);
+        self.asm.jump_if(Condition::A, no_address);
+        self.asm.store_field(field!(target), T0);
+        let back = self.push_return_address(step);
+        self.asm.load_field(T0, field!(target));
+        self.stubs.push(Stub { label: no_address, work: self.work_outside(step, back) });
+        back
+    }
+
+    /// Goes to address T0. Flags are in RFLAGS. `moved`: by how much the branch has moved RSP.
+    pub(super) fn go_to_t0(&mut self, offset: u32, moved: u16) {
+        let asm = &mut self.asm;
+        asm.store_field_constant(field!(from), (offset | BRANCH | u32::from(moved) << 16) as i32);
+        asm.store_field(field!(rcx), RCX);
+        asm.low_16(T1, T0);
+        asm.load_field(RCX, field!(jumps));
+        asm.jump_memory(Address { base: Some(RCX), index: Some((T1, 3)), disp: 0 });
+    }
+
+    /// Goes to `target`, from the instruction at `offset`, both relative to the page.
+    pub(super) fn branch(&mut self, offset: u32, target: i64) {
+        self.take_flags_back();
+        if !(0..4096).contains(&target) {
+            return self.branch_far(target);
+        }
+        if target <= offset.into() {
+            self.poll(target);
+        }
+        self.jump_to_link(|site| Work::Near { site, target });
+    }
+
+    pub(super) fn branch_far(&mut self, target: i64) {
+        self.address_in_page(T0, target);
+        self.asm.store_field(field!(rcx), RCX);
+        self.jump_to_link(|site| Work::Far { site });
+    }
+
+    /// A jump to `work`, which is told where it stands, until it is linked.
+    pub(super) fn jump_to_link(&mut self, work: impl FnOnce(u32) -> Work) {
+        let label = self.asm.label();
+        // The displacement is replaced while others run.
+        self.asm.keep_together(5, 64);
+        self.asm.jump(label);
+        let site = self.asm.here() - 4;
+        self.stubs.push(Stub { label, work: work(site) });
+    }
+
+    pub(super) fn branch_if(&mut self, step: &Step) {
+        self.take_flags_back();
+        let target = target_of(&step.instr);
+        let condition = step.instr.condition_code() as u8;
+        let label = self.asm.label();
+        let forward = target > step.offset.into() && target < 4096;
+        if forward {
+            self.asm.keep_together(6, 64);
+        }
+        self.asm.jump_if(condition_bits(condition), label);
+        let work = if forward {
+            Work::Near { site: self.asm.here() - 4, target }
+        } else {
+            Work::Branch { offset: step.offset, target }
+        };
+        self.stubs.push(Stub { label, work });
+        self.branch(step.offset, step.next.into());
+    }
+
+    /// Leaves where the core is wanted.
+    pub(super) fn poll(&mut self, target: i64) {
+        let wanted = self.asm.label();
+        if self.live.iter().any(|&(offset, live)| i64::from(offset) == target && live == 0) {
+            // The flags are overwritten there.
+            self.asm.load_field(T0, field!(pending));
+            self.asm.compare_byte_with_0(Address::at(T0, 0));
+            self.asm.jump_if(Condition::NE, wanted);
+            self.stubs.push(Stub { label: wanted, work: Work::Wanted { target, aside: false } });
+            return;
+        }
+        self.asm.store_field(field!(rcx), RCX);
+        self.asm.load_field(RCX, field!(pending));
+        self.asm.load_byte(RCX, Address::at(RCX, 0));
+        self.asm.skip_if_rcx_is_0(5);
+        self.asm.jump(wanted);
+        self.asm.load_field(RCX, field!(rcx));
+        self.stubs.push(Stub { label: wanted, work: Work::Wanted { target, aside: true } });
+    }
+}
+
+/// Target of a direct branch, relative to the page.
+pub(super) fn target_of(instr: &Instruction) -> i64 {
+    instr.near_branch_target() as i64
+}
+
+/// The bits of Jcc for iced's [`iced_x86::ConditionCode`], which starts with none.
+fn condition_bits(code: u8) -> u8 {
+    code - 1
+}

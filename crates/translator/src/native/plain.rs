@@ -1,0 +1,166 @@
+//! Instructions that run as they are, on the host's registers.
+
+use std::mem;
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::asm::{Address, Condition, Label};
+use super::fields::{RIP, T0, T1, host, register};
+use super::operands::{Spilled, writes};
+use super::stub::{Stub, Work};
+use super::translate::{Step, Translator};
+use crate::vector::replace_memory;
+
+const RAX: u8 = 0;
+const RDX: u8 = 2;
+
+impl Translator<'_> {
+    pub(super) fn work_outside(&self, step: &Step, back: Label) -> Work {
+        let Step { insn, offset, next, relied, .. } = *step;
+        let (aside, live) = (self.aside, self.vectors & relied);
+        Work::Outside { insn, offset, back, aside, live, next }
+    }
+
+    /// By its handler. Returns whether the block goes on.
+    pub(super) fn outside(&mut self, step: &Step) -> bool {
+        self.take_flags_back();
+        self.call_out(step.insn, step.offset);
+        (self.vectors, self.kept) = (0, false);
+        if step.instr.flow_control() == iced_x86::FlowControl::Next {
+            return true;
+        }
+        // It has set RIP.
+        self.asm.load_field(T0, RIP);
+        self.go_to_t0(step.offset, 0);
+        false
+    }
+
+    pub(super) fn call_out(&mut self, insn: usize, offset: u32) {
+        self.asm.call_to(self.thunks.call_out);
+        self.asm.raw(&(insn as u64).to_le_bytes());
+        self.asm.raw(&offset.to_le_bytes());
+    }
+
+    /// The instruction itself on the host's registers. `None`: too few registers to hold its operands;
+    /// nothing was emitted.
+    pub(super) fn same(&mut self, step: &Step) -> Option<()> {
+        let mut instr = step.instr;
+        let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
+        let spilled = Spilled::of(&instr, if memory { &[T1] } else { &[T0, T1] })?;
+        let back = if memory {
+            let write =
+                self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
+            // Nothing may be emitted if the displacement cannot be.
+            if instr.memory_base() == Register::RIP {
+                i32::try_from(instr.memory_displacement64() as i64).ok()?;
+            }
+            self.address(step)?;
+            let back = self.check(step, instr.memory_size().size(), write);
+            replace_memory(&mut instr, Register::R14);
+            Some(back)
+        } else {
+            None
+        };
+        self.run(step, instr, &spilled)?;
+        if let Some(back) = back {
+            self.asm.bind(back);
+        }
+        Some(())
+    }
+
+    /// Emits the instruction, whose memory operand has been replaced.
+    pub(super) fn run(
+        &mut self,
+        step: &Step,
+        mut instr: Instruction,
+        spilled: &Spilled,
+    ) -> Option<()> {
+        self.prepare_flags(step);
+        spilled.rename(&mut instr);
+        for &(slot, scratch) in &spilled.pairs {
+            self.asm.load_field(scratch, register(slot));
+        }
+        self.encode(&instr)?;
+        for &(slot, scratch) in &spilled.pairs {
+            if spilled.written & 1 << slot != 0 {
+                self.asm.store_field(register(slot), scratch);
+            }
+        }
+        Some(())
+    }
+
+    /// DIV and IDIV where they cannot fault; else outside.
+    pub(super) fn divide(&mut self, step: &Step) -> Option<()> {
+        let instr = &step.instr;
+        let memory = instr.op0_kind() == OpKind::Memory;
+        let size = if memory { instr.memory_size().size() } else { instr.op0_register().size() };
+        let wide = size == 8;
+        let (divisor, back) = if memory {
+            self.address(step)?;
+            let back = self.check(step, size, false);
+            let from = Address::at(T0, 0);
+            if wide {
+                self.asm.load(T0, from);
+            } else {
+                self.asm.load_32(T0, from);
+            }
+            (T0, back)
+        } else {
+            let slot = instr.op0_register().full_register().number() as u8;
+            let divisor = self.value_of(slot, T0);
+            self.put_flags_aside(step.before);
+            (divisor, self.asm.label())
+        };
+        let slow = self.asm.label();
+        if instr.mnemonic() == Mnemonic::Div {
+            // The quotient fits where the upper half is below the divisor; a divisor of zero never is.
+            self.asm.compare_registers(wide, RDX, divisor);
+            self.asm.jump_if(Condition::AE, slow);
+        } else {
+            // A dividend that is one half sign-extended, by anything but 0 and -1.
+            self.asm.mov(T1, RAX);
+            self.asm.spread_sign(wide, T1);
+            self.asm.compare_registers(wide, T1, RDX);
+            self.asm.jump_if(Condition::NE, slow);
+            self.asm.lea(T1, Address::at(divisor, 1));
+            self.asm.compare_sized(wide, T1, 1);
+            self.asm.jump_if(Condition::BE, slow);
+        }
+        self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
+        self.asm.divide(wide, instr.mnemonic() == Mnemonic::Idiv, divisor);
+        self.prepare_flags(step);
+        self.asm.bind(back);
+        Some(())
+    }
+
+    pub(super) fn encode(&mut self, instr: &Instruction) -> Option<()> {
+        let mut buffer = mem::take(&mut self.asm.bytes);
+        self.encoder.set_buffer(buffer);
+        let done = self.encoder.encode(instr, 0).is_ok();
+        buffer = self.encoder.take_buffer();
+        self.asm.bytes = buffer;
+        done.then_some(())
+    }
+
+    pub(super) fn address_of(&mut self, step: &Step) -> Option<()> {
+        let Some(address) = self.offset_parts(step) else {
+            self.outside(step);
+            return Some(());
+        };
+        let destination = step.instr.op0_register();
+        let slot = destination.full_register().number() as u8;
+        let to = host(slot).unwrap_or(T0);
+        match destination.size() {
+            8 => self.asm.lea(to, address),
+            4 => self.asm.lea_32(to, address),
+            _ => {
+                self.outside(step);
+                return Some(());
+            }
+        }
+        if host(slot).is_none() {
+            self.asm.store_field(register(slot), to);
+        }
+        Some(())
+    }
+}

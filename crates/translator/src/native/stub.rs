@@ -1,0 +1,104 @@
+//! What stands behind the block, because it is rarely taken.
+
+use super::again;
+use super::asm::Label;
+use super::fields::{T0, field};
+use super::translate::{ACCESS, Step, Translator};
+use super::vector::{Needs, Vector};
+use iced_x86::Instruction;
+
+const RCX: u8 = 1;
+
+/// Code that stands behind the block.
+pub(super) struct Stub {
+    pub(super) label: Label,
+    pub(super) work: Work,
+}
+
+pub(super) enum Work {
+    /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
+    /// must be live behind it, at `next`.
+    Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    /// Looks the page up in the second table, and goes on at `retry` if it is there.
+    LookAgain { retry: Label, slow: Label, write: bool },
+    /// An operand may lie in two pages; if it is not that, `slow`.
+    Crossing { slow: Label, way: Way },
+    /// A member of a group looks for itself.
+    Alone { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
+    /// Makes registers live, or leaves.
+    MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
+    /// Leaves for a place in the same page, asking for a link.
+    Near { site: u32, target: i64 },
+    /// The same in another page: T0 is the address, RCX was put aside.
+    Far { site: u32 },
+    /// A branch to `target` that another one leads to, because it is conditional.
+    Branch { offset: u32, target: i64 },
+    /// The core is wanted. `aside`: RCX was put aside.
+    Wanted { target: i64, aside: bool },
+}
+
+/// How an instruction runs on a buffer.
+pub(super) enum Way {
+    /// It loads: in line.
+    Load { go: Label },
+    /// It stores so many bytes: here, and then goes `back`.
+    Store { instr: Instruction, size: usize, back: Label },
+}
+
+impl Translator<'_> {
+    pub(super) fn stub(&mut self, stub: Stub) {
+        self.asm.bind(stub.label);
+        match stub.work {
+            Work::Outside { insn, offset, back, aside, live, next } => {
+                if aside {
+                    self.flags_from_field();
+                }
+                self.call_out(insn, offset | ACCESS);
+                self.make_live_again(live, next);
+                self.asm.jump(back);
+            }
+            Work::LookAgain { retry, slow, write } => {
+                let again = self.thunks.again;
+                self.asm.call_to(if write { again.write } else { again.read });
+                self.asm.jump(retry);
+                const { assert!(again::JUMP == 5) };
+                self.asm.jump(slow);
+            }
+            Work::Crossing { slow, way } => self.crossing_stub(slow, way),
+            Work::Alone { step, vector, back, aside, live } => {
+                (self.aside, self.vectors) = (aside, live);
+                self.alone_stub(&step, vector, back);
+                self.aside = false;
+            }
+            Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
+                if aside {
+                    self.flags_from_field();
+                }
+                if !rcx_aside {
+                    self.asm.store_field(field!(rcx), RCX);
+                }
+                self.make_live_stub(needs, offset, back);
+            }
+            Work::Near { site, target } => self.leave_for(target, site),
+            Work::Far { site } => {
+                self.asm.call_to(self.thunks.leave_far);
+                self.asm.raw(&site.to_le_bytes());
+            }
+            Work::Branch { offset, target } => self.branch(offset, target),
+            Work::Wanted { target, aside } => {
+                if aside {
+                    self.asm.load_field(RCX, field!(rcx));
+                }
+                self.address_in_page(T0, target);
+                self.asm.jump_to(self.thunks.leave);
+            }
+        }
+    }
+
+    /// Leaves for `target` in this page, where the jump at `site` could lead.
+    pub(super) fn leave_for(&mut self, target: i64, site: u32) {
+        self.asm.call_to(self.thunks.leave_near);
+        self.asm.raw(&site.to_le_bytes());
+        self.asm.raw(&(target as u16).to_le_bytes());
+    }
+}
