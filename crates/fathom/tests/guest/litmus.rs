@@ -1,6 +1,7 @@
 //! Several processors see of each other's loads and stores what x86 lets them, and nothing else.
 
 use crate::console::events;
+use crate::engine::Engine;
 use crate::processor;
 use crate::sandbox::Sandbox;
 use crate::vm::Guest;
@@ -8,20 +9,33 @@ use crate::vm::Guest;
 /// All that two processors can be tested for; how often is asked for in percent.
 #[test]
 fn two_processors_see_what_x86_allows() {
-    see_what_x86_allows("litmus", 2, 43);
+    see_what_x86_allows("litmus", 2, 43, &[]);
 }
 
 /// What takes a third and a fourth.
 #[test]
 fn four_processors_agree_on_the_order_of_stores() {
-    see_what_x86_allows("litmus:wrc,rwc,iriw", 4, 3);
+    see_what_x86_allows("litmus:wrc,rwc,iriw", 4, 3, &[]);
 }
 
-fn see_what_x86_allows(work: &str, cpus: u32, count: usize) {
+/// Code is thrown away, and made again, all the time.
+#[test]
+fn two_processors_with_little_room_for_code_see_the_same() {
+    if Engine::under_test() == Engine::Translate {
+        see_what_x86_allows("litmus", 2, 43, &["--translate", "code=256K"]);
+    }
+}
+
+fn see_what_x86_allows(work: &str, cpus: u32, count: usize, more: &[&str]) {
     // On the lab's processor threads take turns, and whoever waits for another does so for its whole turn.
-    let percent = if processor::in_lab() { 1 } else { 20 };
+    let percent = match more {
+        _ if processor::in_lab() => 1,
+        [] => 20,
+        _ => 5,
+    };
     let words = format!("fathom.run={work} fathom.scale={percent}");
-    let ended = Guest::new(&words).cpus(cpus).run(&Sandbox::new()).well();
+    let words = format!("{words} watchdog_thresh=60");
+    let ended = Guest::new(&words).cpus(cpus).arguments(more).run(&Sandbox::new()).well();
     let tests = events(&ended.console, "test");
     let wrong: Vec<_> = tests.iter().filter(|test| test["ok"] != true).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
