@@ -24,6 +24,7 @@ mod fetch;
 mod host;
 mod instructions;
 mod kvmclock;
+mod lockstep;
 mod mtrr;
 mod native;
 mod options;
@@ -104,6 +105,7 @@ impl Engine for TranslateEngine {
                 spec.vcpus
             )));
         }
+        native::check_verify(self.options, spec.vcpus)?;
         let shared = Shared::new(spec, self.options, self.perf_map.clone())?;
         Ok(Arc::new(TranslateVm { shared, made: Mutex::default() }))
     }

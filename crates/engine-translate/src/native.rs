@@ -3,12 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engine::EngineError;
 use memory::FRAME_SIZE;
-use translator::native::{CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
+use translator::native::{self, CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
-use translator::{Block, Width};
+use translator::{Block, Mode, Width, decode};
 
 use crate::fetch;
+use crate::lockstep::{Lockstep, Verified};
 use crate::options::Options;
 use crate::perf_map::PerfMap;
 use crate::system::{Core, System};
@@ -28,7 +30,7 @@ impl Code {
         options: Options,
         perf_map: Option<Arc<PerfMap>>,
     ) -> Result<Self, ArenaError> {
-        let cache = Arc::new(CodeCache::new(options.code_bytes, options.native)?);
+        let cache = Arc::new(CodeCache::new(options.code_bytes, how(options))?);
         if let Some(map) = &perf_map {
             cache.thunk_names().for_each(|(name, range)| map.add(range, name));
         }
@@ -49,6 +51,15 @@ impl Code {
             // On a terminal in raw mode a line feed does not return to the margin.
             eprint!("{}", made.listing(start, source).replace('\n', "\r\n"));
         }
+    }
+
+    /// The block of `bytes` at `start` and its code, which is made once more. `None`: there is no room.
+    pub(crate) fn list(&self, bytes: &[u8], start: u64, frame: u32) -> Option<String> {
+        let mode = Mode { width: Width::Bits64 };
+        let decoded = decode::decode_block(bytes, mode, decode::BLOCK_LIMIT);
+        let block = Arc::new(Block::<System>::new(decoded.insns, start, None));
+        let made = self.cache.translate(&block, bytes, frame).ok()??;
+        Some(made.listing(start, bytes))
     }
 
     /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
@@ -74,10 +85,30 @@ pub(crate) fn is_used(options: Options) -> bool {
     options.translate && Lane::is_supported()
 }
 
+/// How blocks are translated: where they are compared, each comes out at its end.
+fn how(options: Options) -> native::Options {
+    if options.verify {
+        return native::Options { link: false, indirect: false, ..options.native };
+    }
+    options.native
+}
+
+/// Whether code can be compared with the interpreter, if it is to be.
+pub(crate) fn check_verify(options: Options, vcpus: u32) -> Result<(), EngineError> {
+    let refuse = |why: &str| Err(EngineError::Unsupported(format!("--translate verify: {why}")));
+    match options {
+        Options { verify: false, .. } => Ok(()),
+        _ if !is_used(options) => refuse("nothing is translated, so there is nothing to compare"),
+        _ if vcpus > 1 => refuse("others would see what is executed twice: ask for one vcpu"),
+        _ => Ok(()),
+    }
+}
+
 /// A vCPU's way through generated code.
 pub(crate) struct Native {
     lane: Lane,
     hot: u32,
+    lockstep: Option<Lockstep>,
 }
 
 impl Native {
@@ -85,7 +116,9 @@ impl Native {
     pub(crate) fn new(shared: &Shared) -> Option<Self> {
         let options = shared.code.options;
         let lane = || Lane::new(Arc::clone(&shared.code.cache));
-        is_used(options).then(|| Self { lane: lane(), hot: options.hot })
+        let exact = !options.native.forget_dead_flags;
+        let lockstep = options.verify.then(|| Lockstep::new(exact));
+        is_used(options).then(|| Self { lane: lane(), hot: options.hot, lockstep })
     }
 
     /// This thread is going to run `core`.
@@ -100,7 +133,15 @@ impl Native {
             return None;
         }
         core.machine.tlb.admit(core.cpu.rip(), block.code_frame()?);
-        self.lane.run(core, block)
+        match &mut self.lockstep {
+            Some(lockstep) => lockstep.run(core, &mut self.lane, block),
+            None => self.lane.run(core, block),
+        }
+    }
+
+    /// What was compared with the interpreter, if that is done.
+    pub(crate) fn verified(&self) -> Option<Verified> {
+        self.lockstep.as_ref().map(|lockstep| lockstep.verified)
     }
 
     /// Lets the branch that came out last lead to `block`, to which RIP points. Whether the block has code.

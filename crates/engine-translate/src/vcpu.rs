@@ -75,7 +75,7 @@ impl TranslateVcpu {
     fn exit(&mut self) -> Result<Option<Exit>, EngineError> {
         let machine = &mut self.core.machine;
         if let Some(broken) = machine.broken.take() {
-            return Err(EngineError::Memory(broken));
+            return Err(broken);
         }
         if std::mem::take(&mut machine.shutdown) {
             return Ok(Some(Exit::TripleFault));
@@ -329,7 +329,7 @@ fn settle_fault(core: &mut Core, on_stack: bool) {
 
 /// Whether the instruction at `offset` of the block accesses the stack segment: a non-canonical address is
 /// then #SS instead of #GP.
-fn uses_stack(block: &Block<System>, offset: u64) -> bool {
+pub(crate) fn uses_stack(block: &Block<System>, offset: u64) -> bool {
     let mut at = 0;
     for insn in &block.insns {
         if at == offset {
@@ -364,7 +364,8 @@ impl Vcpu for TranslateVcpu {
         }
         let exit = self.run_inside();
         let cpu = &self.core.cpu;
-        let work = Work { interpreted: cpu.retired, native: cpu.native.counts() };
+        let verified = self.native.as_ref().and_then(Native::verified);
+        let work = Work { interpreted: cpu.retired, native: cpu.native.counts(), verified };
         *shared.vcpus[self.core.machine.id as usize]
             .work
             .lock()

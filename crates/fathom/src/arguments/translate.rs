@@ -3,7 +3,7 @@
 use vmm::config::TranslationConfig;
 
 const KEYS: &str = "write interpret, hot=N, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, \
-                    perf-map or dump=ADDRESS";
+                    verify, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -15,6 +15,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-links", None) => config.no_links = true,
             ("no-far-links", None) => config.no_far_links = true,
             ("no-jump-table", None) => config.no_jump_table = true,
+            ("verify", None) => config.verify = true,
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
             ("code", Some(size)) => config.code = Some(size.parse().map_err(|error| bad(&error))?),
@@ -48,10 +49,10 @@ mod tests {
         let config = parse("code=1M,dump=0x1000040,no-links,hot=1");
         assert_eq!(config.as_ref(), Ok(&expected));
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
-        let all = parse("interpret,keep-flags,no-links,no-far-links,no-jump-table,perf-map");
+        let all = parse("interpret,keep-flags,no-links,no-far-links,no-jump-table,perf-map,verify");
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
-        assert!(all.no_jump_table && all.perf_map && !all.stats);
+        assert!(all.no_jump_table && all.perf_map && all.verify && !all.stats);
     }
 
     #[test]

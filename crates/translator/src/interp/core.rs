@@ -2,6 +2,7 @@
 
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP};
+use crate::insn::Insn;
 use crate::machine::{Machine, Stop};
 
 /// Registers together with what they are plugged into.
@@ -27,7 +28,12 @@ impl<M: Machine> Core<M> {
     /// Runs `block`, to which RIP points, or its first instruction only where `single` is set.
     #[inline]
     pub fn run_block(&mut self, block: &Block<M>, single: bool) -> Outcome {
-        let insns = if single { &block.insns[..1] } else { &block.insns[..] };
+        self.run_insns(if single { &block.insns[..1] } else { &block.insns[..] })
+    }
+
+    /// Runs instructions that follow each other, to the first of which RIP points.
+    #[inline(always)]
+    pub fn run_insns(&mut self, insns: &[Insn<M>]) -> Outcome {
         let mask = self.cpu.width.mask();
         // Only a block's last instruction writes RIP itself, so it need not be read back between.
         let mut rip = self.cpu.rip();
