@@ -113,11 +113,12 @@ pub(crate) struct Native {
 
 impl Native {
     /// `None` where everything is interpreted.
-    pub(crate) fn new(shared: &Shared) -> Option<Self> {
+    pub(crate) fn new(core: &Core) -> Option<Self> {
+        let shared = &core.machine.shared;
         let options = shared.code.options;
         let lane = || Lane::new(Arc::clone(&shared.code.cache));
         let exact = !options.native.forget_dead_flags;
-        let lockstep = options.verify.then(|| Lockstep::new(exact));
+        let lockstep = options.verify.then(|| Lockstep::new(core, exact));
         is_used(options).then(|| Self { lane: lane(), hot: options.hot, lockstep })
     }
 
@@ -137,6 +138,11 @@ impl Native {
             Some(lockstep) => lockstep.run(core, &mut self.lane, block),
             None => self.lane.run(core, block),
         }
+    }
+
+    /// Whether what is native is compared with the interpreter.
+    pub(crate) fn verifies(&self) -> bool {
+        self.lockstep.is_some()
     }
 
     /// What was compared with the interpreter, if that is done.

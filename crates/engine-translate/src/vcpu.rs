@@ -30,9 +30,9 @@ pub(crate) struct TranslateVcpu {
 
 impl TranslateVcpu {
     pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
-        let native = Native::new(&shared);
         let machine = System::new(shared, id, processor);
         let core = Core { cpu: Cpu::new(), machine };
+        let native = Native::new(&core);
         let mut vcpu = Self {
             core,
             jumps: JumpCache::new(),
@@ -281,6 +281,8 @@ impl TranslateVcpu {
         let on_stack =
             outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
         let waits = matches!(core.machine.answer, Answer::Waiting(_));
+        // It takes its answer as the first of its block, and is not compared.
+        self.interpret |= waits && native.as_ref().is_some_and(Native::verifies);
         let care = trap || core.machine.breakpoints.is_active();
         match outcome {
             Outcome::Fault => settle_fault(core, on_stack),

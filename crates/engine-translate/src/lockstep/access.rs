@@ -117,13 +117,12 @@ impl System {
     }
 
     /// Whether an instruction may be executed as part of a piece: it changes nothing but registers and memory,
-    /// and finds the same the second time.
+    /// and finds the same the second time. Not PUSHF: undefined flags may differ.
     pub(crate) fn is_repeatable(op: SystemOp) -> bool {
         use SystemOp as Op;
         matches!(
             op,
             Op::Undefined
-                | Op::Pushf
                 | Op::Cli
                 | Op::MovFromSeg
                 | Op::Rdfsbase

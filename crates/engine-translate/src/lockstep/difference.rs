@@ -4,10 +4,10 @@ use std::fmt::Write;
 use std::ops::Range;
 
 use translator::Block;
-use translator::Cpu;
 
 use super::End;
 use super::journal::LINE;
+use super::state::State;
 use crate::fetch;
 use crate::system::{Core, System};
 
@@ -27,13 +27,19 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    /// `flags`: the bits of RFLAGS that count.
-    pub(super) fn new(core: &Core, before: &Cpu, expected: &End, found: &End, flags: u64) -> Self {
-        let mut difference =
-            Self { rip: before.rip(), names: Vec::new(), text: String::new() };
-        difference.ends(expected, found);
-        difference.registers(before, &expected.cpu, &found.cpu, flags);
-        difference.vectors(&expected.cpu, &found.cpu);
+    /// The states before and after the interpreter, beside the core's; how the two ended; and the bits of RFLAGS
+    /// that count.
+    pub(super) fn new(
+        core: &Core,
+        (before, expected): (&State, &State),
+        (expected_end, found_end): (&End, &End),
+        flags: u64,
+    ) -> Self {
+        let mut difference = Self { rip: before.rip(), names: Vec::new(), text: String::new() };
+        let found = State::of(&core.cpu);
+        difference.ends(expected_end, found_end);
+        difference.registers([before, expected, &found], flags);
+        difference.vectors(expected, &found);
         difference.memory(core);
         difference
     }
@@ -73,13 +79,13 @@ impl Difference {
             _ => format!("{:?}", end.outcome),
         };
         self.line("end", "", &end(expected), &end(found));
-        if expected.fault != found.fault || expected.outcome != found.outcome {
+        if !expected.allows(found) {
             self.differs("their ends");
             let _ = writeln!(self.text, "  faults: {:?}, {:?}", expected.fault, found.fault);
         }
     }
 
-    fn registers(&mut self, before: &Cpu, expected: &Cpu, found: &Cpu, flags: u64) {
+    fn registers(&mut self, [before, expected, found]: [&State; 3], flags: u64) {
         let value = |value: u64| format!("{value:#x}");
         let mut row = |name: &str, values: [u64; 3]| {
             let [before, expected, found] = values.map(value);
@@ -91,7 +97,7 @@ impl Difference {
         row("rip", [before.rip(), expected.rip(), found.rip()]);
         row("rflags", [before.rflags, expected.rflags & flags, found.rflags & flags]);
         for (slot, name) in NAMES.into_iter().enumerate() {
-            row(name, [before, expected, found].map(|cpu| cpu.regs[slot]));
+            row(name, [before, expected, found].map(|state| state.regs[slot]));
         }
         for (slot, name) in ["es", "cs", "ss", "ds", "fs", "gs"].into_iter().enumerate() {
             if expected.segs[slot] != found.segs[slot] {
@@ -102,8 +108,8 @@ impl Difference {
         }
     }
 
-    fn vectors(&mut self, expected: &Cpu, found: &Cpu) {
-        let (a, b) = (&expected.fpu.image, &found.fpu.image);
+    fn vectors(&mut self, expected: &State, found: &State) {
+        let (a, b) = (&expected.image, &found.image);
         for (name, range) in components() {
             if a[range.clone()] != b[range.clone()] {
                 let _ = writeln!(self.text, "* {name}: {:02x?}", &a[range.clone()]);
@@ -117,7 +123,8 @@ impl Difference {
         // SAFETY: as where the comparison was made.
         for (line, now) in unsafe { core.machine.journal.differing() } {
             for at in (0..LINE).filter(|&at| line.new[at] != now[at]) {
-                let (va, old, new, now) = (line.va + at as u64, line.old[at], line.new[at], now[at]);
+                let (va, old, new, now) =
+                    (line.va + at as u64, line.old[at], line.new[at], now[at]);
                 let by = if line.has(at) { "" } else { ", which the interpreter did not write" };
                 let text = format!("byte {va:#x}: {old:02x}, then {new:02x} and {now:02x}{by}");
                 let _ = writeln!(self.text, "* {text}");

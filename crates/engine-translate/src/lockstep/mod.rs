@@ -21,20 +21,24 @@
 mod access;
 mod difference;
 mod journal;
+mod masks;
+mod state;
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use engine::EngineError;
-use translator::native::{Lane, Left, flags_needed};
-use translator::{Block, Cpu, Outcome};
-use x86::{Exception, rflags};
+use translator::native::{Lane, Left};
+use translator::{Block, Outcome};
+use x86::Exception;
 
-use crate::fetch;
 use crate::system::{Core, System};
 use crate::vcpu::uses_stack;
 use difference::Difference;
 pub(crate) use journal::Journal;
+use masks::Masks;
+use state::State;
 
 /// How often a piece is executed by both before it counts as a difference.
 const ATTEMPTS: u32 = 8;
@@ -69,14 +73,15 @@ impl Verified {
 /// Compares what one vCPU executes.
 pub(crate) struct Lockstep {
     pub(crate) verified: Verified,
-    /// All flags must be right.
-    exact_flags: bool,
+    flags: Masks,
+    /// Before the piece.
+    before: Box<State>,
+    /// What the interpreter has made of it.
+    expected: Box<State>,
 }
 
 /// How one of the two came to its end.
-#[derive(Clone)]
 struct End {
-    cpu: Cpu,
     outcome: Outcome,
     /// What it raised, if it did, and whether that is #SS if it is for an address that is none.
     fault: Option<(Exception, bool, bool)>,
@@ -95,8 +100,11 @@ enum Found {
 }
 
 impl Lockstep {
-    pub(crate) fn new(exact_flags: bool) -> Self {
-        Self { verified: Verified::default(), exact_flags }
+    /// For `core`; `exact_flags`: also those that nobody looks at must be right.
+    pub(crate) fn new(core: &Core, exact_flags: bool) -> Self {
+        let state = || Box::new(State::of(&core.cpu));
+        let flags = Masks::new(exact_flags);
+        Self { verified: Verified::default(), flags, before: state(), expected: state() }
     }
 
     /// Runs `block`, to which RIP points and which has code, as `lane` would.
@@ -106,107 +114,100 @@ impl Lockstep {
         lane: &mut Lane,
         block: &Arc<Block<System>>,
     ) -> Option<Left> {
-        let before = core.cpu.clone();
+        self.before.keep(&core.cpu);
         let mut limit = block.insns.len();
         let mut last = None;
         for attempt in 0..ATTEMPTS {
-            let through = attempt >= THROUGH;
-            let expected = record(core, block, limit, through);
-            let done = expected.cpu.retired - before.retired;
+            let expected = record(core, block, limit, attempt >= THROUGH);
+            self.expected.keep(&core.cpu);
+            self.before.put_back(&mut core.cpu);
+            let done = self.expected.retired - self.before.retired;
             if expected.refused && done == 0 {
                 self.verified.alone += 1;
-                restore(core, &before);
                 return Some(left(Outcome::Retry, true));
             }
-            restore(core, &before);
-            if through {
+            if attempt >= THROUGH {
                 take_back(core);
             }
-            let (mut found, left) = repeat(core, lane, block)?;
-            found.cpu.retired = expected.cpu.retired;
-            match self.compare(core, block, &before, &expected, &found) {
+            let (found, left) = repeat(core, lane, block)?;
+            match self.compare(core, block, &expected, &found) {
                 Found::Same => {
                     self.verified.blocks += 1;
                     self.verified.instructions += done;
-                    let interpret = left.interpret || found.refused;
-                    return Some(Left { interpret, ..left });
+                    return Some(Left { interpret: left.interpret || found.refused, ..left });
                 }
-                Found::Shorter(reached) if reached < limit => limit = reached,
-                Found::Shorter(_) => {}
+                Found::Shorter(reached) => limit = limit.min(reached),
                 Found::Different(difference) => last = Some(difference),
             }
             take_back(core);
-            restore(core, &before);
+            self.before.put_back(&mut core.cpu);
             if !block.is_valid() {
                 // A device has written it: there is another block now.
-                return Some(left_again());
+                return Some(self::left(Outcome::Retry, false));
             }
             self.verified.again += 1;
             // Whoever writes what is read here may come to an end.
-            std::thread::sleep(Duration::from_micros(50 << attempt));
+            thread::sleep(Duration::from_micros(50 << attempt));
         }
         let difference = last.map(|difference| difference.tell(core, block));
-        let place = difference.unwrap_or_else(|| "translated code stops early".into());
-        core.machine.broken = Some(EngineError::Bug(place));
+        let line = difference.unwrap_or_else(|| "translated code stops early".into());
+        core.machine.broken = Some(EngineError::Bug(line));
         Some(left(Outcome::Fault, false))
     }
 
     fn compare(
-        &self,
+        &mut self,
         core: &mut Core,
-        block: &Block<System>,
-        before: &Cpu,
+        block: &Arc<Block<System>>,
         expected: &End,
         found: &End,
     ) -> Found {
-        let start = before.rip();
-        let reached = found.cpu.rip();
-        let faults = expected.outcome == Outcome::Fault && found.interpret;
-        if found.interpret && reached != expected.cpu.rip() {
-            // It has left an instruction to the interpreter, which may do it without a fault.
-            if let Some(count) = instructions(block, reached.wrapping_sub(start)) {
-                return Found::Shorter(count);
-            }
+        let offset = core.cpu.rip().wrapping_sub(self.before.rip());
+        let done = (self.expected.retired - self.before.retired) as usize;
+        if found.interpret
+            && let Some(count) = instructions(block, offset).filter(|&count| count < done)
+        {
+            // It has left an instruction to the interpreter, which can do it.
+            return Found::Shorter(count);
         }
-        let flags = self.flags(core, block, start, expected, found);
-        let same_end = faults
-            || found.interpret && expected.outcome == Outcome::Done
-            || expected.outcome == found.outcome
-                && expected.fault == found.fault
-                && expected.refused == found.refused;
+        let flags = match self.expected.rflags == core.cpu.rflags {
+            true => u64::MAX,
+            false => self.flags.that_count(core, block, done, offset),
+        };
         // SAFETY: the pages were translated for this block, and no translation is taken back inside.
-        let memory = !unsafe { core.machine.journal.differing() }.is_empty();
-        if same_end && !memory && same_state(&expected.cpu, &found.cpu, flags) {
+        let memory = unsafe { core.machine.journal.differing() }.is_empty();
+        if expected.allows(found) && memory && self.expected.is_in(&core.cpu, flags) {
             return Found::Same;
         }
-        Found::Different(Difference::new(core, before, expected, found, flags))
-    }
-
-    /// The bits of RFLAGS that must be the same.
-    fn flags(
-        &self,
-        core: &mut Core,
-        block: &Block<System>,
-        start: u64,
-        expected: &End,
-        found: &End,
-    ) -> u64 {
-        let offset = found.cpu.rip().wrapping_sub(start);
-        if self.exact_flags
-            || expected.cpu.rflags == found.cpu.rflags
-            || offset >= block.len.into()
-        {
-            return u64::MAX;
-        }
-        let mut bytes = vec![0; block.len as usize];
-        match fetch::read_code(core, block.start, &mut bytes) {
-            Ok(()) => !rflags::STATUS | flags_needed(&bytes, block.start, offset),
-            Err(_) => u64::MAX,
-        }
+        Found::Different(Difference::new(
+            core,
+            (&self.before, &self.expected),
+            (expected, found),
+            flags,
+        ))
     }
 }
 
-/// The interpreter runs at most `limit` instructions of `block`.
+impl End {
+    fn new(core: &Core, outcome: Outcome, on_stack: bool, refused: bool, interpret: bool) -> Self {
+        let machine = &core.machine;
+        let address = machine.fault_is_address;
+        let stack = address && (on_stack || machine.fault_on_stack);
+        let fault = (outcome == Outcome::Fault).then_some((machine.fault, address, stack));
+        Self { outcome, fault, refused, interpret }
+    }
+
+    /// Whether generated code may end as `found` where the interpreter has ended so. What it leaves to the
+    /// interpreter raises its fault there.
+    fn allows(&self, found: &Self) -> bool {
+        if found.interpret {
+            return self.outcome != Outcome::Retry;
+        }
+        (self.outcome, self.fault, self.refused) == (found.outcome, found.fault, found.refused)
+    }
+}
+
+/// The interpreter runs at most `limit` instructions of `block`; `through`: its stores are made.
 fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -> End {
     if through {
         // What walks find anew is what the piece has written.
@@ -220,7 +221,8 @@ fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -
     let align = core.machine.align;
     core.machine.tlb.set_slow(align);
     let refused = core.machine.journal.end();
-    let on_stack = uses_stack(block, core.cpu.rip().wrapping_sub(start));
+    let on_stack =
+        outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
     End::new(core, outcome, on_stack, refused, false)
 }
 
@@ -248,23 +250,8 @@ fn take_back(core: &mut Core) {
     core.machine.tlb.flush();
 }
 
-/// Gives the registers back. What generated code counts stays.
-fn restore(core: &mut Core, before: &Cpu) {
-    let cpu = &mut core.cpu;
-    cpu.regs = before.regs;
-    cpu.rflags = before.rflags;
-    cpu.segs = before.segs;
-    cpu.fpu.image = before.fpu.image;
-    cpu.retired = before.retired;
-}
-
 fn left(outcome: Outcome, interpret: bool) -> Left {
     Left { outcome, on_stack: false, interpret }
-}
-
-/// The block is to be looked for again.
-fn left_again() -> Left {
-    left(Outcome::Retry, false)
 }
 
 /// How many instructions of the block are before `offset`, if one begins there.
@@ -277,27 +264,4 @@ fn instructions(block: &Block<System>, offset: u64) -> Option<usize> {
         at += u64::from(insn.len);
     }
     None
-}
-
-fn same_state(a: &Cpu, b: &Cpu, flags: u64) -> bool {
-    a.regs == b.regs
-        && (a.rflags ^ b.rflags) & flags == 0
-        && a.segs == b.segs
-        && a.fpu.image == b.fpu.image
-}
-
-impl End {
-    fn new(
-        core: &Core,
-        outcome: Outcome,
-        on_stack: bool,
-        refused: bool,
-        interpret: bool,
-    ) -> Self {
-        let machine = &core.machine;
-        let address = machine.fault_is_address;
-        let stack = address && (on_stack || machine.fault_on_stack);
-        let fault = (outcome == Outcome::Fault).then_some((machine.fault, address, stack));
-        Self { cpu: core.cpu.clone(), outcome, fault, refused, interpret }
-    }
 }
