@@ -130,14 +130,17 @@ impl Lockstep {
                 take_back(core);
             }
             let (found, left) = repeat(core, lane, block)?;
-            match self.compare(core, block, &expected, &found) {
+            match self.compare(core, block, limit, &expected, &found) {
                 Found::Same => {
                     self.verified.blocks += 1;
                     self.verified.instructions += done;
                     return Some(Left { interpret: left.interpret || found.refused, ..left });
                 }
-                Found::Shorter(reached) => limit = limit.min(reached),
-                Found::Different(difference) => last = Some(difference),
+                Found::Shorter(reached) => limit = reached,
+                Found::Different(difference) => {
+                    self.verified.again += 1;
+                    last = Some(difference);
+                }
             }
             take_back(core);
             self.before.put_back(&mut core.cpu);
@@ -145,7 +148,6 @@ impl Lockstep {
                 // A device has written it: there is another block now.
                 return Some(self::left(Outcome::Retry, false));
             }
-            self.verified.again += 1;
             // Whoever writes what is read here may come to an end.
             thread::sleep(Duration::from_micros(50 << attempt));
         }
@@ -159,17 +161,18 @@ impl Lockstep {
         &mut self,
         core: &mut Core,
         block: &Arc<Block<System>>,
+        limit: usize,
         expected: &End,
         found: &End,
     ) -> Found {
         let offset = core.cpu.rip().wrapping_sub(self.before.rip());
-        let done = (self.expected.retired - self.before.retired) as usize;
         if found.interpret
-            && let Some(count) = instructions(block, offset).filter(|&count| count < done)
+            && let Some(count) = instructions(block, offset).filter(|&count| count < limit)
         {
-            // It has left an instruction to the interpreter, which can do it.
+            // It has left an instruction to the interpreter, which has done it or raised its fault.
             return Found::Shorter(count);
         }
+        let done = (self.expected.retired - self.before.retired) as usize;
         let flags = match self.expected.rflags == core.cpu.rflags {
             true => u64::MAX,
             false => self.flags.that_count(core, block, done, offset),
@@ -197,11 +200,10 @@ impl End {
         Self { outcome, fault, refused, interpret }
     }
 
-    /// Whether generated code may end as `found` where the interpreter has ended so. What it leaves to the
-    /// interpreter raises its fault there.
+    /// Whether generated code may end as `found` where the interpreter has ended so.
     fn allows(&self, found: &Self) -> bool {
         if found.interpret {
-            return self.outcome != Outcome::Retry;
+            return self.outcome == Outcome::Done;
         }
         (self.outcome, self.fault, self.refused) == (found.outcome, found.fault, found.refused)
     }
