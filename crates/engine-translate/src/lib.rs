@@ -94,7 +94,7 @@ impl Engine for TranslateEngine {
             counts_instructions: !native::is_used(self.options),
             access_tracking: Tracking::Exact,
             write_tracking: Tracking::Exact,
-            max_vcpus: MAX_VCPUS,
+            max_vcpus: if self.options.verify { 1 } else { MAX_VCPUS },
         }
     }
 

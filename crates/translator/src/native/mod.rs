@@ -31,6 +31,8 @@ mod operands;
 mod options;
 mod plain;
 mod select;
+#[cfg(test)]
+mod snapshot;
 mod stack;
 mod stats;
 mod stub;
