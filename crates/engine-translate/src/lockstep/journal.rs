@@ -128,6 +128,18 @@ impl Journal {
         &mut self.lines[index]
     }
 
+    /// Takes what memory has as what the record says, where stores were made: walks have marked as accessed and
+    /// written what was written as page tables.
+    ///
+    /// # Safety
+    /// As for [`Journal::differing`].
+    pub(super) unsafe fn take_marks(&mut self) {
+        for line in &mut self.lines {
+            // SAFETY: the caller's promise.
+            unsafe { host::load_bytes(line.at, &mut line.new) };
+        }
+    }
+
     /// Lines that are not now as the record says.
     ///
     /// # Safety

@@ -223,6 +223,10 @@ fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -
     let align = core.machine.align;
     core.machine.tlb.set_slow(align);
     let refused = core.machine.journal.end();
+    if through {
+        // SAFETY: what was recorded was translated for writing, and no translation is taken back inside.
+        unsafe { core.machine.journal.take_marks() };
+    }
     let on_stack =
         outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
     End::new(core, outcome, on_stack, refused, false)
