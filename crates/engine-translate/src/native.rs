@@ -85,12 +85,15 @@ pub(crate) fn is_used(options: Options) -> bool {
     options.translate && Lane::is_supported()
 }
 
-/// How blocks are translated: where they are compared, each comes out at its end.
+/// How blocks are translated: where they are compared, each comes out at its end, and what must not be executed
+/// twice is left to its handler.
 fn how(options: Options) -> native::Options {
-    if options.verify {
-        return native::Options { link: false, indirect: false, ..options.native };
+    let native = options.native;
+    if !options.verify {
+        return native;
     }
-    options.native
+    let native = native::Options { link: false, indirect: false, ..native };
+    native::Options { time: false, interrupts: false, bases: false, calls: false, ..native }
 }
 
 /// Whether code can be compared with the interpreter, if it is to be.
@@ -117,9 +120,13 @@ impl Native {
         let shared = &core.machine.shared;
         let options = shared.code.options;
         let lane = || Lane::new(Arc::clone(&shared.code.cache));
-        let exact = !options.native.forget_dead_flags;
-        let lockstep = options.verify.then(|| Lockstep::new(core, exact));
+        let lockstep = options.verify.then(|| Lockstep::new(core, how(options)));
         is_used(options).then(|| Self { lane: lane(), hot: options.hot, lockstep })
+    }
+
+    /// Whether blocks are translated when they are met.
+    pub(crate) fn is_eager(&self) -> bool {
+        self.hot <= 1
     }
 
     /// This thread is going to run `core`.

@@ -34,7 +34,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             translate: true,
-            hot: 24,
+            hot: 4,
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
             verify: false,

@@ -4,13 +4,13 @@ use std::sync::{Arc, PoisonError};
 
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::native::Left;
-use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
+use translator::{Cpu, Insn, InsnFlags, Machine, Outcome};
 use x86::model::Processor;
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
 use crate::attention::Attention;
 use crate::breakpoints::Begin;
-use crate::fetch::JumpCache;
+use crate::fetch::{Found, JumpCache};
 use crate::native::Native;
 use crate::system::{Answer, Core, System};
 use crate::vm::{Shared, Work};
@@ -196,10 +196,16 @@ impl TranslateVcpu {
 
     /// Delivers an NMI or an interrupt if one may be. True if one was.
     fn deliver_events(&mut self) -> bool {
+        let delivered = self.deliver_event();
+        self.core.machine.note_held();
+        delivered
+    }
+
+    fn deliver_event(&mut self) -> bool {
         let machine = &mut self.core.machine;
         // An instruction that has its device's answer must consume it first: reads may have effects.
         // A debugger that steps wants the next instruction, not the next handler.
-        let held = machine.shadow || machine.breakpoints.steps();
+        let held = self.core.cpu.shadow || machine.breakpoints.steps();
         if held || machine.answer != Answer::None {
             return false;
         }
@@ -225,7 +231,7 @@ impl TranslateVcpu {
     fn run_blocks(&mut self) {
         loop {
             let active = self.core.machine.breakpoints.is_active();
-            let alone = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
+            let alone = self.core.cpu.shadow || self.core.cpu.flag(rflags::TF);
             let single = alone || std::mem::take(&mut self.interpret);
             let outcome =
                 if active { self.run_carefully(single) } else { self.run_block(single, !single) };
@@ -256,30 +262,37 @@ impl TranslateVcpu {
     /// Runs the block at RIP, or its first instruction only; as generated code if that may be.
     fn run_block(&mut self, single: bool, may_be_native: bool) -> Outcome {
         let Self { core, jumps, native, .. } = self;
-        let block = match jumps.block(core) {
-            Ok(block) => block,
+        let keep = native.as_ref().is_some_and(Native::is_eager);
+        let found = match jumps.block(core, keep) {
+            Ok(found) => found,
             Err(translator::Stop::Fault) => return Outcome::Fault,
             Err(_) => return Outcome::Retry,
         };
         core.machine.end = false;
         core.machine.no_trap = false;
         core.machine.fault_on_stack = false;
-        if let Some(native) = native {
-            if !may_be_native {
-                // Behind an STI, say: the branch to here need not come out the next time.
-                native.connect(core, block);
-            } else if let Some(left) = native.run(core, block) {
-                self.interpret = left.interpret;
-                return after_native(core, left);
+        let insns = match found {
+            Found::Once(insns) => insns,
+            Found::Block(block) => {
+                if let Some(native) = native {
+                    if !may_be_native {
+                        // Behind an STI, say: the branch to here need not come out the next time.
+                        native.connect(core, block);
+                    } else if let Some(left) = native.run(core, block) {
+                        self.interpret = left.interpret;
+                        return after_native(core, left);
+                    }
+                }
+                &block.insns
             }
-        }
+        };
         let start = core.cpu.rip();
-        let shadow = std::mem::take(&mut core.machine.shadow);
+        let shadow = std::mem::take(&mut core.cpu.shadow);
         let trap = core.cpu.flag(rflags::TF);
         let count = core.cpu.regs[Gpr::Rcx as usize];
-        let outcome = core.run_block(block, single);
+        let outcome = core.run_block(insns, single);
         let on_stack =
-            outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
+            outcome == Outcome::Fault && uses_stack(insns, core.cpu.rip().wrapping_sub(start));
         let waits = matches!(core.machine.answer, Answer::Waiting(_));
         // It takes its answer as the first of its block, and is not compared.
         self.interpret |= waits && native.as_ref().is_some_and(Native::verifies);
@@ -293,7 +306,7 @@ impl TranslateVcpu {
                 breakpoints::complete(core, trap);
             }
             Outcome::Retry => {
-                core.machine.shadow |= shadow;
+                core.cpu.shadow |= shadow;
                 breakpoints::hold_resume(core, false);
             }
             Outcome::Done => {}
@@ -331,9 +344,9 @@ fn settle_fault(core: &mut Core, on_stack: bool) {
 
 /// Whether the instruction at `offset` of the block accesses the stack segment: a non-canonical address is
 /// then #SS instead of #GP.
-pub(crate) fn uses_stack(block: &Block<System>, offset: u64) -> bool {
+pub(crate) fn uses_stack(insns: &[Insn<System>], offset: u64) -> bool {
     let mut at = 0;
-    for insn in &block.insns {
+    for insn in insns {
         if at == offset {
             return insn.flags & InsnFlags::STACK != 0;
         }

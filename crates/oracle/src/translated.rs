@@ -66,6 +66,12 @@ impl Tables {
             second: self.second.as_ptr() as usize,
             guards: self.guards.as_ptr() as usize,
             pending: std::ptr::from_ref(&*self.pending) as usize,
+            held: false,
+            tsc_offset: None,
+            tsc_aux: 0,
+            base_instructions: false,
+            calls: 0,
+            of_privilege: [None; 2],
         }
     }
 }
@@ -155,7 +161,7 @@ impl Translated {
             if left.interpret {
                 let offset = core.cpu.rip().wrapping_sub(arena::ENTRY) as usize;
                 let decoded = decode_block(&code[offset..], mode, 1);
-                outcome = core.run_block(&Block::new(decoded.insns, core.cpu.rip(), None), true);
+                outcome = core.run_block(&decoded.insns, true);
             }
             if outcome == Ended::Fault {
                 fault = raised(&core.machine);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use translator::Block;
-use translator::native::{flags_defined, flags_needed};
+use translator::native::{Options, flags_defined, flags_needed};
 use x86::rflags;
 
 use crate::fetch;
@@ -14,8 +14,7 @@ const KNOWN: usize = 1 << 12;
 
 /// See the module. An answer costs more than the piece, and is the same each time.
 pub(super) struct Masks {
-    /// All flags that are defined must be right; else those that somebody looks at.
-    exact: bool,
+    options: Options,
     known: Vec<Option<Known>>,
 }
 
@@ -27,8 +26,8 @@ struct Known {
 }
 
 impl Masks {
-    pub(super) fn new(exact: bool) -> Self {
-        Self { exact, known: (0..KNOWN).map(|_| None).collect() }
+    pub(super) fn new(options: Options) -> Self {
+        Self { options, known: (0..KNOWN).map(|_| None).collect() }
     }
 
     /// The bits of RFLAGS that must be right where `done` instructions of `block` were executed and RIP is `offset`
@@ -53,8 +52,7 @@ impl Masks {
         if fetch::read_code(core, block.start, &mut bytes).is_err() {
             return u64::MAX;
         }
-        let needed =
-            if self.exact { rflags::STATUS } else { flags_needed(&bytes, block.start, offset) };
+        let needed = flags_needed(&bytes, block.start, offset, self.options);
         let flags = !rflags::STATUS | needed & flags_defined(&bytes, block.start, done);
         self.known[place] = Some(Known { block: Arc::clone(block), done, offset, flags });
         flags

@@ -29,7 +29,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::EngineError;
-use translator::native::{Lane, Left};
+use translator::native::{self, Lane, Left};
 use translator::{Block, Outcome};
 use x86::Exception;
 
@@ -100,10 +100,10 @@ enum Found {
 }
 
 impl Lockstep {
-    /// For `core`; `exact_flags`: also those that nobody looks at must be right.
-    pub(crate) fn new(core: &Core, exact_flags: bool) -> Self {
+    /// For `core`, with code as `options` say.
+    pub(crate) fn new(core: &Core, options: native::Options) -> Self {
         let state = || Box::new(State::of(&core.cpu));
-        let flags = Masks::new(exact_flags);
+        let flags = Masks::new(options);
         Self { verified: Verified::default(), flags, before: state(), expected: state() }
     }
 
@@ -219,7 +219,7 @@ fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -
     core.machine.journal.record(through);
     core.machine.tlb.set_slow(true);
     let start = core.cpu.rip();
-    let outcome = core.run_insns(&block.insns[..limit]);
+    let outcome = core.run_block(&block.insns[..limit], false);
     let align = core.machine.align;
     core.machine.tlb.set_slow(align);
     let refused = core.machine.journal.end();
@@ -228,7 +228,7 @@ fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -
         unsafe { core.machine.journal.take_marks() };
     }
     let on_stack =
-        outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
+        outcome == Outcome::Fault && uses_stack(&block.insns, core.cpu.rip().wrapping_sub(start));
     End::new(core, outcome, on_stack, refused, false)
 }
 

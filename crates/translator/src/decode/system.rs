@@ -198,6 +198,7 @@ fn ends_block(op: SystemOp) -> bool {
         Op::In
             | Op::Out
             | Op::Cli
+            | Op::Sti
             | Op::Cpuid
             | Op::Rdtsc
             | Op::Rdtscp

@@ -3,17 +3,23 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, RflagsBits};
 use x86::rflags;
 
-use super::flags::{ALL, Effects, Flags, may_shift_by_zero};
-use super::select::{Kind, kind};
+use super::flags::{ALL, Flags, may_shift_by_zero};
+use super::options::Options;
+use super::translate::Step;
 
 /// The bits of RFLAGS that the block whose bytes are `source`, at physical address `start`, has right before the
-/// instruction `offset` bytes into it, also with [`super::Options::forget_dead_flags`]: the rest is overwritten
+/// instruction `offset` bytes into it, where it is translated with `options`: the rest is overwritten
 /// before an instruction looks at it.
 #[must_use]
-pub fn flags_needed(source: &[u8], start: u64, offset: u64) -> u64 {
+pub fn flags_needed(source: &[u8], start: u64, offset: u64, options: Options) -> u64 {
+    if !options.forget_dead_flags {
+        return rflags::STATUS;
+    }
     let mut factory = InstructionInfoFactory::new();
     let behind = decode(source, start).filter(|instr| instr.ip() >= (start & 0xfff) + offset);
-    let effects: Vec<_> = behind.map(|instr| effects(&instr, &mut factory)).collect();
+    let effects: Vec<_> = behind
+        .map(|instr| Step::new(instr, 0, instr.len() as u8, options, &mut factory).effects)
+        .collect();
     rflags::STATUS
         & in_rflags(effects.into_iter().rev().fold(ALL, |after, effects| effects.before(after)))
 }
@@ -38,13 +44,6 @@ fn decode(source: &[u8], start: u64) -> impl Iterator<Item = Instruction> {
     Decoder::with_ip(64, source, start & 0xfff, options).into_iter()
 }
 
-fn effects(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Effects {
-    match kind(instr, factory) {
-        Kind::Outside => Effects::OUTSIDE,
-        _ => Effects::of(instr),
-    }
-}
-
 /// From iced's numbering.
 fn in_rflags(flags: Flags) -> u64 {
     let bits = [
@@ -66,11 +65,14 @@ mod tests {
     fn what_is_overwritten_is_not_needed() {
         // mov rax, [rcx]; adc rax, rdx; ret
         let source = [0x48, 0x8b, 1, 0x48, 0x11, 0xd0, 0xc3];
-        assert_eq!(flags_needed(&source, 0x5010, 0), rflags::CF);
-        assert_eq!(flags_needed(&source, 0x5010, 6), rflags::STATUS);
+        assert_eq!(flags_needed(&source, 0x5010, 0, Options::default()), rflags::CF);
+        assert_eq!(flags_needed(&source, 0x5010, 6, Options::default()), rflags::STATUS);
         // add rax, rdx; cpuid
-        assert_eq!(flags_needed(&[0x48, 1, 0xd0, 0x0f, 0xa2], 0, 0), 0);
-        assert_eq!(flags_needed(&[0x48, 1, 0xd0, 0x0f, 0xa2], 0, 3), rflags::STATUS);
+        assert_eq!(flags_needed(&[0x48, 1, 0xd0, 0x0f, 0xa2], 0, 0, Options::default()), 0);
+        assert_eq!(
+            flags_needed(&[0x48, 1, 0xd0, 0x0f, 0xa2], 0, 3, Options::default()),
+            rflags::STATUS
+        );
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::groups::Member;
 use super::options::Options;
 use super::select::{Kind, kind};
 use super::stub::Stub;
+use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
 use super::vector::{self, Needs};
@@ -78,7 +79,7 @@ pub(super) fn translate<M: Machine>(
             return None;
         }
         let insn_at = std::ptr::from_ref(insn) as usize;
-        steps.push(Step::new(instr, insn_at, insn.len, &mut factory));
+        steps.push(Step::new(instr, insn_at, insn.len, options, &mut factory));
     }
     let mut after = ALL;
     for step in steps.iter_mut().rev() {
@@ -153,10 +154,17 @@ pub(super) struct Step {
 }
 
 impl Step {
-    fn new(instr: Instruction, insn: usize, len: u8, factory: &mut InstructionInfoFactory) -> Self {
-        let kind = kind(&instr, factory);
+    pub(super) fn new(
+        instr: Instruction,
+        insn: usize,
+        len: u8,
+        options: Options,
+        factory: &mut InstructionInfoFactory,
+    ) -> Self {
+        let kind = kind(&instr, options, factory);
         let effects = match kind {
             Kind::Outside => Effects::OUTSIDE,
+            Kind::System(system) if system.ends_block() => Effects::OUTSIDE,
             _ => Effects::of(&instr),
         };
         let offset = instr.ip() as u32;
@@ -199,10 +207,14 @@ impl Translator<'_> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
         self.asm.nops(5);
-        let mut open = true;
+        let (mut open, mut shadow) = (true, false);
         for step in steps {
             self.marks.push(self.asm.here());
             open = self.step(step)?;
+            if shadow && open {
+                self.end_shadow();
+            }
+            shadow = step.kind == Kind::System(System::Sti);
         }
         if open {
             let last = steps.last()?;
@@ -239,6 +251,11 @@ impl Translator<'_> {
                     self.outside(step);
                 }
             }
+            Kind::System(system) => {
+                self.system(step, system);
+                return Some(!system.ends_block());
+            }
+            Kind::Repeat(repeat) => self.repeat(step, repeat),
             Kind::Lea => self.address_of(step)?,
             Kind::Push => self.push(step)?,
             Kind::Pop => self.pop(step),

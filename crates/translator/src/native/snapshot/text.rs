@@ -9,7 +9,9 @@ use iced_x86::{
     SymbolResolver, SymbolResult,
 };
 
-use super::super::fields::{RFLAGS, RIP, field, register, segment_base};
+use super::super::fields::{
+    CPL, KERNEL_GS_BASE, RFLAGS, RIP, SHADOW, field, register, segment, segment_base,
+};
 use super::super::thunks::{CALL_OUT_DATA, Thunks};
 use super::{HOST, NOP, Translated};
 
@@ -158,7 +160,13 @@ impl Names {
             (again.read, "again_read"),
             (again.write, "again_write"),
         ];
-        let thunk = thunks.into_iter().find(|&(place, _)| u64::from(place) == address);
+        let strings = self.thunks.strings;
+        let strings = [(strings.moves, ["movsb", "movsw", "movsd", "movsq"])]
+            .into_iter()
+            .chain([(strings.stores, ["stosb", "stosw", "stosd", "stosq"])])
+            .flat_map(|(places, names)| places.into_iter().zip(names));
+        let thunk =
+            thunks.into_iter().chain(strings).find(|&(place, _)| u64::from(place) == address);
         let here = || self.targets.iter().position(|&target| target == address);
         thunk.map(|(_, name)| name.to_owned()).or_else(|| here().map(|number| number.to_string()))
     }
@@ -169,6 +177,9 @@ fn field_name(offset: i32) -> Option<String> {
     let fields = [
         (RFLAGS, "rflags"),
         (RIP, "rip"),
+        (CPL, "cpl"),
+        (SHADOW, "shadow"),
+        (KERNEL_GS_BASE, "kernel_gs_base"),
         (segment_base(4), "fs_base"),
         (segment_base(5), "gs_base"),
         (field!(page), "page"),
@@ -181,13 +192,25 @@ fn field_name(offset: i32) -> Option<String> {
         (field!(rcx), "kept_rcx"),
         (field!(target), "target"),
         (field!(from), "from"),
+        (field!(system.held), "held"),
+        (field!(system.tsc_refused), "tsc_refused"),
+        (field!(system.tsc_offset), "tsc_offset"),
+        (field!(system.tsc_aux), "tsc_aux"),
+        (field!(system.bases_refused), "bases_refused"),
+        (field!(system.calls), "calls"),
+        (field!(system.supervisor), "supervisor"),
+        (field!(system.user), "user"),
+        (field!(system.moved), "moved"),
         (field!(vector.sse_off), "sse_off"),
         (field!(vector.avx_off), "avx_off"),
         (field!(vector.x87_off), "x87_off"),
     ];
-    let known = fields.into_iter().find(|&(known, _)| known == offset).map(|(_, name)| name);
-    let slot = (0..16).find(|&slot| register(slot) == offset);
-    known.map(str::to_owned).or_else(|| slot.map(|slot| format!("guest_r{slot}")))
+    let registers = (0..16).map(|slot| (register(slot), format!("guest_r{slot}")));
+    let segments = (0..6).map(|slot| (segment(slot), format!("segment_{slot}")));
+    let fields = fields.into_iter().map(|(known, name)| (known, name.to_owned()));
+    let known = fields.chain(registers).chain(segments).filter(|&(known, _)| known <= offset);
+    let (known, name) = known.max_by_key(|&(known, _)| known)?;
+    Some(if known == offset { name } else { format!("{name}_and_{}", offset - known) })
 }
 
 #[test]
