@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: the same things many times, and many VMs at once, until something is left behind.
+//! `cargo xtask soak`: the same things many times, and many VMs at once, until something is left behind; and
+//! what the interpreter checks of the translator, for minutes.
 
 use crate::command::run;
 use crate::{kit, lab, workspace};
@@ -18,8 +19,14 @@ pub(crate) struct SoakArgs {
 }
 
 /// One test after the other, since what one leaves must not be seen by another.
-pub(crate) const ARGUMENTS: [&str; 5] =
-    ["--include-ignored", "--test-threads=1", "--nocapture", "leave_nothing", "come_and_go"];
+pub(crate) const ARGUMENTS: [&str; 6] = [
+    "--include-ignored",
+    "--test-threads=1",
+    "--nocapture",
+    "leave_nothing",
+    "come_and_go",
+    "in_lockstep",
+];
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
     let how = if args.short { "short" } else { "full" };

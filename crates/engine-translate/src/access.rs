@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use engine::Exit;
+use engine::{EngineError, Exit};
 use memory::{Access, FRAME_SIZE, Frame, Gpa};
 use translator::{Machine, Stop, Word};
 use x86::{Exception, Vector, paging};
@@ -26,6 +26,13 @@ pub(crate) enum Target {
 impl System {
     /// Translates for an access of `len` bytes within one page, and fills the TLB.
     pub(crate) fn target(&mut self, va: u64, kind: Kind, user: bool) -> Result<Target, Stop> {
+        let target = self.target_of(va, kind, user)?;
+        let code = matches!(target, Target::Ram { code: true, .. }) && kind == Kind::Write;
+        let once = code || matches!(target, Target::Device { .. });
+        if once && self.journal.is_on() { Err(self.refuse()) } else { Ok(target) }
+    }
+
+    fn target_of(&mut self, va: u64, kind: Kind, user: bool) -> Result<Target, Stop> {
         if self.regs.long_mode() && !paging::is_canonical(va) {
             let stop = self.raise(Exception::GP0);
             self.fault_is_address = true;
@@ -59,7 +66,7 @@ impl System {
     /// Memory that cannot be had (a source failed, tables outside RAM): the machine stops. Hardware would
     /// answer with a machine check.
     pub(crate) fn lost_memory(&mut self, gpa: u64) -> Stop {
-        self.broken = Some(format!("guest memory at {gpa:#x} cannot be had"));
+        self.broken = Some(EngineError::Memory(format!("memory at {gpa:#x} cannot be had")));
         self.raise(Exception::new(Vector::MC))
     }
 
@@ -67,6 +74,9 @@ impl System {
     #[inline(never)]
     pub(crate) fn load_slow<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
         self.check_alignment(va, T::SIZE)?;
+        if self.journal.records() {
+            return self.recorded_load(va, Kind::Read);
+        }
         if crosses(va, T::SIZE) {
             let mut bytes = [0; 8];
             self.read_bytes(va, &mut bytes[..T::SIZE])?;
@@ -85,6 +95,9 @@ impl System {
     #[inline(never)]
     pub(crate) fn store_slow<T: Word>(&mut self, va: u64, value: T) -> Result<(), Stop> {
         self.check_alignment(va, T::SIZE)?;
+        if self.journal.records() {
+            return self.recorded_store(va, value);
+        }
         if crosses(va, T::SIZE) {
             return self.write_bytes(va, &value.zext().to_le_bytes()[..T::SIZE]);
         }
@@ -107,6 +120,9 @@ impl System {
     #[inline(never)]
     pub(crate) fn load_for_store_slow<T: Word>(&mut self, va: u64) -> Result<T, Stop> {
         self.check_alignment(va, T::SIZE)?;
+        if self.journal.records() {
+            return self.recorded_load(va, Kind::Write);
+        }
         if crosses(va, T::SIZE) {
             self.probe(va, T::SIZE)?;
             let mut bytes = [0; 8];
@@ -131,6 +147,11 @@ impl System {
             return Ok(unsafe { exchange(host, update) });
         }
         self.check_alignment(va, T::SIZE)?;
+        if self.journal.records() {
+            let old = self.recorded_load(va, Kind::Write)?;
+            self.recorded_store(va, update(old))?;
+            return Ok(old);
+        }
         if crosses(va, T::SIZE) {
             return self.update_split(va, update);
         }
@@ -206,6 +227,9 @@ impl System {
         if !va.is_multiple_of(16) {
             return Err(self.raise(Exception::GP0));
         }
+        if self.journal.records() {
+            return self.recorded_exchange_16(va, old, new);
+        }
         if let Some(host) = self.tlb.cached(va, 16, self.user, true) {
             // SAFETY: as in `Machine::store` of this type; 16 aligned bytes lie in one page.
             return Ok(unsafe { host::compare_exchange_16(host, old, new) });
@@ -236,6 +260,9 @@ impl System {
         into: &mut [u8],
         user: bool,
     ) -> Result<(), Stop> {
+        if self.journal.records() {
+            return self.recorded_read(va, into, Kind::Read, user);
+        }
         if let Some(host) = self.tlb.cached(va, into.len(), user, false) {
             // SAFETY: as in `Machine::load` of this type, for all bytes.
             unsafe { host::load_bytes(host, into) };
@@ -272,6 +299,9 @@ impl System {
     }
 
     pub(crate) fn write_bytes_as(&mut self, va: u64, from: &[u8], user: bool) -> Result<(), Stop> {
+        if self.journal.records() {
+            return self.recorded_write(va, from, user);
+        }
         if let Some(host) = self.tlb.cached(va, from.len(), user, true) {
             // SAFETY: as in `Machine::store` of this type, for all bytes.
             unsafe { host::store_bytes(host, from) };
@@ -330,6 +360,9 @@ impl System {
         if len == 0 || watched {
             return Ok(0);
         }
+        if self.journal.records() {
+            return self.recorded_copy(to, from, len);
+        }
         let source = match self.tlb.cached(from, len as usize, self.user, false) {
             Some(host) => host,
             None => match self.target(from, Kind::Read, self.user)? {
@@ -354,6 +387,9 @@ impl System {
         let count = count.min((PAGE - to % PAGE) / size as u64);
         if count == 0 || self.breakpoints.watches(to, count * size as u64) {
             return Ok(0);
+        }
+        if self.journal.records() {
+            return self.recorded_fill(to, value, size, count);
         }
         let Some(host) = self.writable(to)? else { return Ok(0) };
         // SAFETY: translated for writing just now, and `count` elements stay within the page.
@@ -445,7 +481,7 @@ const fn crosses(va: u64, len: usize) -> bool {
     va % PAGE + len as u64 > PAGE
 }
 
-const fn first_part(va: u64, len: usize) -> usize {
+pub(crate) const fn first_part(va: u64, len: usize) -> usize {
     let room = (PAGE - va % PAGE) as usize;
     if len < room { len } else { room }
 }

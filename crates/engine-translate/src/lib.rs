@@ -25,6 +25,7 @@ mod foresight;
 mod host;
 mod instructions;
 mod kvmclock;
+mod lockstep;
 mod mtrr;
 mod native;
 mod options;
@@ -120,7 +121,7 @@ impl Engine for TranslateEngine {
             counts_instructions: !native::is_used(self.options),
             access_tracking: Tracking::Exact,
             write_tracking: Tracking::Exact,
-            max_vcpus: MAX_VCPUS,
+            max_vcpus: if self.options.verify { 1 } else { MAX_VCPUS },
         }
     }
 
@@ -131,6 +132,7 @@ impl Engine for TranslateEngine {
                 spec.vcpus
             )));
         }
+        native::check_verify(self.options, spec.vcpus)?;
         let shared = Shared::new(spec, self.options, self.observers.clone())?;
         Ok(Arc::new(TranslateVm { shared, made: Mutex::default() }))
     }

@@ -3,12 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engine::EngineError;
 use memory::FRAME_SIZE;
-use translator::native::{CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
+use translator::native::{self, CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
 use translator::vector::ArenaError;
-use translator::{Block, Insn, Width};
+use translator::{Block, Insn, Mode, Width, decode};
 
 use crate::foresight::{self, Known, Recent};
+use crate::lockstep::{Lockstep, Verified};
 use crate::options::Options;
 use crate::profile;
 use crate::system::{Core, System};
@@ -30,7 +32,7 @@ pub(crate) struct Code {
 
 impl Code {
     pub(crate) fn new(options: Options, observers: Observers) -> Result<Self, ArenaError> {
-        let cache = Arc::new(CodeCache::new(options.code_bytes, options.native)?);
+        let cache = Arc::new(CodeCache::new(options.code_bytes, how(options))?);
         if let Some(map) = &observers.perf_map {
             cache.thunk_names().for_each(|(name, range)| map.add(range, name));
         }
@@ -80,6 +82,15 @@ impl Code {
         }
     }
 
+    /// The block of `bytes` at `start` and its code, which is made once more. `None`: there is no room.
+    pub(crate) fn list(&self, bytes: &[u8], start: u64, frame: u32) -> Option<String> {
+        let mode = Mode { width: Width::Bits64 };
+        let decoded = decode::decode_block(bytes, mode, decode::BLOCK_LIMIT);
+        let block = Arc::new(Block::<System>::new(decoded.insns, start, None));
+        let made = self.cache.translate(&block, bytes, frame).ok()??;
+        Some(made.listing(start, bytes))
+    }
+
     /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
     #[cold]
     fn start_over(&self, shared: &Shared, vcpu: u32) {
@@ -103,19 +114,49 @@ pub(crate) fn is_used(options: Options) -> bool {
     options.translate && Lane::is_supported()
 }
 
+/// How blocks are translated: where they are compared, each comes out at its end, and what must not be executed
+/// twice is left to its handler.
+fn how(options: Options) -> native::Options {
+    let native = options.native;
+    if !options.verify {
+        return native;
+    }
+    let native = native::Options { link: false, indirect: false, ..native };
+    native::Options { time: false, interrupts: false, bases: false, calls: false, ..native }
+}
+
+/// Whether code can be compared with the interpreter, if it is to be.
+pub(crate) fn check_verify(options: Options, vcpus: u32) -> Result<(), EngineError> {
+    let refuse = |why: &str| Err(EngineError::Unsupported(format!("--translate verify: {why}")));
+    match options {
+        Options { verify: false, .. } => Ok(()),
+        _ if !is_used(options) => refuse("nothing is translated, so there is nothing to compare"),
+        _ if vcpus > 1 => refuse("others would see what is executed twice: ask for one vcpu"),
+        _ => Ok(()),
+    }
+}
+
 /// A vCPU's way through generated code.
 pub(crate) struct Native {
     lane: Lane,
     hot: u32,
     recent: Recent,
+    lockstep: Option<Lockstep>,
 }
 
 impl Native {
     /// `None` where everything is interpreted.
-    pub(crate) fn new(shared: &Shared) -> Option<Self> {
+    pub(crate) fn new(core: &Core) -> Option<Self> {
+        let shared = &core.machine.shared;
         let options = shared.code.options;
         let lane = || Lane::new(Arc::clone(&shared.code.cache));
-        is_used(options).then(|| Self { lane: lane(), hot: options.hot, recent: Recent::new() })
+        let lockstep = options.verify.then(|| Lockstep::new(core, how(options)));
+        is_used(options).then(|| Self {
+            lane: lane(),
+            hot: options.hot,
+            recent: Recent::new(),
+            lockstep,
+        })
     }
 
     /// Whether blocks are translated when they are met.
@@ -143,7 +184,20 @@ impl Native {
             return None;
         }
         core.machine.tlb.admit(core.cpu.rip(), block.code_frame()?);
-        self.lane.run(core, block)
+        match &mut self.lockstep {
+            Some(lockstep) => lockstep.run(core, &mut self.lane, block),
+            None => self.lane.run(core, block),
+        }
+    }
+
+    /// Whether what is native is compared with the interpreter.
+    pub(crate) fn verifies(&self) -> bool {
+        self.lockstep.is_some()
+    }
+
+    /// What was compared with the interpreter, if that is done.
+    pub(crate) fn verified(&self) -> Option<Verified> {
+        self.lockstep.as_ref().map(|lockstep| lockstep.verified)
     }
 
     /// Lets the branch that came out last lead to `block`, to which RIP points. Whether the block has code.

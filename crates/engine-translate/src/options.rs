@@ -18,6 +18,9 @@ pub struct Options {
     pub code_bytes: usize,
     /// How blocks are translated.
     pub native: native::Options,
+    /// Every block that has code is executed by the interpreter, too, and the VM ends where they differ. One vCPU;
+    /// nothing leads from block to block.
+    pub verify: bool,
     /// Print blocks with a byte at this physical address on standard error when they are translated: the guest's
     /// instructions, each followed by the host's.
     pub dump: Option<u64>,
@@ -38,6 +41,7 @@ impl Default for Options {
             predict: false,
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
+            verify: false,
             dump: None,
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use engine::Exit;
+use engine::{EngineError, Exit};
 use translator::native::View;
 use translator::{Insn, Machine, Stop, SystemOp, VectorKind, Word};
 use x86::cpuid::Table;
@@ -14,6 +14,7 @@ use x86::{Exception, Vector, cr0, cr4, rflags};
 use crate::apic::LocalApic;
 use crate::attention::Attention;
 use crate::breakpoints::Breakpoints;
+use crate::lockstep::Journal;
 use crate::registers::Registers;
 use crate::tlb::Tlb;
 use crate::vm::Shared;
@@ -59,9 +60,11 @@ pub(crate) struct System {
     pub(crate) exits: VecDeque<Exit>,
     pub(crate) answer: Answer,
     /// A failure that ends the vCPU.
-    pub(crate) broken: Option<String>,
+    pub(crate) broken: Option<EngineError>,
     /// The guest's and the debugger's.
     pub(crate) breakpoints: Breakpoints,
+    /// While generated code is compared with the interpreter.
+    pub(crate) journal: Journal,
     /// Times HLT was executed.
     pub(crate) halts: u64,
 }
@@ -105,6 +108,7 @@ impl System {
             answer: Answer::None,
             broken: None,
             breakpoints: Breakpoints::default(),
+            journal: Journal::default(),
             halts: 0,
         }
     }
@@ -254,7 +258,8 @@ impl Machine for System {
 
     #[inline(always)]
     fn attention(&self) -> bool {
-        self.attention_of().is_pending()
+        // Both of those that are compared must stop at the same repetition.
+        self.attention_of().is_pending() && !self.journal.is_on()
     }
 
     fn steps(&self) -> bool {
@@ -303,6 +308,9 @@ impl Machine for System {
         op: SystemOp,
         insn: &Insn<Self>,
     ) -> Result<(), Stop> {
+        if core.machine.journal.is_on() && !Self::is_repeatable(op) {
+            return Err(core.machine.refuse());
+        }
         instructions::execute(core, op, insn)
     }
 }

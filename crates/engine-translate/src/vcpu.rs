@@ -30,9 +30,9 @@ pub(crate) struct TranslateVcpu {
 
 impl TranslateVcpu {
     pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
-        let native = Native::new(&shared);
         let machine = System::new(shared, id, processor);
         let core = Core { cpu: Cpu::new(), machine };
+        let native = Native::new(&core);
         let mut vcpu = Self {
             core,
             jumps: JumpCache::new(),
@@ -75,7 +75,7 @@ impl TranslateVcpu {
     fn exit(&mut self) -> Result<Option<Exit>, EngineError> {
         let machine = &mut self.core.machine;
         if let Some(broken) = machine.broken.take() {
-            return Err(EngineError::Memory(broken));
+            return Err(broken);
         }
         if std::mem::take(&mut machine.shutdown) {
             return Ok(Some(Exit::TripleFault));
@@ -299,6 +299,8 @@ impl TranslateVcpu {
         let on_stack =
             outcome == Outcome::Fault && uses_stack(insns, core.cpu.rip().wrapping_sub(start));
         let waits = matches!(core.machine.answer, Answer::Waiting(_));
+        // It takes its answer as the first of its block, and is not compared.
+        self.interpret |= waits && native.as_ref().is_some_and(Native::verifies);
         let care = trap || core.machine.breakpoints.is_active();
         match outcome {
             Outcome::Fault => settle_fault(core, on_stack),
@@ -347,7 +349,7 @@ fn settle_fault(core: &mut Core, on_stack: bool) {
 
 /// Whether the instruction at `offset` of the block accesses the stack segment: a non-canonical address is
 /// then #SS instead of #GP.
-fn uses_stack(insns: &[Insn<System>], offset: u64) -> bool {
+pub(crate) fn uses_stack(insns: &[Insn<System>], offset: u64) -> bool {
     let mut at = 0;
     for insn in insns {
         if at == offset {
@@ -382,7 +384,8 @@ impl Vcpu for TranslateVcpu {
         }
         let exit = self.run_inside();
         let cpu = &self.core.cpu;
-        let work = Work { interpreted: cpu.retired, native: cpu.native.counts() };
+        let verified = self.native.as_ref().and_then(Native::verified);
+        let work = Work { interpreted: cpu.retired, native: cpu.native.counts(), verified };
         *shared.vcpus[self.core.machine.id as usize]
             .work
             .lock()

@@ -16,6 +16,7 @@ use crate::attention::{Attention, Generation};
 use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
+use crate::lockstep::Verified;
 use crate::native::{self, Code};
 use crate::options::Options;
 use crate::system::System;
@@ -61,6 +62,8 @@ pub(crate) struct Peer {
 pub(crate) struct Work {
     pub(crate) interpreted: u64,
     pub(crate) native: Counts,
+    /// Where generated code is compared with the interpreter.
+    pub(crate) verified: Option<Verified>,
 }
 
 impl Shared {
@@ -141,7 +144,8 @@ impl Shared {
         let interpreted = self.vcpus.iter().map(|peer| work(peer).interpreted).sum();
         let left = self.vcpus.iter().map(|peer| work(peer).native).sum::<Counts>();
         let made = self.code.stats();
-        BTreeMap::from([
+        let verified = self.vcpus.iter().filter_map(|peer| work(peer).verified);
+        let mut counts = BTreeMap::from([
             ("blocks_foreseen", self.code.foreseen()),
             ("blocks_decoded", self.decoded.load(Ordering::Relaxed)),
             ("blocks_translated", made.blocks),
@@ -163,7 +167,9 @@ impl Shared {
             ("links_made", made.links),
             ("stub_bytes", made.stub_bytes),
             ("translation_ns", self.code.translation_ns()),
-        ])
+        ]);
+        counts.extend(verified.flat_map(Verified::named));
+        counts
     }
 
     /// Delivers a message to the local APICs that it names.

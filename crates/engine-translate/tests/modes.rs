@@ -23,6 +23,7 @@ const AT_ONCE: Options = Options {
         calls: true,
         strings: true,
     },
+    verify: false,
     dump: None,
 };
 
@@ -113,6 +114,15 @@ fn nothing_leads_anywhere() {
 #[test]
 fn room_for_a_few_blocks() {
     passes(Options { code_bytes: Options::CODE_MIN, ..AT_ONCE });
+}
+
+/// Also with dead flags forgotten: what nobody looks at is not compared.
+#[test]
+fn beside_the_interpreter() {
+    let verified = Options { verify: true, ..AT_ONCE };
+    passes(verified);
+    let native = native::Options { forget_dead_flags: false, ..verified.native };
+    passes(Options { native, ..verified });
 }
 
 #[test]

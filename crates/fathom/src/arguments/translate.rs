@@ -4,7 +4,7 @@ use vmm::config::{ProfileConfig, TranslationConfig};
 
 const KEYS: &str = "write interpret, hot=N, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, keep-flags, \
                     no-links, no-far-links, no-jump-table, no-stack-slot, no-time, no-interrupts, no-bases, no-calls, \
-                    no-strings, perf-map or dump=ADDRESS";
+                    no-strings, verify, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -22,6 +22,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-bases", None) => config.no_bases = true,
             ("no-calls", None) => config.no_calls = true,
             ("no-strings", None) => config.no_strings = true,
+            ("verify", None) => config.verify = true,
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
             ("code", Some(size)) => config.code = Some(size.parse().map_err(|error| bad(&error))?),
@@ -68,11 +69,11 @@ mod tests {
         assert_eq!(config.as_ref(), Ok(&expected));
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
         let all = parse(
-            "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map",
+            "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map,verify",
         );
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
-        assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && !all.stats);
+        assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && all.verify && !all.stats);
         assert!(!all.no_time && !all.no_calls);
         let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");
         assert!(all.no_time && all.no_interrupts && all.no_bases && all.no_calls && all.no_strings);

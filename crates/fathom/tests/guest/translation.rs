@@ -2,10 +2,73 @@
 
 use std::fs;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, announce};
+use crate::kit::{self, Kernel};
 use crate::processor;
 use crate::sandbox::Sandbox;
 use crate::vm::{Ended, Guest};
+
+/// A guest of one vCPU, each block of which is executed by the interpreter, too.
+fn verified(guest: Guest) -> Option<Ended> {
+    if Engine::under_test() != Engine::Translate {
+        return None;
+    }
+    let sandbox = Sandbox::new();
+    let arguments = ["--translate", "verify,keep-flags", "--translate-stats"];
+    let ended = guest.arguments(&arguments).run(&sandbox).well();
+    let counts = &ended.report.translation;
+    announce(&format!(
+        "{} blocks with {} instructions verified, {} again; {} instructions not",
+        counts["blocks_verified"],
+        counts["instructions_verified"],
+        counts["blocks_verified_again"],
+        counts["instructions_not_verified"],
+    ));
+    assert!(counts["instructions_verified"] > 500_000_000, "{counts:?}");
+    assert!(counts["instructions_not_verified"] < counts["instructions_verified"] / 500);
+    Some(ended)
+}
+
+#[test]
+fn interpreter_and_translator_do_the_same_from_boot_to_power_off() {
+    verified(Guest::new("fathom.run=boot"));
+}
+
+#[test]
+#[ignore = "minutes: cargo xtask soak"]
+fn interpreter_and_translator_in_lockstep_through_the_tests() {
+    let Some(ended) = verified(Guest::new("fathom.run=tests")) else { return };
+    processor::is_right(&ended.console, 1);
+}
+
+/// Python and SQLite among them.
+#[test]
+#[ignore = "minutes: cargo xtask soak"]
+fn interpreter_and_translator_in_lockstep_through_programs_of_debian() {
+    let sandbox = Sandbox::new();
+    let overlay = sandbox.path("overlay");
+    let disk = format!("{},overlay={}", kit::disk_image(), overlay.display());
+    let Some(ended) = verified(Guest::new("fathom.run=disk:/check.sh").disk(disk)) else { return };
+    let right = ended.console.lines().filter(|line| line.starts_with("ok ")).count();
+    assert_eq!(right, 10, "{}", ended.console);
+}
+
+/// Two vCPUs would see what is executed twice.
+#[test]
+fn one_vcpu_is_verified_and_no_more() {
+    if Engine::under_test() != Engine::Translate {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    for (more, why) in [("verify", "ask for one vcpu"), ("verify,interpret", "nothing to compare")]
+    {
+        let (kernel, cpus) = (Kernel::Cloud.image(), if more == "verify" { "2" } else { "1" });
+        let mut command = sandbox.command(&["run", "--kernel", &kernel, "--engine", "translate"]);
+        let output = command.args(["--cpus", cpus, "--translate", more]).output().expect("output");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && errors.contains(why), "{errors}");
+    }
+}
 
 /// A guest of two vCPUs that has done its tests; `None` where nothing is translated.
 fn translated(how: &str) -> Option<Ended> {

@@ -44,7 +44,7 @@ impl Effects {
 }
 
 /// Shifts and rotates by a count that is zero change no flag.
-fn may_shift_by_zero(instr: &Instruction) -> bool {
+pub(super) fn may_shift_by_zero(instr: &Instruction) -> bool {
     use iced_x86::Mnemonic::{Rcl, Rcr, Rol, Ror, Sal, Sar, Shl, Shld, Shr, Shrd};
     if !matches!(instr.mnemonic(), Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd) {
         return false;

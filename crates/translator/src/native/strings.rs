@@ -61,8 +61,8 @@ impl Repeat {
 /// instruction does, and destroys T0, T1 and the flags; NE if something is left to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Strings {
-    moves: [u32; 4],
-    stores: [u32; 4],
+    pub(super) moves: [u32; 4],
+    pub(super) stores: [u32; 4],
 }
 
 impl Strings {

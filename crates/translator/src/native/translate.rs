@@ -159,7 +159,7 @@ pub(super) struct Step {
 }
 
 impl Step {
-    fn new(
+    pub(super) fn new(
         instr: Instruction,
         insn: usize,
         len: u8,

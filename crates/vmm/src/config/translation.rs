@@ -45,6 +45,8 @@ pub struct TranslationConfig {
     pub dump: Option<u64>,
     /// Names of the code are written for Linux perf.
     pub perf_map: bool,
+    /// Blocks that have code are executed by the interpreter, too, and compared.
+    pub verify: bool,
     /// Somebody wants to know what was translated.
     pub stats: bool,
 }
@@ -69,6 +71,10 @@ impl TranslationConfig {
         }
         let mut options =
             Options { translate: !self.interpret, dump: self.dump, ..Options::default() };
+        if self.verify {
+            // What is interpreted anyway is not compared.
+            (options.verify, options.hot) = (true, 1);
+        }
         if let Some(hot) = self.hot {
             options.hot = Some(hot).filter(|&hot| hot > 0).ok_or(ConfigError::Hot)?;
         }
