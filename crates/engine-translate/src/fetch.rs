@@ -101,6 +101,23 @@ fn find(core: &mut Core, va: u64) -> Result<Arc<Block<System>>, Stop> {
     decode(core, va, gpa, mode, user)
 }
 
+/// The instructions at RIP, where there is a path that has none: to be run once.
+#[cold]
+pub(crate) fn decode_again(core: &mut Core) -> Result<Block<System>, Stop> {
+    let (va, user) = (linear_rip(core), core.cpu.cpl == 3);
+    let gpa = code_address(&mut core.machine, va, user)?;
+    let mut bytes = [0; WINDOW];
+    let len = WINDOW.min(FRAME_SIZE - (gpa & 0xfff) as usize);
+    read_code(core, gpa, &mut bytes[..len])?;
+    let mode = Mode { width: core.cpu.width };
+    let decoded = decode::decode_block(&bytes[..len], mode, decode::BLOCK_LIMIT);
+    if decoded.insns.is_empty() {
+        // Written over since, with something that reaches into the next page.
+        return Err(Stop::Retry);
+    }
+    Ok(Block::new(decoded.insns, gpa, None))
+}
+
 fn decode(
     core: &mut Core,
     va: u64,

@@ -21,6 +21,7 @@ mod clock;
 mod cpuid;
 mod exceptions;
 mod fetch;
+mod heads;
 mod host;
 mod instructions;
 mod kvmclock;
@@ -45,6 +46,7 @@ use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
 pub use crate::options::Options;
 use crate::perf_map::PerfMap;
 use crate::vm::{Shared, TranslateVm};
+pub use translator::paths::Policy;
 
 /// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.
 const MAX_VCPUS: u32 = 64;

@@ -1,6 +1,7 @@
 //! How guests are run.
 
 use translator::native;
+use translator::paths::Policy;
 
 /// How the VMs of a [`TranslateEngine`](crate::TranslateEngine) are run. The guest sees no difference but time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +16,8 @@ pub struct Options {
     pub code_bytes: usize,
     /// How blocks are translated.
     pub native: native::Options,
+    /// Which of them together; its count is not used, but `hot`.
+    pub paths: Policy,
     /// Print blocks with a byte at this physical address on standard error when they are translated: the guest's
     /// instructions, each followed by the host's.
     pub dump: Option<u64>,
@@ -25,15 +28,21 @@ impl Options {
     pub const CODE_MIN: usize = 16 << 10;
     /// As much as is reserved.
     pub const CODE_MAX: usize = 64 << 20;
+
+    /// The policy of paths, with the count that was asked for.
+    pub(crate) fn policy(&self) -> Policy {
+        self.paths.with_hot(self.hot)
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             translate: true,
-            hot: 24,
+            hot: Policy::default().hot(),
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
+            paths: Policy::default(),
             dump: None,
         }
     }

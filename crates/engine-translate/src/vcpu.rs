@@ -14,7 +14,7 @@ use crate::fetch::JumpCache;
 use crate::native::Native;
 use crate::system::{Answer, Core, System};
 use crate::vm::{Shared, Work};
-use crate::{alarm, breakpoints, clock, exceptions, state};
+use crate::{alarm, breakpoints, clock, exceptions, fetch, state};
 
 /// A vCPU of this engine.
 pub(crate) struct TranslateVcpu {
@@ -67,6 +67,9 @@ impl TranslateVcpu {
             self.set_alarm()?;
             if !self.deliver_events() {
                 self.run_blocks();
+            }
+            if let Some(native) = &mut self.native {
+                native.interrupt();
             }
         }
     }
@@ -234,6 +237,9 @@ impl TranslateVcpu {
                     return;
                 }
                 self.counters.exceptions += 1;
+                if let Some(native) = &mut self.native {
+                    native.interrupt();
+                }
                 let exception = self.core.machine.fault;
                 exceptions::deliver(&mut self.core, Event::Exception(exception));
                 breakpoints::step_into_handler(&mut self.core);
@@ -266,6 +272,7 @@ impl TranslateVcpu {
         core.machine.fault_on_stack = false;
         if let Some(native) = native {
             if !may_be_native {
+                native.interrupt();
                 // Behind an STI, say: the branch to here need not come out the next time.
                 native.connect(core, block);
             } else if let Some(left) = native.run(core, block) {
@@ -273,6 +280,17 @@ impl TranslateVcpu {
                 return after_native(core, left);
             }
         }
+        let again;
+        let block = if block.insns.is_empty() {
+            again = match fetch::decode_again(core) {
+                Ok(block) => block,
+                Err(translator::Stop::Fault) => return Outcome::Fault,
+                Err(_) => return Outcome::Retry,
+            };
+            &again
+        } else {
+            &**block
+        };
         let start = core.cpu.rip();
         let shadow = std::mem::take(&mut core.machine.shadow);
         let trap = core.cpu.flag(rflags::TF);
@@ -364,7 +382,8 @@ impl Vcpu for TranslateVcpu {
         }
         let exit = self.run_inside();
         let cpu = &self.core.cpu;
-        let work = Work { interpreted: cpu.retired, native: cpu.native.counts() };
+        let choosing = self.native.as_ref().map_or(0, Native::bytes);
+        let work = Work { interpreted: cpu.retired, native: cpu.native.counts(), choosing };
         *shared.vcpus[self.core.machine.id as usize]
             .work
             .lock()

@@ -61,6 +61,8 @@ pub(crate) struct Peer {
 pub(crate) struct Work {
     pub(crate) interpreted: u64,
     pub(crate) native: Counts,
+    /// Bytes kept to choose paths.
+    pub(crate) choosing: usize,
 }
 
 impl Shared {
@@ -141,15 +143,20 @@ impl Shared {
         let interpreted = self.vcpus.iter().map(|peer| work(peer).interpreted).sum();
         let left = self.vcpus.iter().map(|peer| work(peer).native).sum::<Counts>();
         let made = self.code.stats();
+        let choosing: usize = self.vcpus.iter().map(|peer| work(peer).choosing).sum();
+        let paths = self.blocks.path_bytes();
+        let bookkeeping = made.bookkeeping_bytes + (choosing + paths) as u64;
         BTreeMap::from([
             ("blocks_decoded", self.decoded.load(Ordering::Relaxed)),
             ("blocks_translated", made.blocks),
-            ("bookkeeping_bytes", made.bookkeeping_bytes),
+            ("bookkeeping_bytes", bookkeeping),
             ("called_for_access", left.accesses),
             ("called_for_instruction", left.instructions),
             ("code_bytes", made.code_bytes),
+            ("decoded_bytes", (self.blocks.bytes() - paths) as u64),
             ("entered", left.entered),
             ("evictions", made.evictions),
+            ("fragments_translated", made.fragments),
             ("guest_bytes_translated", made.guest_bytes),
             ("instructions_interpreted", interpreted),
             ("instructions_translated", made.instructions),

@@ -25,6 +25,7 @@ mod insn;
 pub mod interp;
 mod machine;
 pub mod native;
+pub mod paths;
 pub mod vector;
 
 pub use block::{Block, BlockCache, Mode};

@@ -1,8 +1,8 @@
 //! `KEY[=VALUE],...`: how the translator works.
 
-use vmm::config::TranslationConfig;
+use vmm::config::{Paths, TranslationConfig};
 
-const KEYS: &str = "write interpret, hot=N, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, \
+const KEYS: &str = "write interpret, hot=N, paths=NAME, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, \
                     perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
@@ -17,12 +17,19 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-jump-table", None) => config.no_jump_table = true,
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
+            ("paths", Some(name)) => config.paths = Some(paths(name).map_err(|error| bad(&error))?),
             ("code", Some(size)) => config.code = Some(size.parse().map_err(|error| bad(&error))?),
             ("dump", Some(at)) => config.dump = Some(address(at).map_err(|error| bad(&error))?),
             _ => return Err(format!("`{part}` is not known: {KEYS}")),
         }
     }
     Ok(config)
+}
+
+fn paths(name: &str) -> Result<Paths, String> {
+    let known = Paths::ALL.into_iter().find(|(known, _)| *known == name);
+    let names = Paths::ALL.map(|(name, _)| name).join(", ");
+    known.map(|(_, paths)| paths).ok_or_else(|| format!("there are {names}"))
 }
 
 /// As perf's map names blocks: in hexadecimal.
@@ -56,7 +63,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_refused_by_name() {
-        for text in ["", "hot", "hot=", "hot=-1", "hot=x", "code", "code=1X", "interpret=1"] {
+        for text in
+            ["", "hot", "hot=", "hot=-1", "hot=x", "code", "code=1X", "paths=x", "interpret=1"]
+        {
             let error = parse(text).expect_err(text);
             assert!(error.starts_with(&format!("`{text}`")), "{error}");
         }

@@ -69,7 +69,7 @@ pub fn decode_crossing<M: Machine>(bytes: &[u8], mode: Mode) -> Option<Insn<M>> 
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
 /// The instruction in executable form, and whether a block must end with it.
-fn select<M: Machine>(instr: &Instruction) -> (Insn<M>, bool) {
+pub(crate) fn select<M: Machine>(instr: &Instruction) -> (Insn<M>, bool) {
     if let Some(selected) = system::select(instr) {
         return selected;
     }

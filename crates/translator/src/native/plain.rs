@@ -7,8 +7,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::asm::{Address, Condition, Label};
 use super::fields::{RIP, T0, T1, host, register};
 use super::operands::{Spilled, writes};
+use super::outside::Outside;
 use super::stub::{Stub, Work};
-use super::translate::{Step, Translator};
+use super::translate::{ACCESS, Step, Translator};
 use crate::vector::replace_memory;
 
 const RAX: u8 = 0;
@@ -16,15 +17,16 @@ const RDX: u8 = 2;
 
 impl Translator<'_> {
     pub(super) fn work_outside(&self, step: &Step, back: Label) -> Work {
-        let Step { insn, offset, next, relied, .. } = *step;
+        let Step { len, offset, next, relied, .. } = *step;
+        let next = step.goes_on.unwrap_or(next);
         let (aside, live) = (self.aside, self.vectors & relied);
-        Work::Outside { insn, offset, back, aside, live, next }
+        Work::Outside { len, offset, back, aside, live, next }
     }
 
     /// By its handler. Returns whether the block goes on.
     pub(super) fn outside(&mut self, step: &Step) -> bool {
         self.take_flags_back();
-        self.call_out(step.insn, step.offset);
+        self.call_out(step.len, step.offset);
         (self.vectors, self.kept) = (0, false);
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
@@ -35,10 +37,13 @@ impl Translator<'_> {
         false
     }
 
-    pub(super) fn call_out(&mut self, insn: usize, offset: u32) {
+    /// Executes the instruction of `len` bytes at `offset`, which may have [`ACCESS`] in it. The code has its bytes, as
+    /// they were when it was made.
+    pub(super) fn call_out(&mut self, len: u8, offset: u32) {
+        let at = offset & !ACCESS;
         self.asm.call_to(self.thunks.call_out);
-        self.asm.raw(&(insn as u64).to_le_bytes());
-        self.asm.raw(&offset.to_le_bytes());
+        self.asm.raw(&Outside { offset: at as u16, len, access: offset & ACCESS != 0 }.head());
+        self.asm.raw(self.source.part(at, at + u32::from(len)));
     }
 
     /// The instruction itself on the host's registers. `None`: too few registers to hold its operands;

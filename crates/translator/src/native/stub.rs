@@ -18,7 +18,7 @@ pub(super) struct Stub {
 pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
     /// must be live behind it, at `next`.
-    Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    Outside { len: u8, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
     /// Looks the page up in the second table, and goes on at `retry` if it is there.
     LookAgain { retry: Label, slow: Label, write: bool },
     /// An operand may lie in two pages; if it is not that, `slow`.
@@ -49,11 +49,11 @@ impl Translator<'_> {
     pub(super) fn stub(&mut self, stub: Stub) {
         self.asm.bind(stub.label);
         match stub.work {
-            Work::Outside { insn, offset, back, aside, live, next } => {
+            Work::Outside { len, offset, back, aside, live, next } => {
                 if aside {
                     self.flags_from_field();
                 }
-                self.call_out(insn, offset | ACCESS);
+                self.call_out(len, offset | ACCESS);
                 self.make_live_again(live, next);
                 self.asm.jump(back);
             }

@@ -9,6 +9,7 @@ use super::asm::{Address, Asm};
 use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
 use super::live::{self, Live};
+use super::outside::{HEAD, LEN_SHIFT};
 
 /// Places of the thunks, in their order.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,8 +26,7 @@ pub(super) struct Thunks {
     pub(super) leave_far: u32,
     /// A guard did not hold: T0 is RIP, and RCX was put aside.
     pub(super) guard_miss: u32,
-    /// Called: executes one instruction outside. After the call stand the address of the [`crate::Insn`]
-    /// (8 bytes) and its offset in the page (4).
+    /// Called: executes one instruction outside. After the call stands what [`super::outside`] says.
     pub(super) call_out: u32,
     /// Those for vector registers.
     pub(super) live: Live,
@@ -47,9 +47,6 @@ pub(super) mod Exit {
     pub(in crate::native) const ENDED: u64 = 4;
     pub(in crate::native) const INTERPRET: u64 = 5;
 }
-
-/// Bytes of data behind a call of [`Thunks::call_out`].
-pub(super) const CALL_OUT_DATA: i32 = 12;
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -75,7 +72,7 @@ impl Thunks {
     /// Of the thunk at `place`, where it is called: its name, and the bytes of data behind the call.
     pub(super) fn called(&self, place: u32) -> Option<(&'static str, usize)> {
         match place {
-            place if place == self.call_out => Some(("call outside", CALL_OUT_DATA as usize)),
+            place if place == self.call_out => Some(("call outside", HEAD)),
             place if place == self.leave_near => Some(("leave in this page", 6)),
             place if place == self.leave_far => Some(("leave for another page", 4)),
             _ => None,
@@ -136,12 +133,13 @@ impl Thunks {
         store_guest(asm);
         asm.mov(RBX, T0);
         asm.load_field(RDI, field!(core));
-        asm.load(RSI, Address::at(RBX, 0));
-        asm.load_32(RDX, Address::at(RBX, 8));
+        asm.mov(RSI, RBX);
         asm.call_field(field!(call_out));
         asm.test_32(RAX, RAX);
         asm.jump_if(super::asm::Condition::NE, out);
-        asm.lea(T0, Address::at(RBX, CALL_OUT_DATA));
+        asm.load_16(RAX, Address::at(RBX, 0));
+        asm.shift_right(RAX, LEN_SHIFT);
+        asm.lea(T0, Address::sum(RBX, RAX, HEAD as i32));
         load_guest(asm);
         asm.jump_register(T0);
 

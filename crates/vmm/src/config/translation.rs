@@ -1,6 +1,6 @@
 //! How the translator's engine is to work.
 
-use engine_translate::Options;
+use engine_translate::{Options, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, ConfigError, EngineKind};
@@ -13,6 +13,8 @@ pub struct TranslationConfig {
     pub interpret: bool,
     /// A block is translated when it runs for the time that has this number, from 1.
     pub hot: Option<u32>,
+    /// Which blocks are translated together, by the name of a policy.
+    pub paths: Option<Paths>,
     /// Bytes of code, at most.
     pub code: Option<Bytes>,
     /// Flags that nobody looks at are computed too.
@@ -31,6 +33,43 @@ pub struct TranslationConfig {
     pub stats: bool,
 }
 
+/// A policy of paths: see [`engine_translate::Policy`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Paths {
+    /// Each block by itself.
+    Blocks,
+    /// What runs next behind a hot head.
+    Net,
+    /// As DynamoRIO by default.
+    Dynamorio,
+    /// As Pin.
+    Pin,
+    /// Ours.
+    Fathom,
+}
+
+impl Paths {
+    /// All, with their names.
+    pub const ALL: [(&str, Self); 5] = [
+        ("blocks", Self::Blocks),
+        ("net", Self::Net),
+        ("dynamorio", Self::Dynamorio),
+        ("pin", Self::Pin),
+        ("fathom", Self::Fathom),
+    ];
+
+    fn policy(self) -> Policy {
+        match self {
+            Self::Blocks => Policy::BLOCKS,
+            Self::Net => Policy::NET,
+            Self::Dynamorio => Policy::DYNAMORIO,
+            Self::Pin => Policy::PIN,
+            Self::Fathom => Policy::FATHOM,
+        }
+    }
+}
+
 impl TranslationConfig {
     /// As the engine takes it.
     pub(super) fn options(&self, engine: EngineKind) -> Result<Options, ConfigError> {
@@ -39,6 +78,10 @@ impl TranslationConfig {
         }
         let mut options =
             Options { translate: !self.interpret, dump: self.dump, ..Options::default() };
+        if let Some(paths) = self.paths {
+            options.paths = paths.policy();
+            options.hot = options.paths.hot();
+        }
         if let Some(hot) = self.hot {
             options.hot = Some(hot).filter(|&hot| hot > 0).ok_or(ConfigError::Hot)?;
         }
