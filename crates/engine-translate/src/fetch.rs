@@ -6,13 +6,16 @@ use std::sync::{Arc, PoisonError};
 
 use memory::{Access, FRAME_SIZE, Gpa};
 use translator::decode::{self, MAX_LEN};
-use translator::{Block, Mode, Stop, Width};
+use translator::{Block, Insn, Mode, Stop, Width};
 
 use crate::access::Target;
 use crate::host;
 use crate::system::{Core, System};
 use crate::vm::Shared;
 use crate::walk::Kind;
+
+/// Bytes that nearly every block has at most.
+const SHORT: usize = 64;
 
 /// Bytes that the longest block can have.
 const WINDOW: usize = decode::BLOCK_LIMIT * MAX_LEN;
@@ -27,7 +30,25 @@ const JUMPS: usize = 1 << 14;
 /// spaces share what they have in common.
 pub(crate) struct JumpCache {
     entries: Box<[Jump]>,
+    once: Once,
 }
+
+/// What RIP leads to.
+pub(crate) enum Found<'a> {
+    Block(&'a Arc<Block<System>>),
+    /// Instructions met for the first time: they are kept until the next ones are.
+    Once(&'a [Insn<System>]),
+}
+
+/// Most code that is met runs once, or not again for long: it is not worth keeping before it is met again.
+struct Once {
+    /// Met lately: a part of each address's hash, by another.
+    met: Box<[u16]>,
+    insns: Vec<Insn<System>>,
+}
+
+/// Entries of [`Once::met`]; a power of two.
+const MET: usize = 1 << 16;
 
 struct Jump {
     key: u64,
@@ -36,19 +57,47 @@ struct Jump {
 
 impl JumpCache {
     pub(crate) fn new() -> Self {
-        Self { entries: (0..JUMPS).map(|_| Jump { key: 0, block: None }).collect() }
+        let entries = (0..JUMPS).map(|_| Jump { key: 0, block: None }).collect();
+        let once = Once { met: vec![0; MET].into(), insns: Vec::new() };
+        Self { entries, once }
     }
 
-    /// The block at RIP.
+    /// The block at RIP. `keep`: whether or not it is met for the first time.
     #[inline(always)]
-    pub(crate) fn block(&mut self, core: &mut Core) -> Result<&Arc<Block<System>>, Stop> {
+    pub(crate) fn block(&mut self, core: &mut Core, keep: bool) -> Result<Found<'_>, Stop> {
         let va = linear_rip(core);
         let key = key(va, core.cpu.width);
         let jump = &mut self.entries[index(va)];
         if !jump.is_current(&core.machine, va, key) {
-            *jump = Jump { key, block: Some(find(core, va)?) };
+            let Some(block) = find(core, va, &mut self.once, keep)? else {
+                return Ok(Found::Once(&self.once.insns));
+            };
+            *jump = Jump { key, block: Some(block) };
         }
-        Ok(jump.block.as_ref().expect("an entry without block is not current"))
+        Ok(Found::Block(jump.block.as_ref().expect("an entry without block is not current")))
+    }
+
+    /// The instructions at RIP, where there is a path that has none: to be run once.
+    #[cold]
+    pub(crate) fn instructions(&mut self, core: &mut Core) -> Result<&[Insn<System>], Stop> {
+        let (va, user) = (linear_rip(core), core.cpu.cpl == 3);
+        let gpa = code_address(&mut core.machine, va, user)?;
+        decode(core, gpa, Mode { width: core.cpu.width }, &mut self.once.insns)?;
+        if self.once.insns.is_empty() {
+            // Written over since, with something that reaches into the next page.
+            return Err(Stop::Retry);
+        }
+        Ok(&self.once.insns)
+    }
+}
+
+impl Once {
+    /// Whether the code at `gpa` is met for the first time, as far as is known.
+    fn is_first(&mut self, gpa: u64, mode: Mode) -> bool {
+        let hash = (gpa ^ (mode.width as u64) << 57).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let met = &mut self.met[(hash >> 48) as usize & (MET - 1)];
+        let part = (hash >> 32) as u16 | 1;
+        std::mem::replace(met, part) != part
     }
 }
 
@@ -81,10 +130,15 @@ fn next_page(va: u64) -> u64 {
     (va | 0xfff).wrapping_add(1)
 }
 
-/// The block at `va` from the shared cache, or decoded now.
+/// The block at `va` from the shared cache, or decoded now. `None`: it is to run from `once`.
 #[cold]
 #[inline(never)]
-fn find(core: &mut Core, va: u64) -> Result<Arc<Block<System>>, Stop> {
+fn find(
+    core: &mut Core,
+    va: u64,
+    once: &mut Once,
+    keep: bool,
+) -> Result<Option<Arc<Block<System>>>, Stop> {
     let mode = Mode { width: core.cpu.width };
     let user = core.cpu.cpl == 3;
     let gpa = code_address(&mut core.machine, va, user)?;
@@ -95,57 +149,67 @@ fn find(core: &mut Core, va: u64) -> Result<Arc<Block<System>>, Stop> {
     let found = shared
         .blocks
         .find(gpa, mode, || code_address(machine, next_page(va), user).ok().map(|gpa| gpa >> 12));
-    if let Some(block) = found {
-        return Ok(block);
+    if found.is_some() {
+        return Ok(found);
     }
-    decode(core, va, gpa, mode, user)
+    let mut watch = shared.code_watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let watched = watch_code(core, &mut watch, gpa);
+    let writes = shared.code_writes.load(Ordering::SeqCst);
+    decode(core, gpa, mode, &mut once.insns)?;
+    shared.decoded.fetch_add(1, Ordering::Relaxed);
+    if once.insns.is_empty() {
+        return crossing(core, va, gpa, &mut watch, watched).map(Some);
+    }
+    if !watched || !keep && once.is_first(gpa, mode) {
+        // It runs once, as prefetched code may, and is decoded again the next time.
+        return Ok(None);
+    }
+    let block = Arc::new(Block::new(once.insns.drain(..).collect(), gpa, None));
+    // The one that went by.
+    let _ = !keep && block.entered() > 0;
+    shared.blocks.insert(mode, Arc::clone(&block));
+    if shared.code_writes.load(Ordering::SeqCst) != writes {
+        forget(&shared, &block);
+    }
+    Ok(Some(block))
 }
 
-/// The instructions at RIP, where there is a path that has none: to be run once.
-#[cold]
-pub(crate) fn decode_again(core: &mut Core) -> Result<Block<System>, Stop> {
-    let (va, user) = (linear_rip(core), core.cpu.cpl == 3);
-    let gpa = code_address(&mut core.machine, va, user)?;
-    let mut bytes = [0; WINDOW];
-    let len = WINDOW.min(FRAME_SIZE - (gpa & 0xfff) as usize);
-    read_code(core, gpa, &mut bytes[..len])?;
-    let mode = Mode { width: core.cpu.width };
-    let decoded = decode::decode_block(&bytes[..len], mode, decode::BLOCK_LIMIT);
-    if decoded.insns.is_empty() {
-        // Written over since, with something that reaches into the next page.
-        return Err(Stop::Retry);
+/// Decodes the block at `gpa`; no instruction: the first one crosses the page's end.
+fn decode(core: &mut Core, gpa: u64, mode: Mode, into: &mut Vec<Insn<System>>) -> Result<(), Stop> {
+    let left = FRAME_SIZE - (gpa & 0xfff) as usize;
+    let mut bytes = [0; SHORT];
+    let bytes = &mut bytes[..SHORT.min(left)];
+    read_code(core, gpa, bytes)?;
+    if !decode::decode_into(into, bytes, mode, decode::BLOCK_LIMIT) && bytes.len() < left {
+        let mut bytes = [0; WINDOW];
+        let bytes = &mut bytes[..WINDOW.min(left)];
+        read_code(core, gpa, bytes)?;
+        decode::decode_into(into, bytes, mode, decode::BLOCK_LIMIT);
     }
-    Ok(Block::new(decoded.insns, gpa, None))
+    Ok(())
 }
 
-fn decode(
+/// The block of the one instruction at `gpa`, which reaches into another page.
+fn crossing(
     core: &mut Core,
     va: u64,
     gpa: u64,
-    mode: Mode,
-    user: bool,
+    watch: &mut CodeWatch,
+    watched: bool,
 ) -> Result<Arc<Block<System>>, Stop> {
     let shared = Arc::clone(&core.machine.shared);
-    let mut watch = shared.code_watch.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut watched = watch_code(core, &mut watch, gpa);
+    let mode = Mode { width: core.cpu.width };
+    let next_gpa = code_address(&mut core.machine, next_page(va), core.cpu.cpl == 3)?;
+    let watched = watch_code(core, watch, next_gpa) && watched;
     let writes = shared.code_writes.load(Ordering::SeqCst);
-    let mut bytes = [0; WINDOW + MAX_LEN];
-    let len = WINDOW.min(FRAME_SIZE - (gpa & 0xfff) as usize);
+    let mut bytes = [0; 2 * MAX_LEN];
+    let len = FRAME_SIZE - (gpa & 0xfff) as usize;
     read_code(core, gpa, &mut bytes[..len])?;
-    let decoded = decode::decode_block(&bytes[..len], mode, decode::BLOCK_LIMIT);
-    let block = if decoded.crosses {
-        let next_gpa = code_address(&mut core.machine, next_page(va), user)?;
-        watched &= watch_code(core, &mut watch, next_gpa);
-        read_code(core, next_gpa, &mut bytes[len..len + MAX_LEN])?;
-        match decode::decode_crossing(&bytes[..len + MAX_LEN], mode) {
-            Some(insn) => Block::new(vec![insn], gpa, Some(next_gpa >> 12)),
-            None => return Err(core.machine.gp(0)),
-        }
-    } else {
-        Block::new(decoded.insns, gpa, None)
+    read_code(core, next_gpa, &mut bytes[len..len + MAX_LEN])?;
+    let Some(insn) = decode::decode_crossing(&bytes[..len + MAX_LEN], mode) else {
+        return Err(core.machine.gp(0));
     };
-    let block = Arc::new(block);
-    shared.decoded.fetch_add(1, Ordering::Relaxed);
+    let block = Arc::new(Block::new(vec![insn], gpa, Some(next_gpa >> 12)));
     if !watched {
         // It runs once, as prefetched code may, and is decoded again the next time.
         block.invalidate();

@@ -100,6 +100,11 @@ impl Native {
         Some(Self { lane, policy, heads, was_inside: false })
     }
 
+    /// Whether blocks are kept when they are met for the first time.
+    pub(crate) fn is_eager(&self) -> bool {
+        self.policy.hot() <= 1 || self.heads.is_some()
+    }
+
     /// This thread is going to run `core`.
     pub(crate) fn begin(&mut self, core: &mut Core) {
         self.lane.begin(core);

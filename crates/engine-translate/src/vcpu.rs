@@ -4,17 +4,17 @@ use std::sync::{Arc, PoisonError};
 
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::native::Left;
-use translator::{Block, Cpu, InsnFlags, Machine, Outcome};
+use translator::{Cpu, Insn, InsnFlags, Machine, Outcome};
 use x86::model::Processor;
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
 use crate::attention::Attention;
 use crate::breakpoints::Begin;
-use crate::fetch::JumpCache;
+use crate::fetch::{Found, JumpCache};
 use crate::native::Native;
 use crate::system::{Answer, Core, System};
 use crate::vm::{Shared, Work};
-use crate::{alarm, breakpoints, clock, exceptions, fetch, state};
+use crate::{alarm, breakpoints, clock, exceptions, state};
 
 /// A vCPU of this engine.
 pub(crate) struct TranslateVcpu {
@@ -262,42 +262,47 @@ impl TranslateVcpu {
     /// Runs the block at RIP, or its first instruction only; as generated code if that may be.
     fn run_block(&mut self, single: bool, may_be_native: bool) -> Outcome {
         let Self { core, jumps, native, .. } = self;
-        let block = match jumps.block(core) {
-            Ok(block) => block,
+        let keep = native.as_ref().is_some_and(Native::is_eager);
+        let found = match jumps.block(core, keep) {
+            Ok(found) => found,
             Err(translator::Stop::Fault) => return Outcome::Fault,
             Err(_) => return Outcome::Retry,
         };
         core.machine.end = false;
         core.machine.no_trap = false;
         core.machine.fault_on_stack = false;
-        if let Some(native) = native {
-            if !may_be_native {
-                native.interrupt();
-                // Behind an STI, say: the branch to here need not come out the next time.
-                native.connect(core, block);
-            } else if let Some(left) = native.run(core, block) {
-                self.interpret = left.interpret;
-                return after_native(core, left);
+        let insns = match found {
+            Found::Once(insns) => insns,
+            Found::Block(block) => {
+                if let Some(native) = native {
+                    if !may_be_native {
+                        native.interrupt();
+                        // Behind an STI, say: the branch to here need not come out the next time.
+                        native.connect(core, block);
+                    } else if let Some(left) = native.run(core, block) {
+                        self.interpret = left.interpret;
+                        return after_native(core, left);
+                    }
+                }
+                &block.insns
             }
-        }
-        let again;
-        let block = if block.insns.is_empty() {
-            again = match fetch::decode_again(core) {
-                Ok(block) => block,
+        };
+        let insns = if insns.is_empty() {
+            match jumps.instructions(core) {
+                Ok(insns) => insns,
                 Err(translator::Stop::Fault) => return Outcome::Fault,
                 Err(_) => return Outcome::Retry,
-            };
-            &again
+            }
         } else {
-            &**block
+            insns
         };
         let start = core.cpu.rip();
         let shadow = std::mem::take(&mut core.machine.shadow);
         let trap = core.cpu.flag(rflags::TF);
         let count = core.cpu.regs[Gpr::Rcx as usize];
-        let outcome = core.run_block(block, single);
+        let outcome = core.run_block(insns, single);
         let on_stack =
-            outcome == Outcome::Fault && uses_stack(block, core.cpu.rip().wrapping_sub(start));
+            outcome == Outcome::Fault && uses_stack(insns, core.cpu.rip().wrapping_sub(start));
         let waits = matches!(core.machine.answer, Answer::Waiting(_));
         let care = trap || core.machine.breakpoints.is_active();
         match outcome {
@@ -347,9 +352,9 @@ fn settle_fault(core: &mut Core, on_stack: bool) {
 
 /// Whether the instruction at `offset` of the block accesses the stack segment: a non-canonical address is
 /// then #SS instead of #GP.
-fn uses_stack(block: &Block<System>, offset: u64) -> bool {
+fn uses_stack(insns: &[Insn<System>], offset: u64) -> bool {
     let mut at = 0;
-    for insn in &block.insns {
+    for insn in insns {
         if at == offset {
             return insn.flags & InsnFlags::STACK != 0;
         }

@@ -158,8 +158,9 @@ pub(crate) struct RunArguments {
     #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
     engine: EngineArgument,
     /// How the translator works, for finding its faults; on engine translate only. interpret: nothing is
-    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 24]. paths=NAME: which blocks are
-    /// translated together: blocks (each by itself), net, dynamorio, pin or fathom. code=SIZE: memory for code, 16K to 64M; when it is full, all code goes. keep-flags: flags that nobody looks at are computed too.
+    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 4]. paths=NAME: which blocks
+    /// are translated together: blocks (each by itself), net, dynamorio, pin or fathom. code=SIZE: memory for code,
+    /// 16K to 64M; when it is full, all code goes. keep-flags: flags that nobody looks at are computed too.
     /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
     /// branches are looked up outside. perf-map: /tmp/perf-PID.map names the code for `perf report`.
     /// dump=ADDRESS: print the block at this physical address (hexadecimal) and its code when it is translated

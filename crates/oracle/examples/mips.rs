@@ -41,7 +41,7 @@ fn report(name: &str, code: Vec<u8>, time: Duration) {
 fn step(core: &mut Core<FlatMachine>, blocks: &[Option<Block<FlatMachine>>]) {
     let offset = core.cpu.rip().wrapping_sub(arena::ENTRY) as usize;
     let block = blocks.get(offset).and_then(Option::as_ref).expect("the loop stays inside");
-    assert_eq!(core.run_block(block, false), Outcome::Done, "the loop does not fault");
+    assert_eq!(core.run_block(&block.insns, false), Outcome::Done, "the loop does not fault");
 }
 
 /// A block for every offset at which one can start.

@@ -212,7 +212,7 @@ pub fn run(state: &State, code: &[u8], bitness: Bitness, limit: usize) -> Outcom
             break;
         }
         let block = Block::new(decoded.insns, core.cpu.rip(), None);
-        match core.run_block(&block, false) {
+        match core.run_block(&block.insns, false) {
             Ended::Done | Ended::Retry => {}
             Ended::Fault => {
                 fault = raised(&core.machine);

@@ -164,7 +164,7 @@ impl Translated {
             if left.interpret {
                 let offset = core.cpu.rip().wrapping_sub(arena::ENTRY) as usize;
                 let decoded = decode_block(&code[offset..], MODE, 1);
-                outcome = core.run_block(&Block::new(decoded.insns, core.cpu.rip(), None), true);
+                outcome = core.run_block(&decoded.insns, true);
             }
             if outcome == Ended::Fault {
                 fault = raised(&core.machine);
@@ -186,7 +186,7 @@ impl Translated {
         }
         let mut page = vec![0xcc; FIRST as usize];
         page.extend(code);
-        let known = |at: u32| Known::Runs(1 + at.wrapping_mul(0x9e37_79b1) >> 28);
+        let known = |at: u32| Known::Runs(1 + (at.wrapping_mul(0x9e37_79b1) >> 28));
         paths::grow(&page, head, MODE, &self.policy, known)
     }
 

@@ -42,7 +42,7 @@ fn execute(bytes: &[u8], width: Width, random: &mut Random) {
     let mut core =
         Core { cpu, machine: FlatMachine::new(Box::new(arena::Pages([0x55; arena::DATA_LEN]))) };
     let block = Block::new(decoded.insns, 0, None);
-    let _ = core.run_block(&block, false);
+    let _ = core.run_block(&block.insns, false);
     assert_eq!(core.cpu.regs[usize::from(translator::REG_NONE)], 0, "{bytes:02x?}");
     assert_eq!(core.cpu.rip() & !width.mask(), 0, "{bytes:02x?}");
 }

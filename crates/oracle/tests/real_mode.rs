@@ -6,7 +6,7 @@ use iced_x86::code_asm::{CodeAssembler, *};
 use oracle::arena;
 use oracle::interpret::FlatMachine;
 use translator::decode::{BLOCK_LIMIT, decode_block};
-use translator::{Block, Core, Cpu, Mode, Outcome, Width};
+use translator::{Core, Cpu, Mode, Outcome, Width};
 
 /// Runs `body` at offset 0x100 of a code segment until its end; all segments begin with the data.
 fn run(
@@ -34,7 +34,7 @@ fn run(
             break;
         }
         let decoded = decode_block(&code[offset..], mode, BLOCK_LIMIT);
-        let outcome = core.run_block(&Block::new(decoded.insns, 0, None), false);
+        let outcome = core.run_block(&decoded.insns, false);
         assert_ne!(outcome, Outcome::Fault, "{:?}", core.machine.exception);
     }
     core

@@ -36,23 +36,37 @@ pub struct DecodedBlock<M: Machine> {
 /// the translations or whether interrupts are taken; or before one that reaches beyond `bytes`.
 #[must_use]
 pub fn decode_block<M: Machine>(bytes: &[u8], mode: Mode, limit: usize) -> DecodedBlock<M> {
-    let mut decoder = Decoder::new(mode.width as u32, bytes, OPTIONS);
     let mut insns = Vec::with_capacity(8);
+    decode_into(&mut insns, bytes, mode, limit);
+    let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
+    DecodedBlock { crosses: insns.is_empty(), insns, len }
+}
+
+/// The same, in place of what is in `insns`. Returns false where one more byte might have made the block longer.
+pub fn decode_into<M: Machine>(
+    insns: &mut Vec<Insn<M>>,
+    bytes: &[u8],
+    mode: Mode,
+    limit: usize,
+) -> bool {
+    let mut decoder = Decoder::new(mode.width as u32, bytes, OPTIONS);
     let mut instr = Instruction::default();
-    let mut len = 0;
+    insns.clear();
     while insns.len() < limit {
         decoder.decode_out(&mut instr);
         if decoder.last_error() == DecoderError::NoMoreBytes {
-            return DecodedBlock { crosses: insns.is_empty(), insns, len };
+            return false;
         }
         let (insn, ends) = select(&instr);
-        len += u32::from(insn.len);
         insns.push(insn);
-        if ends || len as usize >= bytes.len() {
-            break;
+        if ends {
+            return true;
+        }
+        if !decoder.can_decode() {
+            return false;
         }
     }
-    DecodedBlock { insns, len, crosses: false }
+    true
 }
 
 /// Decodes the one instruction at the start of `bytes`, which are up to [`MAX_LEN`] bytes from two pages.

@@ -1,7 +1,7 @@
 //! A processor core and its loop over a block.
 
-use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP};
+use crate::insn::Insn;
 use crate::machine::{Machine, Stop};
 
 /// Registers together with what they are plugged into.
@@ -24,10 +24,10 @@ pub enum Outcome {
 }
 
 impl<M: Machine> Core<M> {
-    /// Runs `block`, to which RIP points, or its first instruction only where `single` is set.
+    /// Runs a block's instructions, to which RIP points, or the first only where `single` is set.
     #[inline]
-    pub fn run_block(&mut self, block: &Block<M>, single: bool) -> Outcome {
-        let insns = if single { &block.insns[..1] } else { &block.insns[..] };
+    pub fn run_block(&mut self, insns: &[Insn<M>], single: bool) -> Outcome {
+        let insns = if single { &insns[..1] } else { insns };
         let mask = self.cpu.width.mask();
         // Only a block's last instruction writes RIP itself, so it need not be read back between.
         let mut rip = self.cpu.rip();

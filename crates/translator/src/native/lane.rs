@@ -228,7 +228,7 @@ fn refresh<M: Machine>(core: &mut Core<M>) {
     fields.pending = view.pending;
 }
 
-/// Executes what `head` stands before. Returns 0 to go on behind it.
+/// Executes what `head` stands before. Returns where it goes on, or how it comes out: see [`Exit`].
 extern "sysv64" fn call_out<M: Machine>(core: *mut Core<M>, head: usize) -> u64 {
     // SAFETY: generated code passes what `Lane::begin` was given, to which nobody else has a reference now.
     let core = unsafe { &mut *core };
@@ -236,14 +236,20 @@ extern "sysv64" fn call_out<M: Machine>(core: *mut Core<M>, head: usize) -> u64 
     let decoded = unsafe { &mut *(core.cpu.native.decoded as *mut Decoded<M>) };
     // SAFETY: generated code passes the place behind its call.
     let (outside, insn) = unsafe { decoded.at(head) };
-    let result = catch_unwind(AssertUnwindSafe(|| step(core, insn, outside)));
-    result.unwrap_or_else(|panic| {
-        THROWN.with_borrow_mut(|thrown| thrown.0 = Some(panic));
-        Exit::DONE
-    })
+    let stopped = catch_unwind(AssertUnwindSafe(|| step(core, insn, outside)));
+    match stopped {
+        Ok(Some(exit)) => exit,
+        // SAFETY: as above.
+        Ok(None) => unsafe { outside.behind(head) as u64 },
+        Err(panic) => {
+            THROWN.with_borrow_mut(|thrown| thrown.0 = Some(panic));
+            Exit::DONE
+        }
+    }
 }
 
-fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> u64 {
+/// Returns how it comes out, unless it goes on.
+fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> Option<u64> {
     let start = core.cpu.native.page + u64::from(outside.offset);
     let counts = &mut core.cpu.native.counts;
     if outside.access {
@@ -256,13 +262,13 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> u64
         Ok(()) if core.machine.must_end() => Stop::End,
         Ok(()) => {
             refresh(core);
-            return 0;
+            return None;
         }
         Err(stop) => stop,
     };
     core.cpu.native.stopped = insn.flags.into();
     core.cpu.native.from = 0;
-    match stop {
+    Some(match stop {
         Stop::End => Exit::ENDED,
         Stop::Fault => {
             core.cpu.set_rip(start);
@@ -272,7 +278,7 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> u64
             core.cpu.set_rip(start);
             Exit::RETRY
         }
-    }
+    })
 }
 
 impl Thrown {

@@ -76,9 +76,11 @@ impl Emitted {
 
     /// Bytes behind a call of a thunk that are not code.
     fn data(&self, call: &Instruction, fixed: usize, behind: &[u8]) -> usize {
-        let out = call.near_branch_target() == self.memory.address(self.thunks.call_out) as u64;
+        let target = call.near_branch_target();
+        let outs = [self.thunks.call_out, self.thunks.call_out_aside];
+        let out = outs.iter().any(|&place| self.memory.address(place) as u64 == target);
         match behind.first_chunk() {
-            Some(&head) if out => fixed + usize::from(Outside::of(head).len),
+            Some(&head) if out => Outside::of(head).size(),
             _ => fixed,
         }
     }

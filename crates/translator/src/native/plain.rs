@@ -40,10 +40,19 @@ impl Translator<'_> {
     /// Executes the instruction of `len` bytes at `offset`, which may have [`ACCESS`] in it. The code has its bytes, as
     /// they were when it was made.
     pub(super) fn call_out(&mut self, len: u8, offset: u32) {
-        let at = offset & !ACCESS;
         self.asm.call_to(self.thunks.call_out);
-        self.asm.raw(&Outside { offset: at as u16, len, access: offset & ACCESS != 0 }.head());
+        self.outside_data(len, offset, None);
+    }
+
+    /// What stands behind a call out. `back`: where it goes on.
+    pub(super) fn outside_data(&mut self, len: u8, offset: u32, back: Option<Label>) {
+        let (at, access) = (offset & !ACCESS, offset & ACCESS != 0);
+        let outside = Outside { offset: at as u16, len, access, back: back.is_some() };
+        self.asm.raw(&outside.head());
         self.asm.raw(self.source.part(at, at + u32::from(len)));
+        if let Some(back) = back {
+            self.asm.distance(back);
+        }
     }
 
     /// The instruction itself on the host's registers. `None`: too few registers to hold its operands;

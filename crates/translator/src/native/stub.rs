@@ -46,9 +46,15 @@ pub(super) enum Way {
 }
 
 impl Translator<'_> {
-    pub(super) fn stub(&mut self, stub: Stub) {
+    /// `next`: the one that comes directly behind it.
+    pub(super) fn stub(&mut self, stub: Stub, next: Option<Label>) {
         self.asm.bind(stub.label);
         match stub.work {
+            Work::Outside { len, offset, back, aside, live: 0, .. } if self.compact => {
+                let thunks = self.thunks;
+                self.asm.call_to(if aside { thunks.call_out_aside } else { thunks.call_out });
+                self.outside_data(len, offset | ACCESS, Some(back));
+            }
             Work::Outside { len, offset, back, aside, live, next } => {
                 if aside {
                     self.flags_from_field();
@@ -56,6 +62,14 @@ impl Translator<'_> {
                 self.call_out(len, offset | ACCESS);
                 self.make_live_again(live, next);
                 self.asm.jump(back);
+            }
+            Work::LookAgain { retry, slow, write } if self.compact => {
+                let again = self.thunks.again;
+                self.asm.call_to(if write { again.write_on } else { again.read_on });
+                self.asm.distance(retry);
+                if next != Some(slow) {
+                    self.asm.jump(slow);
+                }
             }
             Work::LookAgain { retry, slow, write } => {
                 let again = self.thunks.again;

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use x86::rflags;
 
-use super::again::Again;
+use super::again::{Again, JUMP_BACK};
+use super::aside;
 use super::asm::{Address, Asm};
 use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
 use super::live::{self, Live};
-use super::outside::{HEAD, LEN_SHIFT};
 
 /// Places of the thunks, in their order.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +28,8 @@ pub(super) struct Thunks {
     pub(super) guard_miss: u32,
     /// Called: executes one instruction outside. After the call stands what [`super::outside`] says.
     pub(super) call_out: u32,
+    /// The same where the flags were put aside.
+    pub(super) call_out_aside: u32,
     /// Those for vector registers.
     pub(super) live: Live,
     /// Those for operands in two pages.
@@ -46,12 +48,13 @@ pub(super) mod Exit {
     /// After an instruction that was executed outside.
     pub(in crate::native) const ENDED: u64 = 4;
     pub(in crate::native) const INTERPRET: u64 = 5;
+    /// The highest.
+    pub(in crate::native) const MOST: u64 = INTERPRET;
 }
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RDX: u8 = 2;
-const RBX: u8 = 3;
 const RSP: u8 = 4;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
@@ -72,7 +75,11 @@ impl Thunks {
     /// Of the thunk at `place`, where it is called: its name, and the bytes of data behind the call.
     pub(super) fn called(&self, place: u32) -> Option<(&'static str, usize)> {
         match place {
-            place if place == self.call_out => Some(("call outside", HEAD)),
+            place if place == self.call_out => Some(("call outside", 0)),
+            place if place == self.call_out_aside => Some(("call outside, with flags", 0)),
+            place if place == self.again.read_on || place == self.again.write_on => {
+                Some(("look again", JUMP_BACK.into()))
+            }
             place if place == self.leave_near => Some(("leave in this page", 6)),
             place if place == self.leave_far => Some(("leave for another page", 4)),
             _ => None,
@@ -131,17 +138,20 @@ impl Thunks {
         thunks.call_out = asm.here();
         asm.pop(T0);
         store_guest(asm);
-        asm.mov(RBX, T0);
         asm.load_field(RDI, field!(core));
-        asm.mov(RSI, RBX);
+        asm.mov(RSI, T0);
         asm.call_field(field!(call_out));
-        asm.test_32(RAX, RAX);
-        asm.jump_if(super::asm::Condition::NE, out);
-        asm.load_16(RAX, Address::at(RBX, 0));
-        asm.shift_right(RAX, LEN_SHIFT);
-        asm.lea(T0, Address::sum(RBX, RAX, HEAD as i32));
+        // How to come out, or where to go on.
+        asm.compare(RAX, Exit::MOST as i32);
+        asm.jump_if(super::asm::Condition::BE, out);
+        asm.mov(T0, RAX);
         load_guest(asm);
         asm.jump_register(T0);
+
+        align(asm);
+        thunks.call_out_aside = asm.here();
+        aside::flags_from_field(asm);
+        asm.jump_to(thunks.call_out);
 
         align(asm);
         let refused = asm.here();

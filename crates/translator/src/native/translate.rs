@@ -70,6 +70,9 @@ pub(super) struct Places {
     pub(super) stubs: u32,
 }
 
+/// Instructions of the longest path whose code and stubs are no more than 32 KiB apart.
+const COMPACT: usize = 128;
+
 /// Translates `path`, which lies in `source`, to stand at `start`.
 pub(super) fn translate(
     path: &Path,
@@ -96,7 +99,7 @@ pub(super) fn translate(
         head: path.head(),
         inner: start,
         close_loops: options.link && policy.follow != Follow::Nothing,
-        compact: policy.stubs == Stubs::Shared,
+        compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
         live,
         aside: false,
         vectors: 0,
@@ -195,6 +198,7 @@ pub(super) struct Translator<'a> {
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
     /// What stubs have in common stands in thunks.
+    /// What stubs have in common stands in thunks.
     pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
     pub(super) live: Vec<(u32, Flags)>,
@@ -233,8 +237,9 @@ impl Translator<'_> {
         }
         let stubs = self.asm.here();
         while !self.stubs.is_empty() {
-            for stub in mem::take(&mut self.stubs) {
-                self.stub(stub);
+            let mut stubs = mem::take(&mut self.stubs).into_iter().peekable();
+            while let Some(stub) = stubs.next() {
+                self.stub(stub, stubs.peek().map(|next| next.label));
             }
         }
         let dead = self.asm.here();

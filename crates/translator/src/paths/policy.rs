@@ -13,7 +13,7 @@ pub struct Policy {
     pub limits: Limits,
     /// When exits are led to other paths.
     pub links: Links,
-    /// What stands behind a path for its exits.
+    /// What stands behind a path for what is rare.
     pub stubs: Stubs,
     /// Instructions behind an exit that are looked at for flags that they overwrite.
     pub look_ahead: usize,
@@ -71,12 +71,12 @@ pub enum Links {
     Proactive,
 }
 
-/// What stands behind a path for its exits.
+/// What stands behind a path for what is rare.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stubs {
-    /// One for all exits of a path to the same place.
+    /// What stubs have in common stands once, for all paths: each has but what makes it its own.
     Shared,
-    /// One for each exit.
+    /// Each is complete.
     Each,
 }
 
@@ -84,7 +84,7 @@ impl Policy {
     /// Each block for itself.
     pub const BLOCKS: Self = Self {
         name: "blocks",
-        start: Start::Any(24),
+        start: Start::Any(4),
         follow: Follow::Nothing,
         limits: Limits { instructions: 64, branches: 0, jumps: 0, calls: 0, at_heads: false },
         links: Links::Lazy,
@@ -125,7 +125,7 @@ impl Policy {
     /// Ours: what was counted while it was interpreted tells where it goes.
     pub const FATHOM: Self = Self {
         name: "fathom",
-        start: Start::Any(24),
+        start: Start::Any(4),
         follow: Follow::Likely,
         limits: Limits { instructions: 64, branches: 6, jumps: 4, calls: 0, at_heads: true },
         links: Links::Lazy,

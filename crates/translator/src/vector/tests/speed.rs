@@ -44,7 +44,7 @@ fn speed() {
         core.cpu.regs[7] = native.window().start + 64;
         let start = Instant::now();
         for _ in 0..ROUNDS {
-            black_box(core.run_block(&block, false));
+            black_box(core.run_block(&block.insns, false));
         }
         let each = start.elapsed().as_nanos() as f64 / f64::from(ROUNDS * 32);
         println!("{name:28} {each:6.2} ns");
