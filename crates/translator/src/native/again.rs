@@ -16,36 +16,25 @@ const RDX: u8 = 2;
 /// Bytes of the jump behind the call, which is skipped where the second table does not answer either.
 pub(super) const JUMP: u8 = 5;
 
-/// Bytes behind the call of those that go on elsewhere: how far behind themselves, signed.
-pub(super) const JUMP_BACK: u8 = 2;
-
 /// Places of the thunks. Each is called; where the page is known it copies it into the first table, makes T0 the
 /// address again, and returns; else T0 is as it was, and it returns behind the next jump.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Again {
     pub(super) read: u32,
     pub(super) write: u32,
-    /// These go where the two bytes behind the call say, or else on behind those.
-    pub(super) read_on: u32,
-    pub(super) write_on: u32,
 }
 
 impl Again {
     pub(super) fn emit(asm: &mut Asm) -> Self {
-        let parts = [offset_of!(Translation, read), offset_of!(Translation, write)];
-        let thunks = [false, true].map(|on| {
-            parts.map(|part| {
-                let place = asm.here();
-                look(asm, part as i32, on);
-                place
-            })
-        });
-        let [[read, write], [read_on, write_on]] = thunks;
-        Self { read, write, read_on, write_on }
+        let read = asm.here();
+        look(asm, offset_of!(Translation, read) as i32);
+        let write = asm.here();
+        look(asm, offset_of!(Translation, write) as i32);
+        Self { read, write }
     }
 }
 
-fn look(asm: &mut Asm, page: i32, on: bool) {
+fn look(asm: &mut Asm, page: i32) {
     let fail = asm.label();
     asm.add_memory(T0, Address::at(T1, page));
     asm.push(RCX);
@@ -73,21 +62,12 @@ fn look(asm: &mut Asm, page: i32, on: bool) {
     }
     asm.pop(RDX);
     asm.pop(RCX);
-    if on {
-        asm.pop(T1);
-        asm.push(RCX);
-        asm.load_signed_16(RCX, Address::at(T1, 0));
-        asm.lea(T1, Address::sum(T1, RCX, JUMP_BACK.into()));
-        asm.pop(RCX);
-        asm.jump_register(T1);
-    } else {
-        asm.ret();
-    }
+    asm.ret();
     asm.bind(fail);
     asm.sub_memory(T0, Address::at(T1, page));
     asm.pop(RDX);
     asm.pop(RCX);
-    // ADD [RSP], ...
-    asm.raw(&[0x48, 0x83, 0x04, 0x24, if on { JUMP_BACK } else { JUMP }]);
+    // ADD [RSP], JUMP
+    asm.raw(&[0x48, 0x83, 0x04, 0x24, JUMP]);
     asm.ret();
 }

@@ -292,11 +292,6 @@ impl Asm {
         self.memory(&[], false, &[0x0f, 0xb7], to, from);
     }
 
-    /// Loads a sign-extended word of 16 bits.
-    pub(super) fn load_signed_16(&mut self, to: u8, from: Address) {
-        self.memory(&[], true, &[0x0f, 0xbf], to, from);
-    }
-
     pub(super) fn add_registers(&mut self, to: u8, from: u8) {
         self.lea(to, Address::sum(to, from, 0));
     }

@@ -63,20 +63,14 @@ impl Translator<'_> {
                 self.make_live_again(live, next);
                 self.asm.jump(back);
             }
-            Work::LookAgain { retry, slow, write } if self.compact => {
-                let again = self.thunks.again;
-                self.asm.call_to(if write { again.write_on } else { again.read_on });
-                self.asm.distance(retry);
-                if next != Some(slow) {
-                    self.asm.jump(slow);
-                }
-            }
             Work::LookAgain { retry, slow, write } => {
                 let again = self.thunks.again;
                 self.asm.call_to(if write { again.write } else { again.read });
                 self.asm.jump(retry);
                 const { assert!(again::JUMP == 5) };
-                self.asm.jump(slow);
+                if !self.compact || next != Some(slow) {
+                    self.asm.jump(slow);
+                }
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
             Work::Alone { step, vector, back, aside, live } => {

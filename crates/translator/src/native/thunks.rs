@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use x86::rflags;
 
-use super::again::{Again, JUMP_BACK};
+use super::again::Again;
 use super::aside;
 use super::asm::{Address, Asm};
 use super::crossing::Crossing;
@@ -77,9 +77,6 @@ impl Thunks {
         match place {
             place if place == self.call_out => Some(("call outside", 0)),
             place if place == self.call_out_aside => Some(("call outside, with flags", 0)),
-            place if place == self.again.read_on || place == self.again.write_on => {
-                Some(("look again", JUMP_BACK.into()))
-            }
             place if place == self.leave_near => Some(("leave in this page", 6)),
             place if place == self.leave_far => Some(("leave for another page", 4)),
             _ => None,
