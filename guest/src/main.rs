@@ -9,7 +9,7 @@
 //! fathom.without=TEST,TEST   self-tests to leave out
 //! fathom.seconds=N           how long a phase lasts, 9 if not said
 //! fathom.file=MIB            the size of the file that `phases` reads
-//! fathom.scale=PERCENT        how much work `bench` does, 100 if not said
+//! fathom.scale=PERCENT        how much `bench`, `litmus` and `patching` do, 100 if not said
 //! fathom.root=DEVICE          a disk with Debian on it, /dev/vda if not said
 //! fathom.scratch=DEVICE       a disk that `bench` may overwrite, /dev/vdb if not said
 //! fathom.modules=none        load no modules
@@ -31,7 +31,9 @@
 
 mod bench;
 mod init;
+mod litmus;
 mod network;
+mod patching;
 mod report;
 mod request;
 mod selftest;

@@ -33,10 +33,22 @@ pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong
 }
 
 pub(crate) fn load_module(file: &std::fs::File) -> Result<()> {
+    load_module_with(file, "")
+}
+
+pub(crate) fn load_module_with(file: &std::fs::File, parameters: &str) -> Result<()> {
     use std::os::fd::AsRawFd;
-    // SAFETY: finit_module(fd, "", 0): an open descriptor and a NUL-terminated empty string.
+    let parameters = CString::new(parameters)?;
+    // SAFETY: finit_module(fd, parameters, 0): an open descriptor and a NUL-terminated string.
     let result =
-        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
+    done(result)
+}
+
+pub(crate) fn unload_module(name: &str) -> Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: delete_module(name, flags): a NUL-terminated string.
+    let result = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
     done(result)
 }
 

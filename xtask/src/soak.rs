@@ -12,6 +12,9 @@ pub(crate) struct SoakArgs {
     /// A part of the times, for continuous integration
     #[arg(long)]
     short: bool,
+    /// Processors of the lab's machine
+    #[arg(long, value_enum, value_name = "COUNT")]
+    processors: Option<lab::Processors>,
 }
 
 /// One test after the other, since what one leaves must not be seen by another.
@@ -21,7 +24,7 @@ pub(crate) const ARGUMENTS: [&str; 5] =
 pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
     let how = if args.short { "short" } else { "full" };
     if args.engine == "kvm" && !lab::is_direct() {
-        return lab::soak(how);
+        return lab::soak(how, args.processors);
     }
     let kit = kit::prepare(&kit::GuestArgs::default())?;
     let tests: [&[&str]; 2] =

@@ -90,9 +90,13 @@ impl Kicker {
         self.returns.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whether somebody has kicked and not been answered.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::SeqCst)
+    /// After a run that was made to return at once for a reason of our own. A kick that the flag swallowed is
+    /// still wanted. It is looked for after the flag is gone: one that comes later sets the flag itself.
+    pub(crate) fn keep(&self) {
+        self.page.set_immediate_exit(false);
+        if self.wanted.load(Ordering::SeqCst) {
+            self.page.set_immediate_exit(true);
+        }
     }
 
     /// After an interrupted run: whether somebody kicked. The flag goes first, so that a kick after it
@@ -135,4 +139,23 @@ fn install_handler() -> Result<(), EngineError> {
         }
     });
     outcome.map_err(host("install the handler of the kick signal"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_was_to_return_at_once_keeps_kicks_and_nothing_else() {
+        let kicker = Kicker::new(RunPage::without_vcpu()).expect("a handler");
+        for kicked in [true, false] {
+            kicker.page().set_immediate_exit(true);
+            if kicked {
+                kicker.kick();
+            }
+            kicker.keep();
+            assert_eq!(kicker.page().is_immediate_exit(), kicked);
+            assert_eq!(kicker.take(), kicked);
+        }
+    }
 }

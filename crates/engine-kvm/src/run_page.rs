@@ -39,6 +39,24 @@ impl RunPage {
         self.immediate_exit().store(value.into(), Ordering::SeqCst);
     }
 
+    /// One that KVM knows nothing of.
+    #[cfg(test)]
+    pub(crate) fn without_vcpu() -> Self {
+        let (size, access) = (size_of::<kvm_run>(), ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice changes no existing one.
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, access, MapFlags::PRIVATE)
+        };
+        let start =
+            NonNull::new(mapped.expect("memory").cast()).expect("mmap does not answer null");
+        Self { start, size }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_immediate_exit(&self) -> bool {
+        self.immediate_exit().load(Ordering::SeqCst) != 0
+    }
+
     fn immediate_exit(&self) -> &AtomicU8 {
         let offset = std::mem::offset_of!(kvm_run, immediate_exit);
         // SAFETY: inside the mapping, which lives as long as `self`; the kernel reads this byte only,

@@ -83,8 +83,7 @@ impl KvmVcpu {
     fn enter_to_finish(&mut self) -> Result<(), vmm_sys_util::errno::Error> {
         self.kicker.page().set_immediate_exit(true);
         let result = self.enter();
-        // A kick that the flag swallowed is still wanted.
-        self.kicker.page().set_immediate_exit(self.kicker.is_wanted());
+        self.kicker.keep();
         result
     }
 

@@ -136,7 +136,7 @@ pub(crate) fn enter(
     let cleared = rflags::TF | rflags::NT | rflags::VM | rflags::RF;
     core.cpu.set_flags(cleared | if gate.trap { 0 } else { rflags::IF }, 0);
     core.machine.set_privilege(cpl, core.cpu.rflags);
-    core.machine.shadow = false;
+    core.cpu.shadow = false;
     Ok(())
 }
 

@@ -1,8 +1,10 @@
 //! Privileged registers of a vCPU.
 
-use x86::{DescriptorTable, Msr, Segment, cr0, cr4, efer, msr};
+use translator::native::Calls;
+use x86::{DescriptorTable, Msr, Segment, cr0, cr4, efer, msr, rflags};
 
 use crate::mtrr::Mtrrs;
+use crate::segments;
 use crate::walk::Paging;
 
 /// What instructions of privilege level 0 read and write.
@@ -21,9 +23,10 @@ pub(crate) struct Registers {
     pub(crate) debug: [u64; 6],
     pub(crate) star: u64,
     pub(crate) lstar: u64,
+    /// What follows from these for generated code: see [`Registers::update_calls`].
+    calls: Calls,
     pub(crate) cstar: u64,
     pub(crate) sfmask: u64,
-    pub(crate) kernel_gs_base: u64,
     pub(crate) tsc_aux: u64,
     pub(crate) sysenter_cs: u64,
     pub(crate) sysenter_esp: u64,
@@ -48,7 +51,7 @@ impl Registers {
         let of_model =
             |index| msrs.iter().find(|msr| msr.index == index).map_or(0, |msr| msr.value);
         let none = DescriptorTable { base: 0, limit: 0xffff };
-        Self {
+        let mut regs = Self {
             cr0: cr0::ET | cr0::NW | cr0::CD,
             cr2: 0,
             cr3: 0,
@@ -61,9 +64,9 @@ impl Registers {
             debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             star: 0,
             lstar: 0,
+            calls: Calls::default(),
             cstar: 0,
             sfmask: 0,
-            kernel_gs_base: 0,
             tsc_aux: 0,
             sysenter_cs: 0,
             sysenter_esp: 0,
@@ -79,7 +82,21 @@ impl Registers {
             wall_clock: 0,
             tsc_offset,
             tsc_adjust: 0,
-        }
+        };
+        regs.update_calls();
+        regs
+    }
+
+    /// After a change of STAR, LSTAR or SFMASK.
+    pub(crate) fn update_calls(&mut self) {
+        let (inner, outer) = (segments::call(self.star), segments::call_return(self.star, true));
+        let kept = !(self.sfmask | rflags::RF);
+        self.calls = Calls { target: self.lstar, kept, inner, outer };
+    }
+
+    /// What SYSCALL and SYSRET load, if there are such instructions.
+    pub(crate) fn calls(&self) -> Option<&Calls> {
+        (self.efer & efer::SCE != 0).then_some(&self.calls)
     }
 
     /// What a page walk depends on.

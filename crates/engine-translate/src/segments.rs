@@ -48,6 +48,19 @@ pub(crate) fn flat(selector: u16, code: bool, long: bool, dpl: u8) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes }
 }
 
+/// CS and SS that SYSCALL loads, by IA32_STAR.
+pub(crate) fn call(star: u64) -> [Segment; 2] {
+    let selector = (star >> 32) as u16 & !3;
+    [flat(selector, true, true, 0), flat(selector.wrapping_add(8), false, false, 0)]
+}
+
+/// CS and SS that SYSRET loads.
+pub(crate) fn call_return(star: u64, long: bool) -> [Segment; 2] {
+    let base = (star >> 48) as u16;
+    let cs = if long { base.wrapping_add(16) } else { base } | 3;
+    [flat(cs, true, long, 3), flat(base.wrapping_add(8) | 3, false, false, 3)]
+}
+
 /// Reads the descriptor that `selector` names; `None` where it is null or beyond its table.
 pub(crate) fn descriptor(core: &mut Core, selector: u16) -> Result<Option<Descriptor>, Stop> {
     let Some(at) = descriptor_address(core, selector, 8) else { return Ok(None) };
@@ -237,8 +250,9 @@ pub(crate) fn update_widths(core: &mut Core) {
     } else {
         Width::Bits16
     };
+    // Code of another width is decoded otherwise.
+    core.machine.end |= width != core.cpu.width;
     core.cpu.width = width;
-    core.machine.end = true;
     update_stack_mask(&mut core.cpu);
 }
 

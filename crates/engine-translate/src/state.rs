@@ -45,7 +45,7 @@ pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
         apic: machine.apic.state(now),
         halted: machine.halted,
         waiting_for_sipi,
-        interrupt_shadow: machine.shadow,
+        interrupt_shadow: cpu.shadow,
         nmi_blocked: machine.nmi_blocked,
         event: inbox.has_nmi().then_some(Event::Nmi),
     }
@@ -151,7 +151,7 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     let machine = &mut core.machine;
     machine.halted = state.halted;
     machine.shutdown = false;
-    machine.shadow = state.interrupt_shadow;
+    core.cpu.shadow = state.interrupt_shadow;
     machine.nmi_blocked = state.nmi_blocked;
     machine.exits.clear();
     machine.answer = Answer::None;

@@ -42,8 +42,8 @@ pub(crate) struct System {
     pub(crate) fault_is_address: bool,
     /// The access that failed was to the stack.
     pub(crate) fault_on_stack: bool,
-    /// No interrupt before the next instruction.
-    pub(crate) shadow: bool,
+    /// An interrupt or NMI that has arrived may be waiting for its window.
+    pub(crate) held: bool,
     /// An interrupt that was held back may be delivered now, or the timer's time may have moved closer: look
     /// before the next block.
     pub(crate) look: bool,
@@ -94,7 +94,7 @@ impl System {
             fault: Exception::UD,
             fault_is_address: false,
             fault_on_stack: false,
-            shadow: false,
+            held: true,
             look: false,
             no_trap: false,
             nmi_blocked: false,
@@ -146,8 +146,14 @@ impl System {
     /// Something that holds interrupts back has gone or changed (RFLAGS.IF, a priority, an NMI's IRET): one
     /// that waits is considered before the next instruction. The instruction must end its block.
     pub(crate) fn open_window(&mut self) {
+        self.note_held();
+        self.look |= self.held;
+    }
+
+    /// Looks whether something waits now. Whatever comes later asks for attention.
+    pub(crate) fn note_held(&mut self) {
         let inbox = &self.shared.vcpus[self.id as usize].inbox;
-        self.look |= inbox.has_nmi() || self.apic.pending().is_some();
+        self.held = inbox.has_nmi() || self.apic.pending().is_some();
     }
 
     /// Notes an exit; the block ends after this instruction.
@@ -271,7 +277,17 @@ impl Machine for System {
             second: self.tlb.second_table() as usize,
             guards: self.tlb.guard_table() as usize,
             pending: self.attention_of().pending_address() as usize,
+            held: self.held,
+            tsc_offset: (self.regs.cr4 & cr4::TSD == 0).then_some(self.regs.tsc_offset),
+            tsc_aux: self.regs.tsc_aux,
+            base_instructions: self.regs.cr4 & cr4::FSGSBASE != 0,
+            calls: self.regs.calls().map_or(0, |calls| std::ptr::from_ref(calls) as usize),
+            of_privilege: [false, true].map(|user| self.tlb.tables(user)),
         })
+    }
+
+    fn privilege_changed(&mut self, cpl: u8, rflags: u64) {
+        self.set_privilege(cpl, rflags);
     }
 
     fn raise(&mut self, exception: Exception) -> Stop {

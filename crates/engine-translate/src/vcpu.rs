@@ -199,10 +199,16 @@ impl TranslateVcpu {
 
     /// Delivers an NMI or an interrupt if one may be. True if one was.
     fn deliver_events(&mut self) -> bool {
+        let delivered = self.deliver_event();
+        self.core.machine.note_held();
+        delivered
+    }
+
+    fn deliver_event(&mut self) -> bool {
         let machine = &mut self.core.machine;
         // An instruction that has its device's answer must consume it first: reads may have effects.
         // A debugger that steps wants the next instruction, not the next handler.
-        let held = machine.shadow || machine.breakpoints.steps();
+        let held = self.core.cpu.shadow || machine.breakpoints.steps();
         if held || machine.answer != Answer::None {
             return false;
         }
@@ -228,7 +234,7 @@ impl TranslateVcpu {
     fn run_blocks(&mut self) {
         loop {
             let active = self.core.machine.breakpoints.is_active();
-            let alone = self.core.machine.shadow || self.core.cpu.flag(rflags::TF);
+            let alone = self.core.cpu.shadow || self.core.cpu.flag(rflags::TF);
             let single = alone || std::mem::take(&mut self.interpret);
             let outcome =
                 if active { self.run_carefully(single) } else { self.run_block(single, !single) };
@@ -297,7 +303,7 @@ impl TranslateVcpu {
             insns
         };
         let start = core.cpu.rip();
-        let shadow = std::mem::take(&mut core.machine.shadow);
+        let shadow = std::mem::take(&mut core.cpu.shadow);
         let trap = core.cpu.flag(rflags::TF);
         let count = core.cpu.regs[Gpr::Rcx as usize];
         let outcome = core.run_block(insns, single);
@@ -314,7 +320,7 @@ impl TranslateVcpu {
                 breakpoints::complete(core, trap);
             }
             Outcome::Retry => {
-                core.machine.shadow |= shadow;
+                core.cpu.shadow |= shadow;
                 breakpoints::hold_resume(core, false);
             }
             Outcome::Done => {}

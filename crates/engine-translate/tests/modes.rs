@@ -11,7 +11,17 @@ const AT_ONCE: Options = Options {
     translate: true,
     hot: 1,
     code_bytes: Options::CODE_MAX,
-    native: native::Options { forget_dead_flags: true, link: true, link_far: true, indirect: true },
+    native: native::Options {
+        forget_dead_flags: true,
+        link: true,
+        link_far: true,
+        indirect: true,
+        time: true,
+        interrupts: true,
+        bases: true,
+        calls: true,
+        strings: true,
+    },
     paths: Policy::BLOCKS,
     dump: None,
 };
@@ -59,6 +69,31 @@ fn blocks_linked_within_pages_only() {
 #[test]
 fn indirect_branches_come_out() {
     with_native(|native| native.indirect = false);
+}
+
+#[test]
+fn time_read_outside() {
+    with_native(|native| native.time = false);
+}
+
+#[test]
+fn interrupts_switched_outside() {
+    with_native(|native| native.interrupts = false);
+}
+
+#[test]
+fn segment_bases_outside() {
+    with_native(|native| native.bases = false);
+}
+
+#[test]
+fn system_calls_outside() {
+    with_native(|native| native.calls = false);
+}
+
+#[test]
+fn strings_outside() {
+    with_native(|native| native.strings = false);
 }
 
 #[test]

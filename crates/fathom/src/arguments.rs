@@ -162,7 +162,8 @@ pub(crate) struct RunArguments {
     /// are translated together: blocks (each by itself), net, dynamorio, pin or fathom. code=SIZE: memory for code,
     /// 16K to 64M; when it is full, all code goes. keep-flags: flags that nobody looks at are computed too.
     /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
-    /// branches are looked up outside. perf-map: /tmp/perf-PID.map names the code for `perf report`.
+    /// branches are looked up outside. no-time, no-interrupts, no-bases, no-calls, no-strings: RDTSC, RFLAGS.IF, bases
+    /// of FS and GS, SYSCALL and SYSRET, REP MOVS and STOS are left to their handlers. perf-map: /tmp/perf-PID.map names the code for `perf report`.
     /// dump=ADDRESS: print the block at this physical address (hexadecimal) and its code when it is translated
     #[arg(long, value_name = "KEY[=VALUE],...", value_parser = translate::parse)]
     translate: Option<TranslationConfig>,

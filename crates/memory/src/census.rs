@@ -2,9 +2,11 @@
 //!
 //! Nothing is paid for while nobody advances the epoch: every access finds its fact recorded.
 
+use std::sync::PoisonError;
+
 use crate::address::{Epoch, Frame};
 use crate::guest_memory::GuestMemory;
-use crate::revoke::Revocation;
+use crate::revoke::{MappingObserver, Revocation};
 
 impl GuestMemory {
     /// Begins the next epoch and has the engine forget its translations, so that the first access
@@ -21,9 +23,7 @@ impl GuestMemory {
     /// that ends, its own accesses at 0: counted first and ended second, so that an access meanwhile
     /// is still one of the epoch that ends.
     pub fn end_epoch(&self, ages: usize) -> Vec<u32> {
-        if let Some(observer) = self.observer() {
-            observer.end_epoch();
-        }
+        self.ask(|observer| observer.end_epoch());
         let counts = self.accesses_by_age(ages);
         let epoch = self.table.advance_epoch();
         self.revoke(Revocation::Epoch(epoch));
@@ -34,8 +34,15 @@ impl GuestMemory {
     /// epoch or about which frames are resident: an engine whose guests reach frames by themselves
     /// tells only then. Nothing to do on others.
     pub fn catch_up(&self) {
+        self.ask(|observer| observer.report());
+    }
+
+    /// The engine looks first and tells afterwards what it saw. No frame is given back between the two: told of
+    /// a frame that has just been ballooned, the table would take it for one that the guest has touched again.
+    fn ask(&self, look: impl FnOnce(&dyn MappingObserver)) {
         if let Some(observer) = self.observer() {
-            observer.report();
+            let _no_discard = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
+            look(&*observer);
         }
     }
 

@@ -19,7 +19,7 @@ pub struct GuestMemory {
     pub(crate) ram: Ram,
     sources: RwLock<Vec<Arc<dyn Source>>>,
     observer: RwLock<Option<Arc<dyn MappingObserver>>>,
-    /// Held through a discard, see `FrameTable::begin_discard`.
+    /// Held through a discard, see `FrameTable::begin_discard`, and while the engine tells what it saw.
     pub(crate) discarding: Mutex<()>,
     /// Held to read while a pin is taken: nobody takes one while it is held to write.
     pub(crate) pinning: RwLock<()>,

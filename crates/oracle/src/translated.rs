@@ -67,6 +67,12 @@ impl Tables {
             second: self.second.as_ptr() as usize,
             guards: self.guards.as_ptr() as usize,
             pending: std::ptr::from_ref(&*self.pending) as usize,
+            held: false,
+            tsc_offset: None,
+            tsc_aux: 0,
+            base_instructions: false,
+            calls: 0,
+            of_privilege: [None; 2],
         }
     }
 }

@@ -65,6 +65,10 @@ pub struct Cpu {
     pub width: Width,
     /// Current privilege level, 0..=3. Changed only by the machine.
     pub cpl: u8,
+    /// No interrupt is taken before the next instruction (behind STI and a load of SS).
+    pub shadow: bool,
+    /// IA32_KERNEL_GS_BASE: what SWAPGS exchanges with the base of GS.
+    pub kernel_gs_base: u64,
     /// Which bits of RSP form a stack address: 16, 32 or 64 ones.
     pub stack_mask: u64,
     /// Instructions completed since start-up, without those of generated code.
@@ -88,6 +92,8 @@ impl Cpu {
             xcr0: 1,
             width: Width::Bits64,
             cpl: 0,
+            shadow: false,
+            kernel_gs_base: 0,
             stack_mask: u64::MAX,
             retired: 0,
             native: Fields::default(),

@@ -271,6 +271,9 @@ pub trait Machine: Sized {
         None
     }
 
+    /// Generated code has changed the privilege level, and perhaps RFLAGS, by SYSCALL or SYSRET.
+    fn privilege_changed(&mut self, _cpl: u8, _rflags: u64) {}
+
     /// Notes an exception and gives the stop to return.
     fn raise(&mut self, exception: Exception) -> Stop;
 

@@ -1,7 +1,7 @@
 //! The thread that ticks the working-set tracker, while somebody wants to know.
 //!
 //! Each tick makes every vCPU refill its translations, so it happens only while asked for: always with
-//! `--report`, else until [`LINGER`] after the last question.
+//! `--report`, else until [`LINGER`] after the last question. And where ticks take long, it happens less often.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,8 +11,12 @@ use confine::Thread;
 use insight::{WorkingSetSample, WorkingSetTracker};
 use memory::GuestMemory;
 
-/// An epoch.
+/// An epoch, unless the tick before it took long.
 const EPOCH: Duration = Duration::from_secs(1);
+/// Epochs last so many times what the tick before them took, at least. Most of a tick goes into frames that were
+/// accessed, and so does what the guest pays for it afterwards, on KVM some six times as much: a page fault or two
+/// for each of them. A guest on a slow or crowded host that pays each second does little else.
+const EPOCH_PER_TICK: u32 = 20;
 /// How long after the last question the ticking goes on.
 const LINGER: Duration = Duration::from_secs(60);
 
@@ -109,11 +113,11 @@ impl Shared {
     }
 
     fn track(&self, mut tracker: WorkingSetTracker) {
-        let mut begun = Instant::now();
-        while self.sleep_until(begun + EPOCH) {
+        let (mut begun, mut length) = (Instant::now(), EPOCH);
+        while self.sleep_until(begun + length) {
             let now = Instant::now();
             let sample = tracker.tick(now - begun);
-            begun = now;
+            (begun, length) = (now, epoch_after(now.elapsed()));
             let mut state = self.lock();
             state.latest = Some(sample);
             if state.always {
@@ -144,8 +148,61 @@ impl Shared {
     }
 }
 
+/// How long the epoch lasts that began with a tick which took `tick`.
+fn epoch_after(tick: Duration) -> Duration {
+    EPOCH.max(tick * EPOCH_PER_TICK)
+}
+
 impl State {
     fn wanted(&self, now: Instant) -> bool {
         self.always || self.wanted_until.is_some_and(|until| now < until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::{Gpa, MappingObserver, Revocation};
+    use std::sync::mpsc::{Sender, channel};
+
+    /// An engine that takes its time to end an epoch, and tells when it began to and when it was done.
+    struct Slow {
+        took: Duration,
+        tell: Sender<(Instant, Instant)>,
+    }
+
+    impl MappingObserver for Slow {
+        fn revoke(&self, _: Revocation<'_>) {}
+
+        fn code_written(&self, _: Gpa, _: usize) {}
+
+        fn end_epoch(&self) {
+            let begun = Instant::now();
+            thread::sleep(self.took);
+            // The test may have seen enough.
+            let _ = self.tell.send((begun, Instant::now()));
+        }
+    }
+
+    #[test]
+    fn a_guest_has_most_of_its_time_between_ticks_that_take_long() {
+        let memory = Arc::new(GuestMemory::with_bytes(4 << 20).unwrap());
+        let (tell, told) = channel();
+        // Twenty of them are longer than an epoch by far.
+        memory.set_observer(Arc::new(Slow { took: EPOCH / 10, tell }));
+        let clock = WorkingSetClock::start(memory, Instant::now(), true, || true).unwrap();
+        // The first one only begins to measure.
+        let (_, [first, second]) =
+            (told.recv().unwrap(), [told.recv().unwrap(), told.recv().unwrap()]);
+        drop(clock);
+        let took = first.1 - first.0;
+        assert!(second.0 - first.0 >= took * EPOCH_PER_TICK, "{first:?} {second:?}");
+    }
+
+    #[test]
+    fn short_ticks_leave_the_epochs_as_they_are() {
+        assert_eq!(epoch_after(Duration::ZERO), EPOCH);
+        assert_eq!(epoch_after(EPOCH / EPOCH_PER_TICK), EPOCH);
+        assert_eq!(epoch_after(EPOCH), EPOCH * EPOCH_PER_TICK);
     }
 }

@@ -7,14 +7,14 @@ pub(crate) mod program;
 mod smp;
 mod sweep;
 
-use crate::bench;
 use crate::report::emit;
 use crate::request::{Request, Work};
 use crate::selftest;
+use crate::{bench, litmus, patching};
 
 /// For the usage line.
 pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
-     smp:THREADS bench:NAME,... bench:list selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
+     smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
 pub(crate) fn run_all(request: &Request) -> bool {
@@ -34,6 +34,8 @@ fn run(work: &Work, request: &Request) -> bool {
         "sweep" => sweep::run(work.number_or(64)),
         "alloc-free" => alloc_free::run(work.number_or(64), request.phase),
         "smp" => smp::run(work.number_or(crate::sys::cpus_online())),
+        "litmus" => litmus::run(&work.args, request.scale_percent),
+        "patching" => patching::run(&work.args, request.scale_percent),
         "selftest" => selftest::run(&work.args),
         "tests" => selftest::run("") & smp::run(crate::sys::cpus_online()) & integer::run(20),
         "exec" => program::run(&work.command()),

@@ -24,11 +24,13 @@ fn distribution_part(modules: &Path, busybox: &Path) -> Result<Vec<u8>> {
     cpio.character_device("dev/null", (1, 3))?;
     cpio.file("bin/busybox", 0o755, &read(busybox)?)?;
     cpio.symlink("bin/sh", "busybox")?;
-    let order = read(&modules.join("order"))?;
-    for name in String::from_utf8_lossy(&order).lines() {
-        cpio.file(&format!("modules/{name}"), 0o644, &read(&modules.join(name))?)?;
+    for list in ["order", "later"] {
+        let names = read(&modules.join(list))?;
+        for name in String::from_utf8_lossy(&names).lines() {
+            cpio.file(&format!("modules/{name}"), 0o644, &read(&modules.join(name))?)?;
+        }
+        cpio.file(&format!("modules/{list}"), 0o644, &names)?;
     }
-    cpio.file("modules/order", 0o644, &order)?;
     Ok(cpio.finish()?)
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! .kit/kernel/vmlinuz       Debian's cloud kernel         .kit/full/vmlinuz   linux-image-amd64
-//! .kit/kernel/modules/      NAME.ko, and `order`          .kit/full/modules/
+//! .kit/kernel/modules/      NAME.ko, `order`, `later`     .kit/full/modules/
 //! .kit/busybox              statically linked
 //! .kit/guest                our guest program, statically linked
 //! .kit/initramfs.cpio       /init is the guest program; with the cloud kernel's modules
@@ -76,7 +76,7 @@ impl Kernel {
         self.folder.join("vmlinuz")
     }
 
-    /// One `NAME.ko` each, and `order`: their names in load order.
+    /// One `NAME.ko` each, and their names in load order: in `order` what every guest loads, in `later` the rest.
     pub(crate) fn modules(&self) -> PathBuf {
         self.folder.join("modules")
     }
@@ -100,13 +100,15 @@ impl Kernel {
         let new = tempfile::tempdir_in(parent)?;
         copy(image, &new.path().join("vmlinuz"))?;
         fs::create_dir(new.path().join("modules"))?;
-        let mut order = String::new();
+        let (mut order, mut later) = (String::new(), String::new());
         for module in &modules {
             let name = format!("{}.ko", module.name);
             fs::write(new.path().join("modules").join(&name), &module.content)?;
-            order += &format!("{name}\n");
+            let list = if module.later { &mut later } else { &mut order };
+            *list += &format!("{name}\n");
         }
         fs::write(new.path().join("modules/order"), order)?;
+        fs::write(new.path().join("modules/later"), later)?;
         fs::write(new.path().join("wanted"), names)?;
         if self.folder.exists() {
             fs::remove_dir_all(&self.folder)?;

@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a guest under Fathom wants.
-pub(super) const GUEST: [Wanted; 12] = [
+pub(super) const GUEST: [Wanted; 18] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
     ("virtio_rng", Need::Must),
@@ -27,6 +27,14 @@ pub(super) const GUEST: [Wanted; 12] = [
     ("pvpanic_mmio", Need::May),
     // ext4 asks for the checksum "crc32c" by name, not by symbol.
     ("crc32c_generic", Need::May),
+    // Hashes, which the kernel checks when they are loaded, and the socket by which programs ask for them.
+    ("algif_hash", Need::Later),
+    ("rmd160", Need::Later),
+    ("sha512_ssse3", Need::Later),
+    // The kernel's own tests; in the cloud kernel there are none.
+    ("test_static_key_base", Need::Later),
+    ("test_static_keys", Need::Later),
+    ("test_bpf", Need::Later),
 ];
 
 /// What the lab's machine wants: to reach its own disk and ports, and to be a host.
@@ -50,12 +58,16 @@ pub(super) type Wanted = (&'static str, Need);
 pub(super) enum Need {
     Must,
     May,
+    /// Not loaded when the guest starts, but by what is to be done there. Comes last.
+    Later,
 }
 
 /// A module, uncompressed.
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) content: Vec<u8>,
+    /// Not to be loaded at once.
+    pub(crate) later: bool,
 }
 
 /// Gather the wanted modules and all that they need from a `/lib/modules/VERSION` folder, in
@@ -65,7 +77,7 @@ pub(crate) fn gather(folder: &Path, wanted: &[Wanted]) -> Result<Vec<Module>> {
     let mut order = Order { index: &index, done: BTreeSet::new(), modules: Vec::new() };
     for &(name, need) in wanted {
         if index.knows(name) {
-            order.add(name)?;
+            order.add(name, need == Need::Later)?;
         } else if need == Need::Must {
             bail!("{}: no module {name}: is this a /lib/modules/VERSION folder?", folder.display());
         }
@@ -102,16 +114,16 @@ struct Order<'a> {
 
 impl Order<'_> {
     /// Depth first: what a module needs comes before it. A cycle ends at `done`.
-    fn add(&mut self, name: &str) -> Result<()> {
+    fn add(&mut self, name: &str, later: bool) -> Result<()> {
         if self.index.builtin.contains(name) || !self.done.insert(name.to_owned()) {
             return Ok(());
         }
         let file = self.index.files.get(name).with_context(|| format!("no module {name}"))?;
         let content = read_module(file)?;
         for needed in dependencies(&content).with_context(|| format!("{}", file.display()))? {
-            self.add(&needed)?;
+            self.add(&needed, later)?;
         }
-        self.modules.push(Module { name: name.to_owned(), content });
+        self.modules.push(Module { name: name.to_owned(), content, later });
         Ok(())
     }
 }

@@ -32,11 +32,14 @@ const MEMORY_MIB: u32 = 3072;
 /// hundred starts or some ten minutes of two busy vCPUs: the guest resets, or is to go on at the host's
 /// instruction pointer with the host's CR3, or the machine's own kernel panics with the guest's GS base. With one
 /// that was not seen in 360 starts, but everything takes two to three times as long.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Processors {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Processors {
+    #[value(name = "1")]
     One = 1,
+    #[value(name = "2")]
     Two = 2,
 }
+
 /// To its first step; ten times what a busy machine takes.
 const BOOT_MAX: Duration = Duration::from_secs(240);
 /// After the last step.

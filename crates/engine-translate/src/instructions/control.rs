@@ -30,7 +30,7 @@ pub(super) fn hlt(core: &mut Core) -> Result<(), Stop> {
     privileged(core)?;
     core.machine.halted = true;
     // It is the instruction behind an STI that holds interrupts back, and is over.
-    core.machine.shadow = false;
+    core.cpu.shadow = false;
     core.machine.halts += 1;
     Err(Stop::End)
 }

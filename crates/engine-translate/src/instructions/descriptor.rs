@@ -154,7 +154,7 @@ pub(super) fn mov_to_seg(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop>
 fn load(core: &mut Core, index: usize, selector: u16) -> Result<(), Stop> {
     segments::load_data(core, index, selector)?;
     if index == segments::SS {
-        core.machine.shadow = true;
+        core.cpu.shadow = true;
         // The single-step trap too waits for the next instruction (SDM volume 3, 6.8.3).
         core.machine.no_trap = true;
         return Err(Stop::End);
@@ -185,7 +185,7 @@ pub(super) fn pop_seg(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     segments::load_data(core, index, selector)?;
     segments::set_rsp(core, rsp);
     if index == segments::SS {
-        core.machine.shadow = true;
+        core.cpu.shadow = true;
         // The single-step trap too waits for the next instruction (SDM volume 3, 6.8.3).
         core.machine.no_trap = true;
         return Err(Stop::End);

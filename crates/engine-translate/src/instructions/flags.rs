@@ -27,7 +27,7 @@ pub(super) fn cli(core: &mut Core) -> Result<(), Stop> {
 pub(super) fn sti(core: &mut Core) -> Result<(), Stop> {
     check_iopl(core)?;
     if !core.cpu.flag(rflags::IF) {
-        core.machine.shadow = true;
+        core.cpu.shadow = true;
     }
     core.cpu.set_flags(rflags::IF, rflags::IF);
     core.machine.open_window();

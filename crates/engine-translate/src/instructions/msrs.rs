@@ -67,7 +67,7 @@ pub(crate) fn read(core: &Core, index: u32) -> Option<u64> {
         msr::SFMASK => regs.sfmask,
         msr::FS_BASE => core.cpu.segs[4].base,
         msr::GS_BASE => core.cpu.segs[5].base,
-        msr::KERNEL_GS_BASE => regs.kernel_gs_base,
+        msr::KERNEL_GS_BASE => core.cpu.kernel_gs_base,
         msr::TSC_AUX => regs.tsc_aux,
         msr::KVM_SYSTEM_TIME_NEW => regs.system_time,
         msr::KVM_WALL_CLOCK_NEW => regs.wall_clock,
@@ -148,13 +148,22 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
             return write_apic(core, index - msr::X2APIC_FIRST, value);
         }
         msr::EFER => return write_efer(core, value),
-        msr::STAR => regs.star = value,
-        msr::LSTAR if canonical => regs.lstar = value,
+        msr::STAR => {
+            regs.star = value;
+            regs.update_calls();
+        }
+        msr::LSTAR if canonical => {
+            regs.lstar = value;
+            regs.update_calls();
+        }
         msr::CSTAR if canonical => regs.cstar = value,
-        msr::SFMASK => regs.sfmask = value & 0xffff_ffff,
+        msr::SFMASK => {
+            regs.sfmask = value & 0xffff_ffff;
+            regs.update_calls();
+        }
         msr::FS_BASE if canonical => core.cpu.segs[4].base = value,
         msr::GS_BASE if canonical => core.cpu.segs[5].base = value,
-        msr::KERNEL_GS_BASE if canonical => regs.kernel_gs_base = value,
+        msr::KERNEL_GS_BASE if canonical => core.cpu.kernel_gs_base = value,
         msr::TSC_AUX if value >> 32 == 0 => regs.tsc_aux = value,
         msr::KVM_SYSTEM_TIME_NEW => return write_system_time(core, value),
         msr::KVM_WALL_CLOCK_NEW => {

@@ -18,13 +18,13 @@ pub(super) fn syscall(core: &mut Core) -> Result<(), Stop> {
     if regs.efer & efer::SCE == 0 || core.cpu.width != Width::Bits64 {
         return Err(core.machine.ud());
     }
-    let selector = (regs.star >> 32) as u16 & !3;
+    let [cs, ss] = segments::call(regs.star);
     let (target, mask) = (regs.lstar, regs.sfmask);
     core.cpu.regs[RCX] = core.cpu.rip();
     core.cpu.regs[R11] = core.cpu.rflags & !rflags::RF;
     core.cpu.set_flags(mask | rflags::RF, 0);
-    core.cpu.segs[segments::SS] = segments::flat(selector + 8, false, false, 0);
-    segments::enter_code(core, segments::flat(selector, true, true, 0), 0);
+    core.cpu.segs[segments::SS] = ss;
+    segments::enter_code(core, cs, 0);
     core.cpu.set_rip(target);
     core.machine.no_trap = mask & rflags::TF != 0;
     go_on(core)
@@ -41,12 +41,11 @@ pub(super) fn sysret(core: &mut Core, insn: &SystemInsn) -> Result<(), Stop> {
     if wide && !paging::is_canonical(target) {
         return Err(core.machine.gp(0));
     }
-    let base = (core.machine.regs.star >> 48) as u16;
-    let cs = if wide { base.wrapping_add(16) } else { base } | 3;
+    let [cs, ss] = segments::call_return(core.machine.regs.star, wide);
     // RF and VM stay clear; bit 1 is set (SDM volume 2, SYSRET).
     core.cpu.rflags = core.cpu.regs[R11] & 0x003c_7fd7 | rflags::FIXED;
-    core.cpu.segs[segments::SS] = segments::flat(base.wrapping_add(8) | 3, false, false, 3);
-    segments::enter_code(core, segments::flat(cs, true, wide, 3), 3);
+    core.cpu.segs[segments::SS] = ss;
+    segments::enter_code(core, cs, 3);
     core.cpu.set_rip(if wide { target } else { target & 0xffff_ffff });
     core.machine.open_window();
     go_on(core)
@@ -91,7 +90,7 @@ pub(super) fn swapgs(core: &mut Core) -> Result<(), Stop> {
         return Err(core.machine.ud());
     }
     privileged(core)?;
-    std::mem::swap(&mut core.cpu.segs[GS].base, &mut core.machine.regs.kernel_gs_base);
+    std::mem::swap(&mut core.cpu.segs[GS].base, &mut core.cpu.kernel_gs_base);
     Ok(())
 }
 

@@ -21,6 +21,7 @@ mod context;
 mod spaces;
 mod table;
 
+use translator::native::Privilege;
 use translator::native::tables::{SECOND, Translation, data_index};
 
 use crate::walk::Leaf;
@@ -118,6 +119,17 @@ impl Tlb {
     /// `set_asid`.
     pub(crate) fn guard_table(&self) -> *const u64 {
         self.current().guard_table()
+    }
+
+    /// The tables of a privilege level in the address space in use, until the next call of `set_asid`; `None` where
+    /// nothing was accessed.
+    pub(crate) fn tables(&self, user: bool) -> Option<Privilege> {
+        let context = if user { self.spaces.entered()? } else { &self.supervisor };
+        Some(Privilege {
+            translations: context.data_table() as usize,
+            second: context.second_table() as usize,
+            guards: context.guard_table() as usize,
+        })
     }
 
     /// Lets generated code of frame `frame` (among those with code) be entered through the page of `va`, if

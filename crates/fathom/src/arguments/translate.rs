@@ -3,7 +3,7 @@
 use vmm::config::{Paths, TranslationConfig};
 
 const KEYS: &str = "write interpret, hot=N, paths=NAME, code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, \
-                    perf-map or dump=ADDRESS";
+                    no-time, no-interrupts, no-bases, no-calls, no-strings, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -15,6 +15,11 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-links", None) => config.no_links = true,
             ("no-far-links", None) => config.no_far_links = true,
             ("no-jump-table", None) => config.no_jump_table = true,
+            ("no-time", None) => config.no_time = true,
+            ("no-interrupts", None) => config.no_interrupts = true,
+            ("no-bases", None) => config.no_bases = true,
+            ("no-calls", None) => config.no_calls = true,
+            ("no-strings", None) => config.no_strings = true,
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
             ("paths", Some(name)) => config.paths = Some(paths(name).map_err(|error| bad(&error))?),
@@ -59,6 +64,9 @@ mod tests {
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
         assert!(all.no_jump_table && all.perf_map && !all.stats);
+        assert!(!all.no_time && !all.no_calls);
+        let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");
+        assert!(all.no_time && all.no_interrupts && all.no_bases && all.no_calls && all.no_strings);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod ends;
 mod engine;
 mod jail;
 mod kit;
+mod litmus;
 mod memory;
 mod net;
 mod noise;

@@ -8,13 +8,13 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api::{RunState, VmStatus};
+use api::RunState;
 
 use crate::console::deadline;
 use crate::engine::announce;
 use crate::process::{Usage, mib};
 use crate::sandbox::Sandbox;
-use crate::vm::{Guest, Vm};
+use crate::vm::{Guest, Vm, shown};
 
 /// Overhead that may come to a process over all pauses: caches under load.
 const GROWTH_MAX: u64 = 8 << 20;
@@ -141,9 +141,7 @@ fn starts_and_stops_by_command_leave_nothing() {
 }
 
 fn listed(sandbox: &Sandbox) -> BTreeSet<String> {
-    let json = sandbox.success(&["list", "--json"]);
-    let vms: Vec<VmStatus> = serde_json::from_str(&json).expect("json");
-    vms.into_iter().map(|vm| vm.name).collect()
+    shown(sandbox, &["list", "--json"]).into_iter().map(|vm| vm.name).collect()
 }
 
 /// No VM, no socket, no process that was told of this sandbox.

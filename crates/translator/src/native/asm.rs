@@ -10,6 +10,7 @@ pub(super) struct Label(u32);
 /// Condition codes as Jcc numbers them.
 #[allow(non_snake_case, reason = "a namespace of constants")]
 pub(super) mod Condition {
+    pub(in crate::native) const B: u8 = 2;
     pub(in crate::native) const AE: u8 = 3;
     pub(in crate::native) const E: u8 = 4;
     pub(in crate::native) const NE: u8 = 5;
@@ -218,6 +219,38 @@ impl Asm {
         self.memory(&[GS], true, &[0x8b], to, field_at(field));
     }
 
+    pub(super) fn load_field_byte(&mut self, to: u8, field: i32) {
+        self.memory(&[GS], false, &[0x0f, 0xb6], to, field_at(field));
+    }
+
+    pub(super) fn compare_field_byte(&mut self, field: i32, value: i8) {
+        self.memory(&[GS], false, &[0x80], 7, field_at(field));
+        self.raw(&[value as u8]);
+    }
+
+    pub(super) fn store_field_byte(&mut self, field: i32, value: u8) {
+        self.memory(&[GS], false, &[0xc6], 0, field_at(field));
+        self.raw(&[value]);
+    }
+
+    /// TEST of the low 32 bits.
+    pub(super) fn test_field(&mut self, field: i32, bits: u32) {
+        self.memory(&[GS], false, &[0xf7], 0, field_at(field));
+        self.raw(&bits.to_le_bytes());
+    }
+
+    /// Of the low 32 bits.
+    pub(super) fn and_field(&mut self, field: i32, bits: u32) {
+        self.memory(&[GS], false, &[0x81], 4, field_at(field));
+        self.raw(&bits.to_le_bytes());
+    }
+
+    /// Of the low 32 bits.
+    pub(super) fn or_field(&mut self, field: i32, bits: u32) {
+        self.memory(&[GS], false, &[0x81], 1, field_at(field));
+        self.raw(&bits.to_le_bytes());
+    }
+
     pub(super) fn load_field_16(&mut self, to: u8, field: i32) {
         self.memory(&[GS], false, &[0x0f, 0xb7], to, field_at(field));
     }
@@ -257,6 +290,10 @@ impl Asm {
 
     pub(super) fn sub_memory(&mut self, to: u8, from: Address) {
         self.memory(&[], true, &[0x2b], to, from);
+    }
+
+    pub(super) fn and_memory(&mut self, to: u8, from: Address) {
+        self.memory(&[], true, &[0x23], to, from);
     }
 
     pub(super) fn add_memory(&mut self, to: u8, from: Address) {
@@ -321,6 +358,19 @@ impl Asm {
         }
     }
 
+    pub(super) fn or_32(&mut self, reg: u8, value: i32) {
+        self.group(false, 1, reg, value);
+    }
+
+    pub(super) fn negate_32(&mut self, reg: u8) {
+        self.registers(false, &[0xf7], 3, reg);
+    }
+
+    /// CMOVcc.
+    pub(super) fn move_if(&mut self, condition: u8, to: u8, from: u8) {
+        self.registers(true, &[0x0f, 0x40 | condition], to, from);
+    }
+
     pub(super) fn xor(&mut self, to: u8, from: u8) {
         self.registers(true, &[0x31], from, to);
     }
@@ -336,6 +386,11 @@ impl Asm {
 
     pub(super) fn shift_right_signed(&mut self, reg: u8, count: u8) {
         self.registers(true, &[0xc1], 7, reg);
+        self.raw(&[count]);
+    }
+
+    pub(super) fn shift_left(&mut self, reg: u8, count: u8) {
+        self.registers(true, &[0xc1], 4, reg);
         self.raw(&[count]);
     }
 
@@ -358,6 +413,16 @@ impl Asm {
         // VEX.LZ.F2.0F3A.W1 F0 /r ib
         let (r, b) = (u8::from(to < 8) << 7, u8::from(from < 8) << 5);
         self.raw(&[0xc4, r | 0x40 | b | 3, 0xfb, 0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
+    }
+
+    /// The upper half becomes zero.
+    pub(super) fn low_32(&mut self, to: u8, from: u8) {
+        self.registers(false, &[0x89], from, to);
+    }
+
+    /// LFENCE, then EDX:EAX = the host's TSC.
+    pub(super) fn read_tsc(&mut self) {
+        self.raw(&[0x0f, 0xae, 0xe8, 0x0f, 0x31]);
     }
 
     /// `to` = the low 16 bits of `from`.
@@ -422,8 +487,24 @@ impl Asm {
         self.raw(&[0xf3, 0xa4]);
     }
 
+    /// REP MOVS or REP STOS with elements of `1 << scale` bytes.
+    pub(super) fn repeat_string(&mut self, moves: bool, scale: u8) {
+        let opcode = if moves { 0xa4 } else { 0xaa } | u8::from(scale != 0);
+        match scale {
+            0 | 2 => self.raw(&[0xf3, opcode]),
+            1 => self.raw(&[0x66, 0xf3, opcode]),
+            _ => self.raw(&[0xf3, 0x48, opcode]),
+        }
+    }
+
     pub(super) fn ret(&mut self) {
         self.raw(&[0xc3]);
+    }
+
+    /// TEST of the low 32 bits.
+    pub(super) fn test_bits(&mut self, reg: u8, bits: u32) {
+        self.registers(false, &[0xf7], 0, reg);
+        self.raw(&bits.to_le_bytes());
     }
 
     /// TEST of the low byte.

@@ -42,6 +42,8 @@ pub struct Fields {
     pub(super) jumps: usize,
     /// A byte that is 1 when the core is wanted back.
     pub(super) pending: usize,
+    /// What instructions of [`super::system`] need.
+    pub(super) system: System,
     /// Status flags, put aside in the form of LAHF and SETO.
     pub(super) flags: u64,
     /// RCX, put aside.
@@ -64,6 +66,38 @@ pub struct Fields {
     pub(super) counts: Counts,
     /// The guest's vector registers: see [`super::live`].
     pub(super) vector: Vectors,
+}
+
+/// What is refused is executed outside. 0 means no, 1 yes.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub(super) struct System {
+    /// An event may be waiting for its window.
+    pub(super) held: u64,
+    /// RDTSC and RDTSCP.
+    pub(super) tsc_refused: u64,
+    /// What is added to the host's TSC.
+    pub(super) tsc_offset: u64,
+    /// What RDTSCP and RDPID tell.
+    pub(super) tsc_aux: u64,
+    /// RDFSBASE and its kin.
+    pub(super) bases_refused: u64,
+    /// Address of the [`Calls`](super::Calls), or 0.
+    pub(super) calls: usize,
+    /// The tables of the supervisor and of the user: all 0 where nothing is known of them.
+    pub(super) supervisor: Tables,
+    pub(super) user: Tables,
+    /// The privilege level has changed, and the machine does not know.
+    pub(super) moved: u64,
+}
+
+/// In the order of [`Fields`].
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Tables {
+    pub(super) translations: usize,
+    pub(super) second: usize,
+    pub(super) guards: usize,
 }
 
 impl Fields {
@@ -111,6 +145,10 @@ macro_rules! field {
         (std::mem::offset_of!($crate::Cpu, native)
             + std::mem::offset_of!($crate::native::Fields, $name)) as i32
     };
+    (system.$name:ident) => {
+        $crate::native::fields::field!(system)
+            + std::mem::offset_of!($crate::native::fields::System, $name) as i32
+    };
     (vector.$name:ident) => {
         $crate::native::fields::field!(vector)
             + std::mem::offset_of!($crate::native::fields::Vectors, $name) as i32
@@ -120,6 +158,12 @@ pub(super) use field;
 
 /// Offset of RFLAGS from GS.
 pub(super) const RFLAGS: i32 = offset_of!(Cpu, rflags) as i32;
+/// Offset of the privilege level, a byte, from GS.
+pub(super) const CPL: i32 = offset_of!(Cpu, cpl) as i32;
+/// Offset of the interrupt shadow, a byte, from GS.
+pub(super) const SHADOW: i32 = offset_of!(Cpu, shadow) as i32;
+/// Offset of what SWAPGS exchanges from GS.
+pub(super) const KERNEL_GS_BASE: i32 = offset_of!(Cpu, kernel_gs_base) as i32;
 /// Offset of RIP from GS.
 pub(super) const RIP: i32 = register(REG_RIP);
 
@@ -128,10 +172,14 @@ pub(super) const fn register(slot: u8) -> i32 {
     (offset_of!(Cpu, regs) + 8 * slot as usize) as i32
 }
 
+/// Offset of a segment register from GS.
+pub(super) fn segment(slot: usize) -> i32 {
+    (offset_of!(Cpu, segs) + slot * size_of::<x86::Segment>()) as i32
+}
+
 /// Offset of a segment's base from GS.
 pub(super) fn segment_base(slot: usize) -> i32 {
-    let at = offset_of!(Cpu, segs) + slot * size_of::<x86::Segment>();
-    (at + offset_of!(x86::Segment, base)) as i32
+    segment(slot) + offset_of!(x86::Segment, base) as i32
 }
 
 /// Where the guest's register is while generated code runs, if it is in one of the host's.

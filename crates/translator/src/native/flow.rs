@@ -4,17 +4,21 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpK
 
 use super::branch::target_of;
 use super::flags::{ALL, Flags};
+use super::options::Options;
 use super::select::Kind;
 use super::translate::Step;
+use crate::decode::ends_block;
 use crate::paths::{Fragment, Path, Source};
 
 /// As blocks are decoded.
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
-/// The instructions of `path`. `None`: the bytes are not there, or others than those that it was made from.
+/// The instructions of `path`, up to one that cannot lead to the next. `None`: the bytes are not there, or others than
+/// those that it was made from.
 pub(super) fn steps(
     path: &Path,
     source: Source<'_>,
+    options: Options,
     factory: &mut InstructionInfoFactory,
 ) -> Option<Vec<Step>> {
     let mut steps: Vec<Step> = Vec::new();
@@ -25,9 +29,12 @@ pub(super) fn steps(
         }
         let mut decoder = Decoder::with_ip(64, bytes, fragment.offset.into(), OPTIONS);
         while decoder.can_decode() {
-            let step = Step::new(decoder.decode(), factory);
-            if step.next > fragment.end() || !leads_on(steps.last(), step.offset) {
+            let step = Step::new(decoder.decode(), options, factory);
+            if step.next > fragment.end() {
                 return None;
+            }
+            if !leads_on(steps.last(), step.offset) {
+                return Some(steps);
             }
             if let Some(last) = steps.last_mut() {
                 last.goes_on = Some(step.offset);
@@ -50,7 +57,8 @@ fn leads_on(step: Option<&Step>, offset: u32) -> bool {
         Kind::Jump | Kind::Call => taken(),
         Kind::JumpIf => through || taken(),
         Kind::JumpTo | Kind::CallTo | Kind::Return => false,
-        Kind::Outside => through && step.instr.flow_control() == FlowControl::Next,
+        // See `decode_block`: what may change the mode, say, ends a path too.
+        Kind::Outside | Kind::System(_) => through && !ends_block(&step.instr),
         _ => through,
     }
 }
@@ -68,6 +76,7 @@ impl Exits {
         steps: &[Step],
         source: Source<'_>,
         look_ahead: usize,
+        options: Options,
         factory: &mut InstructionInfoFactory,
     ) -> Self {
         let head = steps.first().map_or(0, |step| step.offset);
@@ -81,7 +90,7 @@ impl Exits {
             };
             let met = exits.known.iter().any(|&(known, ..)| known == target);
             if !met && target != head {
-                let (flags, end) = flags_at(source, target, look_ahead, factory);
+                let (flags, end) = flags_at(source, target, look_ahead, options, factory);
                 let fragment = Fragment { offset: target as u16, len: (end - target) as u16 };
                 exits.known.push((target, flags, fragment));
             }
@@ -138,7 +147,7 @@ impl Exits {
 fn can_go_on(step: &Step) -> bool {
     match step.kind {
         Kind::JumpTo | Kind::CallTo | Kind::Return => false,
-        Kind::Outside => step.instr.flow_control() == FlowControl::Next,
+        Kind::Outside | Kind::System(_) => step.instr.flow_control() == FlowControl::Next,
         _ => true,
     }
 }
@@ -160,6 +169,7 @@ fn flags_at(
     source: Source<'_>,
     at: u32,
     count: usize,
+    options: Options,
     factory: &mut InstructionInfoFactory,
 ) -> (Flags, u32) {
     let bytes = source.part(at, 4096);
@@ -169,7 +179,7 @@ fn flags_at(
         if !decoder.can_decode() {
             break;
         }
-        let step = Step::new(decoder.decode(), factory);
+        let step = Step::new(decoder.decode(), options, factory);
         if step.instr.is_invalid() {
             break;
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
-use super::fields::Fields;
+use super::fields::{Fields, Tables};
 use super::live;
 use super::outside::{Decoded, Outside};
 use super::thunks::Exit;
@@ -33,6 +33,44 @@ pub struct View {
     pub guards: usize,
     /// A byte that is 1 when the core is wanted back, and 0 otherwise.
     pub pending: usize,
+    /// An interrupt or NMI may be waiting for something else than that byte: setting RFLAGS.IF must be told.
+    pub held: bool,
+    /// RDTSC gives the host's TSC and this. `None`: it is executed outside.
+    pub tsc_offset: Option<u64>,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u64,
+    /// Whether there are RDFSBASE and its kin (CR4.FSGSBASE).
+    pub base_instructions: bool,
+    /// Address of the [`Calls`] that SYSCALL and SYSRET use. 0: they are executed outside.
+    pub calls: usize,
+    /// The tables of the supervisor and of the user, as far as there are any. Where the level has changed in
+    /// generated code the machine is told ([`Machine::privilege_changed`]) before anything is executed outside.
+    pub of_privilege: [Option<Privilege>; 2],
+}
+
+/// The tables of one privilege level, in one address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Privilege {
+    /// As in [`View`].
+    pub translations: usize,
+    /// As in [`View`].
+    pub second: usize,
+    /// As in [`View`].
+    pub guards: usize,
+}
+
+/// What SYSCALL and SYSRET load (SDM volume 2).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Calls {
+    /// IA32_LSTAR.
+    pub target: u64,
+    /// RFLAGS that SYSCALL does not clear.
+    pub kept: u64,
+    /// CS and SS behind SYSCALL.
+    pub inner: [x86::Segment; 2],
+    /// CS and SS behind SYSRET to 64-bit code.
+    pub outer: [x86::Segment; 2],
 }
 
 /// See the module.
@@ -140,6 +178,7 @@ impl Lane {
         let this = std::ptr::from_mut(core);
         core.cpu.native.core = this as usize;
         let exit = enter(self.cache.address(native.inner), this);
+        settle(core);
         THROWN.with_borrow_mut(Thrown::go_on);
         count(&mut core.cpu.native, exit);
         let fields = &mut core.cpu.native;
@@ -226,6 +265,28 @@ fn refresh<M: Machine>(core: &mut Core<M>) {
     fields.second = view.second;
     fields.guards = view.guards;
     fields.pending = view.pending;
+    fields.system.held = view.held.into();
+    fields.system.tsc_refused = view.tsc_offset.is_none().into();
+    fields.system.tsc_offset = view.tsc_offset.unwrap_or_default();
+    fields.system.tsc_aux = view.tsc_aux;
+    fields.system.bases_refused = (!view.base_instructions).into();
+    fields.system.calls = view.calls;
+    let [supervisor, user] = view.of_privilege.map(tables);
+    (fields.system.supervisor, fields.system.user) = (supervisor, user);
+}
+
+fn tables(of: Option<Privilege>) -> Tables {
+    let tables =
+        |Privilege { translations, second, guards }| Tables { translations, second, guards };
+    of.map_or_else(Tables::default, tables)
+}
+
+/// Tells the machine what generated code did without it.
+#[inline(always)]
+fn settle<M: Machine>(core: &mut Core<M>) {
+    if std::mem::take(&mut core.cpu.native.system.moved) != 0 {
+        core.machine.privilege_changed(core.cpu.cpl, core.cpu.rflags);
+    }
 }
 
 /// Executes what `head` stands before. Returns where it goes on, or how it comes out: see [`Exit`].
@@ -250,6 +311,7 @@ extern "sysv64" fn call_out<M: Machine>(core: *mut Core<M>, head: usize) -> u64 
 
 /// Returns how it comes out, unless it goes on.
 fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> Option<u64> {
+    settle(core);
     let start = core.cpu.native.page + u64::from(outside.offset);
     let counts = &mut core.cpu.native.counts;
     if outside.access {

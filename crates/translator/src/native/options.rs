@@ -12,10 +12,30 @@ pub struct Options {
     pub link_far: bool,
     /// Indirect branches look their target up; else each comes out.
     pub indirect: bool,
+    /// RDTSC, RDTSCP and RDPID are in line; else by their handlers.
+    pub time: bool,
+    /// The same for CLI, STI and PUSHF.
+    pub interrupts: bool,
+    /// The same for SWAPGS and RDFSBASE and its kin.
+    pub bases: bool,
+    /// The same for SYSCALL and SYSRET.
+    pub calls: bool,
+    /// The same for REP MOVS and REP STOS.
+    pub strings: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { forget_dead_flags: true, link: true, link_far: true, indirect: true }
+        Self {
+            forget_dead_flags: true,
+            link: true,
+            link_far: true,
+            indirect: true,
+            time: true,
+            interrupts: true,
+            bases: true,
+            calls: true,
+            strings: true,
+        }
     }
 }

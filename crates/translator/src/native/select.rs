@@ -2,6 +2,9 @@
 
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
+use super::options::Options;
+use super::strings::Repeat;
+use super::system::System;
 use super::vector::Vector;
 use crate::decode::operands::{has_memory, is_moffs64};
 
@@ -25,12 +28,24 @@ pub(super) enum Kind {
     JumpTo,
     CallTo,
     Return,
+    System(System),
+    Repeat(Repeat),
     /// By its handler, outside.
     Outside,
 }
 
 /// See [`Kind`].
-pub(super) fn kind(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kind {
+pub(super) fn kind(
+    instr: &Instruction,
+    options: Options,
+    factory: &mut InstructionInfoFactory,
+) -> Kind {
+    if let Some(system) = System::of(instr, options) {
+        return Kind::System(system);
+    }
+    if let Some(repeat) = Repeat::of(instr, options) {
+        return Kind::Repeat(repeat);
+    }
     let kind = by_mnemonic(instr, factory);
     match kind {
         Kind::Outside | Kind::Nothing => kind,

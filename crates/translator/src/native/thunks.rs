@@ -10,6 +10,7 @@ use super::asm::{Address, Asm};
 use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
 use super::live::{self, Live};
+use super::strings::Strings;
 
 /// Places of the thunks, in their order.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +36,7 @@ pub(super) struct Thunks {
     /// Those for operands in two pages.
     pub(super) crossing: Crossing,
     pub(super) again: Again,
+    pub(super) strings: Strings,
     /// Behind all of them.
     pub(super) end: u32,
 }
@@ -165,6 +167,7 @@ impl Thunks {
         thunks.live = Live::emit(asm, refused);
         thunks.crossing = Crossing::emit(asm);
         thunks.again = Again::emit(asm);
+        thunks.strings = Strings::emit(asm, thunks.again);
         thunks.end = asm.here();
         thunks
     }

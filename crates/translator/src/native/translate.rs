@@ -23,6 +23,7 @@ use super::groups::Member;
 use super::options::Options;
 use super::select::{Kind, kind};
 use super::stub::Stub;
+use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
 use super::vector::{self, Needs};
@@ -83,9 +84,9 @@ pub(super) fn translate(
     policy: &Policy,
 ) -> Option<Code> {
     let mut factory = InstructionInfoFactory::new();
-    let mut steps = flow::steps(path, source, &mut factory)?;
+    let mut steps = flow::steps(path, source, options, &mut factory)?;
     let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
-    let exits = Exits::of(&steps, source, look_ahead, &mut factory);
+    let exits = Exits::of(&steps, source, look_ahead, options, &mut factory);
     exits.spread(&mut steps, options.forget_dead_flags);
     vector::look_ahead(&mut steps, &mut factory);
     let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
@@ -162,10 +163,15 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn new(instr: Instruction, factory: &mut InstructionInfoFactory) -> Self {
-        let kind = kind(&instr, factory);
+    pub(super) fn new(
+        instr: Instruction,
+        options: Options,
+        factory: &mut InstructionInfoFactory,
+    ) -> Self {
+        let kind = kind(&instr, options, factory);
         let effects = match kind {
             Kind::Outside => Effects::OUTSIDE,
+            Kind::System(system) if system.ends_block() => Effects::OUTSIDE,
             _ => Effects::of(&instr),
         };
         let offset = instr.ip() as u32;
@@ -222,10 +228,14 @@ impl Translator<'_> {
         let inner = self.asm.here();
         self.inner = inner;
         self.asm.nops(5);
-        let mut open = true;
+        let (mut open, mut shadow) = (true, false);
         for step in steps {
             self.marks.push(Mark { offset: step.offset, place: self.asm.here() });
             open = self.step(step)?;
+            if shadow && open {
+                self.end_shadow();
+            }
+            shadow = step.kind == Kind::System(System::Sti);
             if !open {
                 break;
             }
@@ -267,6 +277,11 @@ impl Translator<'_> {
                     self.outside(step);
                 }
             }
+            Kind::System(system) => {
+                self.system(step, system);
+                return Some(!system.ends_block());
+            }
+            Kind::Repeat(repeat) => self.repeat(step, repeat),
             Kind::Lea => self.address_of(step)?,
             Kind::Push => self.push(step)?,
             Kind::Pop => self.pop(step),

@@ -4,6 +4,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, 
 
 use super::{Follow, Limits, Path, Policy};
 use crate::block::Mode;
+use crate::decode::ends_block;
 
 /// What is known of the code at an offset in the page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +71,8 @@ impl Growing {
         let through = instr.next_ip() as u32;
         let flow = instr.flow_control();
         if flow == FlowControl::Next {
-            return Some(through);
+            // What may change the mode or the translations, or hold interrupts back, ends a path as it ends a block.
+            return (!ends_block(instr)).then_some(through);
         }
         if follow == Follow::Nothing || instr.op0_kind() != OpKind::NearBranch64 {
             return None;

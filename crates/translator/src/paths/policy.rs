@@ -125,7 +125,7 @@ impl Policy {
     /// Ours: what was counted while it was interpreted tells where it goes.
     pub const FATHOM: Self = Self {
         name: "fathom",
-        start: Start::Any(4),
+        start: Start::Any(8),
         follow: Follow::Likely,
         limits: Limits { instructions: 64, branches: 6, jumps: 4, calls: 0, at_heads: true },
         links: Links::Lazy,

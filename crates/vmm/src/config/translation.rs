@@ -25,6 +25,16 @@ pub struct TranslationConfig {
     pub no_far_links: bool,
     /// Indirect branches do not look their target up.
     pub no_jump_table: bool,
+    /// RDTSC and its kin are executed by their handlers.
+    pub no_time: bool,
+    /// The same for CLI, STI and PUSHF.
+    pub no_interrupts: bool,
+    /// The same for SWAPGS and the instructions for the bases of FS and GS.
+    pub no_bases: bool,
+    /// The same for SYSCALL and SYSRET.
+    pub no_calls: bool,
+    /// The same for REP MOVS and REP STOS.
+    pub no_strings: bool,
     /// Blocks with a byte at this physical address are printed when they are translated.
     pub dump: Option<u64>,
     /// Names of the code are written for Linux perf.
@@ -92,6 +102,11 @@ impl TranslationConfig {
         options.native.link = !self.no_links;
         options.native.link_far = !self.no_far_links;
         options.native.indirect = !self.no_jump_table;
+        options.native.time = !self.no_time;
+        options.native.interrupts = !self.no_interrupts;
+        options.native.bases = !self.no_bases;
+        options.native.calls = !self.no_calls;
+        options.native.strings = !self.no_strings;
         Ok(options)
     }
 }
