@@ -153,6 +153,7 @@ impl Shared {
             ("called_for_access", left.accesses),
             ("called_for_instruction", left.instructions),
             ("code_bytes", made.code_bytes),
+            ("code_memory_bytes", made.held_bytes),
             ("decoded_bytes", (self.blocks.bytes() - paths) as u64),
             ("entered", left.entered),
             ("evictions", made.evictions),

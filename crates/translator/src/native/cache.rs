@@ -284,7 +284,9 @@ impl CodeCache {
     pub fn stats(&self) -> CodeStats {
         let inner = self.lock();
         let kept = inner.paths.capacity() * size_of::<Translated>() + inner.links.bytes();
-        CodeStats { bookkeeping_bytes: kept as u64, ..inner.stats }
+        // What was taken once is not given back.
+        let held = if inner.stats.evictions > 0 { self.size } else { inner.used as usize };
+        CodeStats { bookkeeping_bytes: kept as u64, held_bytes: held as u64, ..inner.stats }
     }
 
     /// What is beside the blocks: names, and host addresses.

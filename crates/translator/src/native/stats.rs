@@ -20,6 +20,8 @@ pub struct CodeStats {
     pub stub_bytes: u64,
     /// Bytes kept for the paths that have code now, beside the code and what [`crate::BlockCache`] keeps.
     pub bookkeeping_bytes: u64,
+    /// Bytes of memory that code and stubs have taken at most at a time.
+    pub held_bytes: u64,
     /// Branches that were led from one block to another.
     pub links: u64,
     /// Times that all code went because the memory was full.
