@@ -76,6 +76,19 @@ impl JumpCache {
         }
         Ok(Found::Block(jump.block.as_ref().expect("an entry without block is not current")))
     }
+
+    /// The instructions at RIP, where there is a path that has none: to be run once.
+    #[cold]
+    pub(crate) fn instructions(&mut self, core: &mut Core) -> Result<&[Insn<System>], Stop> {
+        let (va, user) = (linear_rip(core), core.cpu.cpl == 3);
+        let gpa = code_address(&mut core.machine, va, user)?;
+        decode(core, gpa, Mode { width: core.cpu.width }, &mut self.once.insns)?;
+        if self.once.insns.is_empty() {
+            // Written over since, with something that reaches into the next page.
+            return Err(Stop::Retry);
+        }
+        Ok(&self.once.insns)
+    }
 }
 
 impl Once {

@@ -22,6 +22,7 @@ mod cpuid;
 mod exceptions;
 mod fetch;
 mod foresight;
+mod heads;
 mod host;
 mod instructions;
 mod kvmclock;
@@ -50,6 +51,7 @@ use crate::perf_map::PerfMap;
 use crate::profile::Recorder;
 pub use crate::profile::{Profile, ProfileError};
 use crate::vm::{Shared, TranslateVm};
+pub use translator::paths::Policy;
 
 /// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.
 const MAX_VCPUS: u32 = 64;

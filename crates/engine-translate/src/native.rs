@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::EngineError;
 use memory::FRAME_SIZE;
-use translator::native::{self, CodeCache, CodeStats, Emitted, Lane, Left, NotTranslated};
+use translator::native::{self, CodeCache, CodeStats, Emitted, Lane, Left, Made, NotTranslated};
+use translator::paths::{self, Follow, Path, Policy, Source};
 use translator::vector::ArenaError;
 use translator::{Block, Insn, Mode, Width, decode};
 
 use crate::foresight::{self, Known, Recent};
+use crate::heads::{Heads, Next, Reached};
 use crate::lockstep::{Lockstep, Verified};
 use crate::options::Options;
 use crate::profile;
@@ -32,7 +34,7 @@ pub(crate) struct Code {
 
 impl Code {
     pub(crate) fn new(options: Options, observers: Observers) -> Result<Self, ArenaError> {
-        let cache = Arc::new(CodeCache::new(options.code_bytes, how(options))?);
+        let cache = Arc::new(CodeCache::new(options.code_bytes, how(options), options.policy())?);
         if let Some(map) = &observers.perf_map {
             cache.thunk_names().for_each(|(name, range)| map.add(range, name));
         }
@@ -68,27 +70,33 @@ impl Code {
     }
 
     /// Tells those who want to know.
-    fn tell(&self, block: &Block<System>, source: &[u8], made: &Emitted) {
-        let (start, len) = (block.start, u64::from(block.len));
-        if let Some(recorder) = &self.observers.recorder {
-            recorder.add(profile::key(start, source));
-        }
+    fn tell(&self, path: &Path, page: u64, source: Source<'_>, made: &Emitted) {
+        let (base, len) = (page << 12, path.len());
         if let Some(map) = &self.observers.perf_map {
+            let start = base + u64::from(path.head());
             map.add(made.addresses(), format_args!("guest_{start:x}+{len:x}"));
         }
-        if self.options.dump.is_some_and(|wanted| (start..start + len).contains(&wanted)) {
+        let wanted = |at: u64| at >> 12 == page && path.covers((at & 0xfff) as u32);
+        if self.options.dump.is_some_and(wanted) {
             // On a terminal in raw mode a line feed does not return to the margin.
-            eprint!("{}", made.listing(start, source).replace('\n', "\r\n"));
+            eprint!("{}", made.listing(base, source).replace('\n', "\r\n"));
+        }
+    }
+
+    fn record(&self, block: &Block<System>, page: &[u8]) {
+        if let Some(recorder) = &self.observers.recorder {
+            let first = (block.start & 0xfff) as usize;
+            recorder.add(profile::key(block.start, &page[first..first + block.len as usize]));
         }
     }
 
     /// The block of `bytes` at `start` and its code, which is made once more. `None`: there is no room.
     pub(crate) fn list(&self, bytes: &[u8], start: u64, frame: u32) -> Option<String> {
-        let mode = Mode { width: Width::Bits64 };
-        let decoded = decode::decode_block(bytes, mode, decode::BLOCK_LIMIT);
-        let block = Arc::new(Block::<System>::new(decoded.insns, start, None));
-        let made = self.cache.translate(&block, bytes, frame).ok()??;
-        Some(made.listing(start, bytes))
+        let first = (start & 0xfff) as u32;
+        let path = Path::run(first, bytes.len() as u32);
+        let source = Source { bytes, first };
+        let made: Made<System> = self.cache.translate(&path, source, start >> 12, frame).ok()?;
+        Some(made.emitted.listing(start & !0xfff, source))
     }
 
     /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
@@ -139,7 +147,11 @@ pub(crate) fn check_verify(options: Options, vcpus: u32) -> Result<(), EngineErr
 /// A vCPU's way through generated code.
 pub(crate) struct Native {
     lane: Lane,
-    hot: u32,
+    policy: Policy,
+    /// Where only some targets may be heads of paths.
+    heads: Option<Box<Heads>>,
+    /// What ran last was code.
+    was_inside: bool,
     recent: Recent,
     lockstep: Option<Lockstep>,
 }
@@ -149,19 +161,18 @@ impl Native {
     pub(crate) fn new(core: &Core) -> Option<Self> {
         let shared = &core.machine.shared;
         let options = shared.code.options;
-        let lane = || Lane::new(Arc::clone(&shared.code.cache));
+        if !is_used(options) {
+            return None;
+        }
+        let (lane, policy) = (Lane::new(Arc::clone(&shared.code.cache)), options.policy());
+        let heads = Heads::new(&policy).map(Box::new);
         let lockstep = options.verify.then(|| Lockstep::new(core, how(options)));
-        is_used(options).then(|| Self {
-            lane: lane(),
-            hot: options.hot,
-            recent: Recent::new(),
-            lockstep,
-        })
+        Some(Self { lane, policy, heads, was_inside: false, recent: Recent::new(), lockstep })
     }
 
-    /// Whether blocks are translated when they are met.
+    /// Whether blocks are kept when they are met for the first time.
     pub(crate) fn is_eager(&self) -> bool {
-        self.hot <= 1
+        self.policy.hot() <= 1 || self.heads.is_some()
     }
 
     /// Instructions at RIP are going to run that are not kept.
@@ -177,13 +188,33 @@ impl Native {
         self.lane.begin(core);
     }
 
+    /// Something else ran, or will run, between two blocks: an exception, say.
+    #[inline]
+    pub(crate) fn interrupt(&mut self) {
+        self.was_inside = false;
+        if let Some(heads) = &mut self.heads {
+            heads.interrupt();
+        }
+    }
+
+    /// Bytes kept to choose paths.
+    pub(crate) fn bytes(&self) -> usize {
+        self.heads.as_ref().map_or(0, |heads| heads.bytes())
+    }
+
     /// Runs `block`, to which RIP points, and what follows it. `None`: it is to be interpreted.
     #[inline]
     pub(crate) fn run(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> Option<Left> {
-        if !self.connect(core, block) {
-            return None;
-        }
+        let made;
+        let block = if block.has_code() && self.heads.is_none() {
+            block
+        } else {
+            made = self.choose(core, block);
+            made.as_ref()?
+        };
+        self.lead(core, block);
         core.machine.tlb.admit(core.cpu.rip(), block.code_frame()?);
+        self.was_inside = true;
         match &mut self.lockstep {
             Some(lockstep) => lockstep.run(core, &mut self.lane, block),
             None => self.lane.run(core, block),
@@ -200,54 +231,142 @@ impl Native {
         self.lockstep.as_ref().map(|lockstep| lockstep.verified)
     }
 
-    /// Lets the branch that came out last lead to `block`, to which RIP points. Whether the block has code.
-    pub(crate) fn connect(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
-        let has_code = block.has_code() || self.translate(core, block);
-        if has_code {
-            self.lane.connect(core.cpu.rip(), block);
+    /// Lets the branch that came out last lead to `block`, to which RIP points, if that has code.
+    pub(crate) fn connect(&mut self, core: &mut Core, block: &Arc<Block<System>>) {
+        if block.has_code() {
+            return self.lead(core, block);
         }
-        has_code
+        if self.heads.is_none()
+            && let Some(made) = self.choose(core, block)
+        {
+            self.lead(core, &made);
+        }
     }
 
-    fn translate(&mut self, core: &mut Core, block: &Arc<Block<System>>) -> bool {
+    #[inline]
+    fn lead(&mut self, core: &Core, block: &Arc<Block<System>>) {
+        if self.heads.as_ref().is_none_or(|heads| heads.may_link(block)) {
+            self.lane.connect(core.cpu.rip(), block);
+        }
+    }
+
+    /// The code that is to run for `block`, made now if it is time. `None`: it is interpreted.
+    #[cold]
+    fn choose(
+        &mut self,
+        core: &mut Core,
+        block: &Arc<Block<System>>,
+    ) -> Option<Arc<Block<System>>> {
         if core.cpu.width != Width::Bits64 || block.next_page.is_some() {
-            return false;
+            self.interrupt();
+            return None;
         }
-        let left = self.hot.saturating_sub(block.entered());
-        let foreseen = left > 0 && foresight::will_run(core, block, left, &mut self.recent);
-        if left > 0 && !foreseen {
-            self.recent.note(block.start);
-            return false;
+        let Some(heads) = &mut self.heads else {
+            let left = self.policy.hot().saturating_sub(block.entered());
+            let foreseen = left > 0 && foresight::will_run(core, block, left, &mut self.recent);
+            if left > 0 && !foreseen {
+                self.recent.note(block.start);
+                return None;
+            }
+            let count = &core.machine.shared.code.foreseen;
+            count.fetch_add(u64::from(foreseen), Ordering::Relaxed);
+            return self.make(core, block, |bytes, core, policy| grown(bytes, core, block, policy));
+        };
+        let reached = match self.lane.came_from() {
+            Some(from) => Reached::Code(block.start & !0xfff | u64::from(from)),
+            None if std::mem::take(&mut self.was_inside) => Reached::Elsewhere,
+            None => Reached::Interpreted,
+        };
+        match heads.next(block, reached) {
+            Next::Interpret => None,
+            Next::Code if block.has_code() => Some(Arc::clone(block)),
+            Next::Code => self.make(core, block, |_, _, _| Some(alone(block))),
+            Next::Recorded { page, path } => {
+                self.make_recorded(core, page, path);
+                None
+            }
         }
+    }
+
+    /// Where its head has been written over meanwhile there is no path.
+    fn make_recorded(&self, core: &mut Core, page: u64, path: Path) {
+        let head = page << 12 | u64::from(path.head());
+        let mode = Mode { width: Width::Bits64 };
+        let found = core.machine.shared.blocks.find(head, mode, || None);
+        if let Some(block) = found {
+            self.make(core, &block, |_, _, _| Some(path));
+        }
+    }
+
+    /// Code for the path that `choose` finds in the page of `block`, with the same head.
+    fn make(
+        &self,
+        core: &mut Core,
+        block: &Block<System>,
+        choose: impl FnOnce(&[u8], &Core, &Policy) -> Option<Path>,
+    ) -> Option<Arc<Block<System>>> {
         let shared = Arc::clone(&core.machine.shared);
-        shared.code.foreseen.fetch_add(u64::from(foreseen), Ordering::Relaxed);
-        let Some(frame) = core.machine.frame(block.start) else { return false };
+        let frame = core.machine.frame(block.start)?;
         let writes = shared.code_writes.load(Ordering::SeqCst);
-        let mut bytes = [0; FRAME_SIZE];
-        let bytes = &mut bytes[..block.len as usize];
-        if !block.is_valid() || fetch::read_code(core, block.start, bytes).is_err() {
-            return false;
+        let (page, mut bytes) = (block.start >> 12, [0; FRAME_SIZE]);
+        if !block.is_valid() || fetch::read_code(core, page << 12, &mut bytes).is_err() {
+            return None;
         }
+        let path = choose(&bytes, core, &self.policy)?;
+        let source = Source { bytes: &bytes, first: 0 };
+        let cache = &shared.code.cache;
         let began = clock::host_tsc();
-        let made = shared.code.cache.translate(block, bytes, frame.0);
+        let made = cache.translate(&path, source, page, frame.0);
         shared.code.ticks.fetch_add(clock::host_tsc() - began, Ordering::Relaxed);
         match made {
-            Ok(made) => {
-                if let Some(made) = &made {
-                    shared.code.tell(block, bytes, made);
+            Ok(Made { block: mut made, emitted }) => {
+                shared.code.tell(&path, page, source, &emitted);
+                shared.code.record(block, &bytes);
+                if self.verifies() {
+                    keep_insns(&mut made, &bytes);
                 }
-                // The bytes may be others than those that were decoded: then it runs once, as prefetched
-                // code may.
-                if shared.code_writes.load(Ordering::SeqCst) != writes {
-                    fetch::forget(&shared, block);
+                shared.blocks.insert(Mode { width: Width::Bits64 }, Arc::clone(&made));
+                // The bytes may be others than those that were read; or all code is about to go, and who sees to that
+                // has not seen this.
+                if shared.code_writes.load(Ordering::SeqCst) != writes || cache.is_full() {
+                    fetch::forget(&shared, &made);
                 }
-                true
+                made.is_valid().then_some(made)
             }
             Err(NotTranslated::Full) => {
                 shared.code.start_over(&shared, core.machine.id);
-                false
+                None
             }
-            Err(NotTranslated::Never) => false,
+            Err(NotTranslated::Never) => None,
         }
+    }
+}
+
+/// The path from the head of `block`, by what is known of the page.
+fn grown(bytes: &[u8], core: &Core, block: &Block<System>, policy: &Policy) -> Option<Path> {
+    if policy.follow == Follow::Nothing {
+        return Some(alone(block));
+    }
+    let head = (block.start & 0xfff) as u32;
+    let mode = Mode { width: Width::Bits64 };
+    let all = core.machine.shared.blocks.known(block.start >> 12, mode);
+    let known = |offset: u32| {
+        let index = all.binary_search_by_key(&offset, |&(offset, _)| offset);
+        index.map_or(paths::Known::Runs(0), |index| all[index].1)
+    };
+    paths::grow(bytes, head, mode, policy, known)
+}
+
+fn alone(block: &Block<System>) -> Path {
+    Path::run((block.start & 0xfff) as u32, block.len)
+}
+
+/// For whoever interprets it, too.
+fn keep_insns(made: &mut Arc<Block<System>>, page: &[u8]) {
+    if let Some(block) = Arc::get_mut(made) {
+        let first = (block.start & 0xfff) as usize;
+        let bytes = &page[first..first + block.len as usize];
+        let mode = Mode { width: Width::Bits64 };
+        block.insns = decode::decode_block(bytes, mode, decode::BLOCK_LIMIT).insns.into();
     }
 }

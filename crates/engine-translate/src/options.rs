@@ -1,6 +1,7 @@
 //! How guests are run.
 
 use translator::native;
+use translator::paths::Policy;
 
 /// How the VMs of a [`TranslateEngine`](crate::TranslateEngine) are run. The guest sees no difference but time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +22,8 @@ pub struct Options {
     /// Every block that has code is executed by the interpreter, too, and the VM ends where they differ. One vCPU;
     /// nothing leads from block to block.
     pub verify: bool,
+    /// Which of them together; its count is not used, but `hot`.
+    pub paths: Policy,
     /// Print blocks with a byte at this physical address on standard error when they are translated: the guest's
     /// instructions, each followed by the host's.
     pub dump: Option<u64>,
@@ -31,16 +34,23 @@ impl Options {
     pub const CODE_MIN: usize = 16 << 10;
     /// As much as is reserved.
     pub const CODE_MAX: usize = 64 << 20;
+
+    /// The policy of paths, with the count that was asked for. Blocks are compared, not paths.
+    pub(crate) fn policy(&self) -> Policy {
+        let paths = if self.verify { Policy::BLOCKS } else { self.paths };
+        paths.with_hot(self.hot)
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             translate: true,
-            hot: 4,
+            hot: Policy::default().hot(),
             predict: false,
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
+            paths: Policy::default(),
             verify: false,
             dump: None,
         }

@@ -68,6 +68,9 @@ impl TranslateVcpu {
             if !self.deliver_events() {
                 self.run_blocks();
             }
+            if let Some(native) = &mut self.native {
+                native.interrupt();
+            }
         }
     }
 
@@ -240,6 +243,9 @@ impl TranslateVcpu {
                     return;
                 }
                 self.counters.exceptions += 1;
+                if let Some(native) = &mut self.native {
+                    native.interrupt();
+                }
                 let exception = self.core.machine.fault;
                 exceptions::deliver(&mut self.core, Event::Exception(exception));
                 breakpoints::step_into_handler(&mut self.core);
@@ -281,6 +287,7 @@ impl TranslateVcpu {
             Found::Block(block) => {
                 if let Some(native) = native {
                     if !may_be_native {
+                        native.interrupt();
                         // Behind an STI, say: the branch to here need not come out the next time.
                         native.connect(core, block);
                     } else if let Some(left) = native.run(core, block) {
@@ -290,6 +297,15 @@ impl TranslateVcpu {
                 }
                 &block.insns
             }
+        };
+        let insns = if insns.is_empty() {
+            match jumps.instructions(core) {
+                Ok(insns) => insns,
+                Err(translator::Stop::Fault) => return Outcome::Fault,
+                Err(_) => return Outcome::Retry,
+            }
+        } else {
+            insns
         };
         let start = core.cpu.rip();
         let shadow = std::mem::take(&mut core.cpu.shadow);
@@ -385,7 +401,9 @@ impl Vcpu for TranslateVcpu {
         let exit = self.run_inside();
         let cpu = &self.core.cpu;
         let verified = self.native.as_ref().and_then(Native::verified);
-        let work = Work { interpreted: cpu.retired, native: cpu.native.counts(), verified };
+        let choosing = self.native.as_ref().map_or(0, Native::bytes);
+        let (interpreted, native) = (cpu.retired, cpu.native.counts());
+        let work = Work { interpreted, native, verified, choosing };
         *shared.vcpus[self.core.machine.id as usize]
             .work
             .lock()

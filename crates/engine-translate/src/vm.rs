@@ -64,6 +64,8 @@ pub(crate) struct Work {
     pub(crate) native: Counts,
     /// Where generated code is compared with the interpreter.
     pub(crate) verified: Option<Verified>,
+    /// Bytes kept to choose paths.
+    pub(crate) choosing: usize,
 }
 
 impl Shared {
@@ -145,16 +147,22 @@ impl Shared {
         let left = self.vcpus.iter().map(|peer| work(peer).native).sum::<Counts>();
         let made = self.code.stats();
         let verified = self.vcpus.iter().filter_map(|peer| work(peer).verified);
+        let choosing: usize = self.vcpus.iter().map(|peer| work(peer).choosing).sum();
+        let paths = self.blocks.path_bytes();
+        let bookkeeping = made.bookkeeping_bytes + (choosing + paths) as u64;
         let mut counts = BTreeMap::from([
             ("blocks_foreseen", self.code.foreseen()),
             ("blocks_decoded", self.decoded.load(Ordering::Relaxed)),
             ("blocks_translated", made.blocks),
-            ("bookkeeping_bytes", made.bookkeeping_bytes),
+            ("bookkeeping_bytes", bookkeeping),
             ("called_for_access", left.accesses),
             ("called_for_instruction", left.instructions),
             ("code_bytes", made.code_bytes),
+            ("code_memory_bytes", made.held_bytes),
+            ("decoded_bytes", (self.blocks.bytes() - paths) as u64),
             ("entered", left.entered),
             ("evictions", made.evictions),
+            ("fragments_translated", made.fragments),
             ("guest_bytes_translated", made.guest_bytes),
             ("instructions_interpreted", interpreted),
             ("instructions_translated", made.instructions),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use engine_translate::{Options, TranslateEngine};
 use translator::native;
+use translator::paths::Policy;
 
 /// Everything is translated before it runs for the first time.
 const AT_ONCE: Options = Options {
@@ -24,6 +25,7 @@ const AT_ONCE: Options = Options {
         strings: true,
     },
     verify: false,
+    paths: Policy::BLOCKS,
     dump: None,
 };
 
@@ -128,6 +130,35 @@ fn beside_the_interpreter() {
 #[test]
 fn loops_foreseen() {
     passes(Options { hot: 5, predict: true, ..AT_ONCE });
+}
+
+/// Every target is the head of a path at once, as long as it can be.
+#[test]
+fn paths_at_once() {
+    passes(Options { paths: Policy::PIN, ..AT_ONCE });
+}
+
+/// What was interpreted twice tells where paths go.
+#[test]
+fn likely_paths() {
+    passes(Options { paths: Policy::FATHOM, hot: 2, ..AT_ONCE });
+}
+
+#[test]
+fn recorded_paths() {
+    passes(Options { paths: Policy::NET, hot: 2, ..AT_ONCE });
+}
+
+#[test]
+fn blocks_and_recorded_paths() {
+    passes(Options { paths: Policy::DYNAMORIO, hot: 2, ..AT_ONCE });
+}
+
+#[test]
+fn room_for_a_few_paths() {
+    for paths in [Policy::PIN, Policy::DYNAMORIO] {
+        passes(Options { paths, code_bytes: Options::CODE_MIN, ..AT_ONCE });
+    }
 }
 
 #[test]

@@ -158,10 +158,11 @@ pub(crate) struct RunArguments {
     #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
     engine: EngineArgument,
     /// How the translator works, for finding its faults; on engine translate only. interpret: nothing is
-    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 4]. profile=counters: only
-    /// then; predict: also when a loop's trips to come make up for it; PATH: when an earlier run translated it, with
-    /// profile-out=PATH. code=SIZE: memory for
-    /// code, 16K to 64M; when it is full, all code goes. keep-flags: flags that nobody looks at are computed too.
+    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 4]. paths=NAME: which blocks
+    /// are translated together: blocks (each by itself), net, dynamorio, pin or fathom. profile=counters: only then;
+    /// predict: also when a loop's trips to come make up for it; PATH: when an earlier run translated it, with
+    /// profile-out=PATH. code=SIZE: memory for code, 16K to 64M; when it is full, all code goes. keep-flags: flags
+    /// that nobody looks at are computed too.
     /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
     /// branches are looked up outside. no-stack-slot: the stack's page is looked up as all are. no-time,
     /// no-interrupts, no-bases, no-calls, no-strings: RDTSC, RFLAGS.IF, bases of FS and GS, SYSCALL and SYSRET, REP

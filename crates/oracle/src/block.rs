@@ -44,6 +44,123 @@ impl Block {
     }
 }
 
+/// A block in pieces, out of order, that lead to each other by branches of all kinds; at the end it begins again as long
+/// as the index is above [`LAST_ROUND`].
+#[derive(Debug)]
+pub struct Scattered {
+    /// The code.
+    pub bytes: Vec<u8>,
+    /// The instructions of the block: where they are, and the flags that are undefined before each.
+    places: Vec<(u64, u64)>,
+}
+
+impl Scattered {
+    /// The flags that are undefined at `rip`.
+    #[must_use]
+    pub fn undefined_at(&self, rip: u64) -> u64 {
+        let known = self.places.iter().find(|&&(place, _)| place == rip);
+        known.map_or(0, |&(_, undefined)| undefined)
+    }
+}
+
+/// See [`Scattered`].
+const LAST_ROUND: u8 = 80;
+
+/// A piece: where it stands among them, its instructions, and its own length.
+struct Piece {
+    instrs: std::ops::Range<usize>,
+    end: Vec<u8>,
+    /// A 32-bit displacement to the next piece stands at each of these places from the start of `end`.
+    leads: Vec<usize>,
+}
+
+impl Piece {
+    fn new(instrs: std::ops::Range<usize>) -> Self {
+        Self { instrs, end: Vec::new(), leads: Vec::new() }
+    }
+
+    fn lead(&mut self, opcode: &[u8]) {
+        self.end.extend(opcode);
+        self.leads.push(self.end.len());
+        self.end.extend([0; 4]);
+    }
+}
+
+/// Takes a block to pieces.
+#[must_use]
+pub fn scatter(block: &Block, random: &mut Random) -> Scattered {
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < block.instrs.len() {
+        let to = (at + 1 + random.below(4) as usize).min(block.instrs.len());
+        let mut piece = Piece::new(at..to);
+        if to < block.instrs.len() {
+            lead_on(&mut piece, block.undefined[to], random);
+        } else {
+            // lea r14, [r14-1]; cmp r14, LAST_ROUND; jg to the first; jmp to the end
+            piece.end.extend([0x4d, 0x8d, 0x76, 0xff, 0x49, 0x83, 0xfe, LAST_ROUND]);
+            piece.lead(&[0x0f, 0x8f]);
+            piece.lead(&[0xe9]);
+        }
+        pieces.push(piece);
+        at = to;
+    }
+    laid_out(block, &pieces, random)
+}
+
+/// What leads from one piece to the next.
+fn lead_on(piece: &mut Piece, undefined: u64, random: &mut Random) {
+    let condition = random.below(16) as u8;
+    match random.below(8) {
+        0 => piece.lead(&[0xe8]),
+        1..4 => piece.lead(&[0xe9]),
+        // Both ways arrive; on one of them RBX changes.
+        _ if undefined == 0 => {
+            piece.lead(&[0x0f, 0x80 | condition]);
+            piece.end.extend([0x48, 0x8d, 0x5b, 0x05]);
+            piece.lead(&[0xe9]);
+        }
+        _ => piece.lead(&[0xe9]),
+    }
+}
+
+/// The first stays where it is, since it is entered; the others are shuffled.
+fn laid_out(block: &Block, pieces: &[Piece], random: &mut Random) -> Scattered {
+    let mut order: Vec<usize> = (1..pieces.len()).collect();
+    for at in (1..order.len()).rev() {
+        order.swap(at, random.below(at as u64 + 1) as usize);
+    }
+    order.insert(0, 0);
+    let sizes: Vec<usize> = block.instrs.iter().map(Instruction::len).collect();
+    let starts: Vec<usize> = (0..sizes.len()).map(|index| sizes[..index].iter().sum()).collect();
+    let (mut bytes, mut places) = (Vec::new(), Vec::new());
+    let mut begins = vec![0; pieces.len()];
+    let mut leads = Vec::new();
+    for index in order {
+        let piece = &pieces[index];
+        begins[index] = bytes.len();
+        for instr in piece.instrs.clone() {
+            places.push((arena::ENTRY + bytes.len() as u64, block.undefined[instr]));
+            bytes.extend(&block.bytes[starts[instr]..starts[instr] + sizes[instr]]);
+        }
+        leads.extend(piece.leads.iter().map(|at| (index, bytes.len() + at)));
+        bytes.extend(&piece.end);
+    }
+    let (last, len) = (pieces.len() - 1, bytes.len());
+    let mut again = true;
+    for (index, at) in leads {
+        let to = match index {
+            // The first of its two leads back.
+            _ if index == last && std::mem::take(&mut again) => 0,
+            _ if index == last => len,
+            _ => begins[index + 1],
+        };
+        let relative = to as i32 - (at as i32 + 4);
+        bytes[at..at + 4].copy_from_slice(&relative.to_le_bytes());
+    }
+    Scattered { bytes, places }
+}
+
 /// Memory operands are relative to this register, with [`INDEX`] as their only index; no instruction of a
 /// block writes either.
 const BASE: Register = Register::R15;

@@ -184,6 +184,43 @@ pub fn blocks(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> Result
     Ok(())
 }
 
+/// Runs `cases` blocks of all kinds of instructions in pieces that branch to each other, forward and backward, and
+/// compares vector registers too.
+///
+/// # Errors
+///
+/// As [`singles`].
+pub fn scattered_blocks(
+    host: &mut Host,
+    ours: &mut Ours,
+    seed: u64,
+    cases: u64,
+) -> Result<(), String> {
+    let generator = Generator::mixed();
+    for case in 0..cases {
+        let mut random = random(seed, case);
+        let block = block::block(&generator, &mut random);
+        let scattered = block::scatter(&block, &mut random);
+        let mut state = block::state(&mut random);
+        randomise(&mut state, &mut random);
+        let native = host.run(&state, &scattered.bytes, Bitness::Bits64, true);
+        let forgotten = native.fault.is_some() && ours.forgets_flags();
+        let ours = ours.run(&state, &scattered.bytes, Bitness::Bits64, 10_000);
+        let undefined = if forgotten { FLAGS } else { scattered.undefined_at(native.rip) };
+        let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
+        let disputed = || block.instrs.iter().any(|instr| is_disputed(instr, &native));
+        if !found.is_empty() && !disputed() {
+            let listing: String =
+                block.instrs.iter().map(|instr| describe_instruction(instr) + "\n").collect();
+            let (registers, bytes) = (describe_state(&state), &scattered.bytes);
+            return Err(format!(
+                "seed {seed}, case {case}:\n{listing}{bytes:02x?}\n{registers}{found}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A branch ends where it cannot go on: at an INT3, whose trap reports the address behind it, or at a
 /// fetch that faults. Both count as having arrived.
 fn settle(mut outcome: Outcome, len: usize) -> Outcome {

@@ -8,8 +8,9 @@ use translator::native::tables::{
     GUARDS, NO_GUARD, SECOND, TRANSLATIONS, Translation, data_index, guard, guard_index,
     second_index,
 };
-use translator::native::{CodeCache, Lane, NotTranslated, Options, View};
-use translator::{Block, Mode, Outcome as Ended};
+use translator::native::{CodeCache, Lane, Made, Options, View};
+use translator::paths::{self, Follow, Known, Path, Policy, Source};
+use translator::{Block, Mode, Outcome as Ended, Width};
 use x86::Exception;
 
 use crate::arena;
@@ -98,6 +99,7 @@ impl Drop for GsBase {
 /// Runs cases, one after the other.
 pub struct Translated {
     options: Options,
+    policy: Policy,
     /// What vector and x87 instructions raise.
     pub closed: Option<Exception>,
     cache: Arc<CodeCache>,
@@ -112,9 +114,19 @@ impl Translated {
     /// Where the host has no memory for code.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        let cache = Arc::new(CodeCache::new(CODE, options).expect("memory for code"));
+        Self::with_paths(options, Policy::BLOCKS)
+    }
+
+    /// The same with paths by `policy`, which take conditional branches at random.
+    ///
+    /// # Panics
+    ///
+    /// As [`Translated::new`].
+    #[must_use]
+    pub fn with_paths(options: Options, policy: Policy) -> Self {
+        let cache = Arc::new(CodeCache::new(CODE, options, policy).expect("memory for code"));
         let lane = Lane::new(Arc::clone(&cache));
-        Self { options, closed: None, cache, lane }
+        Self { options, policy, closed: None, cache, lane }
     }
 
     /// Whether a fault may find status flags that are not what they were.
@@ -129,9 +141,12 @@ impl Translated {
         let mut core = Box::new(interpret::core(state, Bitness::Bits64));
         core.machine.closed = self.closed;
         core.machine.tables = Some(Tables::of_arena(&mut core.machine.data));
+        // Not while there are blocks with code.
+        if self.cache.bytes() > CODE / 2 {
+            self.cache.reset();
+        }
         let _base = GsBase::kept();
         self.lane.begin(&mut core);
-        let mode = Mode { width: core.cpu.width };
         let mut fault = None;
         let mut blocks: Vec<Arc<Block<FlatMachine>>> = Vec::new();
         for _ in 0..limit {
@@ -143,24 +158,18 @@ impl Translated {
             let block = match blocks.iter().find(|block| block.start == rip) {
                 Some(block) => Arc::clone(block),
                 None => {
-                    let decoded = decode_block(&code[offset as usize..], mode, 64);
-                    if decoded.insns.is_empty() {
-                        break;
-                    }
-                    let block = Arc::new(Block::new(decoded.insns, rip, None));
+                    let Some(path) = self.path(code, rip) else { break };
+                    let block = self.translate(&path, code);
                     blocks.push(Arc::clone(&block));
                     block
                 }
             };
-            if !block.has_code() {
-                self.translate(&block, &code[offset as usize..]);
-            }
             self.lane.connect(rip, &block);
             let left = self.lane.run(&mut core, &block).expect("code");
             let mut outcome = left.outcome;
             if left.interpret {
                 let offset = core.cpu.rip().wrapping_sub(arena::ENTRY) as usize;
-                let decoded = decode_block(&code[offset..], mode, 1);
+                let decoded = decode_block(&code[offset..], MODE, 1);
                 outcome = core.run_block(&decoded.insns, true);
             }
             if outcome == Ended::Fault {
@@ -168,16 +177,35 @@ impl Translated {
                 break;
             }
         }
+        // The next case has other code at the same places.
+        blocks.iter().for_each(|block| block.invalidate());
         outcome(*core, state, fault)
     }
 
-    fn translate(&mut self, block: &Arc<Block<FlatMachine>>, source: &[u8]) {
-        match self.cache.translate(block, source, FRAME) {
-            Err(NotTranslated::Full) => {
-                self.cache.reset();
-                self.cache.translate(block, source, FRAME).expect("room");
-            }
-            done => drop(done.expect("a block that can be translated")),
+    /// What is translated from `rip` on.
+    fn path(&self, code: &[u8], rip: u64) -> Option<Path> {
+        let head = (rip & 0xfff) as u32;
+        if self.policy.follow == Follow::Nothing {
+            let decoded =
+                decode_block::<FlatMachine>(&code[(rip - arena::ENTRY) as usize..], MODE, 64);
+            return (!decoded.insns.is_empty()).then(|| Path::run(head, decoded.len));
         }
+        let mut page = vec![0xcc; FIRST as usize];
+        page.extend(code);
+        let known = |at: u32| Known::Runs(1 + (at.wrapping_mul(0x9e37_79b1) >> 28));
+        paths::grow(&page, head, MODE, &self.policy, known)
+    }
+
+    fn translate(&mut self, path: &Path, code: &[u8]) -> Arc<Block<FlatMachine>> {
+        let source = Source { bytes: code, first: FIRST };
+        let page = arena::ENTRY >> 12;
+        let made = self.cache.translate(path, source, page, FRAME);
+        let Made { block, .. } = made.expect("a path that can be translated");
+        block
     }
 }
+
+const MODE: Mode = Mode { width: Width::Bits64 };
+
+/// Offset of the code in its page.
+const FIRST: u32 = (arena::ENTRY & 0xfff) as u32;

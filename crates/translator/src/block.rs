@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cpu::Width;
 use crate::insn::Insn;
 use crate::machine::Machine;
-use crate::native::NativeBlock;
+use crate::native::{MALLOC, NativeBlock};
+use crate::paths::{Fragment, Known, Path};
 use crate::trips::Bound;
 
 /// What a block's decoding depends on besides its bytes.
@@ -34,7 +35,9 @@ pub struct Block<M: Machine> {
     /// Where it closes a loop: what tells how often, if that is known.
     pub bound: Option<Box<Bound>>,
     valid: AtomicBool,
-    native: OnceLock<Box<NativeBlock>>,
+    native: Option<Box<NativeBlock>>,
+    /// With code: the bytes of the page that it depends on.
+    depends: Box<[Fragment]>,
     /// How often the interpreter entered it while it had no code.
     entries: AtomicU32,
 }
@@ -45,9 +48,38 @@ impl<M: Machine> Block<M> {
     pub fn new(insns: Vec<Insn<M>>, start: u64, next_page: Option<u64>) -> Self {
         let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
         let valid = AtomicBool::new(true);
-        let (native, entries) = (OnceLock::new(), AtomicU32::new(0));
+        let (native, depends, entries) = (None, Box::default(), AtomicU32::new(0));
         let insns = insns.into_boxed_slice();
-        Self { insns, start, len, next_page, bound: None, valid, native, entries }
+        Self { insns, start, len, next_page, bound: None, valid, native, depends, entries }
+    }
+
+    /// A path of physical page `page` with its code, which depends on the bytes `watched` too.
+    pub(crate) fn of_path(
+        page: u64,
+        path: &Path,
+        watched: &[Fragment],
+        native: NativeBlock,
+    ) -> Self {
+        let mut depends: Vec<_> = path.fragments.iter().chain(watched).copied().collect();
+        depends.sort_unstable_by_key(|fragment| fragment.offset);
+        depends.dedup_by(|next, last| {
+            let joined = u32::from(next.offset) <= last.end();
+            if joined {
+                last.len = (next.end().max(last.end()) - u32::from(last.offset)) as u16;
+            }
+            joined
+        });
+        Self {
+            insns: Box::default(),
+            start: page << 12 | u64::from(path.head()),
+            len: path.len(),
+            next_page: None,
+            bound: None,
+            valid: AtomicBool::new(true),
+            native: Some(Box::new(native)),
+            depends: depends.into_boxed_slice(),
+            entries: AtomicU32::new(0),
+        }
     }
 
     /// Whether no byte has been written since decoding. Checked at each entry.
@@ -61,7 +93,7 @@ impl<M: Machine> Block<M> {
     pub fn invalidate(&self) {
         self.valid.store(false, Ordering::Release);
         fence(Ordering::SeqCst);
-        if let Some(native) = self.native.get() {
+        if let Some(native) = &self.native {
             native.close();
         }
     }
@@ -69,7 +101,7 @@ impl<M: Machine> Block<M> {
     /// Its code, if it has any.
     #[inline(always)]
     pub(crate) fn native(&self) -> Option<&NativeBlock> {
-        self.native.get().map(|native| &**native)
+        self.native.as_deref()
     }
 
     /// Counts an entry: the first is 1. Not exact where several cores count.
@@ -87,10 +119,21 @@ impl<M: Machine> Block<M> {
         self.entries.store(entries, Ordering::Relaxed);
     }
 
-    /// Whether it has been translated.
+    /// Entries counted so far.
+    fn entries(&self) -> u32 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has been translated: then there are no instructions to interpret.
     #[must_use]
     pub fn has_code(&self) -> bool {
-        self.native.get().is_some()
+        self.native.is_some()
+    }
+
+    /// Whether it is a path whose bytes are not one run.
+    #[must_use]
+    pub fn is_in_pieces(&self) -> bool {
+        self.depends.len() > 1
     }
 
     /// If so: its frame's number among those with code.
@@ -99,16 +142,11 @@ impl<M: Machine> Block<M> {
         self.native().map(NativeBlock::frame)
     }
 
-    pub(crate) fn set_native(&self, native: NativeBlock) {
-        let _ = self.native.set(Box::new(native));
-        // Either this sees that the block has become invalid, or who made it so sees the code.
-        fence(Ordering::SeqCst);
-        if !self.is_valid() {
-            self.invalidate();
-        }
-    }
-
     fn overlaps(&self, page: u64, from: u32, to: u32) -> bool {
+        if !self.depends.is_empty() {
+            let hit = |fragment: &Fragment| fragment.overlaps(from, to);
+            return self.start >> 12 == page && self.depends.iter().any(hit);
+        }
         let first = (self.start & 0xfff) as u32;
         let end = first + self.len;
         // The part in the second page starts at its byte 0. Both pages may be the same frame.
@@ -122,14 +160,21 @@ impl<M: Machine> Block<M> {
         [Some(own), self.next_page.filter(|&next| next != own)].into_iter().flatten()
     }
 
-    /// Bytes that it takes, about.
+    /// Bytes that it takes, by allocation.
     pub(crate) fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.insns) + ENTRY_BYTES
+        let allocated = |bytes: usize| if bytes > 0 { bytes + MALLOC } else { 0 };
+        let own = allocated(size_of::<Self>() + ARC);
+        let parts = allocated(size_of_val(&*self.insns)) + allocated(size_of_val(&*self.depends));
+        own + parts + self.native().map_or(0, NativeBlock::bytes) + ENTRY_BYTES
     }
 }
 
-/// What the cache spends on a block besides the block, about.
-const ENTRY_BYTES: usize = 64;
+/// The counts of an [`Arc`].
+const ARC: usize = 16;
+
+/// What the cache spends on a block besides the block: an entry of a vector that has room for more, and its share of
+/// the page's.
+const ENTRY_BYTES: usize = 2 * size_of::<(Key, usize)>();
 
 /// Decoded blocks of one VM, shared by its vCPUs, by physical page.
 ///
@@ -226,10 +271,33 @@ impl<M: Machine> BlockCache<M> {
         self.lock().clear();
     }
 
-    /// Bytes held, about.
+    /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.lock().bytes
+    }
+
+    /// Bytes held for blocks with code.
+    #[must_use]
+    pub fn path_bytes(&self) -> usize {
+        let inner = self.lock();
+        let blocks = inner.pages.values().flatten();
+        blocks.filter(|(_, block)| block.has_code()).map(|(_, block)| block.bytes()).sum()
+    }
+
+    /// What is known of the code in physical page `page`, by offsets in the page, in order.
+    #[must_use]
+    pub fn known(&self, page: u64, mode: Mode) -> Vec<(u32, Known)> {
+        let inner = self.lock();
+        let here = |&&(key, ref block): &&(Key, Arc<Block<M>>)| {
+            block.start >> 12 == page && key == Key::new(block.start, mode)
+        };
+        let known = |block: &Block<M>| match block.has_code() {
+            true => Known::Head,
+            false => Known::Runs(block.entries()),
+        };
+        let blocks = inner.pages.get(&page).into_iter().flatten().filter(here);
+        blocks.map(|(_, block)| ((block.start & 0xfff) as u32, known(block))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<M>> {

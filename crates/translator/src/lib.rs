@@ -25,6 +25,7 @@ mod insn;
 pub mod interp;
 mod machine;
 pub mod native;
+pub mod paths;
 pub mod trips;
 pub mod vector;
 

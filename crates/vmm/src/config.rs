@@ -27,7 +27,7 @@ pub use engine_translate::Options as TranslationOptions;
 pub use error::ConfigError;
 pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
-pub use translation::{ProfileConfig, TranslationConfig};
+pub use translation::{Paths, ProfileConfig, TranslationConfig};
 
 /// The command line of a guest for which none was asked: a serial console, and a reset after a panic.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=a panic=1";

@@ -1,10 +1,10 @@
 //! `KEY[=VALUE],...`: how the translator works.
 
-use vmm::config::{ProfileConfig, TranslationConfig};
+use vmm::config::{Paths, ProfileConfig, TranslationConfig};
 
-const KEYS: &str = "write interpret, hot=N, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, keep-flags, \
-                    no-links, no-far-links, no-jump-table, no-stack-slot, no-time, no-interrupts, no-bases, no-calls, \
-                    no-strings, verify, perf-map or dump=ADDRESS";
+const KEYS: &str = "write interpret, hot=N, paths=NAME, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, \
+                    keep-flags, no-links, no-far-links, no-jump-table, no-stack-slot, no-time, no-interrupts, \
+                    no-bases, no-calls, no-strings, verify, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -25,6 +25,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("verify", None) => config.verify = true,
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
+            ("paths", Some(name)) => config.paths = Some(paths(name).map_err(|error| bad(&error))?),
             ("code", Some(size)) => config.code = Some(size.parse().map_err(|error| bad(&error))?),
             ("profile", Some(kind)) if !kind.is_empty() => config.profile = Some(profile(kind)),
             ("profile-out", Some(path)) if !path.is_empty() => {
@@ -43,6 +44,12 @@ fn profile(kind: &str) -> ProfileConfig {
         "predict" => ProfileConfig::Predict,
         path => ProfileConfig::File(path.into()),
     }
+}
+
+fn paths(name: &str) -> Result<Paths, String> {
+    let known = Paths::ALL.into_iter().find(|(known, _)| *known == name);
+    let names = Paths::ALL.map(|(name, _)| name).join(", ");
+    known.map(|(_, paths)| paths).ok_or_else(|| format!("there are {names}"))
 }
 
 /// As perf's map names blocks: in hexadecimal.
@@ -102,6 +109,7 @@ mod tests {
             "hot=x",
             "code",
             "code=1X",
+            "paths=x",
             "interpret=1",
             "profile",
             "profile=",

@@ -82,8 +82,13 @@ pub fn decode_crossing<M: Machine>(bytes: &[u8], mode: Mode) -> Option<Insn<M>> 
 /// nor MPX, and prefetches need no work here: all of them are decoded as NOP.
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
+/// Whether a block ends with the instruction.
+pub(crate) fn ends_block(instr: &Instruction) -> bool {
+    instr.flow_control() != FlowControl::Next || system::ends_block_with(instr)
+}
+
 /// The instruction in executable form, and whether a block must end with it.
-fn select<M: Machine>(instr: &Instruction) -> (Insn<M>, bool) {
+pub(crate) fn select<M: Machine>(instr: &Instruction) -> (Insn<M>, bool) {
     if let Some(selected) = system::select(instr) {
         return selected;
     }

@@ -54,6 +54,11 @@ pub(super) fn select<M: Machine>(instr: &Instruction) -> Option<(Insn<M>, bool)>
     Some((insn, ends_block(op)))
 }
 
+/// Whether a block ends with the instruction, which may not be one of these.
+pub(super) fn ends_block_with(instr: &Instruction) -> bool {
+    operation(instr).is_some_and(ends_block)
+}
+
 /// An encoding that does not exist: #UD.
 pub(super) fn undefined<M: Machine>(instr: &Instruction) -> Insn<M> {
     blank(instr, handler(SystemOp::Undefined))

@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use super::asm::Asm;
 use super::fields::{T1, field};
 use super::flags::{Effects, Flags};
 use super::translate::{Step, Translator};
@@ -29,10 +30,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn flags_from_field(&mut self) {
-        self.asm.mov(T1, RAX);
-        self.asm.load_field_16(RAX, field!(flags));
-        self.asm.flags_from_ax();
-        self.asm.mov(RAX, T1);
+        flags_from_field(&mut self.asm);
     }
 
     /// Before the host's instruction for `step`: flags that it needs, or leaves as they are beside some
@@ -46,4 +44,12 @@ impl Translator<'_> {
             self.aside = false;
         }
     }
+}
+
+/// Destroys T1.
+pub(super) fn flags_from_field(asm: &mut Asm) {
+    asm.mov(T1, RAX);
+    asm.load_field_16(RAX, field!(flags));
+    asm.flags_from_ax();
+    asm.mov(RAX, T1);
 }

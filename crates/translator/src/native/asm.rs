@@ -68,6 +68,15 @@ impl Asm {
         self.labels[label.0 as usize] = self.here();
     }
 
+    /// How far a label that is bound is behind the two bytes that say so here.
+    pub(super) fn distance(&mut self, to: Label) {
+        let place = self.labels[to.0 as usize];
+        assert_ne!(place, UNBOUND, "a label without place");
+        let far = i64::from(place) - i64::from(self.here()) - 2;
+        let far = i16::try_from(far).expect("a path is shorter");
+        self.raw(&far.to_le_bytes());
+    }
+
     /// Writes the displacements to all labels, each of which must be bound.
     pub(super) fn finish(mut self) -> Vec<u8> {
         for (at, label) in std::mem::take(&mut self.fixups) {
@@ -372,10 +381,6 @@ impl Asm {
 
     pub(super) fn or(&mut self, to: u8, from: u8) {
         self.registers(true, &[0x09], from, to);
-    }
-
-    pub(super) fn test_32(&mut self, a: u8, b: u8) {
-        self.registers(false, &[0x85], b, a);
     }
 
     pub(super) fn shift_right(&mut self, reg: u8, count: u8) {

@@ -6,6 +6,7 @@ use iced_x86::{Instruction, OpKind};
 
 use super::asm::{Address, Condition, Label};
 use super::fields::{RIP, SP, T0, T1, field};
+use super::flags::Flags;
 use super::select::Kind;
 use super::stub::{Stub, Work};
 use super::translate::{BRANCH, Step, Translator};
@@ -13,10 +14,48 @@ use super::translate::{BRANCH, Step, Translator};
 const RCX: u8 = 1;
 
 impl Translator<'_> {
+    /// Whether the path goes on behind it, as with the others.
+    pub(super) fn jump(&mut self, step: &Step) -> bool {
+        let target = target_of(&step.instr);
+        self.go_on(step, target)
+    }
+
     /// Pushes the return address.
-    pub(super) fn call(&mut self, step: &Step) {
+    pub(super) fn call(&mut self, step: &Step) -> bool {
         let back = self.push_return_address(step);
-        self.after_outside_branch(step, back);
+        if step.goes_on.is_some() {
+            // Executed outside, it has gone where the path goes on.
+            self.asm.bind(back);
+        } else {
+            self.after_outside_branch(step, back);
+        }
+        self.go_on(step, target_of(&step.instr))
+    }
+
+    /// To `target`, which may be on the path.
+    fn go_on(&mut self, step: &Step, target: i64) -> bool {
+        if step.goes_on.is_none() {
+            self.forget_flags(step.after);
+            self.branch(step.offset, target);
+            return false;
+        }
+        if target <= step.offset.into() {
+            self.poll_on_path(step, target);
+        }
+        true
+    }
+
+    /// Whoever is wanted leaves, on a way back that is on the path.
+    fn poll_on_path(&mut self, step: &Step, target: i64) {
+        self.forget_flags(step.after);
+        self.take_flags_back();
+        self.poll(target);
+        self.kept = false;
+    }
+
+    /// Flags that were put aside need not come back: only `needed` are.
+    pub(super) fn forget_flags(&mut self, needed: Flags) {
+        self.aside &= needed != 0;
     }
 
     /// Destroys T0 and T1. Returns where it goes on if the call was executed outside.
@@ -100,7 +139,7 @@ impl Translator<'_> {
             // A displacement out of reach: the handler does it.
             self.take_flags_back();
             let back = self.asm.label();
-            self.call_out(step.insn, step.offset);
+            self.call_out(step.len, step.offset);
             self.asm.jump(back);
             return Some(back);
         }
@@ -145,42 +184,79 @@ impl Translator<'_> {
         if target <= offset.into() {
             self.poll(target);
         }
-        self.jump_to_link(|site| Work::Near { site, target });
+        if self.is_loop(target) {
+            return self.asm.jump_to(self.inner);
+        }
+        let site = self.jump_to_link(|site| Work::Near { site, target });
+        self.exits.push((site, target as u16));
     }
 
     pub(super) fn branch_far(&mut self, target: i64) {
         self.address_in_page(T0, target);
         self.asm.store_field(field!(rcx), RCX);
-        self.jump_to_link(|site| Work::Far { site });
+        let _ = self.jump_to_link(|site| Work::Far { site });
     }
 
     /// A jump to `work`, which is told where it stands, until it is linked.
-    pub(super) fn jump_to_link(&mut self, work: impl FnOnce(u32) -> Work) {
+    pub(super) fn jump_to_link(&mut self, work: impl FnOnce(u32) -> Work) -> u32 {
         let label = self.asm.label();
         // The displacement is replaced while others run.
         self.asm.keep_together(5, 64);
         self.asm.jump(label);
         let site = self.asm.here() - 4;
         self.stubs.push(Stub { label, work: work(site) });
+        site
     }
 
-    pub(super) fn branch_if(&mut self, step: &Step) {
+    /// Whether the path goes on behind it, in one of the two directions.
+    pub(super) fn branch_if(&mut self, step: &Step) -> bool {
         self.take_flags_back();
         let target = target_of(&step.instr);
-        let condition = step.instr.condition_code() as u8;
+        let condition = condition_bits(step.instr.condition_code() as u8);
+        let through = i64::from(step.next);
+        let Some(next) = step.goes_on.map(i64::from) else {
+            if self.is_loop(target) {
+                // The way round is the one that runs in line.
+                self.leave_if(condition ^ 1, step.offset, through);
+                self.branch(step.offset, target);
+            } else {
+                self.leave_if(condition, step.offset, target);
+                self.branch(step.offset, through);
+            }
+            return false;
+        };
+        if next == through {
+            self.leave_if(condition, step.offset, target);
+            return true;
+        }
+        self.leave_if(condition ^ 1, step.offset, through);
+        if target <= step.offset.into() {
+            self.poll_on_path(step, target);
+        }
+        true
+    }
+
+    /// Leaves the path for `target` if the condition holds.
+    fn leave_if(&mut self, condition: u8, offset: u32, target: i64) {
         let label = self.asm.label();
-        let forward = target > step.offset.into() && target < 4096;
+        let forward = target > offset.into() && target < 4096;
         if forward {
             self.asm.keep_together(6, 64);
         }
-        self.asm.jump_if(condition_bits(condition), label);
+        self.asm.jump_if(condition, label);
         let work = if forward {
-            Work::Near { site: self.asm.here() - 4, target }
+            let site = self.asm.here() - 4;
+            self.exits.push((site, target as u16));
+            Work::Near { site, target }
         } else {
-            Work::Branch { offset: step.offset, target }
+            Work::Branch { offset, target }
         };
         self.stubs.push(Stub { label, work });
-        self.branch(step.offset, step.next.into());
+    }
+
+    /// Whether a branch to `target` stays inside.
+    fn is_loop(&self, target: i64) -> bool {
+        self.close_loops && target == i64::from(self.head)
     }
 
     /// Leaves where the core is wanted.

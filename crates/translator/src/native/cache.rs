@@ -1,6 +1,6 @@
 //! The generated code of a VM, shared by its vCPUs.
 
-use std::any::Any;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,14 @@ use super::options::Options;
 use super::stats::CodeStats;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
-use super::translate::{self, Code, FAR_SITE, Places};
+use super::translate::{self, Code, FAR_SITE};
 use crate::block::Block;
 use crate::machine::Machine;
+use crate::paths::{Links, Path, Policy, Source};
 use crate::vector::ArenaError;
+
+/// What the allocator takes for each piece of memory.
+pub(crate) const MALLOC: usize = 16;
 
 /// Code starts at multiples of this.
 const ALIGN: u32 = 16;
@@ -27,6 +31,7 @@ const ALIGN: u32 = 16;
 /// must have come out.
 pub struct CodeCache {
     options: Options,
+    policy: Policy,
     /// Bytes that may be used.
     size: usize,
     memory: Arc<Lease>,
@@ -41,23 +46,36 @@ struct Inner {
     full: bool,
     stats: CodeStats,
     /// In order of their places.
-    blocks: Vec<Translated>,
+    paths: Vec<Translated>,
+    links: Proactive,
 }
 
-/// A block that has code.
+/// A path that has code.
+#[derive(Clone, Copy, Debug)]
 struct Translated {
     start: u32,
-    /// Physical page.
-    page: u64,
-    /// Its instructions are named in the code: it lives as long as that, valid or not.
-    _block: Arc<dyn Any + Send + Sync>,
+    /// Its frame's number among those with code.
+    frame: u32,
+    /// Offset of its head in the page.
+    head: u16,
+}
+
+/// What became of a path.
+#[derive(Debug)]
+pub struct Made<M: Machine> {
+    /// The path, which nobody finds yet.
+    pub block: Arc<Block<M>>,
+    /// Its code.
+    pub emitted: Emitted,
 }
 
 /// A block's code. Belongs to the [`Block`].
 #[derive(Debug)]
 pub(crate) struct NativeBlock {
     memory: Arc<Lease>,
-    pub(super) places: Places,
+    pub(super) inner: u32,
+    /// Where `inner` is to lead when the path is invalid.
+    dead: u32,
     /// Its frame's number among those with code.
     frame: u32,
     offset: u32,
@@ -70,9 +88,14 @@ impl NativeBlock {
         self.frame
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>() + MALLOC
+    }
+
     /// Whoever enters leaves at once.
     pub(crate) fn close(&self) {
-        self.memory.make_jump(self.places.inner, self.places.dead);
+        self.memory.make_jump(self.inner, self.dead);
     }
 }
 
@@ -90,7 +113,7 @@ impl CodeCache {
     ///
     /// # Errors
     /// The host gives no memory that can be executed.
-    pub fn new(size: usize, options: Options) -> Result<Self, ArenaError> {
+    pub fn new(size: usize, options: Options, policy: Policy) -> Result<Self, ArenaError> {
         const { assert!(SIZE < FAR_SITE as usize) };
         let memory = Arc::new(Lease::new()?);
         let size = size.min(SIZE);
@@ -101,11 +124,13 @@ impl CodeCache {
         let inner = Inner {
             used: first_place(&thunks),
             full: false,
-            blocks: Vec::new(),
+            paths: Vec::new(),
+            links: Proactive::default(),
             stats: CodeStats::default(),
         };
         Ok(Self {
             options,
+            policy,
             size,
             memory,
             thunks,
@@ -131,27 +156,25 @@ impl CodeCache {
         let mut inner = self.lock();
         inner.used = first_place(&self.thunks);
         inner.full = false;
-        inner.blocks.clear();
-        inner.stats.bookkeeping_bytes = 0;
+        inner.paths = Vec::new();
+        inner.links = Proactive::default();
         inner.stats.evictions += 1;
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Translates `block`, all of whose bytes are `source` and lie in one page: the one whose frame has number
-    /// `frame` among those with code. `None`: it had been already.
+    /// Translates `path`, whose bytes are in `source`, of physical page `page`, whose frame has number `frame` among
+    /// those with code.
     ///
     /// # Errors
     /// See [`NotTranslated`].
-    pub fn translate<M: Machine + 'static>(
+    pub fn translate<M: Machine>(
         &self,
-        block: &Arc<Block<M>>,
-        source: &[u8],
+        path: &Path,
+        source: Source<'_>,
+        page: u64,
         frame: u32,
-    ) -> Result<Option<Emitted>, NotTranslated> {
-        if block.native().is_some() {
-            return Ok(None);
-        }
-        if block.next_page.is_some() || frame >= CODE_FRAMES {
+    ) -> Result<Made<M>, NotTranslated> {
+        if frame >= CODE_FRAMES {
             return Err(NotTranslated::Never);
         }
         let mut inner = self.lock();
@@ -159,26 +182,35 @@ impl CodeCache {
             return Err(NotTranslated::Full);
         }
         let start = inner.used;
-        let code = translate::translate(block, source, start, &self.thunks, self.options)
+        let (options, policy) = (self.options, &self.policy);
+        let code = translate::translate(path, source, start, &self.thunks, options, policy)
             .ok_or(NotTranslated::Never)?;
         if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
         }
-        let kept = Arc::clone(block) as Arc<dyn Any + Send + Sync>;
-        inner.count(block, &code, start);
-        inner.blocks.push(Translated { start, page: block.start >> 12, _block: kept });
         let memory = Arc::clone(&self.memory);
-        block.set_native(NativeBlock {
+        let native = NativeBlock {
             memory,
-            places: code.places,
+            inner: code.places.inner,
+            dead: code.places.dead,
             frame,
-            offset: (block.start & 0xfff) as u32,
+            offset: path.head(),
             guard: AtomicU32::new(0),
-        });
+        };
+        let block = Arc::new(Block::of_path(page, path, &code.watched, native));
+        inner.count(path, &code, start);
+        inner.paths.push(Translated { start, frame, head: path.head() as u16 });
+        if policy.links == Links::Proactive && options.link {
+            let place = |offset: u32| u64::from(frame) << 12 | u64::from(offset);
+            let exits = code.links.iter().map(|&(site, to)| (site, place(to.into())));
+            let led = inner.links.add(place(path.head()), code.places.inner, exits);
+            inner.stats.links += led.len() as u64;
+            led.into_iter().for_each(|(site, to)| self.memory.redirect(site, to));
+        }
         let memory = Arc::clone(&self.memory);
         let range = start..start + code.bytes.len() as u32;
         let (stubs, thunks) = (code.places.stubs, self.thunks);
-        Ok(Some(Emitted { memory, range, marks: code.marks, stubs, thunks }))
+        Ok(Made { block, emitted: Emitted { memory, range, marks: code.marks, stubs, thunks } })
     }
 
     /// Adds code behind the last. Whether there was room.
@@ -203,7 +235,7 @@ impl CodeCache {
     }
 
     fn make_guard(&self, inner: &mut Inner, native: &NativeBlock) -> Option<u32> {
-        let (place, to) = (inner.used, native.places.inner);
+        let (place, to) = (inner.used, native.inner);
         let code = translate::guard(native.offset, native.frame, to, place, &self.thunks);
         if inner.full || !self.append(inner, &code) {
             return None;
@@ -236,17 +268,25 @@ impl CodeCache {
             return;
         }
         // The page may have come to lead elsewhere since the branch was taken.
-        let index = inner.blocks.partition_point(|known| known.start <= at);
-        if index > 0 && inner.blocks[index - 1].page == block.start >> 12 {
+        if inner.path_at(at).is_some_and(|from| from.frame == native.frame) {
             inner.stats.links += 1;
-            self.memory.redirect(at, native.places.inner);
+            self.memory.redirect(at, native.inner);
         }
+    }
+
+    /// Offset in its page of the head of the path that `came` out of.
+    pub(super) fn head_of(&self, came: Came) -> Option<u32> {
+        self.lock().path_at(came.site & !FAR_SITE).map(|path| path.head.into())
     }
 
     /// What was made so far.
     #[must_use]
     pub fn stats(&self) -> CodeStats {
-        self.lock().stats
+        let inner = self.lock();
+        let kept = inner.paths.capacity() * size_of::<Translated>() + inner.links.bytes();
+        // What was taken once is not given back.
+        let held = if inner.stats.evictions > 0 { self.size } else { inner.used as usize };
+        CodeStats { bookkeeping_bytes: kept as u64, held_bytes: held as u64, ..inner.stats }
     }
 
     /// What is beside the blocks: names, and host addresses.
@@ -278,16 +318,59 @@ impl CodeCache {
 }
 
 impl Inner {
-    fn count<M: Machine>(&mut self, block: &Block<M>, code: &Code, start: u32) {
+    /// The path whose code `place` is in.
+    fn path_at(&self, place: u32) -> Option<Translated> {
+        let index = self.paths.partition_point(|known| known.start <= place);
+        self.paths[..index].last().copied()
+    }
+
+    fn count(&mut self, path: &Path, code: &Code, start: u32) {
         let in_line = u64::from(code.places.stubs - start);
-        let kept = block.bytes() + size_of::<Translated>();
         let stats = &mut self.stats;
         stats.blocks += 1;
-        stats.instructions += block.insns.len() as u64;
-        stats.guest_bytes += u64::from(block.len);
+        stats.fragments += path.fragments.len() as u64;
+        stats.instructions += code.marks.len() as u64;
+        stats.guest_bytes += u64::from(path.len());
         stats.code_bytes += in_line;
         stats.stub_bytes += code.bytes.len() as u64 - in_line;
-        stats.bookkeeping_bytes += kept as u64;
+    }
+}
+
+/// What is kept to lead exits on as soon as both sides exist: heads and places in pages by frame and offset.
+#[derive(Debug, Default)]
+struct Proactive {
+    /// Where the path is entered.
+    heads: HashMap<u64, u32>,
+    /// Sites of exits to what does not exist yet.
+    waiting: HashMap<u64, Vec<u32>>,
+}
+
+impl Proactive {
+    /// A path with its exits. Returns what is to be led where.
+    fn add(
+        &mut self,
+        head: u64,
+        inner: u32,
+        exits: impl Iterator<Item = (u32, u64)>,
+    ) -> Vec<(u32, u32)> {
+        self.heads.insert(head, inner);
+        let waited = self.waiting.remove(&head).unwrap_or_default();
+        let mut led: Vec<_> = waited.into_iter().map(|site| (site, inner)).collect();
+        for (site, to) in exits {
+            match self.heads.get(&to) {
+                Some(&inner) => led.push((site, inner)),
+                None => self.waiting.entry(to).or_default().push(site),
+            }
+        }
+        led
+    }
+
+    /// By what is allocated; a table has a byte beside each entry.
+    fn bytes(&self) -> usize {
+        let heads = self.heads.capacity() * (size_of::<(u64, u32)>() + 1);
+        let waiting = self.waiting.capacity() * (size_of::<(u64, Vec<u32>)>() + 1);
+        let sites = self.waiting.values().map(|sites| sites.capacity() * 4 + MALLOC);
+        heads + waiting + sites.sum::<usize>()
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Fields {
     /// The core, and the function that executes one instruction on it.
     pub(super) core: usize,
     pub(super) call_out: usize,
+    /// What the core called out for lately: see [`super::outside`].
+    pub(super) decoded: usize,
     /// [`crate::InsnFlags`] of the instruction that stopped.
     pub(super) stopped: u64,
     pub(super) counts: Counts,

@@ -17,9 +17,8 @@ pub fn flags_needed(source: &[u8], start: u64, offset: u64, options: Options) ->
     }
     let mut factory = InstructionInfoFactory::new();
     let behind = decode(source, start).filter(|instr| instr.ip() >= (start & 0xfff) + offset);
-    let effects: Vec<_> = behind
-        .map(|instr| Step::new(instr, 0, instr.len() as u8, options, &mut factory).effects)
-        .collect();
+    let effects: Vec<_> =
+        behind.map(|instr| Step::new(instr, options, &mut factory).effects).collect();
     rflags::STATUS
         & in_rflags(effects.into_iter().rev().fold(ALL, |after, effects| effects.before(after)))
 }

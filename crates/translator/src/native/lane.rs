@@ -10,8 +10,8 @@ use x86::paging::is_canonical;
 
 use super::cache::CodeCache;
 use super::fields::{Fields, Tables};
+use super::outside::{Decoded, Outside};
 use super::thunks::Exit;
-use super::translate::ACCESS;
 use super::{live, slot};
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP, RSP, Width};
@@ -79,6 +79,8 @@ pub struct Lane {
     jumps: Box<[usize]>,
     epoch: u32,
     came: Option<Came>,
+    /// A [`Decoded`] of the machine's type, once there is a core. Its keys are addresses of code.
+    decoded: Option<Box<dyn Any + Send>>,
 }
 
 /// A branch that came out although it could have led on.
@@ -113,7 +115,7 @@ impl Lane {
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
         let (epoch, jumps) = (cache.epoch(), vec![unknown(&cache); JUMPS]);
-        Self { cache, jumps: jumps.into_boxed_slice(), epoch, came: None }
+        Self { cache, jumps: jumps.into_boxed_slice(), epoch, came: None, decoded: None }
     }
 
     /// Whether this processor can run generated code: RORX, vector registers loaded by VEX encodings, and GS set
@@ -135,23 +137,34 @@ impl Lane {
 
     fn forget(&mut self) {
         self.came = None;
+        self.decoded = None;
         self.jumps.fill(unknown(&self.cache));
     }
 
     /// Makes `core`, which must not move, the one that this thread runs code for.
-    pub fn begin<M: Machine>(&mut self, core: &mut Core<M>) {
+    pub fn begin<M: Machine + 'static>(&mut self, core: &mut Core<M>) {
         core.cpu.native.jumps = self.jumps.as_ptr() as usize;
         core.cpu.native.call_out = call_out::<M> as *const () as usize;
         live::begin(&mut core.cpu);
+        self.decoded = None;
         let base = std::ptr::from_mut(&mut core.cpu) as usize;
         // SAFETY: `is_supported` was asked; nothing else in this process uses GS.
         unsafe { asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
     }
 
     /// Runs `block`, to which RIP points, and whatever follows it. `None`: it has no code.
-    pub fn run<M: Machine>(&mut self, core: &mut Core<M>, block: &Block<M>) -> Option<Left> {
+    pub fn run<M: Machine + 'static>(
+        &mut self,
+        core: &mut Core<M>,
+        block: &Block<M>,
+    ) -> Option<Left> {
         let native = block.native()?;
         self.follow_resets();
+        if self.decoded.is_none() {
+            let mut decoded = Box::new(Decoded::<M>::new());
+            core.cpu.native.decoded = std::ptr::from_mut(&mut *decoded) as usize;
+            self.decoded = Some(decoded);
+        }
         debug_assert_eq!(core.cpu.width, Width::Bits64);
         let va = core.cpu.rip();
         let fields = &mut core.cpu.native;
@@ -164,7 +177,7 @@ impl Lane {
         // Generated code works on the core through this pointer, and hands it to `call_out`.
         let this = std::ptr::from_mut(core);
         core.cpu.native.core = this as usize;
-        let exit = enter(self.cache.address(native.places.inner), this);
+        let exit = enter(self.cache.address(native.inner), this);
         settle(core);
         THROWN.with_borrow_mut(Thrown::go_on);
         count(&mut core.cpu.native, exit);
@@ -182,6 +195,13 @@ impl Lane {
         let beyond = exit == Exit::DONE && !is_canonical(target);
         let interpret = exit == Exit::INTERPRET || beyond && undo_branch(&mut core.cpu);
         Some(Left { outcome, on_stack, interpret })
+    }
+
+    /// The branch that came out last, if it is one that can be linked: offset in its page of the head of its path.
+    #[must_use]
+    pub fn came_from(&self) -> Option<u32> {
+        let came = self.came.filter(|came| came.site != 0 && came.epoch == self.cache.epoch())?;
+        self.cache.head_of(came)
     }
 
     /// The branch that came out last, if it was to `va`, goes straight to `block` from now on. It may have been
@@ -270,30 +290,35 @@ fn settle<M: Machine>(core: &mut Core<M>) {
     }
 }
 
-/// Executes `insn`, which stands `offset` bytes (beside [`ACCESS`]) into the page of RIP. Returns 0 to go on behind it.
-extern "sysv64" fn call_out<M: Machine>(
-    core: *mut Core<M>,
-    insn: *const Insn<M>,
-    offset: u32,
-) -> u64 {
-    // SAFETY: generated code passes what `Lane::begin` was given, to which nobody else has a reference now,
-    // and an instruction of the block that it was made from, which lives as long as the code.
-    let (core, insn) = unsafe { (&mut *core, &*insn) };
-    let result = catch_unwind(AssertUnwindSafe(|| step(core, insn, offset)));
-    result.unwrap_or_else(|panic| {
-        THROWN.with_borrow_mut(|thrown| thrown.0 = Some(panic));
-        Exit::DONE
-    })
+/// Executes what `head` stands before. Returns where it goes on, or how it comes out: see [`Exit`].
+extern "sysv64" fn call_out<M: Machine>(core: *mut Core<M>, head: usize) -> u64 {
+    // SAFETY: generated code passes what `Lane::begin` was given, to which nobody else has a reference now.
+    let core = unsafe { &mut *core };
+    // SAFETY: `Lane::run` has put it there, of this type; nothing else refers to it while generated code runs.
+    let decoded = unsafe { &mut *(core.cpu.native.decoded as *mut Decoded<M>) };
+    // SAFETY: generated code passes the place behind its call.
+    let (outside, insn) = unsafe { decoded.at(head) };
+    let stopped = catch_unwind(AssertUnwindSafe(|| step(core, insn, outside)));
+    match stopped {
+        Ok(Some(exit)) => exit,
+        // SAFETY: as above.
+        Ok(None) => unsafe { outside.behind(head) as u64 },
+        Err(panic) => {
+            THROWN.with_borrow_mut(|thrown| thrown.0 = Some(panic));
+            Exit::DONE
+        }
+    }
 }
 
-fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
+/// Returns how it comes out, unless it goes on.
+fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> Option<u64> {
     settle(core);
-    let start = core.cpu.native.page + u64::from(offset & !ACCESS);
+    let start = core.cpu.native.page + u64::from(outside.offset);
     let counts = &mut core.cpu.native.counts;
-    if offset & ACCESS == 0 {
-        counts.instructions += 1;
-    } else {
+    if outside.access {
         counts.accesses += 1;
+    } else {
+        counts.instructions += 1;
     }
     core.cpu.regs[REG_RIP as usize] = start.wrapping_add(u64::from(insn.len));
     let shadow = std::mem::take(&mut core.cpu.shadow);
@@ -301,13 +326,13 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
         Ok(()) if core.machine.must_end() => Stop::End,
         Ok(()) => {
             refresh(core);
-            return 0;
+            return None;
         }
         Err(stop) => stop,
     };
     core.cpu.native.stopped = insn.flags.into();
     core.cpu.native.from = 0;
-    match stop {
+    Some(match stop {
         Stop::End => Exit::ENDED,
         Stop::Fault => {
             core.cpu.set_rip(start);
@@ -318,7 +343,7 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, offset: u32) -> u64 {
             core.cpu.shadow |= shadow;
             Exit::RETRY
         }
-    }
+    })
 }
 
 impl Thrown {

@@ -8,8 +8,9 @@ use super::address::displacement_fits;
 use super::asm::{Address, Condition, Label};
 use super::fields::{RIP, T0, T1, host, register};
 use super::operands::{Spilled, writes};
+use super::outside::Outside;
 use super::stub::{Stub, Work};
-use super::translate::{Step, Translator};
+use super::translate::{ACCESS, Step, Translator};
 use crate::vector::replace_memory;
 
 const RAX: u8 = 0;
@@ -17,15 +18,16 @@ const RDX: u8 = 2;
 
 impl Translator<'_> {
     pub(super) fn work_outside(&self, step: &Step, back: Label) -> Work {
-        let Step { insn, offset, next, relied, .. } = *step;
+        let Step { len, offset, next, relied, .. } = *step;
+        let next = step.goes_on.unwrap_or(next);
         let (aside, live) = (self.aside, self.vectors & relied);
-        Work::Outside { insn, offset, back, aside, live, next }
+        Work::Outside { len, offset, back, aside, live, next }
     }
 
     /// By its handler. Returns whether the block goes on.
     pub(super) fn outside(&mut self, step: &Step) -> bool {
         self.take_flags_back();
-        self.call_out(step.insn, step.offset);
+        self.call_out(step.len, step.offset);
         (self.vectors, self.kept) = (0, false);
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
@@ -36,10 +38,22 @@ impl Translator<'_> {
         false
     }
 
-    pub(super) fn call_out(&mut self, insn: usize, offset: u32) {
+    /// Executes the instruction of `len` bytes at `offset`, which may have [`ACCESS`] in it. The code has its bytes, as
+    /// they were when it was made.
+    pub(super) fn call_out(&mut self, len: u8, offset: u32) {
         self.asm.call_to(self.thunks.call_out);
-        self.asm.raw(&(insn as u64).to_le_bytes());
-        self.asm.raw(&offset.to_le_bytes());
+        self.outside_data(len, offset, None);
+    }
+
+    /// What stands behind a call out. `back`: where it goes on.
+    pub(super) fn outside_data(&mut self, len: u8, offset: u32, back: Option<Label>) {
+        let (at, access) = (offset & !ACCESS, offset & ACCESS != 0);
+        let outside = Outside { offset: at as u16, len, access, back: back.is_some() };
+        self.asm.raw(&outside.head());
+        self.asm.raw(self.source.part(at, at + u32::from(len)));
+        if let Some(back) = back {
+            self.asm.distance(back);
+        }
     }
 
     /// The instruction itself on the host's registers. `None`: too few registers to hold its operands;

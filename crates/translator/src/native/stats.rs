@@ -6,8 +6,10 @@ use std::ops::{Add, AddAssign};
 /// Code made so far, also what has gone since.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CodeStats {
-    /// Blocks translated.
+    /// Paths translated.
     pub blocks: u64,
+    /// Runs of bytes in them.
+    pub fragments: u64,
     /// Guest instructions in them.
     pub instructions: u64,
     /// Bytes of guest code in them.
@@ -16,8 +18,10 @@ pub struct CodeStats {
     pub code_bytes: u64,
     /// Bytes of host code behind the blocks, for what is rare.
     pub stub_bytes: u64,
-    /// Bytes kept for the blocks that have code now, beside the code: their decoded instructions above all.
+    /// Bytes kept for the paths that have code now, beside the code and what [`crate::BlockCache`] keeps.
     pub bookkeeping_bytes: u64,
+    /// Bytes of memory that code and stubs have taken at most at a time.
+    pub held_bytes: u64,
     /// Branches that were led from one block to another.
     pub links: u64,
     /// Times that all code went because the memory was full.

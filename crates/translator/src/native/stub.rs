@@ -18,7 +18,7 @@ pub(super) struct Stub {
 pub(super) enum Work {
     /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
     /// must be live behind it, at `next`.
-    Outside { insn: usize, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    Outside { len: u8, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
     /// Looks the page of the stack up, for an access of `size` bytes, and goes on with the host's address at `go`.
     Stack { go: Label, size: u32, write: bool, outside: Box<Work> },
     /// Looks the page up in the second table, and goes on at `retry` if it is there.
@@ -48,22 +48,28 @@ pub(super) enum Way {
 }
 
 impl Translator<'_> {
-    pub(super) fn stub(&mut self, stub: Stub) {
+    /// `next`: the one that comes directly behind it.
+    pub(super) fn stub(&mut self, stub: Stub, next: Option<Label>) {
         self.asm.bind(stub.label);
-        self.work(stub.work);
+        self.work(stub.work, next);
     }
 
-    fn work(&mut self, work: Work) {
+    fn work(&mut self, work: Work, behind: Option<Label>) {
         match work {
             Work::Stack { go, size, write, outside } => {
                 self.stack_stub(go, size, write);
-                self.work(*outside);
+                self.work(*outside, behind);
             }
-            Work::Outside { insn, offset, back, aside, live, next } => {
+            Work::Outside { len, offset, back, aside, live: 0, .. } if self.compact => {
+                let thunks = self.thunks;
+                self.asm.call_to(if aside { thunks.call_out_aside } else { thunks.call_out });
+                self.outside_data(len, offset | ACCESS, Some(back));
+            }
+            Work::Outside { len, offset, back, aside, live, next } => {
                 if aside {
                     self.flags_from_field();
                 }
-                self.call_out(insn, offset | ACCESS);
+                self.call_out(len, offset | ACCESS);
                 self.make_live_again(live, next);
                 self.asm.jump(back);
             }
@@ -72,7 +78,9 @@ impl Translator<'_> {
                 self.asm.call_to(if write { again.write } else { again.read });
                 self.asm.jump(retry);
                 const { assert!(again::JUMP == 5) };
-                self.asm.jump(slow);
+                if !self.compact || behind != Some(slow) {
+                    self.asm.jump(slow);
+                }
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
             Work::Alone { step, vector, back, aside, live } => {

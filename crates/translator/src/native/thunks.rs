@@ -5,6 +5,7 @@ use std::ops::Range;
 use x86::rflags;
 
 use super::again::Again;
+use super::aside;
 use super::asm::{Address, Asm};
 use super::crossing::Crossing;
 use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
@@ -27,9 +28,10 @@ pub(super) struct Thunks {
     pub(super) leave_far: u32,
     /// A guard did not hold: T0 is RIP, and RCX was put aside.
     pub(super) guard_miss: u32,
-    /// Called: executes one instruction outside. After the call stand the address of the [`crate::Insn`]
-    /// (8 bytes) and its offset in the page (4).
+    /// Called: executes one instruction outside. After the call stands what [`super::outside`] says.
     pub(super) call_out: u32,
+    /// The same where the flags were put aside.
+    pub(super) call_out_aside: u32,
     /// Those for vector registers.
     pub(super) live: Live,
     /// Those for operands in two pages.
@@ -50,15 +52,13 @@ pub(super) mod Exit {
     /// After an instruction that was executed outside.
     pub(in crate::native) const ENDED: u64 = 4;
     pub(in crate::native) const INTERPRET: u64 = 5;
+    /// The highest.
+    pub(in crate::native) const MOST: u64 = INTERPRET;
 }
-
-/// Bytes of data behind a call of [`Thunks::call_out`].
-pub(super) const CALL_OUT_DATA: i32 = 12;
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RDX: u8 = 2;
-const RBX: u8 = 3;
 const RSP: u8 = 4;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
@@ -79,7 +79,8 @@ impl Thunks {
     /// Of the thunk at `place`, where it is called: its name, and the bytes of data behind the call.
     pub(super) fn called(&self, place: u32) -> Option<(&'static str, usize)> {
         match place {
-            place if place == self.call_out => Some(("call outside", CALL_OUT_DATA as usize)),
+            place if place == self.call_out => Some(("call outside", 0)),
+            place if place == self.call_out_aside => Some(("call outside, with flags", 0)),
             place if place == self.leave_near => Some(("leave in this page", 6)),
             place if place == self.leave_far => Some(("leave for another page", 4)),
             _ => None,
@@ -138,16 +139,20 @@ impl Thunks {
         thunks.call_out = asm.here();
         asm.pop(T0);
         store_guest(asm);
-        asm.mov(RBX, T0);
         asm.load_field(RDI, field!(core));
-        asm.load(RSI, Address::at(RBX, 0));
-        asm.load_32(RDX, Address::at(RBX, 8));
+        asm.mov(RSI, T0);
         asm.call_field(field!(call_out));
-        asm.test_32(RAX, RAX);
-        asm.jump_if(super::asm::Condition::NE, out);
-        asm.lea(T0, Address::at(RBX, CALL_OUT_DATA));
+        // How to come out, or where to go on.
+        asm.compare(RAX, Exit::MOST as i32);
+        asm.jump_if(super::asm::Condition::BE, out);
+        asm.mov(T0, RAX);
         load_guest(asm);
         asm.jump_register(T0);
+
+        align(asm);
+        thunks.call_out_aside = asm.here();
+        aside::flags_from_field(asm);
+        asm.jump_to(thunks.call_out);
 
         align(asm);
         let refused = asm.here();

@@ -1,7 +1,7 @@
-//! One block as host code.
+//! One path as host code.
 //!
 //! ```text
-//!   inner:    a NOP of five bytes, until the block is invalid
+//!   inner:    a NOP of five bytes, until the path is invalid
 //!             the instructions
 //!             branches, each a jump that is linked once it has been taken
 //!   stubs:    what is rarely taken: accesses that the table does not answer, branches not linked yet
@@ -13,12 +13,12 @@
 
 use std::mem;
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use super::asm::{Address, Asm};
-use super::branch::target_of;
 use super::fields::{T0, T1, field};
 use super::flags::{ALL, Effects, Flags};
+use super::flow::{self, Exits};
 use super::groups::Member;
 use super::options::Options;
 use super::select::{Kind, kind};
@@ -27,8 +27,7 @@ use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
 use super::vector::{self, Needs};
-use crate::block::Block;
-use crate::machine::Machine;
+use crate::paths::{Follow, Fragment, Path, Policy, Source, Stubs};
 
 /// Marks the site of a branch into another page.
 pub(super) const FAR_SITE: u32 = 1 << 31;
@@ -41,13 +40,25 @@ pub(super) const BRANCH: u32 = 1 << 15;
 
 const RCX: u8 = 1;
 
-/// What became of a block.
+/// What became of a path.
 #[derive(Debug)]
 pub(super) struct Code {
     pub(super) bytes: Vec<u8>,
     pub(super) places: Places,
     /// Where the code of each instruction starts.
-    pub(super) marks: Vec<u32>,
+    pub(super) marks: Vec<Mark>,
+    /// Exits within the page: the site, and where it leads.
+    pub(super) links: Vec<(u32, u16)>,
+    /// Bytes beside the path that it depends on.
+    pub(super) watched: Vec<Fragment>,
+}
+
+/// Where the code of an instruction starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    /// Of the instruction in the page.
+    pub(super) offset: u32,
+    pub(super) place: u32,
 }
 
 /// Where its parts are.
@@ -60,56 +71,54 @@ pub(super) struct Places {
     pub(super) stubs: u32,
 }
 
-/// Translates `block`, whose bytes are `source`, to stand at `start`.
-pub(super) fn translate<M: Machine>(
-    block: &Block<M>,
-    source: &[u8],
+/// Instructions of the longest path whose code and stubs are no more than 32 KiB apart.
+const COMPACT: usize = 128;
+
+/// Translates `path`, which lies in `source`, to stand at `start`.
+pub(super) fn translate(
+    path: &Path,
+    source: Source<'_>,
     start: u32,
     thunks: &Thunks,
     options: Options,
+    policy: &Policy,
 ) -> Option<Code> {
-    let offset = (block.start & 0xfff) as u32;
-    let mut decoder = Decoder::with_ip(64, source, offset.into(), OPTIONS);
     let mut factory = InstructionInfoFactory::new();
-    let mut steps: Vec<Step> = Vec::with_capacity(block.insns.len());
-    for insn in &block.insns {
-        let instr = decoder.decode();
-        // The bytes may have changed since they were decoded.
-        if usize::from(insn.len) != instr.len() {
-            return None;
-        }
-        let insn_at = std::ptr::from_ref(insn) as usize;
-        steps.push(Step::new(instr, insn_at, insn.len, options, &mut factory));
-    }
+    let mut steps = flow::steps(path, source, options, &mut factory)?;
     // Behind it is nobody who ends the shadow.
     if let Some(last) = steps.last_mut().filter(|last| last.kind == Kind::System(System::Sti)) {
         (last.kind, last.effects) = (Kind::Outside, Effects::OUTSIDE);
     }
-    let mut after = ALL;
-    for step in steps.iter_mut().rev() {
-        step.after = after;
-        if options.forget_dead_flags {
-            after = step.effects.before(after);
-        }
-        step.before = after;
-    }
+    let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
+    let exits = Exits::of(&steps, source, look_ahead, options, &mut factory);
+    exits.spread(&mut steps, options.forget_dead_flags);
     vector::look_ahead(&mut steps, &mut factory);
+    let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
+    live.extend(exits.flags());
     let mut translator = Translator {
         asm: Asm::new(start),
         thunks,
         options,
         encoder: Encoder::new(64),
         factory,
-        live: steps.iter().map(|step| (step.offset, step.before)).collect(),
+        source,
+        head: path.head(),
+        inner: start,
+        close_loops: options.link && policy.follow != Follow::Nothing,
+        compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
+        live,
         aside: false,
         vectors: 0,
         kept: false,
         aligned: 1,
         stubs: Vec::new(),
-        marks: Vec::with_capacity(block.insns.len()),
+        exits: Vec::new(),
+        marks: Vec::with_capacity(steps.len()),
     };
-    let places = translator.block(&steps, offset)?;
-    Some(Code { bytes: translator.asm.finish(), places, marks: translator.marks })
+    let places = translator.path(&steps)?;
+    let (marks, links) = (translator.marks, translator.exits);
+    let watched = exits.watched();
+    Some(Code { bytes: translator.asm.finish(), places, marks, links, watched })
 }
 
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
@@ -135,9 +144,6 @@ pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Th
     asm.finish()
 }
 
-/// As blocks are decoded.
-const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
-
 /// One instruction.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
@@ -149,10 +155,13 @@ pub(super) struct Step {
     pub(super) before: Flags,
     /// Flags that somebody behind it may look at.
     pub(super) after: Flags,
-    /// Address of the [`Insn`].
-    pub(super) insn: usize,
+    /// Bytes of it.
+    pub(super) len: u8,
     pub(super) offset: u32,
+    /// Offset behind it.
     pub(super) next: u32,
+    /// Offset of what comes next on the path.
+    pub(super) goes_on: Option<u32>,
     /// Registers that must be live behind it.
     pub(super) relied: Needs,
     pub(super) member: Member,
@@ -161,8 +170,6 @@ pub(super) struct Step {
 impl Step {
     pub(super) fn new(
         instr: Instruction,
-        insn: usize,
-        len: u8,
         options: Options,
         factory: &mut InstructionInfoFactory,
     ) -> Self {
@@ -179,9 +186,10 @@ impl Step {
             effects,
             before: ALL,
             after: ALL,
-            insn,
+            len: instr.len() as u8,
             offset,
-            next: offset + u32::from(len),
+            next: offset + instr.len() as u32,
+            goes_on: None,
             relied: 0,
             member: Member::No,
         }
@@ -194,6 +202,16 @@ pub(super) struct Translator<'a> {
     pub(super) options: Options,
     pub(super) encoder: Encoder,
     pub(super) factory: InstructionInfoFactory,
+    pub(super) source: Source<'a>,
+    /// Offset of the path's first instruction.
+    pub(super) head: u32,
+    /// Where the path is entered.
+    pub(super) inner: u32,
+    /// Branches to the head stay inside.
+    pub(super) close_loops: bool,
+    /// What stubs have in common stands in thunks.
+    /// What stubs have in common stands in thunks.
+    pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
     pub(super) live: Vec<(u32, Flags)>,
     /// The guest's flags are in their field, not in the host's RFLAGS.
@@ -205,42 +223,51 @@ pub(super) struct Translator<'a> {
     /// If that is not 0, it is a multiple of this.
     pub(super) aligned: usize,
     pub(super) stubs: Vec<Stub>,
-    marks: Vec<u32>,
+    /// Exits within the page: the site, and where it leads.
+    pub(super) exits: Vec<(u32, u16)>,
+    marks: Vec<Mark>,
 }
 
 impl Translator<'_> {
-    fn block(&mut self, steps: &[Step], offset: u32) -> Option<Places> {
+    fn path(&mut self, steps: &[Step]) -> Option<Places> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
+        self.inner = inner;
         self.asm.nops(5);
         let (mut open, mut shadow) = (true, false);
         for step in steps {
-            self.marks.push(self.asm.here());
+            self.marks.push(Mark { offset: step.offset, place: self.asm.here() });
             if shadow && step.kind.is_branch() {
                 self.end_shadow();
+                shadow = false;
             }
             open = self.step(step)?;
             if shadow && open {
                 self.end_shadow();
             }
             shadow = step.kind == Kind::System(System::Sti);
+            if !open {
+                break;
+            }
         }
         if open {
             let last = steps.last()?;
+            self.forget_flags(last.after);
             self.branch(last.offset, last.next.into());
         }
         let stubs = self.asm.here();
         while !self.stubs.is_empty() {
-            for stub in mem::take(&mut self.stubs) {
-                self.stub(stub);
+            let mut stubs = mem::take(&mut self.stubs).into_iter().peekable();
+            while let Some(stub) = stubs.next() {
+                self.stub(stub, stubs.peek().map(|next| next.label));
             }
         }
         let dead = self.asm.here();
-        self.leave_for(offset.into(), inner + 1);
+        self.leave_for(self.head.into(), inner + 1);
         Some(Places { inner, dead, stubs })
     }
 
-    /// Returns whether the block goes on behind it.
+    /// Returns whether the path goes on behind it.
     fn step(&mut self, step: &Step) -> Option<bool> {
         match step.kind {
             Kind::Nothing => {}
@@ -275,19 +302,9 @@ impl Translator<'_> {
             Kind::PushMemory => self.push_memory(step),
             Kind::Pop => self.pop(step),
             Kind::Leave => self.leave(step),
-            Kind::Jump => {
-                self.branch(step.offset, target_of(&step.instr));
-                return Some(false);
-            }
-            Kind::JumpIf => {
-                self.branch_if(step);
-                return Some(false);
-            }
-            Kind::Call => {
-                self.call(step);
-                self.branch(step.offset, target_of(&step.instr));
-                return Some(false);
-            }
+            Kind::Jump => return Some(self.jump(step)),
+            Kind::JumpIf => return Some(self.branch_if(step)),
+            Kind::Call => return Some(self.call(step)),
             Kind::JumpTo | Kind::CallTo | Kind::Return => {
                 self.indirect(step);
                 return Some(false);

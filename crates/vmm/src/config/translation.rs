@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine_translate::Options;
+use engine_translate::{Options, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, ConfigError, EngineKind};
@@ -19,6 +19,8 @@ pub struct TranslationConfig {
     pub profile: Option<ProfileConfig>,
     /// The profile of what is translated is written here, for a later run.
     pub profile_out: Option<PathBuf>,
+    /// Which blocks are translated together, by the name of a policy.
+    pub paths: Option<Paths>,
     /// Bytes of code, at most.
     pub code: Option<Bytes>,
     /// Flags that nobody looks at are computed too.
@@ -63,6 +65,43 @@ pub enum ProfileConfig {
     File(PathBuf),
 }
 
+/// A policy of paths: see [`engine_translate::Policy`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Paths {
+    /// Each block by itself.
+    Blocks,
+    /// What runs next behind a hot head.
+    Net,
+    /// As DynamoRIO by default.
+    Dynamorio,
+    /// As Pin.
+    Pin,
+    /// Ours.
+    Fathom,
+}
+
+impl Paths {
+    /// All, with their names.
+    pub const ALL: [(&str, Self); 5] = [
+        ("blocks", Self::Blocks),
+        ("net", Self::Net),
+        ("dynamorio", Self::Dynamorio),
+        ("pin", Self::Pin),
+        ("fathom", Self::Fathom),
+    ];
+
+    fn policy(self) -> Policy {
+        match self {
+            Self::Blocks => Policy::BLOCKS,
+            Self::Net => Policy::NET,
+            Self::Dynamorio => Policy::DYNAMORIO,
+            Self::Pin => Policy::PIN,
+            Self::Fathom => Policy::FATHOM,
+        }
+    }
+}
+
 impl TranslationConfig {
     /// As the engine takes it.
     pub(super) fn options(&self, engine: EngineKind) -> Result<Options, ConfigError> {
@@ -71,6 +110,10 @@ impl TranslationConfig {
         }
         let mut options =
             Options { translate: !self.interpret, dump: self.dump, ..Options::default() };
+        if let Some(paths) = self.paths {
+            options.paths = paths.policy();
+            options.hot = options.paths.hot();
+        }
         if self.verify {
             // What is interpreted anyway is not compared.
             (options.verify, options.hot) = (true, 1);

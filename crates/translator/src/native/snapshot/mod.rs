@@ -7,7 +7,6 @@ mod cases;
 mod text;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::{env, fs};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
@@ -17,10 +16,11 @@ use super::lane::Lane;
 use super::options::Options;
 use super::thunks::Thunks;
 use super::translate::{self, Code};
+use crate::block::Mode;
 use crate::block::tests::Idle;
-use crate::block::{Block, Mode};
 use crate::cpu::Width;
 use crate::decode::decode_block;
+use crate::paths::{self, Policy, Source};
 
 /// Physical address of the guest's code.
 const GUEST: u64 = 0x5400;
@@ -40,11 +40,14 @@ impl Translated {
     fn new(source: &[u8]) -> Self {
         let thunks = Thunks::emit(&mut Asm::new(16));
         let mode = Mode { width: Width::Bits64 };
-        let block = Arc::new(Block::<Idle>::new(decode_block(source, mode, 64).insns, GUEST, None));
-        assert!(block.insns.len() > 1, "{source:02x?} is one instruction");
-        let source = &source[..block.len as usize];
-        let code = translate::translate(&block, source, HOST, &thunks, Options::default());
-        let decoder = Decoder::with_ip(64, source, GUEST, DecoderOptions::FORCE_RESERVED_NOP);
+        let decoded = decode_block::<Idle>(source, mode, 64);
+        assert!(decoded.insns.len() > 1, "{source:02x?} is one instruction");
+        let bytes = &source[..decoded.len as usize];
+        let first = (GUEST & 0xfff) as u32;
+        let (path, source) = (paths::Path::run(first, decoded.len), Source { bytes, first });
+        let (options, policy) = (Options::default(), Policy::default());
+        let code = translate::translate(&path, source, HOST, &thunks, options, &policy);
+        let decoder = Decoder::with_ip(64, bytes, GUEST, DecoderOptions::FORCE_RESERVED_NOP);
         Self { guest: decoder.into_iter().collect(), code: code.expect("code"), thunks }
     }
 

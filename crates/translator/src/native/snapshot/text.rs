@@ -12,7 +12,8 @@ use iced_x86::{
 use super::super::fields::{
     CPL, KERNEL_GS_BASE, RFLAGS, RIP, SHADOW, field, register, segment, segment_base,
 };
-use super::super::thunks::{CALL_OUT_DATA, Thunks};
+use super::super::outside::Outside;
+use super::super::thunks::Thunks;
 use super::{HOST, NOP, Translated};
 
 /// An instruction's code in line.
@@ -47,12 +48,12 @@ pub(super) fn ledger(translated: &Translated) -> String {
 
 impl Translated {
     fn mark(&self, index: usize) -> u32 {
-        self.code.marks[index]
+        self.code.marks[index].place
     }
 
     /// Where the code of the next instruction begins, or what stands behind the block.
     fn end_of(&self, index: usize) -> u32 {
-        self.code.marks.get(index + 1).copied().unwrap_or(self.code.places.stubs)
+        self.code.marks.get(index + 1).map_or(self.code.places.stubs, |mark| mark.place)
     }
 
     fn list(&self, text: &mut String, places: Range<u32>) {
@@ -76,7 +77,9 @@ impl Translated {
             let instr = decoder.decode();
             assert!(!instr.is_invalid(), "code at {:#x}", instr.ip());
             let called = instr.code() == Code::Call_rel32_64;
-            let data = if called { data(&self.thunks, instr.near_branch_target()) } else { 0 };
+            let target = instr.near_branch_target();
+            let rest = &code[decoder.position()..];
+            let data = if called { data(&self.thunks, target, rest) } else { 0 };
             found.push(instr);
             let behind = (decoder.position() + data).min(code.len());
             decoder.set_position(behind).expect("inside");
@@ -94,9 +97,12 @@ impl Translated {
 }
 
 /// Bytes of data behind a call of a thunk.
-fn data(thunks: &Thunks, place: u64) -> usize {
+fn data(thunks: &Thunks, place: u64, behind: &[u8]) -> usize {
+    let outs = [thunks.call_out, thunks.call_out_aside].map(u64::from);
     match place {
-        place if place == u64::from(thunks.call_out) => CALL_OUT_DATA as usize,
+        place if outs.contains(&place) => {
+            behind.first_chunk().map_or(0, |&head| Outside::of(head).size())
+        }
         place if place == u64::from(thunks.leave_near) => 6,
         place if place == u64::from(thunks.leave_far) => 4,
         _ => 0,
@@ -151,6 +157,9 @@ impl Names {
             (leave_far, "leave_far"),
             (guard_miss, "guard_miss"),
             (call_out, "call_out"),
+            (self.thunks.call_out_aside, "call_out_aside"),
+            (self.thunks.slot.read, "slot_read"),
+            (self.thunks.slot.write, "slot_write"),
             (live.sse, "live_sse"),
             (live.avx, "live_avx"),
             (live.x87, "live_x87"),
