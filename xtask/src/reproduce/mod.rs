@@ -2,6 +2,7 @@
 //!
 //! A row is an [`Outcome`]: what the paper says, what was run, a table, a picture and all figures as JSON.
 
+mod paths;
 mod profile;
 mod translate;
 
@@ -19,6 +20,8 @@ pub(crate) enum Reproduce {
     Translate(RowArgs),
     /// Tier-up by predicted trip counts (Namjoshi and Kulkarni, 2010)
     Profile(RowArgs),
+    /// Paths over several blocks, by policy: memory and speed (Guha, Hazelwood and Soffa, 2010)
+    Paths(RowArgs),
 }
 
 #[derive(Args)]
@@ -59,6 +62,7 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
     match row {
         Reproduce::Translate(args) => publish(&translate::measure(args)?, args),
         Reproduce::Profile(args) => publish(&profile::measure(args)?, args),
+        Reproduce::Paths(args) => publish(&paths::measure(args)?, args),
     }
 }
 

@@ -182,7 +182,7 @@ fn marks(event: &Event) -> bool {
 }
 
 /// Of all its threads, which the kernel counts in nanoseconds (Documentation/scheduler/sched-stats.rst).
-fn processor_seconds(pid: u32) -> Result<f64> {
+pub(super) fn processor_seconds(pid: u32) -> Result<f64> {
     let folder = format!("/proc/{pid}/task");
     let mut nanoseconds = 0;
     for task in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
