@@ -163,7 +163,7 @@ impl Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self::BLOCKS
+        Self::FATHOM
     }
 }
 
