@@ -83,10 +83,19 @@ impl Code {
         }
     }
 
-    fn record(&self, block: &Block<System>, page: &[u8]) {
-        if let Some(recorder) = &self.observers.recorder {
-            let first = (block.start & 0xfff) as usize;
-            recorder.add(profile::key(block.start, &page[first..first + block.len as usize]));
+    /// Notes the blocks of a path in `page` for a later run.
+    fn record(&self, path: &Path, base: u64, page: &[u8]) {
+        let Some(recorder) = &self.observers.recorder else { return };
+        let mode = Mode { width: Width::Bits64 };
+        for fragment in &path.fragments {
+            let mut rest = &page[usize::from(fragment.offset)..fragment.end() as usize];
+            let mut start = base + u64::from(fragment.offset);
+            while !rest.is_empty() {
+                let decoded = decode::decode_block::<System>(rest, mode, decode::BLOCK_LIMIT);
+                let (block, behind) = rest.split_at(decoded.len.max(1) as usize);
+                recorder.add(profile::key(start, block));
+                (start, rest) = (start + block.len() as u64, behind);
+            }
         }
     }
 
@@ -321,7 +330,7 @@ impl Native {
         match made {
             Ok(Made { block: mut made, emitted }) => {
                 shared.code.tell(&path, page, source, &emitted);
-                shared.code.record(block, &bytes);
+                shared.code.record(&path, page << 12, &bytes);
                 if self.verifies() {
                     keep_insns(&mut made, &bytes);
                 }
