@@ -27,12 +27,10 @@ fn two_processors_with_little_room_for_code_see_the_same() {
 }
 
 fn see_what_x86_allows(work: &str, cpus: u32, count: usize, more: &[&str]) {
-    // On the lab's processor threads take turns, and whoever waits for another does so for its whole turn.
-    let percent = match more {
-        _ if processor::in_lab() => 1,
-        [] => 20,
-        _ => 5,
-    };
+    if processor::is_not_ours("what processors see of each other's stores") {
+        return;
+    }
+    let percent = if more.is_empty() { 20 } else { 5 };
     let words = format!("fathom.run={work} fathom.scale={percent}");
     let words = format!("{words} watchdog_thresh=60");
     let ended = Guest::new(&words).cpus(cpus).arguments(more).run(&Sandbox::new()).well();

@@ -14,20 +14,23 @@ const PATIENT_KERNEL: &str = "watchdog_thresh=60";
 
 #[test]
 fn the_kernel_may_change_code_that_processors_run() {
-    change("fathom.run=patching", Kernel::Cloud, TESTS);
+    if !processor::is_not_ours("a kernel that changes its code") {
+        change("fathom.run=patching", Kernel::Cloud, TESTS);
+    }
 }
 
 /// The kernel's own tests of static keys and of the compiler for BPF, which the cloud kernel has not.
 #[test]
 fn the_kernels_own_tests_of_changing_code_pass() {
+    if processor::is_not_ours("the kernel's own tests of that") {
+        return;
+    }
     let said = change("fathom.run=patching:module-static-keys,module-test-bpf", Kernel::Full, 3);
     assert!(said.contains("351 PASSED") && !said.contains("skipped"), "{said}");
 }
 
-/// In the lab, where a processor is a program, less often.
 fn change(words: &str, kernel: Kernel, count: usize) -> String {
-    let percent = if processor::in_lab() { 5 } else { 15 };
-    let words = format!("{words} fathom.scale={percent} {PATIENT_KERNEL}");
+    let words = format!("{words} fathom.scale=15 {PATIENT_KERNEL}");
     let guest = Guest::new(&words).kernel(kernel).cpus(2);
     let ended = guest.run(&Sandbox::new()).well();
     let tests = events(&ended.console, "test");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::Report;
 
 use crate::console::events;
-use crate::engine::Engine;
+use crate::engine::{Engine, announce};
 
 /// Guests have 256 MiB.
 const FRAMES: u64 = 65536;
@@ -51,6 +51,17 @@ pub(crate) fn words() -> &'static str {
 pub(crate) fn in_lab() -> bool {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Engine::under_test() == Engine::Kvm && processor.contains("QEMU TCG CPU")
+}
+
+/// Whether `what` of the processor itself is to be left out, said loudly: in the lab, where it is QEMU's translator that
+/// would be tested, and at great length.
+pub(crate) fn is_not_ours(what: &str) -> bool {
+    if in_lab() {
+        announce(&format!(
+            "*** NOT TESTED in the lab: {what}: run `cargo xtask lab` on a host that has KVM ***"
+        ));
+    }
+    in_lab()
 }
 
 /// Self-tests that must fail here, and why: none but in the lab.
