@@ -160,7 +160,7 @@ pub(crate) struct RunArguments {
     /// How the translator works, for finding its faults; on engine translate only. interpret: nothing is
     /// translated. hot=N: a block is translated when it runs for the Nth time [default: 8]. paths=NAME: which blocks
     /// are translated together: blocks (each by itself), net, dynamorio, pin or
-    /// fathom [default]. profile=counters: only then;
+    /// fathom, which is the default. profile=counters: only then;
     /// predict: also when a loop's trips to come make up for it; PATH: when an earlier run translated it, with
     /// profile-out=PATH. code=SIZE: memory for code, 16K to 64M; when it is full, all code goes. keep-flags: flags
     /// that nobody looks at are computed too.
