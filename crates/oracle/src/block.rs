@@ -45,7 +45,7 @@ impl Block {
 }
 
 /// A block in pieces, out of order, that lead to each other by branches of all kinds; at the end it begins again as long
-/// as the index is above [`LAST_ROUND`].
+/// as the index is above `LAST_ROUND`.
 #[derive(Debug)]
 pub struct Scattered {
     /// The code.
