@@ -168,13 +168,20 @@ fn find(
     }
     let block = Block::new(once.insns.drain(..).collect(), gpa, None);
     let block = Arc::new(known.with(block));
-    // The one that went by.
-    let _ = !keep && block.entered() > 0;
-    shared.blocks.insert(mode, Arc::clone(&block));
-    if shared.code_writes.load(Ordering::SeqCst) != writes {
-        forget(&shared, &block);
+    if !keep {
+        // The entry that went by.
+        block.heat(1);
     }
+    publish(&shared, mode, &block, writes);
     Ok(Some(block))
+}
+
+/// Lets others find `block`, unless code has been written since `writes` were counted, before its bytes were read.
+fn publish(shared: &Shared, mode: Mode, block: &Arc<Block<System>>, writes: u64) {
+    shared.blocks.insert(mode, Arc::clone(block));
+    if shared.code_writes.load(Ordering::SeqCst) != writes {
+        forget(shared, block);
+    }
 }
 
 /// Decodes the block at `gpa`; no instruction: the first one crosses the page's end.
@@ -218,10 +225,7 @@ fn crossing(
         block.invalidate();
         return Ok(block);
     }
-    shared.blocks.insert(mode, Arc::clone(&block));
-    if shared.code_writes.load(Ordering::SeqCst) != writes {
-        forget(&shared, &block);
-    }
+    publish(&shared, mode, &block, writes);
     Ok(block)
 }
 

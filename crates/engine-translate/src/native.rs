@@ -161,7 +161,8 @@ pub(crate) struct Native {
     heads: Option<Box<Heads>>,
     /// What ran last was code.
     was_inside: bool,
-    recent: Recent,
+    /// Where trips are predicted.
+    recent: Option<Recent>,
     lockstep: Option<Lockstep>,
 }
 
@@ -176,7 +177,8 @@ impl Native {
         let (lane, policy) = (Lane::new(Arc::clone(&shared.code.cache)), options.policy());
         let heads = Heads::new(&policy).map(Box::new);
         let lockstep = options.verify.then(|| Lockstep::new(core, how(options)));
-        Some(Self { lane, policy, heads, was_inside: false, recent: Recent::new(), lockstep })
+        let recent = options.predict.then(Recent::new);
+        Some(Self { lane, policy, heads, was_inside: false, recent, lockstep })
     }
 
     /// Whether blocks are kept when they are met for the first time.
@@ -187,8 +189,10 @@ impl Native {
     /// Instructions at RIP are going to run that are not kept.
     #[inline(always)]
     pub(crate) fn pass(&mut self, core: &Core) {
-        if let Some(start) = core.machine.tlb.fetch(core.cpu.rip()) {
-            self.recent.note(start);
+        if let Some(recent) = &mut self.recent
+            && let Some(start) = core.machine.tlb.fetch(core.cpu.rip())
+        {
+            recent.note(start);
         }
     }
 
@@ -272,9 +276,13 @@ impl Native {
         }
         let Some(heads) = &mut self.heads else {
             let left = self.policy.hot().saturating_sub(block.entered());
-            let foreseen = left > 0 && foresight::will_run(core, block, left, &mut self.recent);
+            let recent = self.recent.as_mut().filter(|_| left > 0);
+            let foreseen =
+                recent.is_some_and(|recent| foresight::will_run(core, block, left, recent));
             if left > 0 && !foreseen {
-                self.recent.note(block.start);
+                if let Some(recent) = &mut self.recent {
+                    recent.note(block.start);
+                }
                 return None;
             }
             let count = &core.machine.shared.code.foreseen;

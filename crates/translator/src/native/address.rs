@@ -4,7 +4,7 @@ use std::mem;
 
 use iced_x86::{Instruction, Register};
 
-use super::asm::{Address, Condition, Label};
+use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{T0, T1, field, host, register, segment_base};
 use super::stub::{Stub, Work};
 use super::tables::{TRANSLATIONS, Translation};
@@ -80,10 +80,7 @@ impl Translator<'_> {
         self.put_flags_aside(step.before);
         let [miss, slow, back] = [(); 3].map(|()| self.asm.label());
         let asm = &mut self.asm;
-        // What comes round at the top is cut off.
-        asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
-        asm.and_32(T1, TABLE_MASK);
-        asm.add_field(T1, field!(translations));
+        first_entry(asm, T1, T0);
         let page = if write {
             mem::offset_of!(Translation, write)
         } else {
@@ -107,7 +104,15 @@ pub(super) fn displacement_fits(instr: &Instruction) -> bool {
     instr.memory_base() != Register::RIP || i32::try_from(displacement).is_ok()
 }
 
+/// `to` = the place of the first table's entry for address `va`.
+pub(super) fn first_entry(asm: &mut Asm, to: u8, va: u8) {
+    // What comes round at the top is cut off.
+    asm.rotate_right(to, va, 12 - ENTRY_SHIFT as u8);
+    asm.and_32(to, TABLE_MASK);
+    asm.add_field(to, field!(translations));
+}
+
 /// Base-two logarithm of the size of a [`Translation`].
 pub(super) const ENTRY_SHIFT: usize = mem::size_of::<Translation>().trailing_zeros() as usize;
 /// Offsets of entries in their table.
-pub(super) const TABLE_MASK: i32 = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;
+const TABLE_MASK: i32 = ((TRANSLATIONS - 1) << ENTRY_SHIFT) as i32;

@@ -7,7 +7,7 @@
 
 use std::mem::offset_of;
 
-use super::address::{ENTRY_SHIFT, TABLE_MASK};
+use super::address::first_entry;
 use super::asm::{Address, Asm, Condition};
 use super::fields::{T0, T1, field};
 use super::tables::Translation;
@@ -85,9 +85,7 @@ fn translate(asm: &mut Asm, page: i32, fail: super::asm::Label) {
     asm.load(RDX, Address::at(T1, host));
     asm.load(RCX, Address::at(T1, page));
     asm.lea(RCX, Address::at(RCX, 4096));
-    asm.rotate_right(RAX, RCX, 12 - ENTRY_SHIFT as u8);
-    asm.and_32(RAX, TABLE_MASK);
-    asm.add_field(RAX, field!(translations));
+    first_entry(asm, RAX, RCX);
     asm.sub_memory(RCX, Address::at(RAX, page));
     asm.jump_if(Condition::NE, fail);
     asm.load(RCX, Address::at(RAX, host));

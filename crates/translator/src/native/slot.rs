@@ -9,7 +9,7 @@
 
 use std::mem::offset_of;
 
-use super::address::{ENTRY_SHIFT, TABLE_MASK};
+use super::address::first_entry;
 use super::again;
 use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{Fields, T0, T1, field};
@@ -58,9 +58,7 @@ fn fill(asm: &mut Asm, page: i32) {
     asm.jump_if(Condition::NE, fail);
     asm.mov(RDX, T0);
     asm.and(RDX, -4096);
-    asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
-    asm.and_32(T1, TABLE_MASK);
-    asm.add_field(T1, field!(translations));
+    first_entry(asm, T1, T0);
     asm.load(RCX, Address::at(T1, page));
     asm.compare_registers(true, RCX, RDX);
     asm.jump_if(Condition::E, found);

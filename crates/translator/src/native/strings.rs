@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use x86::rflags;
 
-use super::address::{ENTRY_SHIFT, TABLE_MASK};
+use super::address::first_entry;
 use super::again::{self, Again};
 use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{RFLAGS, T0, T1, field};
@@ -156,9 +156,7 @@ fn smaller(asm: &mut Asm, to: u8, other: u8) {
 fn translate(asm: &mut Asm, pointer: u8, page: usize, again: u32, out: Label) {
     let [retry, found] = [(); 2].map(|()| asm.label());
     asm.mov(T0, pointer);
-    asm.rotate_right(T1, T0, 12 - ENTRY_SHIFT as u8);
-    asm.and_32(T1, TABLE_MASK);
-    asm.add_field(T1, field!(translations));
+    first_entry(asm, T1, T0);
     asm.bind(retry);
     asm.sub_memory(T0, Address::at(T1, page as i32));
     asm.compare(T0, 4095);
