@@ -2,11 +2,11 @@
 
 use std::mem;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::address::displacement_fits;
 use super::asm::{Address, Condition, Label};
-use super::fields::{RIP, T0, T1, host, register};
+use super::fields::{RIP, T0, T0_NAME, T1, host, register};
 use super::operands::{Spilled, writes};
 use super::outside::Outside;
 use super::stub::{Stub, Work};
@@ -61,7 +61,8 @@ impl Translator<'_> {
     pub(super) fn same(&mut self, step: &Step) -> Option<()> {
         let mut instr = step.instr;
         let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-        let spilled = Spilled::of(&instr, if memory { &[T1] } else { &[T0, T1] })?;
+        let scratch: &[u8] = if memory { &[T1] } else { &[T0, T1] };
+        let spilled = Spilled::of(&instr, scratch, &mut self.factory)?;
         let back = if memory {
             let write =
                 self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
@@ -71,7 +72,7 @@ impl Translator<'_> {
             }
             self.address(step)?;
             let back = self.check_any(step, instr.memory_size().size(), write);
-            replace_memory(&mut instr, Register::R14);
+            replace_memory(&mut instr, T0_NAME);
             Some(back)
         } else {
             None
@@ -92,14 +93,12 @@ impl Translator<'_> {
     ) -> Option<()> {
         self.prepare_flags(step);
         spilled.rename(&mut instr);
-        for &(slot, scratch) in &spilled.pairs {
-            self.asm.load_field(scratch, register(slot));
+        for stand_in in spilled.stand_ins.iter().filter(|stand_in| stand_in.read) {
+            self.asm.load_field(stand_in.scratch, register(stand_in.slot));
         }
         self.encode(&instr)?;
-        for &(slot, scratch) in &spilled.pairs {
-            if spilled.written & 1 << slot != 0 {
-                self.asm.store_field(register(slot), scratch);
-            }
+        for stand_in in spilled.stand_ins.iter().filter(|stand_in| stand_in.write) {
+            self.asm.store_field(register(stand_in.slot), stand_in.scratch);
         }
         Some(())
     }

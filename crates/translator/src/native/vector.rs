@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, InstructionInfoFactory, Register};
 
 use super::asm::{Condition, Label};
-use super::fields::{T0, T1, field};
+use super::fields::{T0, T0_NAME, T1, field};
 use super::groups::{self, Member};
 use super::operands::Spilled;
 use super::select::Kind;
@@ -60,7 +60,7 @@ pub(super) fn look_ahead(steps: &mut [Step], factory: &mut InstructionInfoFactor
 pub(super) fn in_place(mut instr: Instruction, delta: i64) -> Instruction {
     instr.set_has_repe_prefix(false);
     instr.set_has_repne_prefix(false);
-    replace_memory(&mut instr, Register::R14);
+    replace_memory(&mut instr, T0_NAME);
     if delta != 0 {
         instr.set_memory_displ_size(8);
         instr.set_memory_displacement64(delta as u64);
@@ -74,7 +74,7 @@ impl Translator<'_> {
         let instr = step.instr;
         let operand = vector.direct.memory;
         let scratch: &[u8] = if operand.is_some() { &[T1] } else { &[T0, T1] };
-        let spilled = Spilled::of(&instr, scratch)?;
+        let spilled = Spilled::of(&instr, scratch, &mut self.factory)?;
         if operand.is_some() && instr.memory_base() == Register::RIP {
             i32::try_from(instr.memory_displacement64() as i64).ok()?;
         }
