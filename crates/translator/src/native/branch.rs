@@ -50,7 +50,6 @@ impl Translator<'_> {
         self.forget_flags(step.after);
         self.take_flags_back();
         self.poll(target);
-        self.kept = false;
     }
 
     /// Flags that were put aside need not come back: only `needed` are.

@@ -4,7 +4,7 @@ use super::again;
 use super::asm::Label;
 use super::fields::{T0, field};
 use super::translate::{ACCESS, Step, Translator};
-use super::vector::{Needs, Vector};
+use super::vector::Needs;
 use iced_x86::Instruction;
 
 const RCX: u8 = 1;
@@ -25,8 +25,9 @@ pub(super) enum Work {
     LookAgain { retry: Label, slow: Label, write: bool },
     /// An operand may lie in two pages; if it is not that, `slow`.
     Crossing { slow: Label, way: Way },
-    /// A member of a group looks for itself.
-    Alone { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
+    /// The steps of a group, which ends at `end`. `aside`, `vectors`: what was so before them; `aside_behind`: and
+    /// behind.
+    OneByOne { steps: Box<[Step]>, aside: bool, vectors: Needs, end: Label, aside_behind: bool },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
     /// Leaves for a place in the same page, asking for a link.
@@ -83,9 +84,9 @@ impl Translator<'_> {
                 }
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
-            Work::Alone { step, vector, back, aside, live } => {
-                (self.aside, self.vectors) = (aside, live);
-                self.alone_stub(&step, vector, back);
+            Work::OneByOne { steps, aside, vectors, end, aside_behind } => {
+                (self.aside, self.vectors) = (aside, vectors);
+                self.one_by_one(&steps, end, aside_behind);
                 self.aside = false;
             }
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {

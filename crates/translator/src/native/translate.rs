@@ -19,7 +19,7 @@ use super::asm::{Address, Asm};
 use super::fields::{T0, T1, field};
 use super::flags::{ALL, Effects, Flags};
 use super::flow::{self, Exits};
-use super::groups::Member;
+use super::groups::{self, Group, Open};
 use super::options::Options;
 use super::select::{Kind, kind};
 use super::stub::Stub;
@@ -92,7 +92,8 @@ pub(super) fn translate(
     let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
     let exits = Exits::of(&steps, source, look_ahead, options, &mut factory);
     exits.spread(&mut steps, options.forget_dead_flags);
-    vector::look_ahead(&mut steps, &mut factory);
+    vector::look_ahead(&mut steps);
+    let groups = groups::find(&mut steps, &mut factory);
     let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
     live.extend(exits.flags());
     let mut translator = Translator {
@@ -109,13 +110,13 @@ pub(super) fn translate(
         live,
         aside: false,
         vectors: 0,
-        kept: false,
-        aligned: 1,
+        group: None,
+        failed: false,
         stubs: Vec::new(),
         exits: Vec::new(),
         marks: Vec::with_capacity(steps.len()),
     };
-    let places = translator.path(&steps)?;
+    let places = translator.path(&steps, &groups).filter(|_| !translator.failed)?;
     let (marks, links) = (translator.marks, translator.exits);
     let watched = exits.watched();
     Some(Code { bytes: translator.asm.finish(), places, marks, links, watched })
@@ -164,7 +165,8 @@ pub(super) struct Step {
     pub(super) goes_on: Option<u32>,
     /// Registers that must be live behind it.
     pub(super) relied: Needs,
-    pub(super) member: Member,
+    /// Where its memory operand is behind T0, if it is in a group.
+    pub(super) delta: Option<i64>,
 }
 
 impl Step {
@@ -191,7 +193,7 @@ impl Step {
             next: offset + instr.len() as u32,
             goes_on: None,
             relied: 0,
-            member: Member::No,
+            delta: None,
         }
     }
 }
@@ -210,7 +212,6 @@ pub(super) struct Translator<'a> {
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
     /// What stubs have in common stands in thunks.
-    /// What stubs have in common stands in thunks.
     pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
     pub(super) live: Vec<(u32, Flags)>,
@@ -218,10 +219,10 @@ pub(super) struct Translator<'a> {
     pub(super) aside: bool,
     /// Vector registers known to be live.
     pub(super) vectors: Needs,
-    /// T0 is what the first of a group has left: see [`super::groups`].
-    pub(super) kept: bool,
-    /// If that is not 0, it is a multiple of this.
-    pub(super) aligned: usize,
+    /// T0 is what the first of a group has found.
+    pub(super) group: Option<Open>,
+    /// Something could not be emitted.
+    pub(super) failed: bool,
     pub(super) stubs: Vec<Stub>,
     /// Exits within the page: the site, and where it leads.
     pub(super) exits: Vec<(u32, u16)>,
@@ -229,19 +230,28 @@ pub(super) struct Translator<'a> {
 }
 
 impl Translator<'_> {
-    fn path(&mut self, steps: &[Step]) -> Option<Places> {
+    fn path(&mut self, steps: &[Step], groups: &[Group]) -> Option<Places> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
         self.inner = inner;
         self.asm.nops(5);
         let (mut open, mut shadow) = (true, false);
-        for step in steps {
+        let mut groups = groups.iter();
+        let mut group = groups.next();
+        for (index, step) in steps.iter().enumerate() {
             self.marks.push(Mark { offset: step.offset, place: self.asm.here() });
             if shadow && step.kind.is_branch() {
                 self.end_shadow();
                 shadow = false;
             }
+            if let Some(group) = group.filter(|group| group.first == index) {
+                self.open(group, step)?;
+            }
             open = self.step(step)?;
+            if let Some(ended) = group.filter(|group| group.last == index) {
+                self.close(&steps[ended.first..=index]);
+                group = groups.next();
+            }
             if shadow && open {
                 self.end_shadow();
             }
@@ -268,17 +278,25 @@ impl Translator<'_> {
     }
 
     /// Returns whether the path goes on behind it.
-    fn step(&mut self, step: &Step) -> Option<bool> {
+    pub(super) fn step(&mut self, step: &Step) -> Option<bool> {
+        // A group has no room for what is outside.
+        let grouped = self.group.is_some();
         match step.kind {
             Kind::Nothing => {}
             Kind::Outside => return Some(self.outside(step)),
             Kind::Same => {
                 if self.same(step).is_none() {
+                    if grouped {
+                        return None;
+                    }
                     self.outside(step);
                 }
             }
             Kind::Vector(vector) => {
                 if self.vector(step, vector).is_none() {
+                    if grouped {
+                        return None;
+                    }
                     self.outside(step);
                 }
             }
