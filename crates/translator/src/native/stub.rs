@@ -30,6 +30,8 @@ pub(super) enum Work {
     OneByOne { steps: Box<[Step]>, aside: bool, vectors: Needs, end: Label, aside_behind: bool },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
+    /// The page behind this one is not what it was. RCX was put aside.
+    Elsewhere,
     /// Leaves for a place in the same page, asking for a link.
     Near { site: u32, target: i64 },
     /// The same in another page: T0 is the address, RCX was put aside.
@@ -97,6 +99,10 @@ impl Translator<'_> {
                     self.asm.store_field(field!(rcx), RCX);
                 }
                 self.make_live_stub(needs, offset, back);
+            }
+            Work::Elsewhere => {
+                self.address_in_page(T0, self.head.into());
+                self.asm.jump_to(self.thunks.guard_miss);
             }
             Work::Near { site, target } => self.leave_for(target, site),
             Work::Far { site } => {

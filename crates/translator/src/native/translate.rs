@@ -22,7 +22,7 @@ use super::flow::{self, Exits};
 use super::groups::{self, Group, Open};
 use super::options::Options;
 use super::select::{Kind, kind};
-use super::stub::Stub;
+use super::stub::{Stub, Work};
 use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
@@ -74,7 +74,8 @@ pub(super) struct Places {
 /// Instructions of the longest path whose code and stubs are no more than 32 KiB apart.
 const COMPACT: usize = 128;
 
-/// Translates `path`, which lies in `source`, to stand at `start`.
+/// Translates `path`, which lies in `source`, to stand at `start`. `next_frame`: number of the frame that its one
+/// instruction reaches into.
 pub(super) fn translate(
     path: &Path,
     source: Source<'_>,
@@ -82,6 +83,7 @@ pub(super) fn translate(
     thunks: &Thunks,
     options: Options,
     policy: &Policy,
+    next_frame: Option<u32>,
 ) -> Option<Code> {
     let mut factory = InstructionInfoFactory::new();
     let mut steps = flow::steps(path, source, options, &mut factory)?;
@@ -105,6 +107,7 @@ pub(super) fn translate(
         source,
         head: path.head(),
         inner: start,
+        next_frame,
         close_loops: options.link && policy.follow != Follow::Nothing,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
         live,
@@ -125,13 +128,8 @@ pub(super) fn translate(
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
 /// `inner`, to stand at `start`. T0 is the address, RCX was put aside; touches no flag.
 pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Thunks) -> Vec<u8> {
-    let (mut asm, above) = (Asm::new(start), offset >> 9);
-    // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
-    asm.rotate_right(T1, T0, 9);
-    asm.low_16(T1, T1);
-    asm.load_field(RCX, field!(guards));
-    asm.load(RCX, Address::sum(RCX, T1, -(above as i32)));
-    asm.lea(RCX, Address::sum(RCX, T0, -(offset as i32) - token(frame) as i32));
+    let mut asm = Asm::new(start);
+    compare_guard(&mut asm, offset, frame);
     // Where the guard holds this is 0, and else at least 4 or odd.
     asm.load_field(T1, field!(pending));
     asm.load_byte(T1, Address::at(T1, 0));
@@ -143,6 +141,17 @@ pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Th
     asm.store_field(field!(page), T0);
     asm.jump_to(inner);
     asm.finish()
+}
+
+/// RCX becomes 0 if address T0, `offset` bytes into its page, is in the frame with number `frame`.
+fn compare_guard(asm: &mut Asm, offset: u32, frame: u32) {
+    let above = offset >> 9;
+    // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
+    asm.rotate_right(T1, T0, 9);
+    asm.low_16(T1, T1);
+    asm.load_field(RCX, field!(guards));
+    asm.load(RCX, Address::sum(RCX, T1, -(above as i32)));
+    asm.lea(RCX, Address::sum(RCX, T0, -(offset as i32) - token(frame) as i32));
 }
 
 /// One instruction.
@@ -209,6 +218,8 @@ pub(super) struct Translator<'a> {
     pub(super) head: u32,
     /// Where the path is entered.
     pub(super) inner: u32,
+    /// See [`translate`].
+    next_frame: Option<u32>,
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
     /// What stubs have in common stands in thunks.
@@ -235,6 +246,9 @@ impl Translator<'_> {
         let inner = self.asm.here();
         self.inner = inner;
         self.asm.nops(5);
+        if let Some(frame) = self.next_frame {
+            self.guard_next_page(frame);
+        }
         let (mut open, mut shadow) = (true, false);
         let mut groups = groups.iter();
         let mut group = groups.next();
@@ -275,6 +289,19 @@ impl Translator<'_> {
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
         Some(Places { inner, dead, stubs })
+    }
+
+    /// Goes on where the page behind this one is in the frame with number `frame`: the instruction's last bytes come
+    /// from there. Touches no flag.
+    fn guard_next_page(&mut self, frame: u32) {
+        self.asm.store_field(field!(rcx), RCX);
+        self.address_in_page(T0, 4096);
+        compare_guard(&mut self.asm, 0, frame);
+        let elsewhere = self.asm.label();
+        self.asm.skip_if_rcx_is_0(5);
+        self.asm.jump(elsewhere);
+        self.asm.load_field(RCX, field!(rcx));
+        self.stubs.push(Stub { label: elsewhere, work: Work::Elsewhere });
     }
 
     /// Returns whether the path goes on behind it.
