@@ -39,17 +39,7 @@ impl Translator<'_> {
             self.branch(step.offset, target);
             return false;
         }
-        if target <= step.offset.into() {
-            self.poll_on_path(step, target);
-        }
         true
-    }
-
-    /// Whoever is wanted leaves, on a way back that is on the path.
-    fn poll_on_path(&mut self, step: &Step, target: i64) {
-        self.forget_flags(step.after);
-        self.take_flags_back();
-        self.poll(target);
     }
 
     /// Flags that were put aside need not come back: only `needed` are.
@@ -175,16 +165,18 @@ impl Translator<'_> {
     }
 
     /// Goes to `target`, from the instruction at `offset`, both relative to the page.
-    pub(super) fn branch(&mut self, offset: u32, target: i64) {
+    pub(super) fn branch(&mut self, _offset: u32, target: i64) {
         self.take_flags_back();
         if !(0..4096).contains(&target) {
             return self.branch_far(target);
         }
-        if target <= offset.into() {
+        if self.is_way_back(target) {
             self.poll(target);
         }
         if self.is_loop(target) {
-            return self.asm.jump_to(self.inner);
+            let (place, needs) = self.round;
+            let live = self.vectors & needs == needs;
+            return self.asm.jump_to(if live { place } else { self.inner });
         }
         let site = self.jump_to_link(|site| Work::Near { site, target });
         self.exits.push((site, target as u16));
@@ -229,16 +221,13 @@ impl Translator<'_> {
             return true;
         }
         self.leave_if(condition ^ 1, step.offset, through);
-        if target <= step.offset.into() {
-            self.poll_on_path(step, target);
-        }
         true
     }
 
     /// Leaves the path for `target` if the condition holds.
     fn leave_if(&mut self, condition: u8, offset: u32, target: i64) {
         let label = self.asm.label();
-        let forward = target > offset.into() && target < 4096;
+        let forward = !self.is_way_back(target) && target < 4096;
         if forward {
             self.asm.keep_together(6, 64);
         }
@@ -253,8 +242,14 @@ impl Translator<'_> {
         self.stubs.push(Stub { label, work });
     }
 
+    /// Whether somebody who is wanted must be let out on the way to `target`: whoever runs for ever in a page comes to
+    /// a path's head from one further behind, again and again.
+    fn is_way_back(&self, target: i64) -> bool {
+        target <= self.head.into()
+    }
+
     /// Whether a branch to `target` stays inside.
-    fn is_loop(&self, target: i64) -> bool {
+    pub(super) fn is_loop(&self, target: i64) -> bool {
         self.close_loops && target == i64::from(self.head)
     }
 

@@ -89,7 +89,7 @@ impl Translator<'_> {
             Work::OneByOne { steps, aside, vectors, end, aside_behind } => {
                 (self.aside, self.vectors) = (aside, vectors);
                 self.one_by_one(&steps, end, aside_behind);
-                self.aside = false;
+                (self.aside, self.vectors) = (false, 0);
             }
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
                 if aside {

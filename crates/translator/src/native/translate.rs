@@ -16,6 +16,7 @@ use std::mem;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use super::asm::{Address, Asm};
+use super::branch::target_of;
 use super::fields::{T0, T1, field};
 use super::flags::{ALL, Effects, Flags};
 use super::flow::{self, Exits};
@@ -107,6 +108,7 @@ pub(super) fn translate(
         source,
         head: path.head(),
         inner: start,
+        round: (start, 0),
         next_frame,
         close_loops: options.link && policy.follow != Follow::Nothing,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
@@ -220,6 +222,8 @@ pub(super) struct Translator<'a> {
     pub(super) inner: u32,
     /// See [`translate`].
     next_frame: Option<u32>,
+    /// Where loops go round, with these registers live.
+    pub(super) round: (u32, Needs),
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
     /// What stubs have in common stands in thunks.
@@ -248,6 +252,12 @@ impl Translator<'_> {
         self.asm.nops(5);
         if let Some(frame) = self.next_frame {
             self.guard_next_page(frame);
+        }
+        self.round = (inner, 0);
+        if let Some(first) = steps.first() {
+            let needs = self.needs_of_loop(steps);
+            self.make_all_live(first, needs);
+            self.round = (if needs == 0 { inner } else { self.asm.here() }, needs);
         }
         let (mut open, mut shadow) = (true, false);
         let mut groups = groups.iter();
@@ -279,6 +289,7 @@ impl Translator<'_> {
             self.forget_flags(last.after);
             self.branch(last.offset, last.next.into());
         }
+        self.vectors = 0;
         let stubs = self.asm.here();
         while !self.stubs.is_empty() {
             let mut stubs = mem::take(&mut self.stubs).into_iter().peekable();
@@ -289,6 +300,23 @@ impl Translator<'_> {
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
         Some(Places { inner, dead, stubs })
+    }
+
+    /// What is live all the way round, where the path is a loop.
+    fn needs_of_loop(&self, steps: &[Step]) -> Needs {
+        let closes = |step: &Step| {
+            matches!(step.kind, Kind::Jump | Kind::JumpIf)
+                && self.is_loop(target_of(&step.instr))
+                && step.goes_on.is_none()
+        };
+        if !steps.last().is_some_and(closes) {
+            return 0;
+        }
+        let inside = steps.iter().take_while(|step| step.kind != Kind::Outside);
+        inside.fold(0, |needs, step| match step.kind {
+            Kind::Vector(vector) => needs | vector.needs,
+            _ => needs,
+        })
     }
 
     /// Goes on where the page behind this one is in the frame with number `frame`: the instruction's last bytes come
