@@ -33,6 +33,10 @@ pub(super) enum Work {
     Near { site: u32, target: i64 },
     /// The same in another page: T0 is the address, RCX was put aside.
     Far { site: u32 },
+    /// There is no room for another pair.
+    Full { go: Label },
+    /// T0 is where a return goes that has no pair: its offset, and how far it has moved RSP.
+    Unpaired { from: (u32, u16), aside: bool },
     /// A branch to `target` that another one leads to, because it is conditional.
     Branch { offset: u32, target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
@@ -102,6 +106,8 @@ impl Translator<'_> {
                 self.asm.call_to(self.thunks.leave_far);
                 self.asm.raw(&site.to_le_bytes());
             }
+            Work::Full { go } => self.full_stub(go),
+            Work::Unpaired { from, aside } => self.unpaired_stub(from, aside),
             Work::Branch { offset, target } => self.branch(offset, target),
             Work::Wanted { target, aside } => {
                 if aside {

@@ -105,6 +105,7 @@ pub(super) fn translate(
         head: path.head(),
         inner: start,
         close_loops: options.link && policy.follow != Follow::Nothing,
+        pairs: options.pair_returns && options.link && options.indirect,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
         live,
         aside: false,
@@ -209,7 +210,8 @@ pub(super) struct Translator<'a> {
     pub(super) inner: u32,
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
-    /// What stubs have in common stands in thunks.
+    /// See [`super::pairs`].
+    pub(super) pairs: bool,
     /// What stubs have in common stands in thunks.
     pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
