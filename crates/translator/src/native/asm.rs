@@ -210,6 +210,14 @@ impl Asm {
         self.memory(&[], true, &[0x8d], to, address);
     }
 
+    /// `to = from + disp`, in seven bytes. `from` is neither RSP nor R12.
+    pub(super) fn lea_wide(&mut self, to: u8, from: u8, disp: i32) {
+        debug_assert_ne!(from & 7, 4, "it would need another byte");
+        let rex = 0x48 | to >> 3 << 2 | from >> 3;
+        self.raw(&[rex, 0x8d, 0x80 | (to & 7) << 3 | from & 7]);
+        self.dword(disp);
+    }
+
     pub(super) fn lea_32(&mut self, to: u8, address: Address) {
         self.memory(&[], false, &[0x8d], to, address);
     }

@@ -34,9 +34,10 @@ impl Translator<'_> {
             self.push_pair();
         }
         self.forget_flags(step.after);
-        self.branch_by(step.offset, target_of(&step.instr), paired);
-        if paired {
-            self.land(step);
+        let needed = paired.then(|| self.needed_behind(step));
+        self.branch_by(step.offset, target_of(&step.instr), needed);
+        if let Some(needed) = needed {
+            self.land(step, needed);
         }
         // Executed outside, it goes on by RIP.
         self.asm.bind(back);
@@ -178,8 +179,10 @@ impl Translator<'_> {
         self.take_flags_back();
         self.note_branch(step.offset, moved);
         let entry = self.asm.table_entry();
+        let needed = self.needed_behind(step);
+        self.prepare_landing(4, needed);
         self.asm.call_memory(entry);
-        self.land(step);
+        self.land(step, needed);
     }
 
     /// Goes to address T0. Flags are in RFLAGS. `moved`: by how much the branch has moved RSP.
@@ -196,11 +199,11 @@ impl Translator<'_> {
 
     /// Goes to `target`, from the instruction at `offset`, both relative to the page.
     pub(super) fn branch(&mut self, offset: u32, target: i64) {
-        self.branch_by(offset, target, false);
+        self.branch_by(offset, target, None);
     }
 
-    /// `call`: by the host's CALL.
-    fn branch_by(&mut self, offset: u32, target: i64, call: bool) {
+    /// `call`: by the host's CALL, behind which these flags are needed.
+    fn branch_by(&mut self, offset: u32, target: i64, call: Option<Flags>) {
         self.take_flags_back();
         if !(0..4096).contains(&target) {
             return self.branch_far(target, call);
@@ -209,15 +212,18 @@ impl Translator<'_> {
             self.poll(target);
         }
         match (self.is_loop(target), call) {
-            (true, false) => return self.asm.jump_to(self.inner),
-            (true, true) => return self.asm.call_to(self.inner),
+            (true, None) => return self.asm.jump_to(self.inner),
+            (true, Some(needed)) => {
+                self.prepare_landing(5, needed);
+                return self.asm.call_to(self.inner);
+            }
             (false, _) => {}
         }
         let site = self.link(call, |site| Work::Near { site, target });
         self.exits.push((site, target as u16));
     }
 
-    fn branch_far(&mut self, target: i64, call: bool) {
+    fn branch_far(&mut self, target: i64, call: Option<Flags>) {
         self.address_in_page(T0, target);
         self.asm.store_field(field!(rcx), RCX);
         let _ = self.link(call, |site| Work::Far { site });
@@ -225,17 +231,19 @@ impl Translator<'_> {
 
     /// A jump to `work`, which is told where it stands, until it is linked.
     pub(super) fn jump_to_link(&mut self, work: impl FnOnce(u32) -> Work) -> u32 {
-        self.link(false, work)
+        self.link(None, work)
     }
 
-    fn link(&mut self, call: bool, work: impl FnOnce(u32) -> Work) -> u32 {
+    fn link(&mut self, call: Option<Flags>, work: impl FnOnce(u32) -> Work) -> u32 {
         let label = self.asm.label();
         // The displacement is replaced while others run.
+        if let Some(needed) = call {
+            self.prepare_landing(5, needed);
+        }
         self.asm.keep_together(5, 64);
-        if call {
-            self.asm.call(label);
-        } else {
-            self.asm.jump(label);
+        match call {
+            Some(_) => self.asm.call(label),
+            None => self.asm.jump(label),
         }
         let site = self.asm.here() - 4;
         self.stubs.push(Stub { label, work: work(site) });

@@ -11,6 +11,7 @@ use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
 use super::options::Options;
 use super::stats::CodeStats;
+use super::stub::LEAVE;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, Code, FAR_SITE};
@@ -76,6 +77,8 @@ pub(crate) struct NativeBlock {
     pub(super) inner: u32,
     /// Where `inner` is to lead when the path is invalid.
     dead: u32,
+    /// As in [`translate::Places`].
+    landing: u32,
     /// Its frame's number among those with code.
     frame: u32,
     offset: u32,
@@ -93,9 +96,12 @@ impl NativeBlock {
         size_of::<Self>() + MALLOC
     }
 
-    /// Whoever enters leaves at once.
+    /// Whoever enters leaves at once, and so does whoever comes back to where flags are thought to be of no interest.
     pub(crate) fn close(&self) {
         self.memory.make_jump(self.inner, self.dead);
+        if self.landing != 0 {
+            self.memory.make_jump(self.landing, self.dead + LEAVE);
+        }
     }
 }
 
@@ -193,6 +199,7 @@ impl CodeCache {
             memory,
             inner: code.places.inner,
             dead: code.places.dead,
+            landing: code.places.landing,
             frame,
             offset: path.head(),
             guard: AtomicU32::new(0),

@@ -15,9 +15,14 @@
 //! guard. So all pairs go whenever the address could lead elsewhere, or the code is: where generated code is entered,
 //! where it changes sides ([`super::calls`]), and behind each instruction executed outside that is no mere access
 //! ([`drop_all`]). What was written over is closed where the link leads to.
+//!
+//! The flags are aside where a return lands, and stay so if nobody behind the call looks at them. That is known of the
+//! bytes that stand there: with them the landing is closed, too.
 
+use super::aside;
 use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{Fields, T0, T1, field};
+use super::flags::{ALL, Flags};
 use super::stub::{Stub, Work};
 use super::translate::{Step, Translator};
 
@@ -29,9 +34,11 @@ const PAIR: i32 = 16;
 /// Pairs that are kept; with one more they go.
 const MOST: i32 = 1024;
 
-/// The thunk for returns that are not paired: T0 is the target. As an indirect branch, whose [`Fields::from`] is set.
+/// The thunk for returns that are not paired: T0 is the target, and the flags are aside. As an indirect branch, whose
+/// [`Fields::from`] is set.
 pub(super) fn emit_miss(asm: &mut Asm) -> u32 {
     let miss = asm.here();
+    aside::flags_from_field(asm);
     asm.load_field(RSP, field!(stack));
     asm.jump_by_table();
     miss
@@ -75,10 +82,34 @@ impl Translator<'_> {
         self.stubs.push(Stub { label: full, work: Work::Full { go } });
     }
 
-    /// What stands behind the host's CALL.
-    pub(super) fn land(&mut self, step: &Step) {
-        self.asm.pop(T0);
-        self.asm.lea(T0, Address::at(T0, -(step.next as i32)));
+    /// Somebody looks at these flags behind the call, as far as is known.
+    pub(super) fn needed_behind(&self, step: &Step) -> Flags {
+        let behind = |&&(offset, _): &&(u32, Flags)| offset == step.next;
+        self.live.iter().find(behind).map_or(ALL, |&(_, flags)| flags)
+    }
+
+    /// Before a CALL of `length` bytes, and a landing where nobody looks at flags: it is closed by five bytes.
+    pub(super) fn prepare_landing(&mut self, length: u32, needed: Flags) {
+        if needed == 0 {
+            let fits = |nops: &u32| {
+                let call = self.asm.here() + nops;
+                (call + length) % 8 <= 3 && call % 64 + length <= 64
+            };
+            let nops = (0..64).find(fits).expect("a place in a line");
+            self.asm.nops(nops);
+        }
+    }
+
+    /// What stands behind the host's CALL. T0 is the return address, and the flags are aside.
+    pub(super) fn land(&mut self, step: &Step, needed: Flags) {
+        if needed == 0 {
+            self.landing = self.asm.here();
+            debug_assert!(self.landing % 8 <= 3, "it is closed while others run");
+        } else {
+            self.flags_from_field();
+        }
+        self.asm.lea_wide(T0, T0, -(step.next as i32));
+        self.asm.pop(T1);
         self.asm.store_field(field!(page), T0);
         let target = i64::from(step.next);
         let site = self.jump_to_link(|site| Work::Near { site, target });
@@ -90,19 +121,19 @@ impl Translator<'_> {
         self.push_pair();
         let over = self.asm.label();
         self.asm.call(over);
-        self.land(step);
+        self.land(step, ALL);
         self.asm.bind(over);
     }
 
     /// To T0, which was popped with `moved` bytes.
     pub(super) fn go_back(&mut self, step: &Step, moved: u16) {
         let miss = self.asm.label();
-        // Flags are aside: whoever comes next may look at them.
+        debug_assert!(self.aside, "whoever comes next may look at the flags");
+        self.aside = false;
         self.asm.compare_with(T0, Address::at(RSP, 8));
         self.asm.jump_if(Condition::NE, miss);
-        let (aside, from) = (self.aside, (step.offset, moved));
-        self.stubs.push(Stub { label: miss, work: Work::Unpaired { from, aside } });
-        self.take_flags_back();
+        let offset = step.offset;
+        self.stubs.push(Stub { label: miss, work: Work::Unpaired { offset, moved } });
         self.asm.ret();
     }
 
@@ -113,11 +144,14 @@ impl Translator<'_> {
     }
 
     /// [`Work::Unpaired`].
-    pub(super) fn unpaired_stub(&mut self, (offset, moved): (u32, u16), aside: bool) {
-        if aside {
-            self.flags_from_field();
-        }
+    pub(super) fn unpaired_stub(&mut self, offset: u32, moved: u16) {
         self.note_branch(offset, moved);
         self.asm.jump_to(self.thunks.miss);
+    }
+
+    /// Where a landing leads when it is closed.
+    pub(super) fn dead_landing(&mut self) {
+        self.flags_from_field();
+        self.asm.jump_to(self.thunks.leave);
     }
 }

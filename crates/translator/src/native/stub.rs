@@ -35,8 +35,8 @@ pub(super) enum Work {
     Far { site: u32 },
     /// There is no room for another pair.
     Full { go: Label },
-    /// T0 is where a return goes that has no pair: its offset, and how far it has moved RSP.
-    Unpaired { from: (u32, u16), aside: bool },
+    /// T0 is where the return at `offset` goes that has no pair; it has moved RSP by `moved`.
+    Unpaired { offset: u32, moved: u16 },
     /// A branch to `target` that another one leads to, because it is conditional.
     Branch { offset: u32, target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
@@ -50,6 +50,9 @@ pub(super) enum Way {
     /// It stores so many bytes: here, and then goes `back`.
     Store { instr: Instruction, size: usize, back: Label },
 }
+
+/// Bytes of [`Translator::leave_for`].
+pub(super) const LEAVE: u32 = 11;
 
 impl Translator<'_> {
     /// `next`: the one that comes directly behind it.
@@ -107,7 +110,7 @@ impl Translator<'_> {
                 self.asm.raw(&site.to_le_bytes());
             }
             Work::Full { go } => self.full_stub(go),
-            Work::Unpaired { from, aside } => self.unpaired_stub(from, aside),
+            Work::Unpaired { offset, moved } => self.unpaired_stub(offset, moved),
             Work::Branch { offset, target } => self.branch(offset, target),
             Work::Wanted { target, aside } => {
                 if aside {
@@ -119,7 +122,7 @@ impl Translator<'_> {
         }
     }
 
-    /// Leaves for `target` in this page, where the jump at `site` could lead.
+    /// Leaves for `target` in this page, in [`LEAVE`] bytes, where the jump at `site` could lead.
     pub(super) fn leave_for(&mut self, target: i64, site: u32) {
         self.asm.call_to(self.thunks.leave_near);
         self.asm.raw(&site.to_le_bytes());

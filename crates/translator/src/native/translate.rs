@@ -22,7 +22,7 @@ use super::flow::{self, Exits};
 use super::groups::Member;
 use super::options::Options;
 use super::select::{Kind, kind};
-use super::stub::Stub;
+use super::stub::{LEAVE, Stub};
 use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
@@ -69,6 +69,8 @@ pub(super) struct Places {
     pub(super) dead: u32,
     /// Where the stubs begin.
     pub(super) stubs: u32,
+    /// What is closed with `inner`, if it is not 0: it is to lead [`LEAVE`] bytes behind `dead`. See [`super::pairs`].
+    pub(super) landing: u32,
 }
 
 /// Instructions of the longest path whose code and stubs are no more than 32 KiB apart.
@@ -104,6 +106,7 @@ pub(super) fn translate(
         source,
         head: path.head(),
         inner: start,
+        landing: 0,
         close_loops: options.link && policy.follow != Follow::Nothing,
         pairs: options.pair_returns && options.link && options.indirect,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
@@ -208,6 +211,8 @@ pub(super) struct Translator<'a> {
     pub(super) head: u32,
     /// Where the path is entered.
     pub(super) inner: u32,
+    /// See [`Places`].
+    pub(super) landing: u32,
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
     /// See [`super::pairs`].
@@ -266,7 +271,12 @@ impl Translator<'_> {
         }
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
-        Some(Places { inner, dead, stubs })
+        let landing = self.landing;
+        if landing != 0 {
+            debug_assert_eq!(self.asm.here(), dead + LEAVE);
+            self.dead_landing();
+        }
+        Some(Places { inner, dead, stubs, landing })
     }
 
     /// Returns whether the path goes on behind it.
