@@ -11,7 +11,9 @@ cases!(
     space_changed, side_changed,
 );
 
-const TIMES: u32 = 20;
+const TIMES: u32 = 100;
+/// The bit of EBX that says what happens for some times on end.
+const PHASE: u32 = 8;
 const READY: u64 = paging::PRESENT | paging::WRITABLE | paging::USER;
 
 /// Runs `body` [`TIMES`] times. Changes EBX.
@@ -236,9 +238,25 @@ fn caller(rig: &Rig, page: u64, value: i32) {
     });
 }
 
-/// What ESI becomes where the caller's page leads to frame 6 and frame 5 by turns when it is come back to.
+/// A callee that changes which frame its caller's page leads to, in some phases.
+fn changes(a: &mut CodeAssembler, change: impl FnOnce(&mut CodeAssembler) -> Asm) -> Asm {
+    let mut out = a.create_label();
+    a.test(ebx, PHASE as i32)?;
+    a.jz(out)?;
+    change(a)?;
+    a.set_label(&mut out)?;
+    a.ret()
+}
+
+/// What ESI becomes.
 fn by_turns() -> u32 {
-    (0..TIMES).fold(0, |last: u32, turn| last.wrapping_mul(3).wrapping_add(6 - turn % 2))
+    let mut frame = 5;
+    (1..=TIMES).rev().fold(0, |last: u32, turn| {
+        if turn & PHASE != 0 {
+            frame = 11 - frame;
+        }
+        last.wrapping_mul(3).wrapping_add(frame)
+    })
 }
 
 /// Another frame is behind the caller's address when its callee returns.
@@ -252,9 +270,10 @@ fn frame_changed(engine: &dyn Engine) {
     caller(&rig, 5, 5);
     caller(&rig, 6, 6);
     rig.load(window(7), |a| {
-        a.xor(dword_ptr(window_entry(5)), (window(5) ^ window(6)) as u32)?;
-        a.invlpg(ptr(rdi))?;
-        a.ret()
+        changes(a, |a| {
+            a.xor(dword_ptr(window_entry(5)), (window(5) ^ window(6)) as u32)?;
+            a.invlpg(ptr(rdi))
+        })
     });
     rig.set_word(PML4 + 8, DATA | READY);
     rig.set_word(DATA, (DATA + 0x1000) | READY);
@@ -273,10 +292,11 @@ fn space_changed(engine: &dyn Engine) {
     caller(&rig, 5, 5);
     caller(&rig, 6, 6);
     rig.load(window(7), |a| {
-        a.mov(rax, cr3)?;
-        a.xor(rax, (OTHER ^ PML4) as i32)?;
-        a.mov(cr3, rax)?;
-        a.ret()
+        changes(a, |a| {
+            a.mov(rax, cr3)?;
+            a.xor(rax, (OTHER ^ PML4) as i32)?;
+            a.mov(cr3, rax)
+        })
     });
     let [pointers, directory, table] = [1, 2, 3].map(|page| OTHER + page * 0x1000);
     rig.set_word(OTHER, pointers | READY);
@@ -315,10 +335,14 @@ fn side_changed(engine: &dyn Engine) {
         })
     });
     rig.load(window(8), |a| {
-        let mut inner = a.create_label();
+        let (mut inner, mut astray) = (a.create_label(), a.create_label());
         a.call(inner)?;
-        a.hlt()?;
+        a.sysretq()?;
         a.set_label(&mut inner)?;
+        a.test(ebx, PHASE as i32)?;
+        a.jz(astray)?;
+        a.ret()?;
+        a.set_label(&mut astray)?;
         a.pop(r9)?;
         a.sysretq()
     });
