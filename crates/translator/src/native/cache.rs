@@ -76,9 +76,9 @@ pub(crate) struct NativeBlock {
     memory: Arc<Lease>,
     pub(super) inner: u32,
     /// Where `inner` is to lead when the path is invalid.
-    dead: u32,
+    pub(super) dead: u32,
     /// As in [`translate::Places`].
-    landing: u32,
+    pub(super) landing: u32,
     /// Its frame's number among those with code.
     frame: u32,
     offset: u32,

@@ -155,3 +155,40 @@ impl Translator<'_> {
         self.asm.jump_to(self.thunks.leave);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::stub::LEAVE;
+    use super::super::{CodeCache, Made, Options};
+    use crate::block::tests::Idle;
+    use crate::paths::{Path, Policy, Source};
+
+    /// Where a call lands that `behind` follows, and the code there before and after its path is closed.
+    fn closed(behind: &[u8]) -> Option<[Vec<u8>; 2]> {
+        let bytes = [&[0xe8, 0, 1, 0, 0], behind].concat();
+        let source = Source { bytes: &bytes, first: 0x10 };
+        let cache = CodeCache::new(1 << 20, Options::default(), Policy::FATHOM).expect("memory");
+        let made = cache.translate::<Idle>(&Path::run(0x10, 5), source, 5, 7);
+        let Made { block, emitted } = made.expect("code");
+        let native = block.native().expect("code");
+        let landing = Some(native.landing).filter(|&landing| landing != 0)?;
+        let code = || emitted.memory.read(landing..landing + 5);
+        let before = code();
+        block.invalidate();
+        let after = code();
+        let jump = u32::from_le_bytes(after[1..].try_into().expect("four bytes"));
+        assert_eq!(landing + 5 + jump, native.dead + LEAVE);
+        Some([before, after])
+    }
+
+    /// Else flags that were of no interest would be missed by what is written there.
+    #[test]
+    fn where_flags_stay_aside_is_closed_with_the_path() {
+        // xor eax, eax
+        let [before, after] = closed(&[0x31, 0xc0]).expect("a landing without flags");
+        assert_ne!(before[0], 0xe9);
+        assert_eq!(after[0], 0xe9);
+        // adc eax, eax
+        assert_eq!(closed(&[0x11, 0xc0]), None);
+    }
+}
