@@ -11,6 +11,7 @@ use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
 use super::options::Options;
 use super::stats::CodeStats;
+use super::stub::LEAVE;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, Code, FAR_SITE};
@@ -75,7 +76,9 @@ pub(crate) struct NativeBlock {
     memory: Arc<Lease>,
     pub(super) inner: u32,
     /// Where `inner` is to lead when the path is invalid.
-    dead: u32,
+    pub(super) dead: u32,
+    /// As in [`translate::Places`].
+    pub(super) landing: u32,
     /// Its frame's number among those with code.
     frame: u32,
     /// That of the page behind it, where its one instruction reaches into that.
@@ -99,9 +102,12 @@ impl NativeBlock {
         size_of::<Self>() + MALLOC
     }
 
-    /// Whoever enters leaves at once.
+    /// Whoever enters leaves at once, and so does whoever comes back to where flags are thought to be of no interest.
     pub(crate) fn close(&self) {
         self.memory.make_jump(self.inner, self.dead);
+        if self.landing != 0 {
+            self.memory.make_jump(self.landing, self.dead + LEAVE);
+        }
     }
 }
 
@@ -231,6 +237,7 @@ impl CodeCache {
             memory,
             inner: code.places.inner,
             dead: code.places.dead,
+            landing: code.places.landing,
             frame,
             next_frame,
             offset: path.head(),

@@ -60,8 +60,12 @@ pub struct Fields {
     pub(super) target: u64,
     /// The indirect branch on its way: its offset in the page, and how far it has moved RSP (from bit 16).
     pub(super) from: u64,
-    /// The host's stack pointer at entry.
+    /// The host's stack pointer behind entry, without any of [`super::pairs`].
     pub(super) stack: u64,
+    /// Where it is with all of them that there may be.
+    pub(super) limit: u64,
+    /// Where it goes on when what was called out for is done.
+    pub(super) top: u64,
     /// The branch that came out and could be linked; see [`super::lane::Lane::connect`].
     pub(super) site: u64,
     /// The core, and the function that executes one instruction on it.

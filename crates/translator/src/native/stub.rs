@@ -36,8 +36,12 @@ pub(super) enum Work {
     Near { site: u32, target: i64 },
     /// The same in another page: T0 is the address, RCX was put aside.
     Far { site: u32 },
+    /// There is no room for another pair.
+    Full { go: Label },
+    /// T0 is where the return at `offset` goes that has no pair; it has moved RSP by `moved`.
+    Unpaired { offset: u32, moved: u16 },
     /// A branch to `target` that another one leads to, because it is conditional.
-    Branch { offset: u32, target: i64 },
+    Branch { target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
     Wanted { target: i64, aside: bool },
 }
@@ -49,6 +53,9 @@ pub(super) enum Way {
     /// It stores so many bytes: here, and then goes `back`.
     Store { instr: Instruction, size: usize, back: Label },
 }
+
+/// Bytes of [`Translator::leave_for`].
+pub(super) const LEAVE: u32 = 11;
 
 impl Translator<'_> {
     /// `next`: the one that comes directly behind it.
@@ -109,7 +116,9 @@ impl Translator<'_> {
                 self.asm.call_to(self.thunks.leave_far);
                 self.asm.raw(&site.to_le_bytes());
             }
-            Work::Branch { offset, target } => self.branch(offset, target),
+            Work::Full { go } => self.full_stub(go),
+            Work::Unpaired { offset, moved } => self.unpaired_stub(offset, moved),
+            Work::Branch { target } => self.branch(target),
             Work::Wanted { target, aside } => {
                 if aside {
                     self.asm.load_field(RCX, field!(rcx));
@@ -120,7 +129,7 @@ impl Translator<'_> {
         }
     }
 
-    /// Leaves for `target` in this page, where the jump at `site` could lead.
+    /// Leaves for `target` in this page, in [`LEAVE`] bytes, where the jump at `site` could lead.
     pub(super) fn leave_for(&mut self, target: i64, site: u32) {
         self.asm.call_to(self.thunks.leave_near);
         self.asm.raw(&site.to_le_bytes());

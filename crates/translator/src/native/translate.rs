@@ -23,7 +23,7 @@ use super::flow::{self, Exits};
 use super::groups::{self, Group, Open};
 use super::options::Options;
 use super::select::{Kind, kind};
-use super::stub::{Stub, Work};
+use super::stub::{LEAVE, Stub, Work};
 use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
@@ -70,6 +70,8 @@ pub(super) struct Places {
     pub(super) dead: u32,
     /// Where the stubs begin.
     pub(super) stubs: u32,
+    /// What is closed with `inner`, if it is not 0: it is to lead [`LEAVE`] bytes behind `dead`. See [`super::pairs`].
+    pub(super) landing: u32,
 }
 
 /// Instructions of the longest path whose code and stubs are no more than 32 KiB apart.
@@ -109,8 +111,10 @@ pub(super) fn translate(
         head: path.head(),
         inner: start,
         round: (start, 0),
+        landing: 0,
         next_frame,
         close_loops: options.link && policy.follow != Follow::Nothing,
+        pairs: options.pair_returns && options.link && options.indirect,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
         live,
         aside: false,
@@ -224,8 +228,12 @@ pub(super) struct Translator<'a> {
     next_frame: Option<u32>,
     /// Where loops go round, with these registers live.
     pub(super) round: (u32, Needs),
+    /// See [`Places`].
+    pub(super) landing: u32,
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
+    /// See [`super::pairs`].
+    pub(super) pairs: bool,
     /// What stubs have in common stands in thunks.
     pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
@@ -287,7 +295,7 @@ impl Translator<'_> {
         if open {
             let last = steps.last()?;
             self.forget_flags(last.after);
-            self.branch(last.offset, last.next.into());
+            self.branch(last.next.into());
         }
         self.vectors = 0;
         let stubs = self.asm.here();
@@ -299,7 +307,12 @@ impl Translator<'_> {
         }
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
-        Some(Places { inner, dead, stubs })
+        let landing = self.landing;
+        if landing != 0 {
+            debug_assert_eq!(self.asm.here(), dead + LEAVE);
+            self.dead_landing();
+        }
+        Some(Places { inner, dead, stubs, landing })
     }
 
     /// What is live all the way round, where the path is a loop.
