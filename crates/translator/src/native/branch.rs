@@ -83,9 +83,7 @@ impl Translator<'_> {
         match step.kind {
             Kind::Return => {
                 moved = 8 + if instr.op_count() == 1 { instr.immediate16() } else { 0 };
-                self.asm.mov(T0, SP);
-                let back = self.check_stack(step, 8, false);
-                self.asm.load(T0, Address::at(T0, 0));
+                let back = self.pop_target(step);
                 self.asm.lea(SP, Address::at(SP, i32::from(moved)));
                 if self.pairs {
                     self.go_back(step, moved);
@@ -93,6 +91,10 @@ impl Translator<'_> {
                     self.take_flags_back();
                     self.go_to_t0(step.offset, moved);
                 }
+                let Some(back) = back else {
+                    self.aside = false;
+                    return;
+                };
                 self.asm.bind(back);
                 // Executed outside.
                 self.asm.load_field(T0, RIP);
@@ -117,6 +119,22 @@ impl Translator<'_> {
         }
         self.aside = false;
         self.go_to_t0(step.offset, 0);
+    }
+
+    /// T0 is what is on top of the guest's stack, and the flags are aside if somebody may look at them.
+    fn pop_target(&mut self, step: &Step) -> Option<Label> {
+        let (top, back) = match self.known_place(step) {
+            Some(delta) => {
+                self.put_flags_aside(step.before);
+                (delta, None)
+            }
+            None => {
+                self.asm.mov(T0, SP);
+                (0, Some(self.check_stack(step, 8, false)))
+            }
+        };
+        self.asm.load(T0, Address::at(T0, top));
+        back
     }
 
     /// T0 is the target of a jump or call through a register or memory.
@@ -293,7 +311,7 @@ impl Translator<'_> {
     }
 
     /// Whether a branch to `target` stays inside.
-    pub(super) fn is_loop(&self, target: i64) -> bool {
+    fn is_loop(&self, target: i64) -> bool {
         self.close_loops && target == i64::from(self.head)
     }
 

@@ -167,6 +167,9 @@ impl Search {
         factory: &mut InstructionInfoFactory,
     ) -> bool {
         let (base, index) = (self.place.base, self.place.index);
+        if kind == Kind::Return {
+            return false;
+        }
         if base == Register::RSP && matches!(kind, Kind::Push | Kind::Pop) {
             self.moved += if kind == Kind::Push { -8 } else { 8 };
             return kind == Kind::Push || ![base, index].contains(&instr.op0_register());
@@ -216,7 +219,7 @@ fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
     };
     let (size, write, aligned) = match step.kind {
         Kind::Push => return on_stack(-8, true),
-        Kind::Pop => return on_stack(0, false),
+        Kind::Pop | Kind::Return => return on_stack(0, false),
         Kind::Same if has_memory(instr) => {
             let used = factory.info(instr).used_memory();
             (instr.memory_size().size(), used.iter().any(|used| writes(used.access())), false)
@@ -236,7 +239,7 @@ fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
 fn leaves_t0(step: &Step, factory: &mut InstructionInfoFactory) -> bool {
     let instr = &step.instr;
     match step.kind {
-        Kind::Nothing | Kind::Push => true,
+        Kind::Nothing | Kind::Push | Kind::Return => true,
         Kind::Pop => instr.op0_register() != Register::RSP,
         Kind::Same | Kind::Vector(_) => Spilled::of(instr, &[T1], factory).is_some(),
         Kind::Lea => {
@@ -315,6 +318,9 @@ impl Translator<'_> {
     pub(super) fn one_by_one(&mut self, steps: &[Step], end: Label, aside_behind: bool) {
         for step in steps {
             self.failed |= self.step(step).is_none();
+        }
+        if steps.last().is_some_and(|last| last.kind == Kind::Return) {
+            return;
         }
         if aside_behind {
             self.put_flags_aside(steps.last().map_or(0, |last| last.after));

@@ -97,7 +97,9 @@ pub(super) fn translate(
     let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
     let exits = Exits::of(&steps, source, look_ahead, options, &mut factory);
     exits.spread(&mut steps, options.forget_dead_flags);
-    vector::look_ahead(&mut steps);
+    let close_loops = options.link && policy.follow != Follow::Nothing;
+    let round = if close_loops { needs_of_loop(&steps) } else { 0 };
+    vector::look_ahead(&mut steps, round);
     let groups = groups::find(&mut steps, &mut factory);
     let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
     live.extend(exits.flags());
@@ -110,10 +112,10 @@ pub(super) fn translate(
         source,
         head: path.head(),
         inner: start,
-        round: (start, 0),
+        round: (start, round),
         landing: 0,
         next_frame,
-        close_loops: options.link && policy.follow != Follow::Nothing,
+        close_loops,
         pairs: options.pair_returns && options.link && options.indirect,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
         live,
@@ -129,6 +131,23 @@ pub(super) fn translate(
     let (marks, links) = (translator.marks, translator.exits);
     let watched = exits.watched();
     Some(Code { bytes: translator.asm.finish(), places, marks, links, watched })
+}
+
+/// Registers that are live all the way round, if `steps` are a loop.
+fn needs_of_loop(steps: &[Step]) -> Needs {
+    let head = steps.first().map_or(0, |step| step.offset);
+    let closes = |step: &Step| {
+        let branch = matches!(step.kind, Kind::Jump | Kind::JumpIf) && step.goes_on.is_none();
+        branch && target_of(&step.instr) == i64::from(head)
+    };
+    if !steps.last().is_some_and(closes) {
+        return 0;
+    }
+    let inside = steps.iter().take_while(|step| step.kind != Kind::Outside);
+    inside.fold(0, |needs, step| match step.kind {
+        Kind::Vector(vector) => needs | vector.needs,
+        _ => needs,
+    })
 }
 
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
@@ -261,9 +280,9 @@ impl Translator<'_> {
         if let Some(frame) = self.next_frame {
             self.guard_next_page(frame);
         }
-        self.round = (inner, 0);
+        let needs = self.round.1;
+        self.round.0 = inner;
         if let Some(first) = steps.first() {
-            let needs = self.needs_of_loop(steps);
             self.make_all_live(first, needs);
             self.round = (if needs == 0 { inner } else { self.asm.here() }, needs);
         }
@@ -313,23 +332,6 @@ impl Translator<'_> {
             self.dead_landing();
         }
         Some(Places { inner, dead, stubs, landing })
-    }
-
-    /// What is live all the way round, where the path is a loop.
-    fn needs_of_loop(&self, steps: &[Step]) -> Needs {
-        let closes = |step: &Step| {
-            matches!(step.kind, Kind::Jump | Kind::JumpIf)
-                && self.is_loop(target_of(&step.instr))
-                && step.goes_on.is_none()
-        };
-        if !steps.last().is_some_and(closes) {
-            return 0;
-        }
-        let inside = steps.iter().take_while(|step| step.kind != Kind::Outside);
-        inside.fold(0, |needs, step| match step.kind {
-            Kind::Vector(vector) => needs | vector.needs,
-            _ => needs,
-        })
     }
 
     /// Goes on where the page behind this one is in the frame with number `frame`: the instruction's last bytes come

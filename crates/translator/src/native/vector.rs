@@ -41,9 +41,9 @@ impl Vector {
     }
 }
 
-/// Finds what somebody behind relies on, unless something is executed outside by plan.
-pub(super) fn look_ahead(steps: &mut [Step]) {
-    let mut relied = 0;
+/// Finds what somebody behind relies on, unless something is executed outside by plan; `behind` all of them.
+pub(super) fn look_ahead(steps: &mut [Step], behind: Needs) {
+    let mut relied = behind;
     for step in steps.iter_mut().rev() {
         step.relied = relied;
         match step.kind {
