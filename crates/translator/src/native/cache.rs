@@ -16,6 +16,7 @@ use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, Code, FAR_SITE};
 use crate::block::Block;
+use crate::executable::LARGE;
 use crate::machine::Machine;
 use crate::paths::{Links, Path, Policy, Source};
 use crate::vector::ArenaError;
@@ -44,6 +45,10 @@ pub struct CodeCache {
 
 struct Inner {
     used: u32,
+    /// Bytes for which large pages were asked for.
+    large: usize,
+    /// Bytes that the last of them takes it to.
+    held: usize,
     full: bool,
     stats: CodeStats,
     /// In order of their places.
@@ -135,6 +140,8 @@ impl CodeCache {
         memory.write(ALIGN, &asm.finish());
         let inner = Inner {
             used: first_place(&thunks),
+            large: 0,
+            held: 0,
             full: false,
             paths: Vec::new(),
             links: Proactive::default(),
@@ -268,6 +275,13 @@ impl CodeCache {
             return false;
         }
         self.memory.write(start, code);
+        while inner.large < end && inner.large + LARGE <= self.size {
+            // Only where something is already.
+            if self.memory.make_large(inner.large as u32) {
+                inner.held = inner.large + LARGE;
+            }
+            inner.large += LARGE;
+        }
         inner.used = (end as u32).next_multiple_of(ALIGN);
         true
     }
@@ -332,7 +346,8 @@ impl CodeCache {
         let inner = self.lock();
         let kept = inner.paths.capacity() * size_of::<Translated>() + inner.links.bytes();
         // What was taken once is not given back.
-        let held = if inner.stats.evictions > 0 { self.size } else { inner.used as usize };
+        let used = inner.used as usize;
+        let held = if inner.stats.evictions > 0 { self.size } else { used.max(inner.held) };
         CodeStats { bookkeeping_bytes: kept as u64, held_bytes: held as u64, ..inner.stats }
     }
 
