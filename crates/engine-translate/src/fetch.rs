@@ -126,8 +126,7 @@ fn key(va: u64, width: Width) -> u64 {
     va ^ (width as u64) << 57
 }
 
-/// Where the page behind that of `va` starts.
-pub(crate) fn next_page(va: u64) -> u64 {
+fn next_page(va: u64) -> u64 {
     (va | 0xfff).wrapping_add(1)
 }
 

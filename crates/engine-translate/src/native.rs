@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::EngineError;
 use memory::FRAME_SIZE;
-use translator::decode::MAX_LEN;
 use translator::native::{self, CodeCache, CodeStats, Emitted, Lane, Left, Made, NotTranslated};
-use translator::paths::{self, Beyond, Follow, Path, Policy, Source};
+use translator::paths::{self, Follow, Path, Policy, Source};
 use translator::vector::ArenaError;
 use translator::{Block, Insn, Mode, Width, decode};
 
@@ -104,7 +103,7 @@ impl Code {
     pub(crate) fn list(&self, bytes: &[u8], start: u64, frame: u32) -> Option<String> {
         let first = (start & 0xfff) as u32;
         let path = Path::run(first, bytes.len() as u32);
-        let source = Source { bytes, first, beyond: None };
+        let source = Source { bytes, first };
         let made: Made<System> = self.cache.translate(&path, source, start >> 12, frame).ok()?;
         Some(made.emitted.listing(start & !0xfff, source))
     }
@@ -228,12 +227,6 @@ impl Native {
         };
         self.lead(core, block);
         core.machine.tlb.admit(core.cpu.rip(), block.code_frame()?);
-        if let Some(page) = block.next_page {
-            let frame = core.machine.frame(page << 12)?;
-            if !core.machine.tlb.admit(fetch::next_page(core.cpu.rip()), frame.0) {
-                return None;
-            }
-        }
         self.was_inside = true;
         match &mut self.lockstep {
             Some(lockstep) => lockstep.run(core, &mut self.lane, block),
@@ -277,9 +270,7 @@ impl Native {
         core: &mut Core,
         block: &Arc<Block<System>>,
     ) -> Option<Arc<Block<System>>> {
-        // What is recorded or compared are the bytes of one page.
-        let one_page = self.heads.is_some() || self.verifies();
-        if core.cpu.width != Width::Bits64 || one_page && block.next_page.is_some() {
+        if core.cpu.width != Width::Bits64 || block.next_page.is_some() {
             self.interrupt();
             return None;
         }
@@ -334,21 +325,12 @@ impl Native {
         let shared = Arc::clone(&core.machine.shared);
         let frame = core.machine.frame(block.start)?;
         let writes = shared.code_writes.load(Ordering::SeqCst);
-        let (page, mut bytes) = (block.start >> 12, [0; FRAME_SIZE + MAX_LEN]);
-        let (own, behind) = bytes.split_at_mut(FRAME_SIZE);
-        if !block.is_valid() || fetch::read_code(core, page << 12, own).is_err() {
+        let (page, mut bytes) = (block.start >> 12, [0; FRAME_SIZE]);
+        if !block.is_valid() || fetch::read_code(core, page << 12, &mut bytes).is_err() {
             return None;
         }
-        let beyond = match block.next_page {
-            None => None,
-            Some(page) if fetch::read_code(core, page << 12, behind).is_ok() => {
-                Some(Beyond { page, frame: core.machine.frame(page << 12)?.0 })
-            }
-            Some(_) => return None,
-        };
-        let bytes = &bytes[..if beyond.is_some() { FRAME_SIZE + MAX_LEN } else { FRAME_SIZE }];
-        let path = choose(bytes, core, &self.policy)?;
-        let source = Source { bytes, first: 0, beyond };
+        let path = choose(&bytes, core, &self.policy)?;
+        let source = Source { bytes: &bytes, first: 0 };
         let cache = &shared.code.cache;
         let began = clock::host_tsc();
         let made = cache.translate(&path, source, page, frame.0);
@@ -356,9 +338,9 @@ impl Native {
         match made {
             Ok(Made { block: mut made, emitted }) => {
                 shared.code.tell(&path, page, source, &emitted);
-                shared.code.record(&path, page << 12, bytes);
-                if self.verifies() || beyond.is_some() {
-                    keep_insns(&mut made, bytes);
+                shared.code.record(&path, page << 12, &bytes);
+                if self.verifies() {
+                    keep_insns(&mut made, &bytes);
                 }
                 shared.blocks.insert(Mode { width: Width::Bits64 }, Arc::clone(&made));
                 // The bytes may be others than those that were read; or all code is about to go, and who sees to that
@@ -379,7 +361,7 @@ impl Native {
 
 /// The path from the head of `block`, by what is known of the page.
 fn grown(bytes: &[u8], core: &Core, block: &Block<System>, policy: &Policy) -> Option<Path> {
-    if policy.follow == Follow::Nothing || block.next_page.is_some() {
+    if policy.follow == Follow::Nothing {
         return Some(alone(block));
     }
     let head = (block.start & 0xfff) as u32;

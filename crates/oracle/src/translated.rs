@@ -197,7 +197,7 @@ impl Translated {
     }
 
     fn translate(&mut self, path: &Path, code: &[u8]) -> Arc<Block<FlatMachine>> {
-        let source = Source { bytes: code, first: FIRST, beyond: None };
+        let source = Source { bytes: code, first: FIRST };
         let page = arena::ENTRY >> 12;
         let made = self.cache.translate(path, source, page, FRAME);
         let Made { block, .. } = made.expect("a path that can be translated");

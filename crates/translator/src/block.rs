@@ -53,13 +53,11 @@ impl<M: Machine> Block<M> {
         Self { insns, start, len, next_page, bound: None, valid, native, depends, entries }
     }
 
-    /// A path of physical page `page` with its code, which depends on the bytes `watched` too. It may reach into
-    /// `next_page`.
+    /// A path of physical page `page` with its code, which depends on the bytes `watched` too.
     pub(crate) fn of_path(
         page: u64,
         path: &Path,
         watched: &[Fragment],
-        next_page: Option<u64>,
         native: NativeBlock,
     ) -> Self {
         let mut depends: Vec<_> = path.fragments.iter().chain(watched).copied().collect();
@@ -75,7 +73,7 @@ impl<M: Machine> Block<M> {
             insns: Box::default(),
             start: page << 12 | u64::from(path.head()),
             len: path.len(),
-            next_page,
+            next_page: None,
             bound: None,
             valid: AtomicBool::new(true),
             native: Some(Box::new(native)),
@@ -145,15 +143,14 @@ impl<M: Machine> Block<M> {
     }
 
     fn overlaps(&self, page: u64, from: u32, to: u32) -> bool {
+        if !self.depends.is_empty() {
+            let hit = |fragment: &Fragment| fragment.overlaps(from, to);
+            return self.start >> 12 == page && self.depends.iter().any(hit);
+        }
         let first = (self.start & 0xfff) as u32;
         let end = first + self.len;
-        let own = if self.depends.is_empty() {
-            first < to && end > from
-        } else {
-            self.depends.iter().any(|fragment| fragment.overlaps(from, to))
-        };
         // The part in the second page starts at its byte 0. Both pages may be the same frame.
-        self.start >> 12 == page && own
+        self.start >> 12 == page && first < to && end > from
             || self.next_page == Some(page) && to > 0 && end.saturating_sub(4096) > from
     }
 

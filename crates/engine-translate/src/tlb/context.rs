@@ -95,16 +95,15 @@ impl Context {
     /// Adds the guard that leads from the page of `va` to the code of frame `frame`, while a fetch from
     /// there is translated. Every flush of that translation drops it; a translation that takes its place
     /// does not.
-    pub(super) fn admit(&mut self, va: u64, frame: u32) -> bool {
+    pub(super) fn admit(&mut self, va: u64, frame: u32) {
         if self.fetches.at(va).leads(va).is_none() {
-            return false;
+            return;
         }
         let local = self.fetches.is_local(va);
         self.guards.get_or_init(Table::new);
         if let Some(guards) = self.guards.get_mut() {
             guards.insert(va, Guard(guard(va, frame)), local);
         }
-        true
     }
 
     pub(super) fn clear(&mut self) {

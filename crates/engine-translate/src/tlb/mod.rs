@@ -134,9 +134,8 @@ impl Tlb {
 
     /// Lets generated code of frame `frame` (among those with code) be entered through the page of `va`, if
     /// fetches from there are translated, and for as long as no flush forgets it.
-    /// Whether they are.
-    pub(crate) fn admit(&mut self, va: u64, frame: u32) -> bool {
-        self.context(self.user).admit(va, frame)
+    pub(crate) fn admit(&mut self, va: u64, frame: u32) {
+        self.context(self.user).admit(va, frame);
     }
 
     pub(crate) fn set_user(&mut self, user: bool) {

@@ -174,8 +174,7 @@ impl CodeCache {
         page: u64,
         frame: u32,
     ) -> Result<Made<M>, NotTranslated> {
-        let beyond = source.beyond.filter(|_| path.crosses());
-        if frame >= CODE_FRAMES || beyond.is_some_and(|beyond| beyond.frame >= CODE_FRAMES) {
+        if frame >= CODE_FRAMES {
             return Err(NotTranslated::Never);
         }
         let mut inner = self.lock();
@@ -198,8 +197,7 @@ impl CodeCache {
             offset: path.head(),
             guard: AtomicU32::new(0),
         };
-        let next_page = beyond.map(|beyond| beyond.page);
-        let block = Arc::new(Block::of_path(page, path, &code.watched, next_page, native));
+        let block = Arc::new(Block::of_path(page, path, &code.watched, native));
         inner.count(path, &code, start);
         inner.paths.push(Translated { start, frame, head: path.head() as u16 });
         if policy.links == Links::Proactive && options.link {

@@ -114,8 +114,7 @@ mod tests {
     fn a_block_is_listed_with_its_code() {
         // add rax, rcx; mov [rdx], rax; cpuid; jmp to itself
         let bytes = [0x48, 1, 0xc8, 0x48, 0x89, 2, 0x0f, 0xa2, 0xeb, 0xfe];
-        let (path, source) =
-            (Path::run(0x10, 10), Source { bytes: &bytes, first: 0x10, beyond: None });
+        let (path, source) = (Path::run(0x10, 10), Source { bytes: &bytes, first: 0x10 });
         let cache = CodeCache::new(1 << 20, Options::default(), Policy::BLOCKS).expect("memory");
         let Made { block, emitted } = cache.translate::<Idle>(&path, source, 5, 7).expect("code");
         assert_eq!((block.start, block.len), (0x5010, 10));

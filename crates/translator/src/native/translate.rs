@@ -22,12 +22,12 @@ use super::flow::{self, Exits};
 use super::groups::Member;
 use super::options::Options;
 use super::select::{Kind, kind};
-use super::stub::{Stub, Work};
+use super::stub::Stub;
 use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
 use super::vector::{self, Needs};
-use crate::paths::{Beyond, Follow, Fragment, Path, Policy, Source, Stubs};
+use crate::paths::{Follow, Fragment, Path, Policy, Source, Stubs};
 
 /// Marks the site of a branch into another page.
 pub(super) const FAR_SITE: u32 = 1 << 31;
@@ -83,9 +83,6 @@ pub(super) fn translate(
     options: Options,
     policy: &Policy,
 ) -> Option<Code> {
-    if path.crosses() && source.beyond.is_none() {
-        return None;
-    }
     let mut factory = InstructionInfoFactory::new();
     let mut steps = flow::steps(path, source, options, &mut factory)?;
     // Behind it is nobody who ends the shadow.
@@ -118,8 +115,7 @@ pub(super) fn translate(
         exits: Vec::new(),
         marks: Vec::with_capacity(steps.len()),
     };
-    let beyond = source.beyond.filter(|_| path.crosses());
-    let places = translator.path(&steps, beyond)?;
+    let places = translator.path(&steps)?;
     let (marks, links) = (translator.marks, translator.exits);
     let watched = exits.watched();
     Some(Code { bytes: translator.asm.finish(), places, marks, links, watched })
@@ -233,14 +229,11 @@ pub(super) struct Translator<'a> {
 }
 
 impl Translator<'_> {
-    fn path(&mut self, steps: &[Step], beyond: Option<Beyond>) -> Option<Places> {
+    fn path(&mut self, steps: &[Step]) -> Option<Places> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
         self.inner = inner;
         self.asm.nops(5);
-        if let Some(beyond) = beyond {
-            self.guard_beyond(beyond);
-        }
         let (mut open, mut shadow) = (true, false);
         for step in steps {
             self.marks.push(Mark { offset: step.offset, place: self.asm.here() });
@@ -272,24 +265,6 @@ impl Translator<'_> {
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
         Some(Places { inner, dead, stubs })
-    }
-
-    /// Comes out unless the page behind this one leads to the frame that the rest of the instruction is from: see
-    /// [`guard`]. Touches no flag.
-    fn guard_beyond(&mut self, beyond: Beyond) {
-        let elsewhere = self.asm.label();
-        self.asm.store_field(field!(rcx), RCX);
-        self.address_in_page(T0, 4096);
-        self.asm.rotate_right(T1, T0, 9);
-        self.asm.low_16(T1, T1);
-        self.asm.load_field(RCX, field!(guards));
-        self.asm.load(RCX, Address::sum(RCX, T1, 0));
-        self.asm.lea(RCX, Address::sum(RCX, T0, -(token(beyond.frame) as i32)));
-        self.asm.skip_if_rcx_is_0(5);
-        self.asm.jump(elsewhere);
-        self.asm.load_field(RCX, field!(rcx));
-        let work = Work::Wanted { target: self.head.into(), aside: true };
-        self.stubs.push(Stub { label: elsewhere, work });
     }
 
     /// Returns whether the path goes on behind it.

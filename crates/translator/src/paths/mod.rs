@@ -71,12 +71,6 @@ impl Path {
         self.len() == 0
     }
 
-    /// Whether it reaches over the page's end: it is one instruction then.
-    #[must_use]
-    pub fn crosses(&self) -> bool {
-        self.fragments.iter().any(|fragment| fragment.end() > 4096)
-    }
-
     /// Whether an instruction on it starts at `offset`, or a byte of one is there.
     #[must_use]
     pub fn covers(&self, offset: u32) -> bool {
@@ -99,17 +93,6 @@ pub struct Source<'a> {
     pub bytes: &'a [u8],
     /// Offset of the first one in the page.
     pub first: u32,
-    /// Where the path reaches over the page's end: bytes from there on are of this page.
-    pub beyond: Option<Beyond>,
-}
-
-/// The page that the second part of an instruction lies in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Beyond {
-    /// The physical page (address / 4096).
-    pub page: u64,
-    /// Its frame's number among those with code.
-    pub frame: u32,
 }
 
 impl Source<'_> {

@@ -44,8 +44,7 @@ impl Translated {
         assert!(decoded.insns.len() > 1, "{source:02x?} is one instruction");
         let bytes = &source[..decoded.len as usize];
         let first = (GUEST & 0xfff) as u32;
-        let (path, source) =
-            (paths::Path::run(first, decoded.len), Source { bytes, first, beyond: None });
+        let (path, source) = (paths::Path::run(first, decoded.len), Source { bytes, first });
         let (options, policy) = (Options::default(), Policy::default());
         let code = translate::translate(&path, source, HOST, &thunks, options, &policy);
         let decoder = Decoder::with_ip(64, bytes, GUEST, DecoderOptions::FORCE_RESERVED_NOP);
