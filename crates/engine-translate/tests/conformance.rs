@@ -33,6 +33,7 @@ macro_rules! topics {
 
 topics!(
     ports,
+    calls,
     mmio,
     moves,
     msrs,

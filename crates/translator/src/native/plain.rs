@@ -75,7 +75,14 @@ impl Translator<'_> {
                 return None;
             }
             self.address(step)?;
-            let back = self.check_any(step, instr.memory_size().size(), write);
+            let size = instr.memory_size().size();
+            let back = if instr.mnemonic() == Mnemonic::Cmpxchg16b {
+                let back = self.check(step, size, write);
+                self.check_alignment(size);
+                back
+            } else {
+                self.check_any(step, size, write)
+            };
             replace_memory(&mut instr, T0_NAME);
             Some(back)
         } else {
