@@ -31,7 +31,7 @@ pub(super) enum Work {
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
     /// Leaves for a place in the same page, asking for a link.
     Near { site: u32, target: i64 },
-    /// The same in another page: T0 is the address, RCX was put aside.
+    /// The same in another page: T0 is the address, flags are aside.
     Far { site: u32 },
     /// There is no room for another pair.
     Full { go: Label },
