@@ -126,7 +126,7 @@ fn key(va: u64, width: Width) -> u64 {
     va ^ (width as u64) << 57
 }
 
-fn next_page(va: u64) -> u64 {
+pub(crate) fn next_page(va: u64) -> u64 {
     (va | 0xfff).wrapping_add(1)
 }
 

@@ -35,7 +35,7 @@ impl Translator<'_> {
         }
         self.forget_flags(step.after);
         let needed = paired.then(|| self.needed_behind(step));
-        self.branch_by(step.offset, target_of(&step.instr), needed);
+        self.branch_by(target_of(&step.instr), needed);
         if let Some(needed) = needed {
             self.land(step, needed);
         }
@@ -48,21 +48,10 @@ impl Translator<'_> {
     fn go_on(&mut self, step: &Step, target: i64) -> bool {
         if step.goes_on.is_none() {
             self.forget_flags(step.after);
-            self.branch(step.offset, target);
+            self.branch(target);
             return false;
         }
-        if target <= step.offset.into() {
-            self.poll_on_path(step, target);
-        }
         true
-    }
-
-    /// Whoever is wanted leaves, on a way back that is on the path.
-    fn poll_on_path(&mut self, step: &Step, target: i64) {
-        self.forget_flags(step.after);
-        self.take_flags_back();
-        self.poll(target);
-        self.kept = false;
     }
 
     /// Flags that were put aside need not come back: only `needed` are.
@@ -92,15 +81,17 @@ impl Translator<'_> {
         match step.kind {
             Kind::Return => {
                 moved = 8 + if instr.op_count() == 1 { instr.immediate16() } else { 0 };
-                self.asm.mov(T0, SP);
-                let back = self.check_stack(step, 8, false);
-                self.asm.load(T0, Address::at(T0, 0));
+                let back = self.pop_target(step);
                 self.asm.lea(SP, Address::at(SP, i32::from(moved)));
                 if self.pairs {
                     self.go_back(step, moved);
                 } else {
                     self.go_to_t0(step.offset, moved);
                 }
+                let Some(back) = back else {
+                    self.aside = false;
+                    return;
+                };
                 self.asm.bind(back);
             }
             Kind::JumpTo | Kind::CallTo => {
@@ -120,6 +111,22 @@ impl Translator<'_> {
             _ => unreachable!("not an indirect branch"),
         }
         self.go_by_rip(step);
+    }
+
+    /// T0 is what is on top of the guest's stack, and the flags are aside if somebody may look at them.
+    fn pop_target(&mut self, step: &Step) -> Option<Label> {
+        let (top, back) = match self.known_place(step) {
+            Some(delta) => {
+                self.put_flags_aside(step.before);
+                (delta, None)
+            }
+            None => {
+                self.asm.mov(T0, SP);
+                (0, Some(self.check_stack(step, 8, false)))
+            }
+        };
+        self.asm.load(T0, Address::at(T0, top));
+        back
     }
 
     /// T0 is the target of a jump or call through a register or memory.
@@ -198,22 +205,26 @@ impl Translator<'_> {
         self.asm.store_field_constant(field!(from), from as i32);
     }
 
-    /// Goes to `target`, from the instruction at `offset`, both relative to the page.
-    pub(super) fn branch(&mut self, offset: u32, target: i64) {
-        self.branch_by(offset, target, None);
+    /// Goes to `target`, relative to the page.
+    pub(super) fn branch(&mut self, target: i64) {
+        self.branch_by(target, None);
     }
 
     /// `call`: by the host's CALL, behind which these flags are needed.
-    fn branch_by(&mut self, offset: u32, target: i64, call: Option<Flags>) {
+    fn branch_by(&mut self, target: i64, call: Option<Flags>) {
         if !(0..4096).contains(&target) {
             return self.branch_far(target, call);
         }
         self.take_flags_back();
-        if target <= offset.into() {
+        if self.is_way_back(target) {
             self.poll(target);
         }
         match (self.is_loop(target), call) {
-            (true, None) => return self.asm.jump_to(self.inner),
+            (true, None) => {
+                let (place, needs) = self.round;
+                let live = self.vectors & needs == needs;
+                return self.asm.jump_to(if live { place } else { self.inner });
+            }
             (true, Some(needed)) => {
                 self.prepare_landing(5, needed);
                 return self.asm.call_to(self.inner);
@@ -261,29 +272,26 @@ impl Translator<'_> {
         let Some(next) = step.goes_on.map(i64::from) else {
             if self.is_loop(target) {
                 // The way round is the one that runs in line.
-                self.leave_if(condition ^ 1, step.offset, through);
-                self.branch(step.offset, target);
+                self.leave_if(condition ^ 1, through);
+                self.branch(target);
             } else {
-                self.leave_if(condition, step.offset, target);
-                self.branch(step.offset, through);
+                self.leave_if(condition, target);
+                self.branch(through);
             }
             return false;
         };
         if next == through {
-            self.leave_if(condition, step.offset, target);
+            self.leave_if(condition, target);
             return true;
         }
-        self.leave_if(condition ^ 1, step.offset, through);
-        if target <= step.offset.into() {
-            self.poll_on_path(step, target);
-        }
+        self.leave_if(condition ^ 1, through);
         true
     }
 
     /// Leaves the path for `target` if the condition holds.
-    fn leave_if(&mut self, condition: u8, offset: u32, target: i64) {
+    fn leave_if(&mut self, condition: u8, target: i64) {
         let label = self.asm.label();
-        let forward = target > offset.into() && target < 4096;
+        let forward = !self.is_way_back(target) && target < 4096;
         if forward {
             self.asm.keep_together(6, 64);
         }
@@ -293,9 +301,15 @@ impl Translator<'_> {
             self.exits.push((site, target as u16));
             Work::Near { site, target }
         } else {
-            Work::Branch { offset, target }
+            Work::Branch { target }
         };
         self.stubs.push(Stub { label, work });
+    }
+
+    /// Whether somebody who is wanted must be let out on the way to `target`: whoever runs for ever in a page comes to
+    /// a path's head from one further behind, again and again.
+    fn is_way_back(&self, target: i64) -> bool {
+        target <= self.head.into()
     }
 
     /// Whether a branch to `target` stays inside.

@@ -81,6 +81,8 @@ pub(crate) struct NativeBlock {
     pub(super) landing: u32,
     /// Its frame's number among those with code.
     frame: u32,
+    /// That of the page behind it, where its one instruction reaches into that.
+    next_frame: Option<u32>,
     offset: u16,
     /// Somebody may look at flags that it is entered with.
     needs_flags: bool,
@@ -93,6 +95,10 @@ pub(crate) struct NativeBlock {
 impl NativeBlock {
     pub(crate) fn frame(&self) -> u32 {
         self.frame
+    }
+
+    pub(crate) fn next_frame(&self) -> Option<u32> {
+        self.next_frame
     }
 
     /// Bytes that it takes.
@@ -190,6 +196,36 @@ impl CodeCache {
         page: u64,
         frame: u32,
     ) -> Result<Made<M>, NotTranslated> {
+        self.translate_in(path, source, page, frame, None)
+    }
+
+    /// The same for a path of one instruction, which ends in another page: `next` is its number, and that of its
+    /// frame.
+    ///
+    /// # Errors
+    /// See [`NotTranslated`].
+    pub fn translate_crossing<M: Machine>(
+        &self,
+        path: &Path,
+        source: Source<'_>,
+        page: u64,
+        frame: u32,
+        next: (u64, u32),
+    ) -> Result<Made<M>, NotTranslated> {
+        if next.1 >= CODE_FRAMES {
+            return Err(NotTranslated::Never);
+        }
+        self.translate_in(path, source, page, frame, Some(next))
+    }
+
+    fn translate_in<M: Machine>(
+        &self,
+        path: &Path,
+        source: Source<'_>,
+        page: u64,
+        frame: u32,
+        next: Option<(u64, u32)>,
+    ) -> Result<Made<M>, NotTranslated> {
         if frame >= CODE_FRAMES {
             return Err(NotTranslated::Never);
         }
@@ -199,7 +235,9 @@ impl CodeCache {
         }
         let start = inner.used;
         let (options, policy) = (self.options, &self.policy);
-        let code = translate::translate(path, source, start, &self.thunks, options, policy)
+        let next_frame = next.map(|(_, frame)| frame);
+        let thunks = &self.thunks;
+        let code = translate::translate(path, source, start, thunks, options, policy, next_frame)
             .ok_or(NotTranslated::Never)?;
         if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
@@ -211,12 +249,14 @@ impl CodeCache {
             dead: code.places.dead,
             landing: code.places.landing,
             frame,
+            next_frame,
             offset: path.head() as u16,
             needs_flags: code.needs_flags,
             guard: AtomicU32::new(0),
             guard_site: AtomicU32::new(0),
         };
-        let block = Arc::new(Block::of_path(page, path, &code.watched, native));
+        let block =
+            Arc::new(Block::of_path(page, path, &code.watched, next.map(|(page, _)| page), native));
         inner.count(path, &code, start);
         inner.paths.push(Translated { start, frame, head: path.head() as u16 });
         if policy.links == Links::Proactive && options.link {

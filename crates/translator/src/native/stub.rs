@@ -4,7 +4,7 @@ use super::again;
 use super::asm::Label;
 use super::fields::{T0, field};
 use super::translate::{ACCESS, Step, Translator};
-use super::vector::{Needs, Vector};
+use super::vector::Needs;
 use iced_x86::Instruction;
 
 const RCX: u8 = 1;
@@ -25,10 +25,13 @@ pub(super) enum Work {
     LookAgain { retry: Label, slow: Label, write: bool },
     /// An operand may lie in two pages; if it is not that, `slow`.
     Crossing { slow: Label, way: Way },
-    /// A member of a group looks for itself.
-    Alone { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
+    /// The steps of a group, which ends at `end`. `aside`, `vectors`: what was so before them; `aside_behind`: and
+    /// behind.
+    OneByOne { steps: Box<[Step]>, aside: bool, vectors: Needs, end: Label, aside_behind: bool },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
+    /// The page behind this one is not what it was. RCX was put aside.
+    Elsewhere,
     /// Leaves for a place in the same page, asking for a link.
     Near { site: u32, target: i64 },
     /// The same in another page: T0 is the address, flags are aside.
@@ -38,7 +41,7 @@ pub(super) enum Work {
     /// T0 is where the return at `offset` goes that has no pair; it has moved RSP by `moved`.
     Unpaired { offset: u32, moved: u16 },
     /// A branch to `target` that another one leads to, because it is conditional.
-    Branch { offset: u32, target: i64 },
+    Branch { target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
     Wanted { target: i64, aside: bool },
 }
@@ -90,10 +93,10 @@ impl Translator<'_> {
                 }
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
-            Work::Alone { step, vector, back, aside, live } => {
-                (self.aside, self.vectors) = (aside, live);
-                self.alone_stub(&step, vector, back);
-                self.aside = false;
+            Work::OneByOne { steps, aside, vectors, end, aside_behind } => {
+                (self.aside, self.vectors) = (aside, vectors);
+                self.one_by_one(&steps, end, aside_behind);
+                (self.aside, self.vectors) = (false, 0);
             }
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
                 if aside {
@@ -104,6 +107,11 @@ impl Translator<'_> {
                 }
                 self.make_live_stub(needs, offset, back);
             }
+            Work::Elsewhere => {
+                self.address_in_page(T0, self.head.into());
+                self.asm.load_field(RCX, field!(rcx));
+                self.asm.jump_to(self.thunks.leave);
+            }
             Work::Near { site, target } => self.leave_for(target, site),
             Work::Far { site } => {
                 self.asm.call_to(self.thunks.leave_far);
@@ -111,7 +119,7 @@ impl Translator<'_> {
             }
             Work::Full { go } => self.full_stub(go),
             Work::Unpaired { offset, moved } => self.unpaired_stub(offset, moved),
-            Work::Branch { offset, target } => self.branch(offset, target),
+            Work::Branch { target } => self.branch(target),
             Work::Wanted { target, aside } => {
                 if aside {
                     self.asm.load_field(RCX, field!(rcx));

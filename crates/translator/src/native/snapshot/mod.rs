@@ -46,7 +46,7 @@ impl Translated {
         let first = (GUEST & 0xfff) as u32;
         let (path, source) = (paths::Path::run(first, decoded.len), Source { bytes, first });
         let (options, policy) = (Options::default(), Policy::default());
-        let code = translate::translate(&path, source, HOST, &thunks, options, &policy);
+        let code = translate::translate(&path, source, HOST, &thunks, options, &policy, None);
         let decoder = Decoder::with_ip(64, bytes, GUEST, DecoderOptions::FORCE_RESERVED_NOP);
         Self { guest: decoder.into_iter().collect(), code: code.expect("code"), thunks }
     }
