@@ -316,9 +316,11 @@ impl Translator<'_> {
 
     /// [`Work::OneByOne`].
     pub(super) fn one_by_one(&mut self, steps: &[Step], end: Label, aside_behind: bool) {
+        self.rarely = true;
         for step in steps {
             self.failed |= self.step(step).is_none();
         }
+        self.rarely = false;
         if steps.last().is_some_and(|last| last.kind == Kind::Return) {
             return;
         }

@@ -126,6 +126,7 @@ pub(super) fn translate(
         aside: false,
         vectors: 0,
         group: None,
+        rarely: false,
         failed: false,
         stubs: Vec::new(),
         exits: Vec::new(),
@@ -297,6 +298,8 @@ pub(super) struct Translator<'a> {
     pub(super) vectors: Needs,
     /// T0 is what the first of a group has found.
     pub(super) group: Option<Open>,
+    /// What is emitted rarely runs.
+    pub(super) rarely: bool,
     /// Something could not be emitted.
     pub(super) failed: bool,
     pub(super) stubs: Vec<Stub>,
