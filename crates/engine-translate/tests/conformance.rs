@@ -33,7 +33,6 @@ macro_rules! topics {
 
 topics!(
     ports,
-    calls,
     mmio,
     moves,
     msrs,
