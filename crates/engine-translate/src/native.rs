@@ -280,7 +280,8 @@ impl Native {
         }
         if block.next_page.is_some() {
             self.interrupt();
-            let hot = !self.verifies() && block.entered() >= self.policy.hot();
+            let wanted = core.machine.shared.code.options.native.crossing && !self.verifies();
+            let hot = wanted && block.entered() >= self.policy.hot();
             return if hot { make_crossing(core, block) } else { None };
         }
         let Some(heads) = &mut self.heads else {

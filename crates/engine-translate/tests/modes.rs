@@ -19,6 +19,8 @@ const AT_ONCE: Options = Options {
         indirect: true,
         pair_returns: true,
         stack_slot: true,
+        groups: true,
+        crossing: true,
         time: true,
         interrupts: true,
         bases: true,
@@ -108,6 +110,16 @@ fn returns_looked_up() {
 #[test]
 fn stack_looked_up() {
     with_native(|native| native.stack_slot = false);
+}
+
+#[test]
+fn each_access_looked_up() {
+    with_native(|native| native.groups = false);
+}
+
+#[test]
+fn two_pages_interpreted() {
+    with_native(|native| native.crossing = false);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use vmm::config::{Paths, ProfileConfig, TranslationConfig};
 
 const KEYS: &str = "write interpret, hot=N, paths=NAME, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, \
-                    keep-flags, no-links, no-far-links, no-jump-table, no-return-pairs, no-stack-slot, no-time, \
-                    no-interrupts, no-bases, no-calls, no-strings, verify, perf-map or dump=ADDRESS";
+                    keep-flags, no-links, no-far-links, no-jump-table, no-return-pairs, no-stack-slot, no-groups, \
+                    no-crossing, no-time, no-interrupts, no-bases, no-calls, no-strings, verify, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -18,6 +18,8 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-jump-table", None) => config.no_jump_table = true,
             ("no-return-pairs", None) => config.no_return_pairs = true,
             ("no-stack-slot", None) => config.no_stack_slot = true,
+            ("no-groups", None) => config.no_groups = true,
+            ("no-crossing", None) => config.no_crossing = true,
             ("no-time", None) => config.no_time = true,
             ("no-interrupts", None) => config.no_interrupts = true,
             ("no-bases", None) => config.no_bases = true,
@@ -78,11 +80,11 @@ mod tests {
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
         let all = parse(
             "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map,verify,\
-             no-return-pairs",
+             no-return-pairs,no-groups,no-crossing",
         );
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
-        assert!(all.no_return_pairs);
+        assert!(all.no_return_pairs && all.no_groups && all.no_crossing);
         assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && all.verify && !all.stats);
         assert!(!all.no_time && !all.no_calls);
         let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");

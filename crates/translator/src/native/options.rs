@@ -17,6 +17,10 @@ pub struct Options {
     pub pair_returns: bool,
     /// The page of the stack is kept beside the tables of translations; else it is looked up as all are.
     pub stack_slot: bool,
+    /// Accesses close together have one look-up; else each has its own.
+    pub groups: bool,
+    /// An instruction in two pages has code; else it is interpreted.
+    pub crossing: bool,
     /// RDTSC, RDTSCP and RDPID are in line; else by their handlers.
     pub time: bool,
     /// The same for CLI, STI, CLD and PUSHF.
@@ -38,6 +42,8 @@ impl Default for Options {
             indirect: true,
             pair_returns: true,
             stack_slot: true,
+            groups: true,
+            crossing: true,
             time: true,
             interrupts: true,
             bases: true,

@@ -104,7 +104,10 @@ pub(super) fn translate(
     let close_loops = options.link && policy.follow != Follow::Nothing;
     let round = if close_loops { needs_of_loop(&steps) } else { 0 };
     vector::look_ahead(&mut steps, round);
-    let groups = groups::find(&mut steps, &mut factory);
+    let groups = match options.groups {
+        true => groups::find(&mut steps, &mut factory),
+        false => Vec::new(),
+    };
     let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
     live.extend(exits.flags());
     let mut translator = Translator {

@@ -35,6 +35,10 @@ pub struct TranslationConfig {
     pub no_return_pairs: bool,
     /// The page of the stack is looked up as all others are.
     pub no_stack_slot: bool,
+    /// Each access is looked up, also where others are close by.
+    pub no_groups: bool,
+    /// Instructions in two pages are interpreted.
+    pub no_crossing: bool,
     /// RDTSC and its kin are executed by their handlers.
     pub no_time: bool,
     /// The same for CLI, STI, CLD and PUSHF.
@@ -135,6 +139,8 @@ impl TranslationConfig {
         options.native.indirect = !self.no_jump_table;
         options.native.pair_returns = !self.no_return_pairs;
         options.native.stack_slot = !self.no_stack_slot;
+        options.native.groups = !self.no_groups;
+        options.native.crossing = !self.no_crossing;
         options.native.time = !self.no_time;
         options.native.interrupts = !self.no_interrupts;
         options.native.bases = !self.no_bases;
