@@ -33,6 +33,7 @@ mod options;
 mod perf_map;
 mod profile;
 mod registers;
+mod runs;
 mod segments;
 mod state;
 mod system;

@@ -8,12 +8,12 @@ use crate::interp::arith::{
     Adc, Add, And, Binary, Dec, Inc, Neg, Not, Or, Sbb, Sub, Unary, Xor, binary, compare, unary,
 };
 use crate::interp::branch::{call, call_to, jcc, jmp, jmp_to, ret};
+use crate::interp::control;
 use crate::interp::moves::{cmov, extend_accumulator, extend_to_rdx, lea, mov, movsx, movzx, set};
 use crate::interp::muldiv::{div, idiv, imul, imul_to, mul};
 use crate::interp::operand::{Imm, Mem, Reg, Src};
 use crate::interp::shift::{Cl, Rol, Ror, Sar, Shift, Shl, Shr, shift};
 use crate::interp::stack::{Long, leave, pop, push};
-use crate::interp::control;
 use crate::machine::Machine;
 
 /// What an opcode is decoded into.

@@ -78,11 +78,14 @@ fn operands_are_what_iced_decodes() {
     let opcodes: [&[u8]; 8] =
         [&[0x8b], &[0x00], &[0x8d], &[0x83], &[0xc7], &[0x0f, 0xb6], &[0xff], &[0xf6]];
     for prefix in prefixes() {
-        for (opcode, mode) in opcodes.iter().flat_map(|opcode| [4, 0x4c, 0xb4].map(|m| (opcode, m))) {
+        for (opcode, mode) in opcodes.iter().flat_map(|opcode| [4, 0x4c, 0xb4].map(|m| (opcode, m)))
+        {
             for sib in 0..=255 {
                 let mut code = code(&prefix, opcode, mode, sib);
                 is_same(&code);
-                code.iter_mut().skip(prefix.len() + opcode.len() + 2).for_each(|byte| *byte ^= 0x80);
+                code.iter_mut()
+                    .skip(prefix.len() + opcode.len() + 2)
+                    .for_each(|byte| *byte ^= 0x80);
                 is_same(&code);
             }
         }
