@@ -105,7 +105,7 @@ impl Jump {
 
 #[inline(always)]
 fn index(va: u64) -> usize {
-    (va ^ va >> 12) as usize & (JUMPS - 1)
+    (va >> 2 ^ va >> 12) as usize & (JUMPS - 1)
 }
 
 /// Address and width in one word: a canonical address has equal top bits, and widths are single bits, so no
@@ -131,9 +131,17 @@ fn find(
     let mode = Mode { width: core.cpu.width };
     let user = core.cpu.cpl == 3;
     let gpa = code_address(&mut core.machine, va, user)?;
-    let shared = Arc::clone(&core.machine.shared);
     let keep_at = native.map_or(AGAIN, |native| native.keep_at(gpa, mode));
-    let mut runs = shared.runs.add(gpa, mode);
+    let shared = &core.machine.shared;
+    let runs = shared.runs.add(gpa, mode);
+    if runs < keep_at && shared.is_watched(gpa) && !shared.code.foresees() {
+        shared.decoded.fetch_add(1, Ordering::Relaxed);
+        decode(core, gpa, mode, once)?;
+        if !once.is_empty() {
+            return Ok(None);
+        }
+    }
+    let shared = Arc::clone(&core.machine.shared);
     if runs >= keep_at {
         let machine = &mut core.machine;
         // The second page is looked at only for a block that needs it; if it cannot be had, decoding below
@@ -144,22 +152,40 @@ fn find(
             shared.runs.set(gpa, mode, KEPT);
             return Ok(found);
         }
-        if runs == KEPT {
-            // What was there has been written over, or dropped since it did not run often.
-            shared.runs.set(gpa, mode, 1);
-            runs = 1;
-        }
     }
-    shared.decoded.fetch_add(1, Ordering::Relaxed);
-    if runs < keep_at && shared.is_watched(gpa) {
-        decode(core, gpa, mode, once)?;
-        if !once.is_empty() && !shared.code.foresees() {
-            return Ok(None);
-        }
-    }
+    let runs = if runs == KEPT {
+        // What was there has been written over, or was dropped since it did not run often.
+        shared.runs.set(gpa, mode, 1);
+        1
+    } else {
+        runs
+    };
+    keep(core, Place { va, gpa, mode, runs, keep: runs >= keep_at }, once)
+}
+
+/// Code that is not in the shared cache.
+struct Place {
+    va: u64,
+    gpa: u64,
+    mode: Mode,
+    /// How often it has run, with this time.
+    runs: u32,
+    keep: bool,
+}
+
+/// Decodes the block at `place`, and keeps it if that is wanted or it crosses a page's end. `None`: it is to run from
+/// `once`.
+fn keep(
+    core: &mut Core,
+    place: Place,
+    once: &mut Vec<Insn<System>>,
+) -> Result<Option<Arc<Block<System>>>, Stop> {
+    let Place { va, gpa, mode, runs, keep } = place;
+    let shared = Arc::clone(&core.machine.shared);
     let mut watch = shared.code_watch.lock().unwrap_or_else(PoisonError::into_inner);
     let watched = watch_code(core, &mut watch, gpa);
     let writes = shared.code_writes.load(Ordering::SeqCst);
+    shared.decoded.fetch_add(1, Ordering::Relaxed);
     decode(core, gpa, mode, once)?;
     if once.is_empty() {
         let block = crossing(core, va, gpa, &mut watch, watched)?;
@@ -167,11 +193,13 @@ fn find(
         return Ok(Some(block));
     }
     let known = shared.code.foresee(core, gpa, once);
-    if !watched || runs < keep_at && !known.tells() {
+    if !watched || !keep && !known.tells() {
         // It runs once, as prefetched code may, and is decoded again the next time.
         return Ok(None);
     }
-    let block = Block::new(once.drain(..).collect(), gpa, None);
+    let mut insns = Vec::with_capacity(once.len());
+    insns.append(once);
+    let block = Block::new(insns, gpa, None);
     let block = Arc::new(known.with(block));
     // The entries that went by.
     block.heat(runs - 1);
@@ -317,9 +345,9 @@ fn code_address(machine: &mut System, va: u64, user: bool) -> Result<u64, Stop> 
 
 /// Reads from the frame that was marked, wherever the page tables lead by now.
 pub(crate) fn read_code(core: &mut Core, gpa: u64, into: &mut [u8]) -> Result<(), Stop> {
-    let shared = Arc::clone(&core.machine.shared);
-    let frame = shared.memory.frame_of(Gpa(gpa));
-    let page = frame.and_then(|frame| shared.memory.resolve(frame, Access::Read).ok());
+    let memory = &core.machine.shared.memory;
+    let frame = memory.frame_of(Gpa(gpa));
+    let page = frame.and_then(|frame| memory.resolve(frame, Access::Read).ok());
     let Some(page) = page else { return Err(core.machine.lost_memory(gpa)) };
     let host = page.as_ptr() as usize + (gpa & 0xfff) as usize;
     // SAFETY: the caller asks for no more than is left of the page, which was resolved just now.

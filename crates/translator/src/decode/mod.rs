@@ -10,6 +10,7 @@ pub mod system;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
+use self::quick::Decoded;
 use crate::block::Mode;
 use crate::cpu::Width;
 use crate::insn::Insn;
@@ -52,13 +53,15 @@ pub fn decode_into<M: Machine>(
     limit: usize,
 ) -> bool {
     let mut others = Others::new(bytes, mode);
-    let mut at = 0;
+    let (mut at, long) = (0, mode.width == Width::Bits64);
     insns.clear();
     while insns.len() < limit {
-        let quick = if mode.width == Width::Bits64 { quick::decode(&bytes[at..]) } else { None };
-        let Some((insn, ends)) = quick.or_else(|| others.decode(at)) else { return false };
-        at += usize::from(insn.len);
-        insns.push(insn);
+        let rest = &bytes[at..];
+        let quick = if long { quick::decode(rest, insns) } else { None };
+        let Some(Decoded { len, ends }) = quick.or_else(|| others.decode(at, insns)) else {
+            return false;
+        };
+        at += len;
         if ends {
             return true;
         }
@@ -82,14 +85,20 @@ impl<'a> Others<'a> {
         Self { bytes, mode, decoder: None, instr: Instruction::default() }
     }
 
-    /// The instruction at `at`, and whether a block ends with it. `None`: there are not enough bytes.
+    /// Adds the instruction at `at`. `None`: there are not enough bytes.
     #[inline(never)]
-    fn decode<M: Machine>(&mut self, at: usize) -> Option<(Insn<M>, bool)> {
+    fn decode<M: Machine>(&mut self, at: usize, insns: &mut Vec<Insn<M>>) -> Option<Decoded> {
         let new = || Decoder::new(self.mode.width as u32, self.bytes, OPTIONS);
         let decoder = self.decoder.get_or_insert_with(new);
         decoder.set_position(at).ok()?;
         decoder.decode_out(&mut self.instr);
-        (decoder.last_error() != DecoderError::NoMoreBytes).then(|| select(&self.instr))
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return None;
+        }
+        let (insn, ends) = select(&self.instr);
+        let len = usize::from(insn.len);
+        insns.push(insn);
+        Some(Decoded { len, ends })
     }
 }
 

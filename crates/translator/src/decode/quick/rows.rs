@@ -71,8 +71,9 @@ pub(super) enum Part {
     Rm,
     /// The opcode's low bits.
     Low,
-    /// This one, AL to RDI.
-    Fixed(u8),
+    /// AL to RAX.
+    Accumulator,
+    Cl,
 }
 
 /// What the immediate is.
@@ -88,6 +89,25 @@ pub(super) enum Constant {
     Sized,
     /// As wide as the operand.
     Full,
+}
+
+impl Constant {
+    /// Its bytes, and whether it is sign-extended, by operand size.
+    #[inline(always)]
+    pub(super) fn encoding(self, size: usize) -> (usize, bool) {
+        const ENCODINGS: [[(u8, bool); 3]; 8] = [
+            [(0, false); 3],
+            [(0, false); 3],
+            [(1, false); 3],
+            [(1, true); 3],
+            [(2, false); 3],
+            [(4, true); 3],
+            [(2, false), (4, false), (4, true)],
+            [(2, false), (4, false), (8, false)],
+        ];
+        let (len, signed) = ENCODINGS[self as usize][size];
+        (len.into(), signed)
+    }
 }
 
 const NOTHING: Shape = Shape {
@@ -132,7 +152,7 @@ const REG_RM: Shape = Shape::operands(Part::Reg, Part::Rm);
 const RM: Shape = Shape::operands(Part::Rm, Part::None);
 /// Its operand is laid out as both.
 const TWICE: Shape = Shape::operands(Part::Rm, Part::Rm);
-const ACCUMULATOR: Shape = Shape::operands(Part::Fixed(0), Part::None).without_modrm();
+const ACCUMULATOR: Shape = Shape::operands(Part::Accumulator, Part::None).without_modrm();
 const LOW: Shape = Shape::operands(Part::Low, Part::None).without_modrm();
 
 /// Handlers by operand size.
@@ -481,7 +501,7 @@ const fn shifts_by_cl<M: Machine>(byte: bool) -> [Row<M>; 8] {
 }
 
 const fn by_cl<M: Machine, O: Shift>(byte: bool) -> Row<M> {
-    let shape = Shape::operands(Part::Rm, Part::Fixed(1));
+    let shape = Shape::operands(Part::Rm, Part::Cl);
     if byte {
         let shape = shape.bytes();
         return same(shape, shift::<M, u8, O, Reg, Cl>, shift::<M, u8, O, Mem, Cl>);

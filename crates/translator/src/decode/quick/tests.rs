@@ -15,7 +15,10 @@ fn parts(insn: &Insn<Idle>) -> [u64; 12] {
 
 /// Whether `bytes` are decoded here. If so, into the same as by iced and the selectors.
 fn is_same(bytes: &[u8]) -> bool {
-    let Some((insn, ends)) = decode::<Idle>(bytes) else { return false };
+    let mut insns = Vec::new();
+    let Some(Decoded { len, ends }) = decode::<Idle>(bytes, &mut insns) else { return false };
+    let insn = insns.pop().expect("what was decoded");
+    assert_eq!(len, usize::from(insn.len));
     let mut decoder = Decoder::new(64, bytes, OPTIONS);
     let instr = decoder.decode();
     assert_ne!(decoder.last_error(), DecoderError::NoMoreBytes);
@@ -93,14 +96,20 @@ fn operands_are_what_iced_decodes() {
 }
 
 #[test]
-fn too_few_bytes_are_declined() {
-    assert!(decode::<Idle>(&[0xc3; MAX_LEN - 1]).is_none());
-    assert!(decode::<Idle>(&[0xc3; MAX_LEN]).is_some());
+fn what_reaches_beyond_the_bytes_is_declined() {
+    // mov rax, imm64, and lea rax, [rip + disp32]
+    for bytes in [[0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8].as_slice(), &[0x48, 0x8d, 5, 1, 2, 3, 4]] {
+        for len in 0..bytes.len() {
+            let mut insns = Vec::new();
+            assert!(decode::<Idle>(&bytes[..len], &mut insns).is_none() && insns.is_empty());
+        }
+        assert!(is_same(bytes));
+    }
 }
 
 proptest::proptest! {
     #[test]
-    fn any_bytes_are_what_iced_decodes(bytes in proptest::array::uniform16(0..=255_u8)) {
+    fn any_bytes_are_what_iced_decodes(bytes in proptest::collection::vec(0..=255_u8, 15..40)) {
         is_same(&bytes);
     }
 }
