@@ -160,7 +160,8 @@ fn find(
     } else {
         runs
     };
-    keep(core, Place { va, gpa, mode, runs, keep: runs >= keep_at }, once)
+    let hot = native.is_some_and(|native| native.is_hot(runs, mode));
+    keep(core, Place { va, gpa, mode, runs, keep: runs >= keep_at, hot }, once)
 }
 
 /// Code that is not in the shared cache.
@@ -171,6 +172,8 @@ struct Place {
     /// How often it has run, with this time.
     runs: u32,
     keep: bool,
+    /// It gets code right away.
+    hot: bool,
 }
 
 /// Decodes the block at `place`, and keeps it if that is wanted or it crosses a page's end. `None`: it is to run from
@@ -180,7 +183,7 @@ fn keep(
     place: Place,
     once: &mut Vec<Insn<System>>,
 ) -> Result<Option<Arc<Block<System>>>, Stop> {
-    let Place { va, gpa, mode, runs, keep } = place;
+    let Place { va, gpa, mode, runs, keep, hot } = place;
     let shared = Arc::clone(&core.machine.shared);
     let mut watch = shared.code_watch.lock().unwrap_or_else(PoisonError::into_inner);
     let watched = watch_code(core, &mut watch, gpa);
@@ -197,9 +200,13 @@ fn keep(
         // It runs once, as prefetched code may, and is decoded again the next time.
         return Ok(None);
     }
-    let mut insns = Vec::with_capacity(once.len());
-    insns.append(once);
-    let block = Block::new(insns, gpa, None);
+    let block = if hot {
+        Block::without_instructions(once, gpa)
+    } else {
+        let mut insns = Vec::with_capacity(once.len());
+        insns.append(once);
+        Block::new(insns, gpa, None)
+    };
     let block = Arc::new(known.with(block));
     // The entries that went by.
     block.heat(runs - 1);

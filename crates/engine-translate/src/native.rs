@@ -198,6 +198,11 @@ impl Native {
         }
     }
 
+    /// Whether code that runs for the `runs`th time is translated.
+    pub(crate) fn is_hot(&self, runs: u32, mode: Mode) -> bool {
+        self.heads.is_none() && mode.width == Width::Bits64 && runs >= self.policy.hot()
+    }
+
     /// Instructions at RIP are going to run that are not kept.
     #[inline(always)]
     pub(crate) fn pass(&mut self, core: &Core) {
@@ -383,7 +388,7 @@ fn grown(bytes: &[u8], core: &Core, block: &Block<System>, policy: &Policy) -> O
         KEPT => shared.blocks.known(page | u64::from(offset), mode),
         runs => paths::Known::Runs(runs),
     };
-    paths::grow(bytes, head, mode, policy, known)
+    paths::grow::<System>(bytes, head, mode, policy, known)
 }
 
 fn alone(block: &Block<System>) -> Path {

@@ -24,7 +24,7 @@ pub struct Mode {
 /// `next_page`.
 #[derive(Debug)]
 pub struct Block<M: Machine> {
-    /// At least one.
+    /// None where there is code, or is going to be: they are decoded if they are wanted.
     pub insns: Box<[Insn<M>]>,
     /// Physical address of the first byte.
     pub start: u64,
@@ -51,6 +51,13 @@ impl<M: Machine> Block<M> {
         let (native, depends, entries) = (None, Box::default(), AtomicU32::new(0));
         let insns = insns.into_boxed_slice();
         Self { insns, start, len, next_page, bound: None, valid, native, depends, entries }
+    }
+
+    /// The same without its instructions: it is about to be replaced by a path.
+    #[must_use]
+    pub fn without_instructions(insns: &[Insn<M>], start: u64) -> Self {
+        let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
+        Self { len, ..Self::new(Vec::new(), start, None) }
     }
 
     /// A path of physical page `page` with its code, which depends on the bytes `watched` too.

@@ -5,7 +5,7 @@
 
 mod integer;
 pub(crate) mod operands;
-mod quick;
+pub(crate) mod quick;
 pub mod system;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};

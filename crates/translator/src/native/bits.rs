@@ -5,7 +5,7 @@ use iced_x86::{Instruction, Register};
 use super::address::displacement_fits;
 use super::asm::Address;
 use super::fields::{T0, T1};
-use super::operands::{Spilled, writes};
+use super::operands::{Spilled, writes_memory};
 use super::translate::{Step, Translator};
 use crate::vector::replace_memory;
 
@@ -20,8 +20,7 @@ impl Translator<'_> {
         }
         let size = instr.op1_register().size();
         let scale = size.trailing_zeros() as u8;
-        let write =
-            self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
+        let write = writes_memory(&instr, self.factory);
         self.put_flags_aside(step.before);
         self.address(step)?;
         self.words(&instr, scale);

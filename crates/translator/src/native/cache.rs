@@ -13,7 +13,7 @@ use super::options::Options;
 use super::stats::CodeStats;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
-use super::translate::{self, Code, FAR_SITE};
+use super::translate::{self, Code, FAR_SITE, Scratch};
 use crate::block::Block;
 use crate::machine::Machine;
 use crate::paths::{Links, Path, Policy, Source};
@@ -48,6 +48,7 @@ struct Inner {
     /// In order of their places.
     paths: Vec<Translated>,
     links: Proactive,
+    scratch: Scratch,
 }
 
 /// A path that has code.
@@ -127,6 +128,7 @@ impl CodeCache {
             paths: Vec::new(),
             links: Proactive::default(),
             stats: CodeStats::default(),
+            scratch: Scratch::new(),
         };
         Ok(Self {
             options,
@@ -183,8 +185,10 @@ impl CodeCache {
         }
         let start = inner.used;
         let (options, policy) = (self.options, &self.policy);
-        let code = translate::translate(path, source, start, &self.thunks, options, policy)
-            .ok_or(NotTranslated::Never)?;
+        let scratch = &mut inner.scratch;
+        let code =
+            translate::translate(path, source, start, &self.thunks, options, policy, scratch)
+                .ok_or(NotTranslated::Never)?;
         if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
         }
@@ -209,6 +213,7 @@ impl CodeCache {
         }
         let memory = Arc::clone(&self.memory);
         let range = start..start + code.bytes.len() as u32;
+        inner.scratch.bytes = code.bytes;
         let (stubs, thunks) = (code.places.stubs, self.thunks);
         Ok(Made { block, emitted: Emitted { memory, range, marks: code.marks, stubs, thunks } })
     }

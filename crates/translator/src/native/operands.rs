@@ -1,12 +1,20 @@
 //! Registers of an instruction that the host keeps elsewhere.
 
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
+};
 
 use super::fields::host;
 
 pub(super) fn writes(access: OpAccess) -> bool {
     use OpAccess::{CondWrite, ReadCondWrite, ReadWrite, Write};
     matches!(access, Write | CondWrite | ReadWrite | ReadCondWrite)
+}
+
+/// Whether it may write its memory operand.
+pub(super) fn writes_memory(instr: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
+    let info = factory.info_options(instr, InstructionInfoOptions::NO_REGISTER_USAGE);
+    info.used_memory().iter().any(|used| writes(used.access()))
 }
 
 /// The guest's registers among an instruction's operands that are in none of the host's.

@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::address::displacement_fits;
 use super::asm::{Address, Condition, Label};
 use super::fields::{RIP, T0, T1, host, register};
-use super::operands::{Spilled, writes};
+use super::operands::{Spilled, writes_memory};
 use super::outside::Outside;
 use super::stub::{Stub, Work};
 use super::translate::{ACCESS, Step, Translator};
@@ -63,8 +63,7 @@ impl Translator<'_> {
         let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
         let spilled = Spilled::of(&instr, if memory { &[T1] } else { &[T0, T1] })?;
         let back = if memory {
-            let write =
-                self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
+            let write = writes_memory(&instr, self.factory);
             // Nothing may be emitted if the displacement cannot be.
             if !displacement_fits(&instr) {
                 return None;

@@ -19,16 +19,16 @@ const WINDOW: usize = MAX_LEN + 8;
 
 /// What was decoded.
 #[derive(Clone, Copy)]
-pub(super) struct Decoded {
+pub(crate) struct Decoded {
     /// Bytes of it.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// A block ends with it.
-    pub(super) ends: bool,
+    pub(crate) ends: bool,
 }
 
 /// Adds the instruction at the start of `bytes` to `insns`. `None`: it is not decoded here, or reaches beyond them.
 #[inline(always)]
-pub(super) fn decode<M: Machine>(bytes: &[u8], insns: &mut Vec<Insn<M>>) -> Option<Decoded> {
+pub(crate) fn decode<M: Machine>(bytes: &[u8], insns: &mut Vec<Insn<M>>) -> Option<Decoded> {
     match bytes.first_chunk() {
         Some(window) => within(window, insns),
         None => at_end(bytes, insns),
