@@ -115,7 +115,7 @@ fn key(va: u64, width: Width) -> u64 {
     va ^ (width as u64) << 57
 }
 
-fn next_page(va: u64) -> u64 {
+pub(crate) fn next_page(va: u64) -> u64 {
     (va | 0xfff).wrapping_add(1)
 }
 
@@ -134,15 +134,18 @@ fn find(
     let keep_at = native.map_or(AGAIN, |native| native.keep_at(gpa, mode));
     let shared = &core.machine.shared;
     let runs = shared.runs.add(gpa, mode);
-    if runs < keep_at && shared.is_watched(gpa) && !shared.code.foresees() {
+    let mut may_be_kept = runs >= keep_at;
+    if !may_be_kept && shared.is_watched(gpa) && !shared.code.foresees() {
         shared.decoded.fetch_add(1, Ordering::Relaxed);
         decode(core, gpa, mode, once)?;
         if !once.is_empty() {
             return Ok(None);
         }
+        // What crosses a page's end is kept from its first run on, which may have been forgotten.
+        may_be_kept = true;
     }
     let shared = Arc::clone(&core.machine.shared);
-    if runs >= keep_at {
+    if may_be_kept {
         let machine = &mut core.machine;
         // The second page is looked at only for a block that needs it; if it cannot be had, decoding below
         // finds out again and raises its fault.

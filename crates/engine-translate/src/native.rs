@@ -243,7 +243,11 @@ impl Native {
             made.as_ref()?
         };
         self.lead(core, block);
-        core.machine.tlb.admit(core.cpu.rip(), block.code_frame()?);
+        let rip = core.cpu.rip();
+        core.machine.tlb.admit(rip, block.code_frame()?);
+        if let Some(frame) = block.next_code_frame() {
+            core.machine.tlb.admit(fetch::next_page(rip), frame);
+        }
         self.was_inside = true;
         match &mut self.lockstep {
             Some(lockstep) => lockstep.run(core, &mut self.lane, block),
@@ -287,9 +291,14 @@ impl Native {
         core: &mut Core,
         block: &Arc<Block<System>>,
     ) -> Option<Arc<Block<System>>> {
-        if core.cpu.width != Width::Bits64 || block.next_page.is_some() {
+        if core.cpu.width != Width::Bits64 {
             self.interrupt();
             return None;
+        }
+        if block.next_page.is_some() {
+            self.interrupt();
+            let hot = !self.verifies() && block.entered() >= self.policy.hot();
+            return if hot { make_crossing(core, block) } else { None };
         }
         let Some(heads) = &mut self.heads else {
             let left = self.policy.hot().saturating_sub(block.entered());
@@ -352,28 +361,58 @@ impl Native {
         let began = clock::host_tsc();
         let made = cache.translate(&path, source, page, frame.0);
         shared.code.ticks.fetch_add(clock::host_tsc() - began, Ordering::Relaxed);
-        match made {
-            Ok(Made { block: mut made, emitted }) => {
-                shared.code.tell(&path, page, source, &emitted);
-                shared.code.record(&path, page << 12, &bytes);
-                if self.verifies() {
-                    keep_insns(&mut made, &bytes);
-                }
-                shared.blocks.insert(Mode { width: Width::Bits64 }, Arc::clone(&made));
-                // The bytes may be others than those that were read; or all code is about to go, and who sees to that
-                // has not seen this.
-                if shared.code_writes.load(Ordering::SeqCst) != writes || cache.is_full() {
-                    fetch::forget(&shared, &made);
-                }
-                made.is_valid().then_some(made)
-            }
-            Err(NotTranslated::Full) => {
-                shared.code.start_over(&shared, core.machine.id);
-                None
-            }
-            Err(NotTranslated::Never) => None,
+        let Made { block: mut made, emitted } = made_or_full(core, made)?;
+        shared.code.tell(&path, page, source, &emitted);
+        shared.code.record(&path, page << 12, &bytes);
+        if self.verifies() {
+            keep_insns(&mut made, &bytes);
         }
+        publish(&shared, made, writes)
     }
+}
+
+/// Code for a block of one instruction that reaches into the next page.
+fn make_crossing(core: &mut Core, block: &Block<System>) -> Option<Arc<Block<System>>> {
+    let shared = Arc::clone(&core.machine.shared);
+    let (start, next) = (block.start, block.next_page?);
+    let (frame, next_frame) = (core.machine.frame(start)?, core.machine.frame(next << 12)?);
+    let writes = shared.code_writes.load(Ordering::SeqCst);
+    let mut bytes = [0; decode::MAX_LEN];
+    let bytes = &mut bytes[..block.len as usize];
+    let here = FRAME_SIZE - (start & 0xfff) as usize;
+    let (first, rest) = bytes.split_at_mut_checked(here)?;
+    fetch::read_code(core, start, first).ok()?;
+    fetch::read_code(core, next << 12, rest).ok()?;
+    if !block.is_valid() {
+        return None;
+    }
+    let path = alone(block);
+    let source = Source { bytes, first: path.head() };
+    let (cache, page) = (&shared.code.cache, start >> 12);
+    let made = cache.translate_crossing(&path, source, page, frame.0, (next, next_frame.0));
+    let Made { block: made, emitted } = made_or_full(core, made)?;
+    shared.code.tell(&path, page, source, &emitted);
+    publish(&shared, made, writes)
+}
+
+/// Starts over where there is no room.
+fn made_or_full(core: &Core, made: Result<Made<System>, NotTranslated>) -> Option<Made<System>> {
+    if matches!(made, Err(NotTranslated::Full)) {
+        let shared = &core.machine.shared;
+        shared.code.start_over(shared, core.machine.id);
+    }
+    made.ok()
+}
+
+/// Lets others find `made`, whose bytes were read when `writes` of code had been counted.
+fn publish(shared: &Shared, made: Arc<Block<System>>, writes: u64) -> Option<Arc<Block<System>>> {
+    shared.blocks.insert(Mode { width: Width::Bits64 }, Arc::clone(&made));
+    // The bytes may be others than those that were read; or all code is about to go, and who sees to that has not seen
+    // this.
+    if shared.code_writes.load(Ordering::SeqCst) != writes || shared.code.cache.is_full() {
+        fetch::forget(shared, &made);
+    }
+    made.is_valid().then_some(made)
 }
 
 /// The path from the head of `block`, by what is known of the page.

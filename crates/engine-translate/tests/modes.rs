@@ -17,6 +17,7 @@ const AT_ONCE: Options = Options {
         link: true,
         link_far: true,
         indirect: true,
+        pair_returns: true,
         stack_slot: true,
         time: true,
         interrupts: true,
@@ -97,6 +98,11 @@ fn system_calls_outside() {
 #[test]
 fn strings_outside() {
     with_native(|native| native.strings = false);
+}
+
+#[test]
+fn returns_looked_up() {
+    with_native(|native| native.pair_returns = false);
 }
 
 #[test]

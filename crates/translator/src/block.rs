@@ -60,14 +60,18 @@ impl<M: Machine> Block<M> {
         Self { len, ..Self::new(Vec::new(), start, None) }
     }
 
-    /// A path of physical page `page` with its code, which depends on the bytes `watched` too.
+    /// A path of physical page `page` with its code, which depends on the bytes `watched` too; or one instruction that
+    /// reaches into `next_page`.
     pub(crate) fn of_path(
         page: u64,
         path: &Path,
         watched: &[Fragment],
+        next_page: Option<u64>,
         native: NativeBlock,
     ) -> Self {
-        let mut depends: Vec<_> = path.fragments.iter().chain(watched).copied().collect();
+        // One that crosses depends on its own bytes.
+        let fragments = path.fragments.iter().chain(watched).filter(|_| next_page.is_none());
+        let mut depends: Vec<_> = fragments.copied().collect();
         depends.sort_unstable_by_key(|fragment| fragment.offset);
         depends.dedup_by(|next, last| {
             let joined = u32::from(next.offset) <= last.end();
@@ -80,7 +84,7 @@ impl<M: Machine> Block<M> {
             insns: Box::default(),
             start: page << 12 | u64::from(path.head()),
             len: path.len(),
-            next_page: None,
+            next_page,
             bound: None,
             valid: AtomicBool::new(true),
             native: Some(Box::new(native)),
@@ -147,6 +151,12 @@ impl<M: Machine> Block<M> {
     #[must_use]
     pub fn code_frame(&self) -> Option<u32> {
         self.native().map(NativeBlock::frame)
+    }
+
+    /// That of the page behind it, if it has code and an instruction that reaches into that.
+    #[must_use]
+    pub fn next_code_frame(&self) -> Option<u32> {
+        self.native().and_then(NativeBlock::next_frame)
     }
 
     fn overlaps(&self, page: u64, from: u32, to: u32) -> bool {

@@ -1,11 +1,12 @@
-//! A memory file mapped twice, once to write and once to execute, so that no page is ever both.
+//! Memory mapped twice, once to write and once to execute, so that no page is ever both.
+//!
+//! It is anonymous, and not a memory file: perf looks up names of code (`/tmp/perf-PID.map`) only where a mapping has
+//! no file of its own, which it takes shared anonymous memory for.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::ptr;
 
-use rustix::fs::MemfdFlags;
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 use crate::vector::ArenaError;
 
@@ -16,23 +17,58 @@ pub(crate) struct Mappings {
     pub(crate) execute: *mut u8,
 }
 
-/// Maps `size` bytes of a new file, which take memory as they are touched.
-pub(crate) fn map(name: &CStr, size: usize) -> Result<Mappings, ArenaError> {
-    let file = memory_file(name).map_err(ArenaError::Create)?;
-    rustix::fs::ftruncate(&file, size as u64).map_err(ArenaError::Create)?;
-    let map = |protection| {
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        unsafe { rustix::mm::mmap(ptr::null_mut(), size, protection, MapFlags::SHARED, &file, 0) }
-            .map(<*mut c_void>::cast::<u8>)
-            .map_err(ArenaError::Map)
-    };
-    let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
-    let execute = map(ProtFlags::READ | ProtFlags::EXEC)?;
-    Ok(Mappings { write, execute })
+/// Maps `size` bytes, which take memory as they are touched.
+pub(crate) fn map(size: usize) -> Result<Mappings, ArenaError> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let write = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), size, protection, flags) }
+        .map_err(ArenaError::Create)?;
+    let mappings = again(write, size);
+    if mappings.is_err() {
+        // SAFETY: our own mapping, which nobody knows.
+        let _ = unsafe { rustix::mm::munmap(write, size) };
+    }
+    mappings
 }
 
-/// Since Linux 6.3 a memory file says whether it may be executed; before, the flag is unknown.
-fn memory_file(name: &CStr) -> Result<rustix::fd::OwnedFd, Errno> {
-    let create = |flags| rustix::fs::memfd_create(name, flags | MemfdFlags::CLOEXEC);
-    create(MemfdFlags::EXEC).or_else(|_| create(MemfdFlags::empty()))
+/// Maps the pages at `write` once more, to be executed.
+fn again(write: *mut c_void, size: usize) -> Result<Mappings, ArenaError> {
+    // SAFETY: with an old size of 0 a shared mapping stays as it is, and is mapped at another address too (mremap(2)).
+    let execute = unsafe { rustix::mm::mremap(write, 0, size, MremapFlags::MAYMOVE) }
+        .map_err(ArenaError::Map)?;
+    let protection = MprotectFlags::READ | MprotectFlags::EXEC;
+    // SAFETY: mapped just now, and nobody's yet.
+    if let Err(error) = unsafe { rustix::mm::mprotect(execute, size, protection) } {
+        // SAFETY: as above.
+        let _ = unsafe { rustix::mm::munmap(execute, size) };
+        return Err(ArenaError::Map(error));
+    }
+    Ok(Mappings { write: write.cast(), execute: execute.cast() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_can_be_executed_and_has_no_file() {
+        let Mappings { write, execute } = map(1 << 16).expect("memory");
+        // mov eax, 7; ret
+        let code = [0xb8, 7, 0, 0, 0, 0xc3];
+        // SAFETY: our own mappings; the code obeys the convention.
+        let seven = unsafe {
+            ptr::copy_nonoverlapping(code.as_ptr(), write, code.len());
+            std::mem::transmute::<*mut u8, extern "sysv64" fn() -> u32>(execute)()
+        };
+        assert_eq!(seven, 7);
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let start = format!("{:x}-", execute as usize);
+        let line = maps.lines().find(|line| line.starts_with(&start)).expect("mapped");
+        assert!(line.contains(" r-xs ") && line.contains("/dev/zero"), "{line}");
+        for mapping in [write, execute] {
+            // SAFETY: as above, and done with.
+            unsafe { rustix::mm::munmap(mapping.cast(), 1 << 16) }.expect("mapped");
+        }
+    }
 }

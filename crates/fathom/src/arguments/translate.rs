@@ -3,8 +3,8 @@
 use vmm::config::{Paths, ProfileConfig, TranslationConfig};
 
 const KEYS: &str = "write interpret, hot=N, paths=NAME, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, \
-                    keep-flags, no-links, no-far-links, no-jump-table, no-stack-slot, no-time, no-interrupts, \
-                    no-bases, no-calls, no-strings, verify, perf-map or dump=ADDRESS";
+                    keep-flags, no-links, no-far-links, no-jump-table, no-return-pairs, no-stack-slot, no-time, \
+                    no-interrupts, no-bases, no-calls, no-strings, verify, perf-map or dump=ADDRESS";
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -16,6 +16,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-links", None) => config.no_links = true,
             ("no-far-links", None) => config.no_far_links = true,
             ("no-jump-table", None) => config.no_jump_table = true,
+            ("no-return-pairs", None) => config.no_return_pairs = true,
             ("no-stack-slot", None) => config.no_stack_slot = true,
             ("no-time", None) => config.no_time = true,
             ("no-interrupts", None) => config.no_interrupts = true,
@@ -76,10 +77,12 @@ mod tests {
         assert_eq!(config.as_ref(), Ok(&expected));
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
         let all = parse(
-            "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map,verify",
+            "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map,verify,\
+             no-return-pairs",
         );
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
+        assert!(all.no_return_pairs);
         assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && all.verify && !all.stats);
         assert!(!all.no_time && !all.no_calls);
         let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");

@@ -216,6 +216,14 @@ impl Asm {
         self.memory(&[], true, &[0x8d], to, address);
     }
 
+    /// `to = from + disp`, in seven bytes. `from` is neither RSP nor R12.
+    pub(super) fn lea_wide(&mut self, to: u8, from: u8, disp: i32) {
+        debug_assert_ne!(from & 7, 4, "it would need another byte");
+        let rex = 0x48 | to >> 3 << 2 | from >> 3;
+        self.raw(&[rex, 0x8d, 0x80 | (to & 7) << 3 | from & 7]);
+        self.dword(disp);
+    }
+
     pub(super) fn lea_32(&mut self, to: u8, address: Address) {
         self.memory(&[], false, &[0x8d], to, address);
     }
@@ -292,6 +300,10 @@ impl Asm {
 
     pub(super) fn compare_with_field(&mut self, reg: u8, field: i32) {
         self.memory(&[GS], true, &[0x3b], reg, field_at(field));
+    }
+
+    pub(super) fn compare_with(&mut self, reg: u8, at: Address) {
+        self.memory(&[], true, &[0x3b], reg, at);
     }
 
     pub(super) fn call_field(&mut self, field: i32) {
@@ -450,6 +462,11 @@ impl Asm {
         self.relative(to);
     }
 
+    pub(super) fn call(&mut self, to: Label) {
+        self.raw(&[0xe8]);
+        self.relative(to);
+    }
+
     pub(super) fn jump_if(&mut self, condition: u8, to: Label) {
         self.raw(&[0x0f, 0x80 | condition]);
         self.relative(to);
@@ -471,6 +488,13 @@ impl Asm {
         self.relative_to(place);
     }
 
+    /// `to` = the address of a place outside of this code.
+    pub(super) fn place(&mut self, to: u8, place: u32) {
+        // LEA from RIP.
+        self.raw(&[0x48 | to >> 3 << 2, 0x8d, (to & 7) << 3 | 5]);
+        self.relative_to(place);
+    }
+
     fn relative_to(&mut self, place: u32) {
         let at = self.here();
         self.dword(0);
@@ -483,6 +507,10 @@ impl Asm {
 
     pub(super) fn jump_memory(&mut self, at: Address) {
         self.memory(&[], false, &[0xff], 4, at);
+    }
+
+    pub(super) fn call_memory(&mut self, at: Address) {
+        self.memory(&[], false, &[0xff], 2, at);
     }
 
     /// Jumps over the next `length` bytes where RCX is zero.
@@ -531,6 +559,10 @@ impl Asm {
     pub(super) fn push(&mut self, reg: u8) {
         self.prefix_high(reg);
         self.raw(&[0x50 | reg & 7]);
+    }
+
+    pub(super) fn push_constant(&mut self, value: i8) {
+        self.raw(&[0x6a, value as u8]);
     }
 
     pub(super) fn pop(&mut self, reg: u8) {

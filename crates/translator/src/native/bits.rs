@@ -1,10 +1,10 @@
 //! BT, BTS, BTR and BTC with a bit number in a register: the bit may lie far from the operand's address.
 
-use iced_x86::{Instruction, Register};
+use iced_x86::Instruction;
 
 use super::address::displacement_fits;
 use super::asm::Address;
-use super::fields::{T0, T1};
+use super::fields::{T0, T0_NAME, T1};
 use super::operands::{Spilled, writes_memory};
 use super::translate::{Step, Translator};
 use crate::vector::replace_memory;
@@ -14,7 +14,7 @@ impl Translator<'_> {
     /// if all of it lay as the word does. `None`: nothing was emitted.
     pub(super) fn bit_string(&mut self, step: &Step) -> Option<()> {
         let mut instr = step.instr;
-        let spilled = Spilled::of(&instr, &[T1])?;
+        let spilled = Spilled::of(&instr, &[T1], self.factory)?;
         if !displacement_fits(&instr) {
             return None;
         }
@@ -29,7 +29,7 @@ impl Translator<'_> {
         self.words(&instr, scale);
         self.asm.shift_left(T1, scale);
         self.asm.sub(T0, T1);
-        replace_memory(&mut instr, Register::R14);
+        replace_memory(&mut instr, T0_NAME);
         self.run(step, instr, &spilled)?;
         self.asm.bind(back);
         Some(())

@@ -1,10 +1,8 @@
 //! Branches: to a place in the page, into another page, and through a register or memory.
 
-use std::mem;
-
 use iced_x86::{Instruction, OpKind};
 
-use super::asm::{Address, Condition, Label};
+use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{RIP, SP, T0, T1, field};
 use super::flags::Flags;
 use super::select::Kind;
@@ -24,33 +22,38 @@ impl Translator<'_> {
     pub(super) fn call(&mut self, step: &Step) -> bool {
         let back = self.push_return_address(step);
         if step.goes_on.is_some() {
+            if self.is_paired(step) {
+                self.pair_on_path(step);
+            }
             // Executed outside, it has gone where the path goes on.
             self.asm.bind(back);
-        } else {
-            self.after_outside_branch(step, back);
+            return self.go_on(step, target_of(&step.instr));
         }
-        self.go_on(step, target_of(&step.instr))
+        let paired = self.is_paired(step);
+        if paired {
+            self.push_pair();
+        }
+        self.forget_flags(step.after);
+        let needed = paired.then(|| self.needed_behind(step));
+        self.branch_by(target_of(&step.instr), needed);
+        if let Some(needed) = needed {
+            self.land(step, needed);
+        }
+        // Executed outside, it goes on by RIP.
+        self.asm.bind(back);
+        self.asm.load_field(T0, RIP);
+        self.go_to_t0(step.offset, 0);
+        false
     }
 
     /// To `target`, which may be on the path.
     fn go_on(&mut self, step: &Step, target: i64) -> bool {
         if step.goes_on.is_none() {
             self.forget_flags(step.after);
-            self.branch(step.offset, target);
+            self.branch(target);
             return false;
         }
-        if target <= step.offset.into() {
-            self.poll_on_path(step, target);
-        }
         true
-    }
-
-    /// Whoever is wanted leaves, on a way back that is on the path.
-    fn poll_on_path(&mut self, step: &Step, target: i64) {
-        self.forget_flags(step.after);
-        self.take_flags_back();
-        self.poll(target);
-        self.kept = false;
     }
 
     /// Flags that were put aside need not come back: only `needed` are.
@@ -74,31 +77,24 @@ impl Translator<'_> {
         self.asm.lea(to, Address::at(to, offset as i32));
     }
 
-    /// Where a branch was executed outside because its stack access was, it goes on by RIP.
-    pub(super) fn after_outside_branch(&mut self, step: &Step, back: Label) {
-        // The stub of the check comes here; the code in line goes over it.
-        let over = self.asm.label();
-        self.asm.jump(over);
-        self.asm.bind(back);
-        let aside = mem::take(&mut self.aside);
-        self.asm.load_field(T0, RIP);
-        self.go_to_t0(step.offset, 0);
-        self.aside = aside;
-        self.asm.bind(over);
-    }
-
     pub(super) fn indirect(&mut self, step: &Step) {
         let instr = &step.instr;
         let mut moved = 0;
         match step.kind {
             Kind::Return => {
                 moved = 8 + if instr.op_count() == 1 { instr.immediate16() } else { 0 };
-                self.asm.mov(T0, SP);
-                let back = self.check_stack(step, 8, false);
-                self.asm.load(T0, Address::at(T0, 0));
+                let back = self.pop_target(step);
                 self.asm.lea(SP, Address::at(SP, i32::from(moved)));
-                self.take_flags_back();
-                self.go_to_t0(step.offset, moved);
+                if self.pairs {
+                    self.go_back(step, moved);
+                } else {
+                    self.take_flags_back();
+                    self.go_to_t0(step.offset, moved);
+                }
+                let Some(back) = back else {
+                    self.aside = false;
+                    return;
+                };
                 self.asm.bind(back);
                 // Executed outside.
                 self.asm.load_field(T0, RIP);
@@ -108,8 +104,7 @@ impl Translator<'_> {
                 if step.kind == Kind::CallTo {
                     moved = 0u16.wrapping_sub(8);
                     let pushed = self.push_return(step);
-                    self.take_flags_back();
-                    self.go_to_t0(step.offset, moved);
+                    self.call_t0(step, moved);
                     self.asm.bind(pushed);
                 } else {
                     self.take_flags_back();
@@ -124,6 +119,22 @@ impl Translator<'_> {
         }
         self.aside = false;
         self.go_to_t0(step.offset, 0);
+    }
+
+    /// T0 is what is on top of the guest's stack, and the flags are aside if somebody may look at them.
+    fn pop_target(&mut self, step: &Step) -> Option<Label> {
+        let (top, back) = match self.known_place(step) {
+            Some(delta) => {
+                self.put_flags_aside(step.before);
+                (delta, None)
+            }
+            None => {
+                self.asm.mov(T0, SP);
+                (0, Some(self.check_stack(step, 8, false)))
+            }
+        };
+        self.asm.load(T0, Address::at(T0, top));
+        back
     }
 
     /// T0 is the target of a jump or call through a register or memory.
@@ -165,44 +176,86 @@ impl Translator<'_> {
         back
     }
 
-    /// Goes to address T0. Flags are in RFLAGS. `moved`: by how much the branch has moved RSP.
-    pub(super) fn go_to_t0(&mut self, offset: u32, moved: u16) {
-        let asm = &mut self.asm;
-        asm.store_field_constant(field!(from), (offset | BRANCH | u32::from(moved) << 16) as i32);
-        asm.store_field(field!(rcx), RCX);
-        asm.low_16(T1, T0);
-        asm.load_field(RCX, field!(jumps));
-        asm.jump_memory(Address { base: Some(RCX), index: Some((T1, 3)), disp: 0 });
+    /// As [`Self::go_to_t0`], with the return address in T1, which was pushed.
+    fn call_t0(&mut self, step: &Step, moved: u16) {
+        if !self.is_paired(step) {
+            self.take_flags_back();
+            return self.go_to_t0(step.offset, moved);
+        }
+        self.push_pair();
+        self.take_flags_back();
+        self.note_branch(step.offset, moved);
+        let entry = self.asm.table_entry();
+        let needed = self.needed_behind(step);
+        self.prepare_landing(4, needed);
+        self.asm.call_memory(entry);
+        self.land(step, needed);
     }
 
-    /// Goes to `target`, from the instruction at `offset`, both relative to the page.
-    pub(super) fn branch(&mut self, offset: u32, target: i64) {
+    /// Goes to address T0. Flags are in RFLAGS. `moved`: by how much the branch has moved RSP.
+    pub(super) fn go_to_t0(&mut self, offset: u32, moved: u16) {
+        self.note_branch(offset, moved);
+        self.asm.jump_by_table();
+    }
+
+    /// An indirect branch is on its way.
+    pub(super) fn note_branch(&mut self, offset: u32, moved: u16) {
+        let from = offset | BRANCH | u32::from(moved) << 16;
+        self.asm.store_field_constant(field!(from), from as i32);
+    }
+
+    /// Goes to `target`, relative to the page.
+    pub(super) fn branch(&mut self, target: i64) {
+        self.branch_by(target, None);
+    }
+
+    /// `call`: by the host's CALL, behind which these flags are needed.
+    fn branch_by(&mut self, target: i64, call: Option<Flags>) {
         self.take_flags_back();
         if !(0..4096).contains(&target) {
-            return self.branch_far(target);
+            return self.branch_far(target, call);
         }
-        if target <= offset.into() {
+        if self.is_way_back(target) {
             self.poll(target);
         }
-        if self.is_loop(target) {
-            return self.asm.jump_to(self.inner);
+        match (self.is_loop(target), call) {
+            (true, None) => {
+                let (place, needs) = self.round;
+                let live = self.vectors & needs == needs;
+                return self.asm.jump_to(if live { place } else { self.inner });
+            }
+            (true, Some(needed)) => {
+                self.prepare_landing(5, needed);
+                return self.asm.call_to(self.inner);
+            }
+            (false, _) => {}
         }
-        let site = self.jump_to_link(|site| Work::Near { site, target });
+        let site = self.link(call, |site| Work::Near { site, target });
         self.exits.push((site, target as u16));
     }
 
-    pub(super) fn branch_far(&mut self, target: i64) {
+    fn branch_far(&mut self, target: i64, call: Option<Flags>) {
         self.address_in_page(T0, target);
         self.asm.store_field(field!(rcx), RCX);
-        let _ = self.jump_to_link(|site| Work::Far { site });
+        let _ = self.link(call, |site| Work::Far { site });
     }
 
     /// A jump to `work`, which is told where it stands, until it is linked.
     pub(super) fn jump_to_link(&mut self, work: impl FnOnce(u32) -> Work) -> u32 {
+        self.link(None, work)
+    }
+
+    fn link(&mut self, call: Option<Flags>, work: impl FnOnce(u32) -> Work) -> u32 {
         let label = self.asm.label();
         // The displacement is replaced while others run.
+        if let Some(needed) = call {
+            self.prepare_landing(5, needed);
+        }
         self.asm.keep_together(5, 64);
-        self.asm.jump(label);
+        match call {
+            Some(_) => self.asm.call(label),
+            None => self.asm.jump(label),
+        }
         let site = self.asm.here() - 4;
         self.stubs.push(Stub { label, work: work(site) });
         site
@@ -217,29 +270,26 @@ impl Translator<'_> {
         let Some(next) = step.goes_on.map(i64::from) else {
             if self.is_loop(target) {
                 // The way round is the one that runs in line.
-                self.leave_if(condition ^ 1, step.offset, through);
-                self.branch(step.offset, target);
+                self.leave_if(condition ^ 1, through);
+                self.branch(target);
             } else {
-                self.leave_if(condition, step.offset, target);
-                self.branch(step.offset, through);
+                self.leave_if(condition, target);
+                self.branch(through);
             }
             return false;
         };
         if next == through {
-            self.leave_if(condition, step.offset, target);
+            self.leave_if(condition, target);
             return true;
         }
-        self.leave_if(condition ^ 1, step.offset, through);
-        if target <= step.offset.into() {
-            self.poll_on_path(step, target);
-        }
+        self.leave_if(condition ^ 1, through);
         true
     }
 
     /// Leaves the path for `target` if the condition holds.
-    fn leave_if(&mut self, condition: u8, offset: u32, target: i64) {
+    fn leave_if(&mut self, condition: u8, target: i64) {
         let label = self.asm.label();
-        let forward = target > offset.into() && target < 4096;
+        let forward = !self.is_way_back(target) && target < 4096;
         if forward {
             self.asm.keep_together(6, 64);
         }
@@ -249,9 +299,15 @@ impl Translator<'_> {
             self.exits.push((site, target as u16));
             Work::Near { site, target }
         } else {
-            Work::Branch { offset, target }
+            Work::Branch { target }
         };
         self.stubs.push(Stub { label, work });
+    }
+
+    /// Whether somebody who is wanted must be let out on the way to `target`: whoever runs for ever in a page comes to
+    /// a path's head from one further behind, again and again.
+    fn is_way_back(&self, target: i64) -> bool {
+        target <= self.head.into()
     }
 
     /// Whether a branch to `target` stays inside.
@@ -283,6 +339,22 @@ impl Translator<'_> {
 /// Target of a direct branch, relative to the page.
 pub(super) fn target_of(instr: &Instruction) -> i64 {
     instr.near_branch_target() as i64
+}
+
+impl Asm {
+    /// By the table for indirect branches, to T0. Flags are in RFLAGS.
+    pub(super) fn jump_by_table(&mut self) {
+        let entry = self.table_entry();
+        self.jump_memory(entry);
+    }
+
+    /// Where the table says how to reach T0. Puts RCX aside, and destroys T1.
+    fn table_entry(&mut self) -> Address {
+        self.store_field(field!(rcx), RCX);
+        self.low_16(T1, T0);
+        self.load_field(RCX, field!(jumps));
+        Address { base: Some(RCX), index: Some((T1, 3)), disp: 0 }
+    }
 }
 
 /// The bits of Jcc for iced's [`iced_x86::ConditionCode`], which starts with none.

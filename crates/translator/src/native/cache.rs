@@ -11,6 +11,7 @@ use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
 use super::options::Options;
 use super::stats::CodeStats;
+use super::stub::LEAVE;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, Code, FAR_SITE, Scratch};
@@ -76,9 +77,13 @@ pub(crate) struct NativeBlock {
     memory: Arc<Lease>,
     pub(super) inner: u32,
     /// Where `inner` is to lead when the path is invalid.
-    dead: u32,
+    pub(super) dead: u32,
+    /// As in [`translate::Places`].
+    pub(super) landing: u32,
     /// Its frame's number among those with code.
     frame: u32,
+    /// That of the page behind it, where its one instruction reaches into that.
+    next_frame: Option<u32>,
     offset: u32,
     /// Place of its guard, once there is one.
     guard: AtomicU32,
@@ -89,14 +94,21 @@ impl NativeBlock {
         self.frame
     }
 
+    pub(crate) fn next_frame(&self) -> Option<u32> {
+        self.next_frame
+    }
+
     /// Bytes that it takes.
     pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>() + MALLOC
     }
 
-    /// Whoever enters leaves at once.
+    /// Whoever enters leaves at once, and so does whoever comes back to where flags are thought to be of no interest.
     pub(crate) fn close(&self) {
         self.memory.make_jump(self.inner, self.dead);
+        if self.landing != 0 {
+            self.memory.make_jump(self.landing, self.dead + LEAVE);
+        }
     }
 }
 
@@ -176,6 +188,36 @@ impl CodeCache {
         page: u64,
         frame: u32,
     ) -> Result<Made<M>, NotTranslated> {
+        self.translate_in(path, source, page, frame, None)
+    }
+
+    /// The same for a path of one instruction, which ends in another page: `next` is its number, and that of its
+    /// frame.
+    ///
+    /// # Errors
+    /// See [`NotTranslated`].
+    pub fn translate_crossing<M: Machine>(
+        &self,
+        path: &Path,
+        source: Source<'_>,
+        page: u64,
+        frame: u32,
+        next: (u64, u32),
+    ) -> Result<Made<M>, NotTranslated> {
+        if next.1 >= CODE_FRAMES {
+            return Err(NotTranslated::Never);
+        }
+        self.translate_in(path, source, page, frame, Some(next))
+    }
+
+    fn translate_in<M: Machine>(
+        &self,
+        path: &Path,
+        source: Source<'_>,
+        page: u64,
+        frame: u32,
+        next: Option<(u64, u32)>,
+    ) -> Result<Made<M>, NotTranslated> {
         if frame >= CODE_FRAMES {
             return Err(NotTranslated::Never);
         }
@@ -185,10 +227,11 @@ impl CodeCache {
         }
         let start = inner.used;
         let (options, policy) = (self.options, &self.policy);
-        let scratch = &mut inner.scratch;
-        let code =
-            translate::translate(path, source, start, &self.thunks, options, policy, scratch)
-                .ok_or(NotTranslated::Never)?;
+        let how = (options, policy);
+        let next_frame = next.map(|(_, frame)| frame);
+        let (thunks, scratch) = (&self.thunks, &mut inner.scratch);
+        let code = translate::translate(path, source, start, thunks, how, next_frame, scratch)
+            .ok_or(NotTranslated::Never)?;
         if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
         }
@@ -197,11 +240,14 @@ impl CodeCache {
             memory,
             inner: code.places.inner,
             dead: code.places.dead,
+            landing: code.places.landing,
             frame,
+            next_frame,
             offset: path.head(),
             guard: AtomicU32::new(0),
         };
-        let block = Arc::new(Block::of_path(page, path, &code.watched, native));
+        let block =
+            Arc::new(Block::of_path(page, path, &code.watched, next.map(|(page, _)| page), native));
         inner.count(path, &code, start);
         inner.paths.push(Translated { start, frame, head: path.head() as u16 });
         if policy.links == Links::Proactive && options.link {

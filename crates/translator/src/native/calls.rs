@@ -13,6 +13,7 @@ use super::translate::{Step, Translator};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
+const RSP: u8 = 4;
 const R11: u8 = 11;
 
 const CS: usize = 1;
@@ -103,6 +104,8 @@ impl Translator<'_> {
         asm.or(RAX, T1);
         asm.flags_from_ax();
         asm.pop(RAX);
+        // Addresses lead elsewhere on this side.
+        asm.load_field(RSP, field!(stack));
         self.aside = false;
         self.go_to_t0(step.offset, 0);
     }

@@ -11,7 +11,7 @@
 //!   RFLAGS                               the guest's status flags, DF clear, nothing else of the guest
 //! ```
 //!
-//! The guest's R13, R14 and R15 stay in [`Cpu::regs`]. Vector and x87 registers are the guest's while they are
+//! The guest's R13, R14 and R15 stay in [`Cpu::regs`]: compilers use R9 to R11 less, but in loops that call nothing. Vector and x87 registers are the guest's while they are
 //! *live* (see [`super::live`]), else the host's.
 
 use std::mem::offset_of;
@@ -21,6 +21,8 @@ use crate::cpu::{Cpu, REG_RIP};
 
 /// Scratch: addresses.
 pub(super) const T0: u8 = 14;
+/// What iced calls T0.
+pub(super) const T0_NAME: iced_x86::Register = iced_x86::Register::R14;
 /// Scratch.
 pub(super) const T1: u8 = 13;
 /// Where the guest's RSP is.
@@ -58,8 +60,12 @@ pub struct Fields {
     pub(super) target: u64,
     /// The indirect branch on its way: its offset in the page, and how far it has moved RSP (from bit 16).
     pub(super) from: u64,
-    /// The host's stack pointer at entry.
+    /// The host's stack pointer behind entry, without any of [`super::pairs`].
     pub(super) stack: u64,
+    /// Where it is with all of them that there may be.
+    pub(super) limit: u64,
+    /// Where it goes on when what was called out for is done.
+    pub(super) top: u64,
     /// The branch that came out and could be linked; see [`super::lane::Lane::connect`].
     pub(super) site: u64,
     /// The core, and the function that executes one instruction on it.

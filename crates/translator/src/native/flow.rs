@@ -75,7 +75,7 @@ pub(super) struct Exits {
 }
 
 impl Exits {
-    /// Looks at so many instructions behind each exit.
+    /// Looks at so many instructions behind each exit, and behind calls, where it is come back to.
     pub(super) fn of(
         steps: &[Step],
         source: Source<'_>,
@@ -88,7 +88,12 @@ impl Exits {
         if look_ahead == 0 {
             return exits;
         }
-        for target in steps.iter().flat_map(targets) {
+        let behind = |step: &Step| {
+            let call = matches!(step.kind, Kind::Call | Kind::CallTo);
+            (options.pair_returns && call).then_some(i64::from(step.next))
+        };
+        let targets = steps.iter().flat_map(targets);
+        for target in targets.chain(steps.iter().filter_map(behind)) {
             let Some(target) = u32::try_from(target).ok().filter(|&target| target < 4096) else {
                 continue;
             };

@@ -1,209 +1,350 @@
-//! Vector instructions on memory close together, with nothing between that loses T0: the first looks up the
-//! place of all of them, and the others use what it has found.
+//! Accesses close together, with nothing between that loses T0: the first looks up the place of all of them, and the
+//! others use what it has found.
 //!
-//! Between them T0 is the host's address of the lowest operand, or 0 where the first did not find all of them
-//! in one page; each then looks for itself, out of line.
+//! Within a group T0 is the host's address of its lowest byte. Where the look-up does not find all of them in one page
+//! the instructions of the group run one by one, each with a look-up of its own, out of line.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
+use super::address::Place;
 use super::asm::{Address, Condition, Label};
+use super::branch::target_of;
 use super::fields::{T0, T1, host};
-use super::operands::writes;
+use super::operands::{Spilled, writes};
 use super::select::Kind;
 use super::stub::{Stub, Work};
 use super::translate::{Step, Translator};
-use super::vector::{Needs, SSE, Vector, in_place};
+use super::vector::Needs;
+use crate::decode::operands::has_memory;
 
 /// Bytes from the first to the last, at most.
 const REACH: i64 = 512;
 
-/// What an instruction is in a group.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Member {
-    No,
-    /// The first; `span` bytes are accessed in all, some perhaps written.
-    First {
-        least: i64,
-        span: usize,
-        write: bool,
-    },
-    /// Another; `least` is the lowest displacement.
-    Other {
-        least: i64,
-    },
+/// Instructions at most: all of them are there twice.
+const LONGEST: usize = 48;
+
+/// Steps `first` to `last` of a path.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) first: usize,
+    pub(super) last: usize,
+    /// Of its lowest byte, by the registers as they are before the first.
+    place: Place,
+    span: usize,
+    /// Some are perhaps written.
+    write: bool,
+    needs: Needs,
+    aligned: Option<Aligned>,
+}
+
+/// Host's addresses that are multiples of `size` when `delta` is added to T0.
+#[derive(Clone, Copy, Debug)]
+struct Aligned {
+    size: usize,
+    delta: i64,
+}
+
+/// A group that is being emitted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Open {
+    /// Its instructions one by one.
+    slow: Label,
+    /// Behind it.
+    end: Label,
+    aside: bool,
+    vectors: Needs,
+}
+
+/// A memory operand.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    place: Place,
+    size: usize,
+    write: bool,
+    aligned: bool,
 }
 
 /// Finds all groups.
-pub(super) fn find(steps: &mut [Step], factory: &mut InstructionInfoFactory) {
+pub(super) fn find(steps: &mut [Step], factory: &mut InstructionInfoFactory) -> Vec<Group> {
+    let mut groups = Vec::new();
     let mut at = 0;
     while at < steps.len() {
-        let group = Group::at(steps, at, factory);
-        let Some(group) = group.filter(|group| group.members.len() > 1) else {
+        let found = Search::from(steps, at, factory).filter(|search| search.members.len() > 1);
+        let Some(search) = found else {
             at += 1;
             continue;
         };
-        let (least, span) = (group.least, (group.most - group.least) as usize);
-        for &member in &group.members {
-            steps[member].member = Member::Other { least };
+        for &(member, displacement) in &search.members {
+            steps[member].delta = Some(displacement - search.least);
             at = member + 1;
         }
-        steps[group.members[0]].member = Member::First { least, span, write: group.write };
+        groups.push(search.group());
     }
+    groups
 }
 
-struct Group {
-    members: Vec<usize>,
+/// A group that grows.
+struct Search {
+    place: Place,
+    /// Steps, and displacements by the registers as they were before the first.
+    members: Vec<(usize, i64)>,
     least: i64,
     most: i64,
     write: bool,
     needs: Needs,
+    aligned: Option<Aligned>,
+    /// What was added to the base since.
+    moved: i64,
+    branched: bool,
 }
 
-impl Group {
-    fn at(steps: &[Step], first: usize, factory: &mut InstructionInfoFactory) -> Option<Self> {
-        let vector = alone(&steps[first])?;
-        let (size, write) = vector.direct.memory?;
-        let instr = &steps[first].instr;
-        let least = displacement(instr)?;
-        let most = least + size as i64;
-        let needs = vector.needs | SSE;
-        let mut group = Self { members: vec![first], least, most, write, needs };
-        for (at, step) in steps.iter().enumerate().skip(first + 1) {
-            let goes_on = match step.kind {
-                Kind::Nothing => true,
-                Kind::Vector(_) => group.takes(step, instr, at),
-                Kind::Same => leaves_alone(step, instr, factory),
-                _ => false,
-            };
-            if !goes_on {
+impl Search {
+    fn from(steps: &[Step], first: usize, factory: &mut InstructionInfoFactory) -> Option<Self> {
+        let place = access(&steps[first], factory)?.place;
+        let mut search = Self {
+            place,
+            members: Vec::new(),
+            least: place.disp,
+            most: place.disp,
+            write: false,
+            needs: 0,
+            aligned: None,
+            moved: 0,
+            branched: false,
+        };
+        for (at, step) in steps.iter().enumerate().skip(first).take(LONGEST) {
+            if !search.takes(step, at, factory) || !search.follows(&step.instr, step.kind, factory)
+            {
                 break;
             }
         }
-        Some(group)
+        Some(search)
     }
 
-    /// Whether T0 is still there behind a vector instruction, which joins if it can.
-    fn takes(&mut self, step: &Step, first: &Instruction, at: usize) -> bool {
-        // Making more registers live would destroy T0.
-        let Some(vector) = alone(step).filter(|vector| vector.needs & !self.needs == 0) else {
-            return false;
-        };
-        let Some((size, write)) = vector.direct.memory else { return true };
-        let Some(displacement) = displacement(&step.instr) else { return false };
-        let least = self.least.min(displacement);
-        let most = self.most.max(displacement + size as i64);
-        if !have_same_registers(first, &step.instr) || most - least > REACH {
+    /// Whether T0 is there for the step, which joins if it has a memory operand.
+    fn takes(&mut self, step: &Step, at: usize, factory: &mut InstructionInfoFactory) -> bool {
+        if !leaves_t0(step, factory) {
             return false;
         }
+        let needs = match step.kind {
+            Kind::Vector(vector) => vector.needs & !self.needs,
+            _ => 0,
+        };
+        // What may not run at all should not make registers live.
+        if needs != 0 && self.branched {
+            return false;
+        }
+        self.branched |= step.kind == Kind::JumpIf;
+        let Some(access) = access(step, factory) else {
+            self.needs |= needs;
+            return !has_memory(&step.instr) || step.kind == Kind::Lea;
+        };
+        let displacement = access.place.disp + self.moved;
+        let least = self.least.min(displacement);
+        let most = self.most.max(displacement + access.size as i64);
+        if !access.place.has_registers_of(&self.place) || most - least > REACH {
+            return false;
+        }
+        if access.aligned {
+            let new = Aligned { size: access.size, delta: displacement };
+            let Some(aligned) = self.aligned.map_or(Some(new), |old| old.and(new)) else {
+                return false;
+            };
+            self.aligned = Some(aligned);
+        }
         (self.least, self.most) = (least, most);
-        self.write |= write;
-        self.members.push(at);
+        self.write |= access.write;
+        self.needs |= needs;
+        self.members.push((at, displacement));
         true
+    }
+
+    /// Whether the place is still known behind it.
+    fn follows(
+        &mut self,
+        instr: &Instruction,
+        kind: Kind,
+        factory: &mut InstructionInfoFactory,
+    ) -> bool {
+        let (base, index) = (self.place.base, self.place.index);
+        if kind == Kind::Return {
+            return false;
+        }
+        if base == Register::RSP && matches!(kind, Kind::Push | Kind::Pop) {
+            self.moved += if kind == Kind::Push { -8 } else { 8 };
+            return kind == Kind::Push || ![base, index].contains(&instr.op0_register());
+        }
+        let changed = |used: &iced_x86::UsedRegister| {
+            writes(used.access()) && [base, index].contains(&used.register().full_register())
+        };
+        if !factory.info(instr).used_registers().iter().any(changed) {
+            return true;
+        }
+        let Some(added) = added(instr).filter(|_| instr.op0_register() == base && base != index)
+        else {
+            return false;
+        };
+        self.moved += added;
+        self.moved.abs() < REACH
+    }
+
+    fn group(self) -> Group {
+        let of_least = |aligned: Aligned| Aligned { delta: aligned.delta - self.least, ..aligned };
+        Group {
+            first: self.members[0].0,
+            last: self.members[self.members.len() - 1].0,
+            place: Place { disp: self.least, ..self.place },
+            span: (self.most - self.least) as usize,
+            write: self.write,
+            needs: self.needs,
+            aligned: self.aligned.map(of_least),
+        }
     }
 }
 
-/// A vector instruction that has to do with no general register but for its address, nor with flags.
-fn alone(step: &Step) -> Option<Vector> {
-    let Kind::Vector(vector) = step.kind else { return None };
+impl Aligned {
+    /// Both, if that can be.
+    fn and(self, other: Self) -> Option<Self> {
+        let common = self.size.min(other.size) as i64;
+        let larger = if self.size < other.size { other } else { self };
+        ((self.delta - other.delta) % common == 0).then_some(larger)
+    }
+}
+
+fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
     let instr = &step.instr;
-    let general = |op| instr.op_kind(op) == OpKind::Register && instr.op_register(op).is_gpr();
-    let flags = step.effects.reads | step.effects.writes;
-    (flags == 0 && !(0..instr.op_count()).any(general)).then_some(vector)
-}
-
-fn displacement(instr: &Instruction) -> Option<i64> {
-    let displacement = instr.memory_displacement64() as i64;
-    let near = i64::from(i32::MIN) + REACH..i64::from(i32::MAX) - REACH;
-    near.contains(&displacement).then_some(displacement)
-}
-
-fn have_same_registers(a: &Instruction, b: &Instruction) -> bool {
-    a.memory_base() == b.memory_base()
-        && a.memory_index() == b.memory_index()
-        && a.memory_index_scale() == b.memory_index_scale()
-        && a.memory_segment() == b.memory_segment()
-}
-
-/// An instruction on general registers that are in the host's, and does not change an address like that of
-/// `other`.
-fn leaves_alone(step: &Step, other: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
-    let instr = &step.instr;
-    let kept = (0..instr.op_count()).all(|op| match instr.op_kind(op) {
-        OpKind::Register => host(instr.op_register(op).full_register().number() as u8).is_some(),
-        OpKind::Memory => false,
-        _ => true,
-    });
-    let parts = [other.memory_base(), other.memory_index()];
-    let changed = |used: &iced_x86::UsedRegister| {
-        writes(used.access()) && parts.contains(&used.register().full_register())
+    let on_stack = |disp, write| {
+        let place = Place::by(Register::RSP, disp);
+        Some(Access { place, size: 8, write, aligned: false })
     };
-    kept && !factory.info(instr).used_registers().iter().any(changed)
+    let (size, write, aligned) = match step.kind {
+        Kind::Push => return on_stack(-8, true),
+        Kind::Pop | Kind::Return => return on_stack(0, false),
+        Kind::Same if has_memory(instr) => {
+            let used = factory.info(instr).used_memory();
+            (instr.memory_size().size(), used.iter().any(|used| writes(used.access())), false)
+        }
+        Kind::Vector(vector) => {
+            let (size, write) = vector.direct.memory?;
+            (size, write, vector.direct.aligned)
+        }
+        _ => return None,
+    };
+    let place = Place::of(instr);
+    let near = i64::from(i32::MIN) + 2 * REACH..i64::from(i32::MAX) - 2 * REACH;
+    near.contains(&place.disp).then_some(Access { place, size, write, aligned })
+}
+
+/// Whether a step can be emitted with T1 as its only scratch register, beside T0 for its memory operand.
+fn leaves_t0(step: &Step, factory: &mut InstructionInfoFactory) -> bool {
+    let instr = &step.instr;
+    match step.kind {
+        Kind::Nothing | Kind::Push | Kind::Return => true,
+        Kind::Pop => instr.op0_register() != Register::RSP,
+        Kind::Same | Kind::Vector(_) => Spilled::of(instr, &[T1], factory).is_some(),
+        Kind::Lea => {
+            let spilled = |register: Register| {
+                register == Register::RIP
+                    || register.is_gpr() && host(register.full_register().number() as u8).is_none()
+            };
+            let place = Place::of(instr);
+            i32::try_from(place.disp).is_ok()
+                && instr.op0_register().size() >= 4
+                && !(spilled(place.base) && spilled(place.index))
+        }
+        // Forwards, on the path.
+        Kind::JumpIf => step.goes_on.is_some_and(|next| next > step.offset),
+        Kind::Jump => step
+            .goes_on
+            .is_some_and(|next| next > step.offset && target_of(&step.instr) == i64::from(next)),
+        _ => false,
+    }
+}
+
+/// What an instruction adds to a register of 64 bits, its first operand, if that is all it does to it.
+fn added(instr: &Instruction) -> Option<i64> {
+    let register = instr.op0_register();
+    let constant = || match instr.op1_kind() {
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(instr.immediate(1) as i64),
+        _ => None,
+    };
+    if instr.op0_kind() != OpKind::Register || register.size() != 8 {
+        return None;
+    }
+    match instr.mnemonic() {
+        Mnemonic::Add => constant(),
+        Mnemonic::Sub => constant().map(|value| -value),
+        Mnemonic::Inc => Some(1),
+        Mnemonic::Dec => Some(-1),
+        Mnemonic::Lea if instr.memory_index() == Register::None => {
+            (instr.memory_base() == register).then(|| instr.memory_displacement64() as i64)
+        }
+        _ => None,
+    }
+    .filter(|added| added.abs() < REACH)
 }
 
 impl Translator<'_> {
-    /// T0 becomes the host's address of the group's lowest operand. Returns where it goes on that ran
-    /// elsewhere; T0 is 0 there.
-    pub(super) fn first(&mut self, step: &Step, vector: Vector) -> Option<Label> {
-        let Member::First { least, span, write } = step.member else { return None };
-        self.kept = false;
-        let mut lowest = step.clone();
-        lowest.instr.set_memory_displacement64(least as u64);
-        if lowest.instr.memory_displ_size() == 0 {
-            lowest.instr.set_memory_displ_size(8);
+    /// `step` is the first of `group`. `None`: nothing was emitted.
+    pub(super) fn open(&mut self, group: &Group, step: &Step) -> Option<()> {
+        i32::try_from(group.place.disp).ok()?;
+        self.make_all_live(step, group.needs);
+        self.address_at(&group.place)?;
+        let [slow, end] = [(); 2].map(|()| self.asm.label());
+        self.check_or(step.before, group.span, group.write, slow);
+        if let Some(Aligned { size, delta }) = group.aligned {
+            let behind = delta.rem_euclid(size as i64) as i32;
+            let tested = if behind == 0 { T0 } else { T1 };
+            if tested != T0 {
+                self.asm.lea(tested, Address::at(T0, behind));
+            }
+            self.asm.test_8(tested, size as u8 - 1);
+            self.asm.jump_if(Condition::NE, slow);
         }
-        self.address(&lowest)?;
-        self.check(&lowest, span, write);
-        let Stub { label, .. } = self.stubs.pop()?;
-        self.kept = true;
-        self.aligned = 1;
-        Some(self.alone_at(label, step, vector, least))
+        self.group = Some(Open { slow, end, aside: self.aside, vectors: self.vectors });
+        Some(())
     }
 
-    /// The same for another of the group.
-    pub(super) fn other(&mut self, step: &Step, vector: Vector, least: i64) -> Label {
-        self.put_flags_aside(step.before);
-        let label = self.asm.label();
-        self.asm.test(T0, T0);
-        self.asm.jump_if(Condition::E, label);
-        self.alone_at(label, step, vector, least)
+    /// The group of `steps` ends here.
+    pub(super) fn close(&mut self, steps: &[Step]) {
+        let Some(Open { slow, end, aside, vectors }) = self.group.take() else { return };
+        self.asm.bind(end);
+        let (steps, aside_behind) = (steps.into(), self.aside);
+        let work = Work::OneByOne { steps, aside, vectors, end, aside_behind };
+        self.stubs.push(Stub { label: slow, work });
     }
 
-    /// `label` is where the instruction looks for itself.
-    fn alone_at(&mut self, label: Label, step: &Step, vector: Vector, least: i64) -> Label {
-        let back = self.asm.label();
-        let (aside, live) = (self.aside, self.vectors);
-        let step = Box::new(step.clone());
-        let delta = step.instr.memory_displacement64() as i64 - least;
-        self.stubs.push(Stub { label, work: Work::Alone { step, vector, back, aside, live } });
-        if let (true, Some((size, _))) = (vector.direct.aligned, vector.direct.memory) {
-            self.check_aligned(label, delta, size);
+    /// [`Work::OneByOne`].
+    pub(super) fn one_by_one(&mut self, steps: &[Step], end: Label, aside_behind: bool) {
+        self.rarely = true;
+        for step in steps {
+            self.failed |= self.step(step).is_none();
         }
-        back
-    }
-
-    fn check_aligned(&mut self, unaligned: Label, delta: i64, size: usize) {
-        let mask = size as u8 - 1;
-        if delta % size as i64 != 0 {
-            self.asm.lea(T1, Address::at(T0, delta as i32));
-            self.asm.test_8(T1, mask);
-        } else if self.aligned < size {
-            self.asm.test_8(T0, mask);
-            self.aligned = size;
-        } else {
+        self.rarely = false;
+        if steps.last().is_some_and(|last| last.kind == Kind::Return) {
             return;
         }
-        self.asm.jump_if(Condition::NE, unaligned);
+        if aside_behind {
+            self.put_flags_aside(steps.last().map_or(0, |last| last.after));
+        } else {
+            self.take_flags_back();
+        }
+        self.asm.jump(end);
     }
 
-    /// [`Work::Alone`].
-    pub(super) fn alone_stub(&mut self, step: &Step, vector: Vector, back: Label) {
-        let Some((size, write)) = vector.direct.memory else { return };
-        let done = self.look_up(step, vector, size, write);
-        self.encode_again(&in_place(step.instr, 0));
-        // Its displacement was in reach when the group was found.
-        debug_assert!(done.is_some());
-        done.into_iter().for_each(|done| self.asm.bind(done));
-        self.asm.constant_32(T0, 0);
-        self.asm.jump(back);
+    /// Where the memory operand of `step` is behind T0, in a group.
+    pub(super) fn known_place(&self, step: &Step) -> Option<i32> {
+        self.group?;
+        step.delta.map(|delta| delta as i32)
+    }
+
+    /// A scratch register that a step in a group may use too.
+    pub(super) fn scratch(&self) -> u8 {
+        if self.group.is_some() { T1 } else { T0 }
+    }
+
+    /// Scratch registers for a step that has no memory operand, or has.
+    pub(super) fn scratches(&self, memory: bool) -> &'static [u8] {
+        if memory || self.group.is_some() { &[T1] } else { &[T0, T1] }
     }
 }

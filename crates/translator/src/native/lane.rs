@@ -12,7 +12,7 @@ use super::cache::CodeCache;
 use super::fields::{Fields, Tables};
 use super::outside::{Decoded, Outside};
 use super::thunks::Exit;
-use super::{live, slot};
+use super::{live, pairs, slot};
 use crate::block::Block;
 use crate::cpu::{Cpu, REG_RIP, RSP, Width};
 use crate::insn::{Insn, InsnFlags};
@@ -325,7 +325,11 @@ fn step<M: Machine>(core: &mut Core<M>, insn: &Insn<M>, outside: Outside) -> Opt
     let stop = match (insn.handler)(core, insn) {
         Ok(()) if core.machine.must_end() => Stop::End,
         Ok(()) => {
+            let guards = core.cpu.native.guards;
             refresh(core);
+            if !outside.access || core.cpu.native.guards != guards {
+                pairs::drop_all(&mut core.cpu.native);
+            }
             return None;
         }
         Err(stop) => stop,

@@ -83,7 +83,7 @@ unsafe impl Sync for CodeMemory {}
 
 impl CodeMemory {
     fn map() -> Result<Self, ArenaError> {
-        executable::map(c"fathom-code", SIZE).map(Self)
+        executable::map(SIZE).map(Self)
     }
 
     /// Where the code at `place` is executed.

@@ -12,7 +12,8 @@
 //!
 //! Code is kept by physical page and does not know the linear address that it runs at: the page's is in a
 //! field. A branch within a page therefore needs no check; one from another page, or through a register,
-//! enters by the guard, which compares where its page leads to now with the frame that the code is of.
+//! enters by the guard, which compares where its page leads to now with the frame that the code is of. A return that
+//! meets the call that it belongs to needs none: `pairs`.
 #![allow(unsafe_code, reason = "runs generated code")]
 
 mod address;
@@ -36,6 +37,7 @@ mod memory;
 mod operands;
 mod options;
 mod outside;
+mod pairs;
 mod plain;
 mod select;
 mod slot;

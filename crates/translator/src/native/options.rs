@@ -12,6 +12,9 @@ pub struct Options {
     pub link_far: bool,
     /// Indirect branches look their target up; else each comes out.
     pub indirect: bool,
+    /// Returns go to where their calls said; else they are as other indirect branches. Nothing without `link` and
+    /// `indirect`.
+    pub pair_returns: bool,
     /// The page of the stack is kept beside the tables of translations; else it is looked up as all are.
     pub stack_slot: bool,
     /// RDTSC, RDTSCP and RDPID are in line; else by their handlers.
@@ -33,6 +36,7 @@ impl Default for Options {
             link: true,
             link_far: true,
             indirect: true,
+            pair_returns: true,
             stack_slot: true,
             time: true,
             interrupts: true,

@@ -2,15 +2,16 @@
 
 use std::mem;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use super::address::displacement_fits;
+use super::address::{Place, displacement_fits};
 use super::asm::{Address, Condition, Label};
-use super::fields::{RIP, T0, T1, host, register};
+use super::fields::{RIP, T0, T0_NAME, T1, host, register};
 use super::operands::{Spilled, writes_memory};
 use super::outside::Outside;
 use super::stub::{Stub, Work};
 use super::translate::{ACCESS, Step, Translator};
+use super::vector::displace;
 use crate::vector::replace_memory;
 
 const RAX: u8 = 0;
@@ -28,7 +29,7 @@ impl Translator<'_> {
     pub(super) fn outside(&mut self, step: &Step) -> bool {
         self.take_flags_back();
         self.call_out(step.len, step.offset);
-        (self.vectors, self.kept) = (0, false);
+        self.vectors = 0;
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
         }
@@ -61,8 +62,12 @@ impl Translator<'_> {
     pub(super) fn same(&mut self, step: &Step) -> Option<()> {
         let mut instr = step.instr;
         let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-        let spilled = Spilled::of(&instr, if memory { &[T1] } else { &[T0, T1] })?;
-        let back = if memory {
+        let spilled = Spilled::of(&instr, self.scratches(memory), self.factory)?;
+        let back = if let Some(delta) = self.known_place(step) {
+            replace_memory(&mut instr, T0_NAME);
+            displace(&mut instr, delta);
+            None
+        } else if memory {
             let write = writes_memory(&instr, self.factory);
             // Nothing may be emitted if the displacement cannot be.
             if !displacement_fits(&instr) {
@@ -70,7 +75,7 @@ impl Translator<'_> {
             }
             self.address(step)?;
             let back = self.check_any(step, instr.memory_size().size(), write);
-            replace_memory(&mut instr, Register::R14);
+            replace_memory(&mut instr, T0_NAME);
             Some(back)
         } else {
             None
@@ -91,14 +96,12 @@ impl Translator<'_> {
     ) -> Option<()> {
         self.prepare_flags(step);
         spilled.rename(&mut instr);
-        for &(slot, scratch) in &spilled.pairs {
-            self.asm.load_field(scratch, register(slot));
+        for stand_in in spilled.stand_ins.iter().filter(|stand_in| stand_in.read) {
+            self.asm.load_field(stand_in.scratch, register(stand_in.slot));
         }
         self.encode(&instr)?;
-        for &(slot, scratch) in &spilled.pairs {
-            if spilled.written & 1 << slot != 0 {
-                self.asm.store_field(register(slot), scratch);
-            }
+        for stand_in in spilled.stand_ins.iter().filter(|stand_in| stand_in.write) {
+            self.asm.store_field(register(stand_in.slot), stand_in.scratch);
         }
         Some(())
     }
@@ -157,13 +160,14 @@ impl Translator<'_> {
     }
 
     pub(super) fn address_of(&mut self, step: &Step) -> Option<()> {
-        let Some(address) = self.offset_parts(step) else {
+        let scratch = self.scratch();
+        let Some(address) = self.offset_parts(&Place::of(&step.instr), scratch) else {
             self.outside(step);
             return Some(());
         };
         let destination = step.instr.op0_register();
         let slot = destination.full_register().number() as u8;
-        let to = host(slot).unwrap_or(T0);
+        let to = host(slot).unwrap_or(scratch);
         match destination.size() {
             8 => self.asm.lea(to, address),
             4 => self.asm.lea_32(to, address),

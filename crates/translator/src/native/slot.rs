@@ -96,7 +96,9 @@ fn fill(asm: &mut Asm, page: i32) {
 impl Translator<'_> {
     /// As [`Translator::check`], for a memory operand of an instruction that needs T0 alone.
     pub(super) fn check_any(&mut self, step: &Step, size: usize, write: bool) -> Label {
-        if is_on_stack(&step.instr) && matches!(size, 1 | 2 | 4 | 8) {
+        if self.rarely {
+            self.check_by_call(step, size, write)
+        } else if is_on_stack(&step.instr) && matches!(size, 1 | 2 | 4 | 8) {
             self.check_stack(step, size, write)
         } else {
             self.check(step, size, write)
@@ -105,6 +107,9 @@ impl Translator<'_> {
 
     /// The same for an access to the stack.
     pub(super) fn check_stack(&mut self, step: &Step, size: usize, write: bool) -> Label {
+        if self.rarely {
+            return self.check_by_call(step, size, write);
+        }
         if !self.options.stack_slot {
             return self.check(step, size, write);
         }
@@ -120,6 +125,17 @@ impl Translator<'_> {
         let outside = Box::new(self.work_outside(step, back));
         let size = size as u32;
         self.stubs.push(Stub { label: miss, work: Work::Stack { go, size, write, outside } });
+        back
+    }
+
+    /// The same by the thunk, which takes less room than to look in line.
+    fn check_by_call(&mut self, step: &Step, size: usize, write: bool) -> Label {
+        self.put_flags_aside(step.before);
+        let [go, slow, back] = [(); 3].map(|()| self.asm.label());
+        self.stack_stub(go, size as u32, write);
+        self.asm.jump(slow);
+        self.asm.bind(go);
+        self.stubs.push(Stub { label: slow, work: self.work_outside(step, back) });
         back
     }
 

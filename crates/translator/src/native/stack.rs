@@ -10,9 +10,13 @@ const RBP: u8 = 5;
 
 impl Translator<'_> {
     pub(super) fn push(&mut self, step: &Step) -> Option<()> {
-        self.asm.lea(T0, Address::at(SP, -8));
-        let back = self.check_stack(step, 8, true);
-        let top = Address::at(T0, 0);
+        let (top, back) = match self.known_place(step) {
+            Some(delta) => (Address::at(T0, delta), None),
+            None => {
+                self.asm.lea(T0, Address::at(SP, -8));
+                (Address::at(T0, 0), Some(self.check_stack(step, 8, true)))
+            }
+        };
         if step.instr.op0_kind() == OpKind::Register {
             let value = self.value_of(step.instr.op0_register().number() as u8, T1);
             self.asm.store(top, value);
@@ -21,7 +25,7 @@ impl Translator<'_> {
             self.asm.store_constant(top, i32::try_from(value).ok()?);
         }
         self.asm.lea(SP, Address::at(SP, -8));
-        self.asm.bind(back);
+        back.into_iter().for_each(|back| self.asm.bind(back));
         Some(())
     }
 
@@ -44,18 +48,23 @@ impl Translator<'_> {
     }
 
     pub(super) fn pop(&mut self, step: &Step) {
-        self.asm.mov(T0, SP);
-        let back = self.check_stack(step, 8, false);
+        let (top, back) = match self.known_place(step) {
+            Some(delta) => (Address::at(T0, delta), None),
+            None => {
+                self.asm.mov(T0, SP);
+                (Address::at(T0, 0), Some(self.check_stack(step, 8, false)))
+            }
+        };
         let slot = step.instr.op0_register().number() as u8;
         if slot != 4 {
             self.asm.lea(SP, Address::at(SP, 8));
         }
-        let to = host(slot).unwrap_or(T0);
-        self.asm.load(to, Address::at(T0, 0));
+        let to = host(slot).unwrap_or(self.scratch());
+        self.asm.load(to, top);
         if host(slot).is_none() {
             self.asm.store_field(register(slot), to);
         }
-        self.asm.bind(back);
+        back.into_iter().for_each(|back| self.asm.bind(back));
     }
 
     pub(super) fn leave(&mut self, step: &Step) {

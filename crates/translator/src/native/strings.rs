@@ -81,7 +81,6 @@ impl Strings {
 
 impl Translator<'_> {
     pub(super) fn repeat(&mut self, step: &Step, repeat: Repeat) {
-        self.kept = false;
         self.put_flags_aside(step.before);
         let (slow, back) = (self.asm.label(), self.asm.label());
         let Strings { moves, stores } = self.thunks.strings;

@@ -4,7 +4,7 @@ use super::again;
 use super::asm::Label;
 use super::fields::{T0, field};
 use super::translate::{ACCESS, Step, Translator};
-use super::vector::{Needs, Vector};
+use super::vector::Needs;
 use iced_x86::Instruction;
 
 const RCX: u8 = 1;
@@ -25,16 +25,23 @@ pub(super) enum Work {
     LookAgain { retry: Label, slow: Label, write: bool },
     /// An operand may lie in two pages; if it is not that, `slow`.
     Crossing { slow: Label, way: Way },
-    /// A member of a group looks for itself.
-    Alone { step: Box<Step>, vector: Vector, back: Label, aside: bool, live: Needs },
+    /// The steps of a group, which ends at `end`. `aside`, `vectors`: what was so before them; `aside_behind`: and
+    /// behind.
+    OneByOne { steps: Box<[Step]>, aside: bool, vectors: Needs, end: Label, aside_behind: bool },
     /// Makes registers live, or leaves.
     MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
+    /// The page behind this one is not what it was. RCX was put aside.
+    Elsewhere,
     /// Leaves for a place in the same page, asking for a link.
     Near { site: u32, target: i64 },
     /// The same in another page: T0 is the address, RCX was put aside.
     Far { site: u32 },
+    /// There is no room for another pair.
+    Full { go: Label },
+    /// T0 is where the return at `offset` goes that has no pair; it has moved RSP by `moved`.
+    Unpaired { offset: u32, moved: u16 },
     /// A branch to `target` that another one leads to, because it is conditional.
-    Branch { offset: u32, target: i64 },
+    Branch { target: i64 },
     /// The core is wanted. `aside`: RCX was put aside.
     Wanted { target: i64, aside: bool },
 }
@@ -46,6 +53,9 @@ pub(super) enum Way {
     /// It stores so many bytes: here, and then goes `back`.
     Store { instr: Instruction, size: usize, back: Label },
 }
+
+/// Bytes of [`Translator::leave_for`].
+pub(super) const LEAVE: u32 = 11;
 
 impl Translator<'_> {
     /// `next`: the one that comes directly behind it.
@@ -83,10 +93,10 @@ impl Translator<'_> {
                 }
             }
             Work::Crossing { slow, way } => self.crossing_stub(slow, way),
-            Work::Alone { step, vector, back, aside, live } => {
-                (self.aside, self.vectors) = (aside, live);
-                self.alone_stub(&step, vector, back);
-                self.aside = false;
+            Work::OneByOne { steps, aside, vectors, end, aside_behind } => {
+                (self.aside, self.vectors) = (aside, vectors);
+                self.one_by_one(&steps, end, aside_behind);
+                (self.aside, self.vectors) = (false, 0);
             }
             Work::MakeLive { needs, offset, back, aside, rcx_aside } => {
                 if aside {
@@ -97,12 +107,18 @@ impl Translator<'_> {
                 }
                 self.make_live_stub(needs, offset, back);
             }
+            Work::Elsewhere => {
+                self.address_in_page(T0, self.head.into());
+                self.asm.jump_to(self.thunks.guard_miss);
+            }
             Work::Near { site, target } => self.leave_for(target, site),
             Work::Far { site } => {
                 self.asm.call_to(self.thunks.leave_far);
                 self.asm.raw(&site.to_le_bytes());
             }
-            Work::Branch { offset, target } => self.branch(offset, target),
+            Work::Full { go } => self.full_stub(go),
+            Work::Unpaired { offset, moved } => self.unpaired_stub(offset, moved),
+            Work::Branch { target } => self.branch(target),
             Work::Wanted { target, aside } => {
                 if aside {
                     self.asm.load_field(RCX, field!(rcx));
@@ -113,7 +129,7 @@ impl Translator<'_> {
         }
     }
 
-    /// Leaves for `target` in this page, where the jump at `site` could lead.
+    /// Leaves for `target` in this page, in [`LEAVE`] bytes, where the jump at `site` could lead.
     pub(super) fn leave_for(&mut self, target: i64, site: u32) {
         self.asm.call_to(self.thunks.leave_near);
         self.asm.raw(&site.to_le_bytes());

@@ -86,7 +86,6 @@ pub(super) struct Ways {
 
 impl Translator<'_> {
     pub(super) fn system(&mut self, step: &Step, system: System) {
-        self.kept = false;
         match system {
             System::Rdtsc { aux } => self.rdtsc(step, aux),
             System::Rdpid => self.rdpid(step),

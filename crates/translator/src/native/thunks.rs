@@ -8,8 +8,9 @@ use super::again::Again;
 use super::aside;
 use super::asm::{Address, Asm};
 use super::crossing::Crossing;
-use super::fields::{RFLAGS, RIP, SP, T0, T1, field, host, register};
+use super::fields::{RFLAGS, RIP, T0, T1, field, host, register};
 use super::live::{self, Live};
+use super::pairs;
 use super::slot::Slot;
 use super::strings::Strings;
 
@@ -28,6 +29,8 @@ pub(super) struct Thunks {
     pub(super) leave_far: u32,
     /// A guard did not hold: T0 is RIP, and RCX was put aside.
     pub(super) guard_miss: u32,
+    /// A return that is not paired: T0 is its target, and it is noted.
+    pub(super) miss: u32,
     /// Called: executes one instruction outside. After the call stands what [`super::outside`] says.
     pub(super) call_out: u32,
     /// The same where the flags were put aside.
@@ -70,7 +73,7 @@ impl Thunks {
     /// What they are called, and where they begin and end.
     pub(super) fn names(&self) -> [(&'static str, Range<u32>); 3] {
         [
-            ("fathom_enter", self.enter..self.leave_near),
+            ("fathom_enter", self.miss..self.leave_near),
             ("fathom_leave", self.leave_near..self.call_out),
             ("fathom_call_out", self.call_out..self.end),
         ]
@@ -89,10 +92,13 @@ impl Thunks {
 
     /// Emits all of them.
     pub(super) fn emit(asm: &mut Asm) -> Self {
-        let mut thunks = Self { enter: asm.here(), ..Self::default() };
+        let mut thunks = Self { miss: pairs::emit_miss(asm), ..Self::default() };
+
+        align(asm);
+        thunks.enter = asm.here();
         SAVED.iter().for_each(|&reg| asm.push(reg));
         asm.mov(T0, RDI);
-        asm.store_field(field!(stack), RSP);
+        pairs::begin(asm, thunks.miss);
         load_guest(asm);
         asm.jump_register(T0);
 
@@ -131,7 +137,7 @@ impl Thunks {
         asm.constant_32(RAX, Exit::DONE as u32);
         let out = asm.label();
         asm.bind(out);
-        asm.load_field(RSP, field!(stack));
+        pairs::end(asm);
         SAVED.iter().rev().for_each(|&reg| asm.pop(reg));
         asm.raw(&[0xc3]);
 
@@ -139,6 +145,7 @@ impl Thunks {
         thunks.call_out = asm.here();
         asm.pop(T0);
         store_guest(asm);
+        asm.store_field(field!(top), RSP);
         asm.load_field(RDI, field!(core));
         asm.mov(RSI, T0);
         asm.call_field(field!(call_out));
@@ -146,6 +153,7 @@ impl Thunks {
         asm.compare(RAX, Exit::MOST as i32);
         asm.jump_if(super::asm::Condition::BE, out);
         asm.mov(T0, RAX);
+        asm.load_field(RSP, field!(top));
         load_guest(asm);
         asm.jump_register(T0);
 
@@ -214,5 +222,4 @@ fn store_guest(asm: &mut Asm) {
     asm.or(RDX, RAX);
     asm.store_field(RFLAGS, RDX);
     live::put_away(asm);
-    const { assert!(SP == 15) };
 }

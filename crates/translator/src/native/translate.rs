@@ -16,13 +16,14 @@ use std::mem;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use super::asm::{Address, Asm};
+use super::branch::target_of;
 use super::fields::{T0, T1, field};
 use super::flags::{ALL, Effects, Flags};
 use super::flow::{self, Exits};
-use super::groups::Member;
+use super::groups::{self, Group, Open};
 use super::options::Options;
 use super::select::{Kind, kind};
-use super::stub::Stub;
+use super::stub::{LEAVE, Stub, Work};
 use super::system::System;
 use super::tables::token;
 use super::thunks::Thunks;
@@ -83,19 +84,22 @@ pub(super) struct Places {
     pub(super) dead: u32,
     /// Where the stubs begin.
     pub(super) stubs: u32,
+    /// What is closed with `inner`, if it is not 0: it is to lead [`LEAVE`] bytes behind `dead`. See [`super::pairs`].
+    pub(super) landing: u32,
 }
 
 /// Instructions of the longest path whose code and stubs are no more than 32 KiB apart.
 const COMPACT: usize = 128;
 
-/// Translates `path`, which lies in `source`, to stand at `start`.
+/// Translates `path`, which lies in `source`, to stand at `start`. `next_frame`: number of the frame that its one
+/// instruction reaches into.
 pub(super) fn translate(
     path: &Path,
     source: Source<'_>,
     start: u32,
     thunks: &Thunks,
-    options: Options,
-    policy: &Policy,
+    (options, policy): (Options, &Policy),
+    next_frame: Option<u32>,
     scratch: &mut Scratch,
 ) -> Option<Code> {
     let Scratch { factory, steps, bytes } = scratch;
@@ -107,7 +111,10 @@ pub(super) fn translate(
     let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
     let exits = Exits::of(steps, source, look_ahead, options, factory);
     exits.spread(steps, options.forget_dead_flags);
-    vector::look_ahead(steps, factory);
+    let close_loops = options.link && policy.follow != Follow::Nothing;
+    let round = if close_loops { needs_of_loop(steps) } else { 0 };
+    vector::look_ahead(steps, round);
+    let groups = groups::find(steps, factory);
     let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
     live.extend(exits.flags());
     let mut translator = Translator {
@@ -119,33 +126,50 @@ pub(super) fn translate(
         source,
         head: path.head(),
         inner: start,
-        close_loops: options.link && policy.follow != Follow::Nothing,
+        round: (start, round),
+        landing: 0,
+        next_frame,
+        close_loops,
+        pairs: options.pair_returns && options.link && options.indirect,
         compact: policy.stubs == Stubs::Shared && steps.len() <= COMPACT,
         live,
         aside: false,
         vectors: 0,
-        kept: false,
-        aligned: 1,
+        group: None,
+        rarely: false,
+        failed: false,
         stubs: Vec::new(),
         exits: Vec::new(),
         marks: Vec::with_capacity(steps.len()),
     };
-    let places = translator.path(steps)?;
+    let places = translator.path(steps, &groups).filter(|_| !translator.failed)?;
     let (marks, links) = (translator.marks, translator.exits);
     let watched = exits.watched();
     Some(Code { bytes: translator.asm.finish(), places, marks, links, watched })
 }
 
+/// Registers that are live all the way round, if `steps` are a loop.
+fn needs_of_loop(steps: &[Step]) -> Needs {
+    let head = steps.first().map_or(0, |step| step.offset);
+    let closes = |step: &Step| {
+        let branch = matches!(step.kind, Kind::Jump | Kind::JumpIf) && step.goes_on.is_none();
+        branch && target_of(&step.instr) == i64::from(head)
+    };
+    if !steps.last().is_some_and(closes) {
+        return 0;
+    }
+    let inside = steps.iter().take_while(|step| step.kind != Kind::Outside);
+    inside.fold(0, |needs, step| match step.kind {
+        Kind::Vector(vector) => needs | vector.needs,
+        _ => needs,
+    })
+}
+
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
 /// `inner`, to stand at `start`. T0 is the address, RCX was put aside; touches no flag.
 pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Thunks) -> Vec<u8> {
-    let (mut asm, above) = (Asm::new(start), offset >> 9);
-    // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
-    asm.rotate_right(T1, T0, 9);
-    asm.low_16(T1, T1);
-    asm.load_field(RCX, field!(guards));
-    asm.load(RCX, Address::sum(RCX, T1, -(above as i32)));
-    asm.lea(RCX, Address::sum(RCX, T0, -(offset as i32) - token(frame) as i32));
+    let mut asm = Asm::new(start);
+    compare_guard(&mut asm, offset, frame);
     // Where the guard holds this is 0, and else at least 4 or odd.
     asm.load_field(T1, field!(pending));
     asm.load_byte(T1, Address::at(T1, 0));
@@ -157,6 +181,17 @@ pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Th
     asm.store_field(field!(page), T0);
     asm.jump_to(inner);
     asm.finish()
+}
+
+/// RCX becomes 0 if address T0, `offset` bytes into its page, is in the frame with number `frame`.
+fn compare_guard(asm: &mut Asm, offset: u32, frame: u32) {
+    let above = offset >> 9;
+    // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
+    asm.rotate_right(T1, T0, 9);
+    asm.low_16(T1, T1);
+    asm.load_field(RCX, field!(guards));
+    asm.load(RCX, Address::sum(RCX, T1, -(above as i32)));
+    asm.lea(RCX, Address::sum(RCX, T0, -(offset as i32) - token(frame) as i32));
 }
 
 /// One instruction.
@@ -179,7 +214,8 @@ pub(super) struct Step {
     pub(super) goes_on: Option<u32>,
     /// Registers that must be live behind it.
     pub(super) relied: Needs,
-    pub(super) member: Member,
+    /// Where its memory operand is behind T0, if it is in a group.
+    pub(super) delta: Option<i64>,
 }
 
 impl Step {
@@ -206,7 +242,7 @@ impl Step {
             next: offset + instr.len() as u32,
             goes_on: None,
             relied: 0,
-            member: Member::No,
+            delta: None,
         }
     }
 }
@@ -222,9 +258,16 @@ pub(super) struct Translator<'a> {
     pub(super) head: u32,
     /// Where the path is entered.
     pub(super) inner: u32,
+    /// See [`translate`].
+    next_frame: Option<u32>,
+    /// Where loops go round, with these registers live.
+    pub(super) round: (u32, Needs),
+    /// See [`Places`].
+    pub(super) landing: u32,
     /// Branches to the head stay inside.
     pub(super) close_loops: bool,
-    /// What stubs have in common stands in thunks.
+    /// See [`super::pairs`].
+    pub(super) pairs: bool,
     /// What stubs have in common stands in thunks.
     pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
@@ -233,10 +276,12 @@ pub(super) struct Translator<'a> {
     pub(super) aside: bool,
     /// Vector registers known to be live.
     pub(super) vectors: Needs,
-    /// T0 is what the first of a group has left: see [`super::groups`].
-    pub(super) kept: bool,
-    /// If that is not 0, it is a multiple of this.
-    pub(super) aligned: usize,
+    /// T0 is what the first of a group has found.
+    pub(super) group: Option<Open>,
+    /// What is emitted rarely runs.
+    pub(super) rarely: bool,
+    /// Something could not be emitted.
+    pub(super) failed: bool,
     pub(super) stubs: Vec<Stub>,
     /// Exits within the page: the site, and where it leads.
     pub(super) exits: Vec<(u32, u16)>,
@@ -244,19 +289,37 @@ pub(super) struct Translator<'a> {
 }
 
 impl Translator<'_> {
-    fn path(&mut self, steps: &[Step]) -> Option<Places> {
+    fn path(&mut self, steps: &[Step], groups: &[Group]) -> Option<Places> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
         self.inner = inner;
         self.asm.nops(5);
+        if let Some(frame) = self.next_frame {
+            self.guard_next_page(frame);
+        }
+        let needs = self.round.1;
+        self.round.0 = inner;
+        if let Some(first) = steps.first() {
+            self.make_all_live(first, needs);
+            self.round = (if needs == 0 { inner } else { self.asm.here() }, needs);
+        }
         let (mut open, mut shadow) = (true, false);
-        for step in steps {
+        let mut groups = groups.iter();
+        let mut group = groups.next();
+        for (index, step) in steps.iter().enumerate() {
             self.marks.push(Mark { offset: step.offset, place: self.asm.here() });
             if shadow && step.kind.is_branch() {
                 self.end_shadow();
                 shadow = false;
             }
+            if let Some(group) = group.filter(|group| group.first == index) {
+                self.open(group, step)?;
+            }
             open = self.step(step)?;
+            if let Some(ended) = group.filter(|group| group.last == index) {
+                self.close(&steps[ended.first..=index]);
+                group = groups.next();
+            }
             if shadow && open {
                 self.end_shadow();
             }
@@ -268,8 +331,9 @@ impl Translator<'_> {
         if open {
             let last = steps.last()?;
             self.forget_flags(last.after);
-            self.branch(last.offset, last.next.into());
+            self.branch(last.next.into());
         }
+        self.vectors = 0;
         let stubs = self.asm.here();
         while !self.stubs.is_empty() {
             let mut stubs = mem::take(&mut self.stubs).into_iter().peekable();
@@ -279,21 +343,47 @@ impl Translator<'_> {
         }
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
-        Some(Places { inner, dead, stubs })
+        let landing = self.landing;
+        if landing != 0 {
+            debug_assert_eq!(self.asm.here(), dead + LEAVE);
+            self.dead_landing();
+        }
+        Some(Places { inner, dead, stubs, landing })
+    }
+
+    /// Goes on where the page behind this one is in the frame with number `frame`: the instruction's last bytes come
+    /// from there. Touches no flag.
+    fn guard_next_page(&mut self, frame: u32) {
+        self.asm.store_field(field!(rcx), RCX);
+        self.address_in_page(T0, 4096);
+        compare_guard(&mut self.asm, 0, frame);
+        let elsewhere = self.asm.label();
+        self.asm.skip_if_rcx_is_0(5);
+        self.asm.jump(elsewhere);
+        self.asm.load_field(RCX, field!(rcx));
+        self.stubs.push(Stub { label: elsewhere, work: Work::Elsewhere });
     }
 
     /// Returns whether the path goes on behind it.
-    fn step(&mut self, step: &Step) -> Option<bool> {
+    pub(super) fn step(&mut self, step: &Step) -> Option<bool> {
+        // A group has no room for what is outside.
+        let grouped = self.group.is_some();
         match step.kind {
             Kind::Nothing => {}
             Kind::Outside => return Some(self.outside(step)),
             Kind::Same => {
                 if self.same(step).is_none() {
+                    if grouped {
+                        return None;
+                    }
                     self.outside(step);
                 }
             }
             Kind::Vector(vector) => {
                 if self.vector(step, vector).is_none() {
+                    if grouped {
+                        return None;
+                    }
                     self.outside(step);
                 }
             }

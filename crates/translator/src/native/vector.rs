@@ -4,8 +4,7 @@
 use iced_x86::{Instruction, InstructionInfoFactory, Register};
 
 use super::asm::{Condition, Label};
-use super::fields::{T0, T1, field};
-use super::groups::{self, Member};
+use super::fields::{T0, T0_NAME, T1, field};
 use super::operands::Spilled;
 use super::select::Kind;
 use super::stub::{Stub, Way, Work};
@@ -42,9 +41,9 @@ impl Vector {
     }
 }
 
-/// Finds what somebody behind relies on, unless something is executed outside by plan.
-pub(super) fn look_ahead(steps: &mut [Step], factory: &mut InstructionInfoFactory) {
-    let mut relied = 0;
+/// Finds what somebody behind relies on, unless something is executed outside by plan; `behind` all of them.
+pub(super) fn look_ahead(steps: &mut [Step], behind: Needs) {
+    let mut relied = behind;
     for step in steps.iter_mut().rev() {
         step.relied = relied;
         match step.kind {
@@ -53,19 +52,24 @@ pub(super) fn look_ahead(steps: &mut [Step], factory: &mut InstructionInfoFactor
             _ => {}
         }
     }
-    groups::find(steps, factory);
 }
 
 /// The instruction as it runs here, on the memory so far behind T0.
-pub(super) fn in_place(mut instr: Instruction, delta: i64) -> Instruction {
+pub(super) fn in_place(mut instr: Instruction, delta: i32) -> Instruction {
     instr.set_has_repe_prefix(false);
     instr.set_has_repne_prefix(false);
-    replace_memory(&mut instr, Register::R14);
-    if delta != 0 {
-        instr.set_memory_displ_size(8);
-        instr.set_memory_displacement64(delta as u64);
-    }
+    replace_memory(&mut instr, T0_NAME);
+    displace(&mut instr, delta);
     instr
+}
+
+/// The memory operand, whose address is a register, is so far behind it.
+pub(super) fn displace(instr: &mut Instruction, delta: i32) {
+    if delta != 0 {
+        // The encoder takes the shorter form where it can.
+        instr.set_memory_displ_size(1);
+        instr.set_memory_displacement64(i64::from(delta) as u64);
+    }
 }
 
 impl Translator<'_> {
@@ -73,8 +77,7 @@ impl Translator<'_> {
     pub(super) fn vector(&mut self, step: &Step, vector: Vector) -> Option<()> {
         let instr = step.instr;
         let operand = vector.direct.memory;
-        let scratch: &[u8] = if operand.is_some() { &[T1] } else { &[T0, T1] };
-        let spilled = Spilled::of(&instr, scratch)?;
+        let spilled = Spilled::of(&instr, self.scratches(operand.is_some()), self.factory)?;
         if operand.is_some() && instr.memory_base() == Register::RIP {
             i32::try_from(instr.memory_displacement64() as i64).ok()?;
         }
@@ -82,13 +85,11 @@ impl Translator<'_> {
         let Some((size, write)) = operand else {
             return self.run(step, in_place(instr, 0), &spilled);
         };
-        let delta = |least| instr.memory_displacement64() as i64 - least;
-        let (back, delta) = match step.member {
-            Member::First { least, .. } => (self.first(step, vector)?, delta(least)),
-            Member::Other { least } if self.kept => (self.other(step, vector, least), delta(least)),
-            _ => (self.look_up(step, vector, size, write)?, 0),
-        };
-        self.run(step, in_place(instr, delta), &spilled)?;
+        if let Some(delta) = self.known_place(step) {
+            return self.run(step, in_place(instr, delta), &spilled);
+        }
+        let back = self.look_up(step, vector, size, write)?;
+        self.run(step, in_place(instr, 0), &spilled)?;
         self.asm.bind(back);
         Some(())
     }
@@ -163,6 +164,16 @@ impl Translator<'_> {
         let slow = *label;
         self.asm.test_8(T0, size as u8 - 1);
         self.asm.jump_if(Condition::NE, slow);
+    }
+
+    /// The same for several.
+    pub(super) fn make_all_live(&mut self, step: &Step, needs: Needs) {
+        // SSE is live with each of them.
+        for needs in [needs & X87, needs & AVX, needs & SSE] {
+            if needs != 0 {
+                self.make_live(step, needs);
+            }
+        }
     }
 
     /// Destroys T0 and T1.

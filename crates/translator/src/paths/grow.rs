@@ -1,6 +1,6 @@
 //! From a head along the code, without running it.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
 use super::{Follow, Limits, Path, Policy};
 use crate::block::Mode;
@@ -45,8 +45,12 @@ pub fn grow<M: Machine>(
             let Some(next) = growing.next(&instr, policy.follow, &known) else { break };
             next
         };
-        let met = growing.path.covers(next) || policy.limits.at_heads && known(next) == Known::Head;
-        if next >= PAGE || met {
+        if next >= PAGE || growing.path.covers(next) {
+            break;
+        }
+        // A return is as much code as a branch to it.
+        let head = || policy.limits.at_heads && known(next) == Known::Head;
+        if head() && !growing.is_return(&mut decoder, next) {
             break;
         }
         at = next;
@@ -89,6 +93,11 @@ impl Growing {
     fn push(&mut self, at: u32, len: u32) {
         self.path.push(at, len);
         self.left.instructions -= 1;
+    }
+
+    fn is_return(&self, decoder: &mut Decoder<'_>, at: u32) -> bool {
+        let mut instr = || decode(decoder, at);
+        self.left.instructions > 0 && instr().is_some_and(|instr| instr.mnemonic() == Mnemonic::Ret)
     }
 
     /// Where the path goes on behind `instr`, whether that is possible or not.
@@ -198,6 +207,13 @@ mod tests {
         // It ends where another path begins, wherever that is.
         assert_eq!(path(|at| if at > 0x12 { Known::Head } else { Known::Runs(1) }), [(0x10, 3)]);
         assert_eq!(path(|_| Known::Head), [(0x10, 1)]);
+    }
+
+    #[test]
+    fn a_return_is_never_somebody_else_s() {
+        let page = page(&[(0x10, &[0x90, 0xc2, 8, 0, 0x90])]);
+        let path = grow::<Idle>(&page, 0x10, LONG, &Policy::FATHOM, |_| Known::Head);
+        assert_eq!(fragments(path), [(0x10, 4)]);
     }
 
     #[test]

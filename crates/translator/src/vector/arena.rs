@@ -27,13 +27,11 @@ const ALIGN: usize = 16;
 /// Why there can be no thunks.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum ArenaError {
-    /// No memory file.
-    #[error(
-        "create a memory file for generated code: {0}: allow memfd_create, or lift vm.memfd_noexec"
-    )]
+    /// No memory.
+    #[error("map memory for generated code: {0}: allow more address space (ulimit -v)")]
     Create(Errno),
-    /// No mapping.
-    #[error("map generated code: {0}: allow executable shared mappings of a memory file")]
+    /// None that can be executed.
+    #[error("map generated code to be executed: {0}: allow executable shared mappings")]
     Map(Errno),
 }
 
@@ -116,7 +114,7 @@ fn arena() -> Result<&'static Arena, ArenaError> {
 
 impl Arena {
     fn new() -> Result<Self, ArenaError> {
-        let Mappings { write, execute } = executable::map(c"fathom-thunks", SIZE)?;
+        let Mappings { write, execute } = executable::map(SIZE)?;
         EXECUTE.store(execute, Ordering::Release);
         // Place 0 means none.
         Ok(Self { write, inner: Mutex::new(Inner { used: ALIGN, known: HashMap::new() }) })

@@ -31,6 +31,8 @@ pub struct TranslationConfig {
     pub no_far_links: bool,
     /// Indirect branches do not look their target up.
     pub no_jump_table: bool,
+    /// Returns look their target up as other indirect branches do.
+    pub no_return_pairs: bool,
     /// The page of the stack is looked up as all others are.
     pub no_stack_slot: bool,
     /// RDTSC and its kin are executed by their handlers.
@@ -131,6 +133,7 @@ impl TranslationConfig {
         options.native.link = !self.no_links;
         options.native.link_far = !self.no_far_links;
         options.native.indirect = !self.no_jump_table;
+        options.native.pair_returns = !self.no_return_pairs;
         options.native.stack_slot = !self.no_stack_slot;
         options.native.time = !self.no_time;
         options.native.interrupts = !self.no_interrupts;

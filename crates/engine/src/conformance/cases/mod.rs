@@ -38,6 +38,7 @@ mod accessed_dirty;
 mod atomics;
 mod backing;
 mod breakpoints;
+mod calls;
 mod debugger;
 mod debugger_breakpoints;
 mod double_fault;
@@ -77,6 +78,7 @@ pub(super) fn all() -> Vec<Case> {
         single_step::CASES,
         backing::CASES,
         breakpoints::CASES,
+        calls::CASES,
         debugger::CASES,
         debugger_breakpoints::CASES,
         double_fault::CASES,

@@ -51,8 +51,8 @@ impl Translated {
             source,
             HOST,
             &thunks,
-            options,
-            &policy,
+            (options, &policy),
+            None,
             &mut Scratch::new(),
         );
         let decoder = Decoder::with_ip(64, bytes, GUEST, DecoderOptions::FORCE_RESERVED_NOP);

@@ -204,6 +204,8 @@ fn field_name(offset: i32) -> Option<String> {
         (field!(rcx), "kept_rcx"),
         (field!(target), "target"),
         (field!(from), "from"),
+        (field!(stack), "stack"),
+        (field!(limit), "limit"),
         (field!(system.held), "held"),
         (field!(system.tsc_refused), "tsc_refused"),
         (field!(system.tsc_offset), "tsc_offset"),
