@@ -98,6 +98,7 @@ topics!(
     exceptions,
     single_step,
     breakpoints,
+    calls,
     debugger,
     debugger_breakpoints,
     double_fault,

@@ -15,6 +15,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::{clock, poll};
+
 /// The side of a vCPU that other threads touch.
 #[derive(Debug, Default)]
 pub(crate) struct Attention {
@@ -24,6 +26,9 @@ pub(crate) struct Attention {
     /// The generation whose revocations this vCPU has carried out.
     seen: AtomicU64,
     kicked: AtomicBool,
+    /// The vCPU sleeps or is about to: it sets this and then looks at `pending`, a waker does it the other way
+    /// round, so one of them sees the other.
+    asleep: AtomicBool,
     /// Guards nothing but the sleep: a waker takes it after its change, so no wake-up is lost.
     sleep: Mutex<()>,
     woken: Condvar,
@@ -51,21 +56,49 @@ impl Attention {
     /// Makes the vCPU look around, awake or asleep.
     pub(crate) fn raise(&self) {
         self.pending.store(true, Ordering::SeqCst);
-        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
-        self.woken.notify_all();
+        if self.asleep.load(Ordering::SeqCst) {
+            drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+            self.woken.notify_all();
+        }
     }
 
-    /// Sleeps until raised, or for `timeout` where there is one. The vCPU is outside.
-    pub(crate) fn sleep(&self, timeout: Option<Duration>) {
+    /// Waits until raised, or for `left` ticks of the TSC where that is said: looks out for the first `window`
+    /// ticks, then sleeps. The vCPU is outside. True: while it looked out the host gave its processor to others.
+    pub(crate) fn wait(&self, window: u64, left: Option<u64>) -> bool {
+        let disturbed = self.poll(left.map_or(window, |left| left.min(window)));
+        match left {
+            None => self.sleep(None),
+            Some(left) if left > window => {
+                self.sleep(Some(clock::ticks_to_duration(left - window)));
+            }
+            Some(_) => {}
+        }
+        disturbed
+    }
+
+    fn poll(&self, ticks: u64) -> bool {
+        let (since, gap) = (clock::host_tsc(), poll::gap());
+        let (mut last, mut disturbed) = (since, false);
+        while !self.is_pending() && last.wrapping_sub(since) < ticks {
+            std::hint::spin_loop();
+            let now = clock::host_tsc();
+            disturbed |= now.wrapping_sub(last) > gap;
+            last = now;
+        }
+        disturbed
+    }
+
+    fn sleep(&self, timeout: Option<Duration>) {
         let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_pending() {
-            return;
+        self.asleep.store(true, Ordering::SeqCst);
+        if !self.pending.load(Ordering::SeqCst) {
+            // Spurious wake-ups are harmless: the caller looks around and comes back.
+            match timeout {
+                Some(timeout) => drop(self.woken.wait_timeout(guard, timeout)),
+                None => drop(self.woken.wait(guard)),
+            }
         }
-        // Spurious wake-ups are harmless: the caller looks around and comes back.
-        match timeout {
-            Some(timeout) => drop(self.woken.wait_timeout(guard, timeout)),
-            None => drop(self.woken.wait(guard)),
-        }
+        self.asleep.store(false, Ordering::SeqCst);
     }
 
     /// The vCPU leaves: it uses no translation until it enters again.

@@ -67,6 +67,11 @@ pub(crate) fn ticks_to_duration(ticks: u64) -> Duration {
     Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
 }
 
+/// Time as TSC ticks.
+pub(crate) fn duration_to_ticks(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos() * u128::from(tsc_hz()) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +79,13 @@ mod tests {
     #[test]
     fn the_host_frequency_is_plausible() {
         assert!((100_000_000..20_000_000_000).contains(&tsc_hz()), "{}", tsc_hz());
+    }
+
+    #[test]
+    fn times_and_ticks_go_over_into_each_other() {
+        assert_eq!(duration_to_ticks(Duration::from_secs(3)), 3 * tsc_hz());
+        assert_eq!(duration_to_ticks(ticks_to_duration(12_345_678)) / 10, 1_234_567);
+        assert_eq!(duration_to_ticks(Duration::MAX), u64::MAX);
     }
 
     #[test]

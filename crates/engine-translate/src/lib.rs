@@ -31,6 +31,7 @@ mod mtrr;
 mod native;
 mod options;
 mod perf_map;
+mod poll;
 mod profile;
 mod registers;
 mod runs;

@@ -12,6 +12,7 @@ use crate::attention::Attention;
 use crate::breakpoints::Begin;
 use crate::fetch::{Found, JumpCache};
 use crate::native::Native;
+use crate::poll::Poll;
 use crate::system::{Answer, Core, System};
 use crate::vm::{Shared, Work};
 use crate::{alarm, breakpoints, clock, exceptions, state};
@@ -25,6 +26,7 @@ pub(crate) struct TranslateVcpu {
     interpret: bool,
     /// An application processor before its start-up IPI.
     pub(crate) waiting_for_sipi: bool,
+    poll: Poll,
     counters: Counters,
 }
 
@@ -39,6 +41,7 @@ impl TranslateVcpu {
             native,
             interpret: false,
             waiting_for_sipi: false,
+            poll: Poll::new(),
             counters: Counters::default(),
         };
         state::load(&mut vcpu.core, &VcpuState::reset());
@@ -159,13 +162,16 @@ impl TranslateVcpu {
             self.core.machine.halted = false;
             return Ok(false);
         }
-        let deadline = if machine.halted { machine.apic.deadline() } else { u64::MAX };
-        let timeout = (deadline != u64::MAX).then(|| {
-            let now = machine.regs.guest_tsc(clock::host_tsc());
-            clock::ticks_to_duration(deadline.saturating_sub(now))
-        });
+        let since = clock::host_tsc();
+        let left = match machine.apic.deadline() {
+            deadline if machine.halted && deadline != u64::MAX => {
+                Some(deadline.saturating_sub(machine.regs.guest_tsc(since)))
+            }
+            _ => None,
+        };
         peer.attention.leave();
-        peer.attention.sleep(timeout);
+        let disturbed = peer.attention.wait(self.poll.window(), left);
+        self.poll.learn(clock::host_tsc().wrapping_sub(since), disturbed);
         if shared.generation.enter(&peer.attention) {
             self.core.machine.flush_all();
             self.core.machine.end = false;

@@ -42,6 +42,7 @@ topics!(
     exceptions,
     single_step,
     breakpoints,
+    calls,
     debugger,
     debugger_breakpoints,
     double_fault,

@@ -32,11 +32,40 @@ pub(crate) fn map(size: usize) -> Result<Mappings, ArenaError> {
     mappings
 }
 
-/// Maps the pages at `write` once more, to be executed.
+/// Bytes of one of the host's large pages.
+pub(crate) const LARGE: usize = 2 << 20;
+
+/// Asks for a large page for the `LARGE` bytes of code from `execute` on, a multiple of that. Returns whether there is
+/// one: not before Linux 6.1, and not where memory is short.
+pub(crate) fn make_large(execute: *mut u8) -> bool {
+    // SAFETY: what is mapped there stays as it is (madvise(2)), but for what has not been touched yet, which is now.
+    unsafe { libc::madvise(execute.cast(), LARGE, libc::MADV_COLLAPSE) == 0 }
+}
+
+/// Maps the pages at `write` once more, to be executed, at a multiple of [`LARGE`].
 fn again(write: *mut c_void, size: usize) -> Result<Mappings, ArenaError> {
-    // SAFETY: with an old size of 0 a shared mapping stays as it is, and is mapped at another address too (mremap(2)).
-    let execute = unsafe { rustix::mm::mremap(write, 0, size, MremapFlags::MAYMOVE) }
-        .map_err(ArenaError::Map)?;
+    let room = size + LARGE;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice, which nobody may touch.
+    let start =
+        unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), flags) }
+            .map_err(ArenaError::Map)?;
+    let before = start.align_offset(LARGE);
+    let place = start.wrapping_byte_add(before);
+    let flags = MremapFlags::MAYMOVE;
+    // SAFETY: with an old size of 0 a shared mapping stays as it is, and is mapped at another address too (mremap(2)),
+    // here in the room that was made.
+    let mapped = unsafe { rustix::mm::mremap_fixed(write, 0, size, flags, place) };
+    let behind = place.wrapping_byte_add(size);
+    let rest = match mapped {
+        Ok(_) => [(start, before), (behind, room - size - before)],
+        Err(_) => [(start, room), (start, 0)],
+    };
+    for (start, len) in rest.into_iter().filter(|&(_, len)| len > 0) {
+        // SAFETY: our own mapping, which nobody uses.
+        let _ = unsafe { rustix::mm::munmap(start, len) };
+    }
+    let execute = mapped.map_err(ArenaError::Map)?;
     let protection = MprotectFlags::READ | MprotectFlags::EXEC;
     // SAFETY: mapped just now, and nobody's yet.
     if let Err(error) = unsafe { rustix::mm::mprotect(execute, size, protection) } {

@@ -15,10 +15,7 @@ impl Translator<'_> {
         if needed == 0 || self.aside {
             return;
         }
-        self.asm.mov(T1, RAX);
-        self.asm.flags_to_ax();
-        self.asm.store_field_16(field!(flags), RAX);
-        self.asm.mov(RAX, T1);
+        flags_to_field(&mut self.asm);
         self.aside = true;
     }
 
@@ -44,6 +41,14 @@ impl Translator<'_> {
             self.aside = false;
         }
     }
+}
+
+/// Destroys T1.
+pub(super) fn flags_to_field(asm: &mut Asm) {
+    asm.mov(T1, RAX);
+    asm.flags_to_ax();
+    asm.store_field_16(field!(flags), RAX);
+    asm.mov(RAX, T1);
 }
 
 /// Destroys T1.

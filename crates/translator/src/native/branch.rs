@@ -3,8 +3,8 @@
 use iced_x86::{Instruction, OpKind};
 
 use super::asm::{Address, Asm, Condition, Label};
-use super::fields::{RIP, SP, T0, T1, field};
-use super::flags::Flags;
+use super::fields::{SP, T0, T1, field};
+use super::flags::{ALL, Flags};
 use super::select::Kind;
 use super::stub::{Stub, Work};
 use super::translate::{BRANCH, Step, Translator};
@@ -39,10 +39,8 @@ impl Translator<'_> {
         if let Some(needed) = needed {
             self.land(step, needed);
         }
-        // Executed outside, it goes on by RIP.
         self.asm.bind(back);
-        self.asm.load_field(T0, RIP);
-        self.go_to_t0(step.offset, 0);
+        self.go_by_rip(step);
         false
     }
 
@@ -88,7 +86,6 @@ impl Translator<'_> {
                 if self.pairs {
                     self.go_back(step, moved);
                 } else {
-                    self.take_flags_back();
                     self.go_to_t0(step.offset, moved);
                 }
                 let Some(back) = back else {
@@ -96,8 +93,6 @@ impl Translator<'_> {
                     return;
                 };
                 self.asm.bind(back);
-                // Executed outside.
-                self.asm.load_field(T0, RIP);
             }
             Kind::JumpTo | Kind::CallTo => {
                 let back = self.load_target(step);
@@ -107,18 +102,15 @@ impl Translator<'_> {
                     self.call_t0(step, moved);
                     self.asm.bind(pushed);
                 } else {
-                    self.take_flags_back();
                     self.go_to_t0(step.offset, moved);
                 }
                 if let Some(back) = back {
                     self.asm.bind(back);
                 }
-                self.asm.load_field(T0, RIP);
             }
             _ => unreachable!("not an indirect branch"),
         }
-        self.aside = false;
-        self.go_to_t0(step.offset, 0);
+        self.go_by_rip(step);
     }
 
     /// T0 is what is on top of the guest's stack, and the flags are aside if somebody may look at them.
@@ -179,11 +171,11 @@ impl Translator<'_> {
     /// As [`Self::go_to_t0`], with the return address in T1, which was pushed.
     fn call_t0(&mut self, step: &Step, moved: u16) {
         if !self.is_paired(step) {
-            self.take_flags_back();
             return self.go_to_t0(step.offset, moved);
         }
         self.push_pair();
-        self.take_flags_back();
+        self.put_flags_aside(ALL);
+        self.aside = false;
         self.note_branch(step.offset, moved);
         let entry = self.asm.table_entry();
         let needed = self.needed_behind(step);
@@ -192,10 +184,19 @@ impl Translator<'_> {
         self.land(step, needed);
     }
 
-    /// Goes to address T0. Flags are in RFLAGS. `moved`: by how much the branch has moved RSP.
+    /// Goes to address T0. `moved`: by how much the branch has moved RSP.
     pub(super) fn go_to_t0(&mut self, offset: u32, moved: u16) {
+        self.put_flags_aside(ALL);
+        self.aside = false;
         self.note_branch(offset, moved);
         self.asm.jump_by_table();
+    }
+
+    /// The branch at `step` was executed outside: it goes on by RIP, with the flags in RFLAGS.
+    pub(super) fn go_by_rip(&mut self, step: &Step) {
+        self.aside = false;
+        self.note_branch(step.offset, 0);
+        self.asm.jump_to(self.thunks.by_rip);
     }
 
     /// An indirect branch is on its way.
@@ -211,10 +212,10 @@ impl Translator<'_> {
 
     /// `call`: by the host's CALL, behind which these flags are needed.
     fn branch_by(&mut self, target: i64, call: Option<Flags>) {
-        self.take_flags_back();
         if !(0..4096).contains(&target) {
             return self.branch_far(target, call);
         }
+        self.take_flags_back();
         if self.is_way_back(target) {
             self.poll(target);
         }
@@ -235,8 +236,9 @@ impl Translator<'_> {
     }
 
     fn branch_far(&mut self, target: i64, call: Option<Flags>) {
+        self.put_flags_aside(ALL);
+        self.aside = false;
         self.address_in_page(T0, target);
-        self.asm.store_field(field!(rcx), RCX);
         let _ = self.link(call, |site| Work::Far { site });
     }
 
@@ -342,18 +344,18 @@ pub(super) fn target_of(instr: &Instruction) -> i64 {
 }
 
 impl Asm {
-    /// By the table for indirect branches, to T0. Flags are in RFLAGS.
+    /// By the table for indirect branches, to T0. Flags are aside.
     pub(super) fn jump_by_table(&mut self) {
         let entry = self.table_entry();
         self.jump_memory(entry);
     }
 
-    /// Where the table says how to reach T0. Puts RCX aside, and destroys T1.
+    /// Where the table says how to reach T0. Destroys T1.
     fn table_entry(&mut self) -> Address {
-        self.store_field(field!(rcx), RCX);
         self.low_16(T1, T0);
-        self.load_field(RCX, field!(jumps));
-        Address { base: Some(RCX), index: Some((T1, 3)), disp: 0 }
+        self.shift_left_32(T1, 3);
+        self.add_field(T1, field!(jumps));
+        Address::at(T1, 0)
     }
 }
 

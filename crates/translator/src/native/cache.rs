@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
@@ -16,6 +16,7 @@ use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
 use super::translate::{self, Code, FAR_SITE, Scratch};
 use crate::block::Block;
+use crate::executable::LARGE;
 use crate::machine::Machine;
 use crate::paths::{Links, Path, Policy, Source};
 use crate::vector::ArenaError;
@@ -44,6 +45,10 @@ pub struct CodeCache {
 
 struct Inner {
     used: u32,
+    /// Bytes for which large pages were asked for.
+    large: usize,
+    /// Bytes that the last of them takes it to.
+    held: usize,
     full: bool,
     stats: CodeStats,
     /// In order of their places.
@@ -84,9 +89,13 @@ pub(crate) struct NativeBlock {
     frame: u32,
     /// That of the page behind it, where its one instruction reaches into that.
     next_frame: Option<u32>,
-    offset: u32,
+    offset: u16,
+    /// Somebody may look at flags that it is entered with.
+    needs_flags: bool,
     /// Place of its guard, once there is one.
     guard: AtomicU32,
+    /// Where that leads on.
+    guard_site: AtomicU32,
 }
 
 impl NativeBlock {
@@ -103,11 +112,17 @@ impl NativeBlock {
         size_of::<Self>() + MALLOC
     }
 
-    /// Whoever enters leaves at once, and so does whoever comes back to where flags are thought to be of no interest.
+    /// Whoever enters leaves at once, with flags, and so does whoever comes back to where they are thought to be of no
+    /// interest.
     pub(crate) fn close(&self) {
         self.memory.make_jump(self.inner, self.dead);
         if self.landing != 0 {
             self.memory.make_jump(self.landing, self.dead + LEAVE);
+        }
+        let site = self.guard_site.load(Ordering::SeqCst);
+        if site != 0 {
+            // See `translate::guard`.
+            self.memory.redirect(site, site + 4);
         }
     }
 }
@@ -136,6 +151,8 @@ impl CodeCache {
         memory.write(ALIGN, &asm.finish());
         let inner = Inner {
             used: first_place(&thunks),
+            large: 0,
+            held: 0,
             full: false,
             paths: Vec::new(),
             links: Proactive::default(),
@@ -243,8 +260,10 @@ impl CodeCache {
             landing: code.places.landing,
             frame,
             next_frame,
-            offset: path.head(),
+            offset: path.head() as u16,
+            needs_flags: code.needs_flags,
             guard: AtomicU32::new(0),
+            guard_site: AtomicU32::new(0),
         };
         let block =
             Arc::new(Block::of_path(page, path, &code.watched, next.map(|(page, _)| page), native));
@@ -272,27 +291,46 @@ impl CodeCache {
             return false;
         }
         self.memory.write(start, code);
+        while inner.large < end && inner.large + LARGE <= self.size {
+            // Only where something is already.
+            if self.memory.make_large(inner.large as u32) {
+                inner.held = inner.large + LARGE;
+            }
+            inner.large += LARGE;
+        }
         inner.used = (end as u32).next_multiple_of(ALIGN);
         true
     }
 
-    /// Place of the block's guard, made now if need be. `None`: there is no room.
-    pub(super) fn guard(&self, native: &NativeBlock) -> Option<u32> {
+    /// Place of the guard of `block`, made now if need be. `None`: there is no room, or no code.
+    pub(super) fn guard<M: Machine>(&self, block: &Block<M>) -> Option<u32> {
+        let known = block.native()?.guard.load(Ordering::Acquire);
+        if known != 0 {
+            return Some(known);
+        }
+        self.guard_in(&mut self.lock(), block)
+    }
+
+    fn guard_in<M: Machine>(&self, inner: &mut Inner, block: &Block<M>) -> Option<u32> {
+        let native = block.native()?;
         let known = native.guard.load(Ordering::Acquire);
         if known != 0 {
             return Some(known);
         }
-        self.make_guard(&mut self.lock(), native)
-    }
-
-    fn make_guard(&self, inner: &mut Inner, native: &NativeBlock) -> Option<u32> {
-        let (place, to) = (inner.used, native.inner);
-        let code = translate::guard(native.offset, native.frame, to, place, &self.thunks);
-        if inner.full || !self.append(inner, &code) {
+        let (place, offset) = (inner.used, native.offset.into());
+        let NativeBlock { frame, inner: to, needs_flags, .. } = *native;
+        let guard = translate::guard(offset, frame, to, needs_flags, place, &self.thunks);
+        if inner.full || !self.append(inner, &guard.bytes) {
             return None;
         }
-        inner.stats.stub_bytes += code.len() as u64;
-        // Where two cores make one, both are good.
+        inner.stats.stub_bytes += guard.bytes.len() as u64;
+        debug_assert_eq!(guard.with_flags, guard.site + 4);
+        native.guard_site.store(guard.site, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        // Whoever has closed it meanwhile may not have seen the guard.
+        if !block.is_valid() {
+            native.close();
+        }
         native.guard.store(place, Ordering::Release);
         Some(place)
     }
@@ -310,9 +348,7 @@ impl CodeCache {
             return;
         }
         if far {
-            let known = native.guard.load(Ordering::Acquire);
-            let guard = if known == 0 { self.make_guard(&mut inner, native) } else { Some(known) };
-            if let Some(guard) = guard {
+            if let Some(guard) = self.guard_in(&mut inner, block) {
                 inner.stats.links += 1;
                 self.memory.redirect(at, guard);
             }
@@ -336,7 +372,8 @@ impl CodeCache {
         let inner = self.lock();
         let kept = inner.paths.capacity() * size_of::<Translated>() + inner.links.bytes();
         // What was taken once is not given back.
-        let held = if inner.stats.evictions > 0 { self.size } else { inner.used as usize };
+        let used = inner.used as usize;
+        let held = if inner.stats.evictions > 0 { self.size } else { used.max(inner.held) };
         CodeStats { bookkeeping_bytes: kept as u64, held_bytes: held as u64, ..inner.stats }
     }
 

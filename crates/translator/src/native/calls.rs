@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use x86::{Segment, rflags};
 
 use super::asm::{Address, Condition};
-use super::fields::{CPL, RFLAGS, RIP, T0, T1, Tables, field, segment};
+use super::fields::{CPL, RFLAGS, T0, T1, Tables, field, segment};
 use super::lane::Calls;
 use super::translate::{Step, Translator};
 
@@ -102,18 +102,17 @@ impl Translator<'_> {
         asm.shift_right(T1, rflags::OF.trailing_zeros() as u8);
         asm.and_32(T1, 1);
         asm.or(RAX, T1);
-        asm.flags_from_ax();
+        asm.store_field_16(field!(flags), RAX);
         asm.pop(RAX);
         // Addresses lead elsewhere on this side.
         asm.load_field(RSP, field!(stack));
-        self.aside = false;
+        self.aside = true;
         self.go_to_t0(step.offset, 0);
     }
 
     /// The handler has set RIP.
     fn behind_handler(&mut self, step: &Step, back: super::asm::Label) {
         self.asm.bind(back);
-        self.asm.load_field(T0, RIP);
-        self.go_to_t0(step.offset, 0);
+        self.go_by_rip(step);
     }
 }

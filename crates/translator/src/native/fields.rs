@@ -194,6 +194,11 @@ pub(super) fn segment_base(slot: usize) -> i32 {
     segment(slot) + offset_of!(x86::Segment, base) as i32
 }
 
+/// Offset of a segment's selector from GS.
+pub(super) fn segment_selector(slot: usize) -> i32 {
+    segment(slot) + offset_of!(x86::Segment, selector) as i32
+}
+
 /// Where the guest's register is while generated code runs, if it is in one of the host's.
 pub(super) const fn host(slot: u8) -> Option<u8> {
     match slot {

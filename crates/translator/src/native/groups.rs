@@ -222,7 +222,8 @@ fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
         Kind::Pop | Kind::Return => return on_stack(0, false),
         Kind::Same if has_memory(instr) => {
             let used = factory.info(instr).used_memory();
-            (instr.memory_size().size(), used.iter().any(|used| writes(used.access())), false)
+            let aligned = instr.mnemonic() == Mnemonic::Cmpxchg16b;
+            (instr.memory_size().size(), used.iter().any(|used| writes(used.access())), aligned)
         }
         Kind::Vector(vector) => {
             let (size, write) = vector.direct.memory?;

@@ -215,14 +215,13 @@ impl Lane {
         if !self.cache.options().indirect {
             return;
         }
-        let guard = block.native().and_then(|native| self.cache.guard(native));
-        if let Some(guard) = guard {
+        if let Some(guard) = self.cache.guard(block) {
             self.jumps[va as usize & (JUMPS - 1)] = self.cache.address(guard);
         }
     }
 }
 
-/// Where indirect branches go of which nothing is known. RCX was put aside: as at a guard that does not hold.
+/// Where indirect branches go of which nothing is known. Flags are aside: as at a guard that does not hold.
 fn unknown(cache: &CodeCache) -> usize {
     cache.address(cache.thunks().guard_miss)
 }

@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::executable::{self, Mappings};
+use crate::executable::{self, LARGE, Mappings};
 use crate::vector::ArenaError;
 
 /// Bytes of each; what is not used takes no memory.
@@ -98,6 +98,13 @@ impl CodeMemory {
         unsafe {
             ptr::copy_nonoverlapping(code.as_ptr(), self.0.write.add(place as usize), code.len());
         };
+    }
+
+    /// Asks for a large page for the code from `place` on, a multiple of [`LARGE`]: code lies far apart, and there are
+    /// few entries for instructions in the processor's TLB.
+    pub(super) fn make_large(&self, place: u32) -> bool {
+        assert!((place as usize).is_multiple_of(LARGE) && place as usize + LARGE <= SIZE);
+        executable::make_large(self.0.execute.wrapping_add(place as usize))
     }
 
     /// Code as it is now.

@@ -19,7 +19,6 @@
 //! The flags are aside where a return lands, and stay so if nobody behind the call looks at them. That is known of the
 //! bytes that stand there: with them the landing is closed, too.
 
-use super::aside;
 use super::asm::{Address, Asm, Condition, Label};
 use super::fields::{Fields, T0, T1, field};
 use super::flags::{ALL, Flags};
@@ -38,7 +37,6 @@ const MOST: i32 = 1024;
 /// [`Fields::from`] is set.
 pub(super) fn emit_miss(asm: &mut Asm) -> u32 {
     let miss = asm.here();
-    aside::flags_from_field(asm);
     asm.load_field(RSP, field!(stack));
     asm.jump_by_table();
     miss

@@ -6,7 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::address::{Place, displacement_fits};
 use super::asm::{Address, Condition, Label};
-use super::fields::{RIP, T0, T0_NAME, T1, host, register};
+use super::fields::{T0, T0_NAME, T1, host, register};
 use super::operands::{Spilled, writes_memory};
 use super::outside::Outside;
 use super::stub::{Stub, Work};
@@ -33,9 +33,7 @@ impl Translator<'_> {
         if step.instr.flow_control() == iced_x86::FlowControl::Next {
             return true;
         }
-        // It has set RIP.
-        self.asm.load_field(T0, RIP);
-        self.go_to_t0(step.offset, 0);
+        self.go_by_rip(step);
         false
     }
 
@@ -74,7 +72,14 @@ impl Translator<'_> {
                 return None;
             }
             self.address(step)?;
-            let back = self.check_any(step, instr.memory_size().size(), write);
+            let size = instr.memory_size().size();
+            let back = if instr.mnemonic() == Mnemonic::Cmpxchg16b {
+                let back = self.check(step, size, write);
+                self.check_alignment(size);
+                back
+            } else {
+                self.check_any(step, size, write)
+            };
             replace_memory(&mut instr, T0_NAME);
             Some(back)
         } else {

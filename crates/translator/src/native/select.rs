@@ -73,10 +73,10 @@ fn by_mnemonic(instr: &Instruction, factory: &mut InstructionInfoFactory) -> Kin
     match instr.mnemonic() {
         Mov | Movzx | Movsx | Movsxd | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test
         | Inc | Dec | Neg | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
-        | Imul | Mul | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Bswap | Xchg | Xadd | Cmpxchg | Cwd
-        | Cdq | Cqo | Cbw | Cwde | Cdqe | Movbe | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi
-        | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Lahf | Sahf | Clc | Stc | Cmc
-        | Mfence | Lfence | Sfence | Crc32 | Movnti => Kind::Same,
+        | Imul | Mul | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Bswap | Xchg | Xadd | Cmpxchg
+        | Cmpxchg16b | Cwd | Cdq | Cqo | Cbw | Cwde | Cdqe | Movbe | Andn | Bextr | Blsi
+        | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Lahf | Sahf
+        | Clc | Stc | Cmc | Mfence | Lfence | Sfence | Crc32 | Movnti => Kind::Same,
         Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne
         | Cmovno | Cmovnp | Cmovns | Cmovo | Cmovp | Cmovs => Kind::Same,
         Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno

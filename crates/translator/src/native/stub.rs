@@ -34,7 +34,7 @@ pub(super) enum Work {
     Elsewhere,
     /// Leaves for a place in the same page, asking for a link.
     Near { site: u32, target: i64 },
-    /// The same in another page: T0 is the address, RCX was put aside.
+    /// The same in another page: T0 is the address, flags are aside.
     Far { site: u32 },
     /// There is no room for another pair.
     Full { go: Label },
@@ -109,7 +109,8 @@ impl Translator<'_> {
             }
             Work::Elsewhere => {
                 self.address_in_page(T0, self.head.into());
-                self.asm.jump_to(self.thunks.guard_miss);
+                self.asm.load_field(RCX, field!(rcx));
+                self.asm.jump_to(self.thunks.leave);
             }
             Work::Near { site, target } => self.leave_for(target, site),
             Work::Far { site } => {

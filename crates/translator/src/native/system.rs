@@ -9,10 +9,12 @@ use x86::rflags;
 use super::asm::{Address, Condition, Label};
 use super::fields::{
     CPL, KERNEL_GS_BASE, RFLAGS, SHADOW, SP, T0, T1, field, host, register, segment_base,
+    segment_selector,
 };
 use super::options::Options;
 use super::stub::Stub;
 use super::translate::{Step, Translator};
+use crate::decode::operands::has_memory;
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -37,6 +39,8 @@ pub(super) enum System {
     /// Of this segment, so many bytes.
     ReadBase(usize, usize),
     WriteBase(usize, usize),
+    /// Of this segment, by MOV.
+    ReadSelector(usize),
     Syscall,
     Sysret,
 }
@@ -61,6 +65,9 @@ impl System {
             Code::Wrfsbase_r64 => (Self::WriteBase(FS, 8), options.bases),
             Code::Wrgsbase_r32 => (Self::WriteBase(GS, 4), options.bases),
             Code::Wrgsbase_r64 => (Self::WriteBase(GS, 8), options.bases),
+            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg if !has_memory(instr) => {
+                (Self::ReadSelector(instr.op1_register().number()), options.bases)
+            }
             Code::Syscall => (Self::Syscall, options.calls),
             Code::Sysretq => (Self::Sysret, options.calls),
             _ => return None,
@@ -96,6 +103,7 @@ impl Translator<'_> {
             System::Swapgs => self.swapgs(step),
             System::ReadBase(segment, size) => self.read_base(step, segment, size),
             System::WriteBase(segment, size) => self.write_base(step, segment, size),
+            System::ReadSelector(segment) => self.read_selector(step, segment),
             System::Syscall => self.syscall(step),
             System::Sysret => self.sysret(step),
         }
@@ -239,6 +247,12 @@ impl Translator<'_> {
         self.asm.bind(ways.back);
     }
 
+    fn read_selector(&mut self, step: &Step, segment: usize) {
+        let slot = step.instr.op0_register().full_register().number() as u8;
+        self.asm.load_field_16(host(slot).unwrap_or(T0), segment_selector(segment));
+        self.store_t0_as(slot);
+    }
+
     fn write_base(&mut self, step: &Step, segment: usize, size: usize) {
         let ways = self.ways(step);
         self.asm.compare_field(field!(system.bases_refused), 0);
@@ -274,11 +288,12 @@ mod tests {
     #[test]
     fn each_is_in_line_unless_its_switch_is_off() {
         let all = Options::default();
-        let cases: [(&[u8], System, Options); 6] = [
+        let cases: [(&[u8], System, Options); 7] = [
             (&[0x0f, 0x31], System::Rdtsc { aux: false }, Options { time: false, ..all }),
             (&[0xfb], System::Sti, Options { interrupts: false, ..all }),
             (&[0x9c], System::Pushf, Options { interrupts: false, ..all }),
             (&[0x0f, 0x01, 0xf8], System::Swapgs, Options { bases: false, ..all }),
+            (&[0x8c, 0xd0], System::ReadSelector(2), Options { bases: false, ..all }),
             (&[0x0f, 0x05], System::Syscall, Options { calls: false, ..all }),
             (&[0x48, 0x0f, 0x07], System::Sysret, Options { calls: false, ..all }),
         ];
@@ -287,8 +302,9 @@ mod tests {
             assert_eq!(System::of(&instr, all), Some(expected));
             assert_eq!(System::of(&instr, off), None);
         }
-        // SYSRET to code of 32 bits, PUSHF of 16.
-        for bytes in [[0x0f, 0x07].as_slice(), &[0x66, 0x9c]] {
+        // SYSRET to code of 32 bits, PUSHF of 16, a selector to memory and to 16 bits.
+        let others: [&[u8]; 4] = [&[0x0f, 0x07], &[0x66, 0x9c], &[0x8c, 0x10], &[0x66, 0x8c, 0xd0]];
+        for bytes in others {
             let instr = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
             assert_eq!(System::of(&instr, all), None);
         }

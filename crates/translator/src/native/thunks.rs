@@ -25,9 +25,11 @@ pub(super) struct Thunks {
     /// Called: comes out at a branch that can be linked. After the call stand the branch's site (4 bytes) and
     /// its target in the page (2).
     pub(super) leave_near: u32,
-    /// The same into another page: T0 is RIP, RCX was put aside, and after the call stands the site (4).
+    /// The same into another page: T0 is RIP, flags are aside, and after the call stands the site (4).
     pub(super) leave_far: u32,
-    /// A guard did not hold: T0 is RIP, and RCX was put aside.
+    /// A branch was executed outside, and is noted: by the table for indirect ones to RIP.
+    pub(super) by_rip: u32,
+    /// A guard did not hold: T0 is RIP, and flags are aside.
     pub(super) guard_miss: u32,
     /// A return that is not paired: T0 is its target, and it is noted.
     pub(super) miss: u32,
@@ -117,7 +119,7 @@ impl Thunks {
 
         align(asm);
         thunks.leave_far = asm.here();
-        asm.load_field(RCX, field!(rcx));
+        aside::flags_from_field(asm);
         asm.pop(T1);
         asm.load_32(T1, Address::at(T1, 0));
         // The bit that says far, without a flag.
@@ -125,8 +127,14 @@ impl Thunks {
         asm.jump(link);
 
         align(asm);
+        thunks.by_rip = asm.here();
+        asm.load_field(T0, RIP);
+        aside::flags_to_field(asm);
+        asm.jump_by_table();
+
+        align(asm);
         thunks.guard_miss = asm.here();
-        asm.load_field(RCX, field!(rcx));
+        aside::flags_from_field(asm);
         thunks.leave = asm.here();
         // No site: a link is never at place 0.
         asm.constant_32(T1, 0);

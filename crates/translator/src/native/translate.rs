@@ -6,7 +6,8 @@
 //!             branches, each a jump that is linked once it has been taken
 //!   stubs:    what is rarely taken: accesses that the table does not answer, branches not linked yet
 //!
-//!   guard:    is the page of T0 this frame's, and is the core not wanted? then to `inner`
+//!   guard:    is the page of T0 this frame's, and is the core not wanted? then to `inner`, with the flags if they are
+//!             needed there
 //! ```
 //!
 //! Only branches from other pages come by a guard; it is made when the first one does.
@@ -15,7 +16,8 @@ use std::mem;
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
-use super::asm::{Address, Asm};
+use super::aside;
+use super::asm::{Address, Asm, Condition};
 use super::branch::target_of;
 use super::fields::{T0, T1, field};
 use super::flags::{ALL, Effects, Flags};
@@ -52,6 +54,8 @@ pub(super) struct Code {
     pub(super) links: Vec<(u32, u16)>,
     /// Bytes beside the path that it depends on.
     pub(super) watched: Vec<Fragment>,
+    /// Somebody may look at flags that it is entered with.
+    pub(super) needs_flags: bool,
 }
 
 /// What one translation leaves to the next: memory.
@@ -145,7 +149,18 @@ pub(super) fn translate(
     let places = translator.path(steps, &groups).filter(|_| !translator.failed)?;
     let (marks, links) = (translator.marks, translator.exits);
     let watched = exits.watched();
-    Some(Code { bytes: translator.asm.finish(), places, marks, links, watched })
+    // In another page behind it there may be another instruction.
+    let crosses = next_frame.is_some();
+    let needs_flags = crosses || steps.first().is_none_or(|step| step.before != 0);
+    Some(Code { bytes: translator.asm.finish(), places, marks, links, watched, needs_flags })
+}
+
+/// The guard of a block, and where the jump in it is that leads to the block.
+pub(super) struct Guard {
+    pub(super) bytes: Vec<u8>,
+    pub(super) site: u32,
+    /// Where that is to lead when flags are needed.
+    pub(super) with_flags: u32,
 }
 
 /// Registers that are live all the way round, if `steps` are a loop.
@@ -166,21 +181,40 @@ fn needs_of_loop(steps: &[Step]) -> Needs {
 }
 
 /// The guard of a block that stands `offset` bytes into the frame with number `frame` and whose code is at
-/// `inner`, to stand at `start`. T0 is the address, RCX was put aside; touches no flag.
-pub(super) fn guard(offset: u32, frame: u32, inner: u32, start: u32, thunks: &Thunks) -> Vec<u8> {
-    let mut asm = Asm::new(start);
-    compare_guard(&mut asm, offset, frame);
-    // Where the guard holds this is 0, and else at least 4 or odd.
+/// `inner`, to stand at `start`. T0 is the address, flags are aside: they are taken back if they are `needed`.
+pub(super) fn guard(
+    offset: u32,
+    frame: u32,
+    inner: u32,
+    needed: bool,
+    start: u32,
+    thunks: &Thunks,
+) -> Guard {
+    let (mut asm, above) = (Asm::new(start), offset >> 9);
+    let miss = asm.label();
+    // Bits 9.. of the address: the page's index times eight, plus bits of the offset.
+    asm.rotate_right(T1, T0, 9);
+    asm.low_16(T1, T1);
+    asm.add_field(T1, field!(guards));
+    asm.load(T1, Address::at(T1, -(above as i32)));
+    asm.lea(T1, Address::sum(T1, T0, -(offset as i32)));
+    asm.compare(T1, token(frame) as i32);
+    asm.jump_if(Condition::NE, miss);
     asm.load_field(T1, field!(pending));
-    asm.load_byte(T1, Address::at(T1, 0));
-    asm.lea(RCX, Address { base: Some(RCX), index: Some((T1, 1)), disp: 0 });
-    asm.skip_if_rcx_is_0(5);
-    asm.jump_to(thunks.guard_miss);
-    asm.load_field(RCX, field!(rcx));
+    asm.compare_byte_with_0(Address::at(T1, 0));
+    asm.jump_if(Condition::NE, miss);
     asm.lea(T0, Address::at(T0, -(offset as i32)));
     asm.store_field(field!(page), T0);
+    // The displacement is replaced while others run.
+    asm.keep_together(5, 64);
+    let site = asm.here() + 1;
+    let with_flags = site + 4;
+    asm.jump_to(if needed { with_flags } else { inner });
+    aside::flags_from_field(&mut asm);
     asm.jump_to(inner);
-    asm.finish()
+    asm.bind(miss);
+    asm.jump_to(thunks.guard_miss);
+    Guard { bytes: asm.finish(), site, with_flags }
 }
 
 /// RCX becomes 0 if address T0, `offset` bytes into its page, is in the frame with number `frame`.

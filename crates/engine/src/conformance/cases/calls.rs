@@ -7,7 +7,7 @@ use x86::msr;
 use super::prelude::*;
 
 cases!(
-    "calls": deep, to_elsewhere, without_calls, unwound, between_stacks, flags_come_back, frame_changed,
+    "calls": deep, to_elsewhere, without_calls, unwound, between_stacks, flags_come_back, flags_go_along, frame_changed,
     space_changed, side_changed,
 );
 
@@ -226,6 +226,38 @@ fn flags_come_back(engine: &dyn Engine) {
         a.ret()
     });
     assert_eq!(rig.run().log, [TIMES * 3]);
+}
+
+/// A function that looks at no flags becomes one that does, and back.
+fn flags_go_along(engine: &dyn Engine) {
+    // XOR EAX, EAX, and SBB EAX, EAX.
+    const WITHOUT: u8 = 0x31;
+    const WITH: u8 = 0x19;
+    let mut rig = Rig::with(engine, |a| {
+        a.mov(edi, HANDLER as u32)?;
+        count(a, |a| {
+            again(a, |a| {
+                let mut out = a.create_label();
+                // Carry.
+                a.stc()?;
+                a.call(rdi)?;
+                a.sub(esi, eax)?;
+                a.test(ebx, PHASE as i32)?;
+                a.jz(out)?;
+                a.xor(byte_ptr(HANDLER), u32::from(WITHOUT ^ WITH))?;
+                a.set_label(&mut out)?;
+                a.zero_bytes()
+            })
+        })
+    });
+    rig.write(HANDLER, &[WITHOUT, 0xc0, 0xc3]);
+    let mut with = false;
+    let carries = (1..=TIMES).rev().filter(|turn| {
+        let now = with;
+        with ^= turn & PHASE != 0;
+        now
+    });
+    assert_eq!(rig.run().log, [carries.count() as u32]);
 }
 
 /// `call r12; imul esi, esi, 3; add esi, value; ret`
