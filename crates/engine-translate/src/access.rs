@@ -1,6 +1,7 @@
 //! Accesses that the TLB does not answer: page walks, devices, page crossings, translated code, locks.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use engine::{EngineError, Exit};
 use memory::{Access, FRAME_SIZE, Frame, Gpa};
@@ -437,6 +438,7 @@ impl System {
             return;
         }
         if shared.vcpus.len() > 1 {
+            shared.code_moves.store(true, Ordering::SeqCst);
             let generation = watch.begin_leaving(page, || shared.begin_revocation_from(self.id));
             if !shared.is_revoked(generation, self.id) {
                 return;
@@ -446,6 +448,7 @@ impl System {
         if let Some(frame) = self.frame(gpa) {
             shared.memory.clear_code(frame);
         }
+        shared.code_moves.store(watch.moves(), Ordering::SeqCst);
     }
 
     pub(crate) fn frame(&self, gpa: u64) -> Option<Frame> {

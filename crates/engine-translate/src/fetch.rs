@@ -10,12 +10,14 @@ use translator::{Block, Insn, Mode, Stop, Width};
 
 use crate::access::Target;
 use crate::host;
+use crate::native::Native;
+use crate::runs::KEPT;
 use crate::system::{Core, System};
 use crate::vm::Shared;
 use crate::walk::Kind;
 
 /// Bytes that nearly every block has at most.
-const SHORT: usize = 64;
+const SHORT: usize = 96;
 
 /// Bytes that the longest block can have.
 const WINDOW: usize = decode::BLOCK_LIMIT * MAX_LEN;
@@ -30,47 +32,44 @@ const JUMPS: usize = 1 << 14;
 /// spaces share what they have in common.
 pub(crate) struct JumpCache {
     entries: Box<[Jump]>,
-    once: Once,
+    /// Instructions that are not kept, decoded last.
+    once: Vec<Insn<System>>,
 }
 
 /// What RIP leads to.
 pub(crate) enum Found<'a> {
     Block(&'a Arc<Block<System>>),
-    /// Instructions met for the first time: they are kept until the next ones are.
+    /// Instructions that are not kept: as long as no others are asked for.
     Once(&'a [Insn<System>]),
 }
-
-/// Most code that is met runs once, or not again for long: it is not worth keeping before it is met again.
-struct Once {
-    /// Met lately: a part of each address's hash, by another.
-    met: Box<[u16]>,
-    insns: Vec<Insn<System>>,
-}
-
-/// Entries of [`Once::met`]; a power of two.
-const MET: usize = 1 << 16;
 
 struct Jump {
     key: u64,
     block: Option<Arc<Block<System>>>,
 }
 
+/// What is interpreted always is kept when it is met for the second time.
+pub(crate) const AGAIN: u32 = 2;
+
 impl JumpCache {
     pub(crate) fn new() -> Self {
         let entries = (0..JUMPS).map(|_| Jump { key: 0, block: None }).collect();
-        let once = Once { met: vec![0; MET].into(), insns: Vec::new() };
-        Self { entries, once }
+        Self { entries, once: Vec::new() }
     }
 
-    /// The block at RIP. `keep`: whether or not it is met for the first time.
+    /// The block at RIP.
     #[inline(always)]
-    pub(crate) fn block(&mut self, core: &mut Core, keep: bool) -> Result<Found<'_>, Stop> {
+    pub(crate) fn block(
+        &mut self,
+        core: &mut Core,
+        native: Option<&Native>,
+    ) -> Result<Found<'_>, Stop> {
         let va = linear_rip(core);
         let key = key(va, core.cpu.width);
         let jump = &mut self.entries[index(va)];
         if !jump.is_current(&core.machine, va, key) {
-            let Some(block) = find(core, va, &mut self.once, keep)? else {
-                return Ok(Found::Once(&self.once.insns));
+            let Some(block) = find(core, va, &mut self.once, native)? else {
+                return Ok(Found::Once(&self.once));
             };
             *jump = Jump { key, block: Some(block) };
         }
@@ -82,22 +81,12 @@ impl JumpCache {
     pub(crate) fn instructions(&mut self, core: &mut Core) -> Result<&[Insn<System>], Stop> {
         let (va, user) = (linear_rip(core), core.cpu.cpl == 3);
         let gpa = code_address(&mut core.machine, va, user)?;
-        decode(core, gpa, Mode { width: core.cpu.width }, &mut self.once.insns)?;
-        if self.once.insns.is_empty() {
+        decode(core, gpa, Mode { width: core.cpu.width }, &mut self.once)?;
+        if self.once.is_empty() {
             // Written over since, with something that reaches into the next page.
             return Err(Stop::Retry);
         }
-        Ok(&self.once.insns)
-    }
-}
-
-impl Once {
-    /// Whether the code at `gpa` is met for the first time, as far as is known.
-    fn is_first(&mut self, gpa: u64, mode: Mode) -> bool {
-        let hash = (gpa ^ (mode.width as u64) << 57).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let met = &mut self.met[(hash >> 48) as usize & (MET - 1)];
-        let part = (hash >> 32) as u16 | 1;
-        std::mem::replace(met, part) != part
+        Ok(&self.once)
     }
 }
 
@@ -116,7 +105,7 @@ impl Jump {
 
 #[inline(always)]
 fn index(va: u64) -> usize {
-    (va ^ va >> 12) as usize & (JUMPS - 1)
+    (va >> 2 ^ va >> 12) as usize & (JUMPS - 1)
 }
 
 /// Address and width in one word: a canonical address has equal top bits, and widths are single bits, so no
@@ -136,43 +125,96 @@ pub(crate) fn next_page(va: u64) -> u64 {
 fn find(
     core: &mut Core,
     va: u64,
-    once: &mut Once,
-    keep: bool,
+    once: &mut Vec<Insn<System>>,
+    native: Option<&Native>,
 ) -> Result<Option<Arc<Block<System>>>, Stop> {
     let mode = Mode { width: core.cpu.width };
     let user = core.cpu.cpl == 3;
     let gpa = code_address(&mut core.machine, va, user)?;
-    let shared = Arc::clone(&core.machine.shared);
-    let machine = &mut core.machine;
-    // The second page is looked at only for a block that needs it; if it cannot be had, decoding below
-    // finds out again and raises its fault.
-    let found = shared
-        .blocks
-        .find(gpa, mode, || code_address(machine, next_page(va), user).ok().map(|gpa| gpa >> 12));
-    if found.is_some() {
-        return Ok(found);
+    let keep_at = native.map_or(AGAIN, |native| native.keep_at(gpa, mode));
+    let shared = &core.machine.shared;
+    let runs = shared.runs.add(gpa, mode);
+    let mut may_be_kept = runs >= keep_at;
+    if !may_be_kept && shared.is_watched(gpa) && !shared.code.foresees() {
+        shared.decoded.fetch_add(1, Ordering::Relaxed);
+        decode(core, gpa, mode, once)?;
+        if !once.is_empty() {
+            return Ok(None);
+        }
+        // What crosses a page's end is kept from its first run on, which may have been forgotten.
+        may_be_kept = true;
     }
+    let shared = Arc::clone(&core.machine.shared);
+    if may_be_kept {
+        let machine = &mut core.machine;
+        // The second page is looked at only for a block that needs it; if it cannot be had, decoding below
+        // finds out again and raises its fault.
+        let next = || code_address(machine, next_page(va), user).ok().map(|gpa| gpa >> 12);
+        let found = shared.blocks.find(gpa, mode, next);
+        if found.is_some() {
+            shared.runs.set(gpa, mode, KEPT);
+            return Ok(found);
+        }
+    }
+    let runs = if runs == KEPT {
+        // What was there has been written over, or was dropped since it did not run often.
+        shared.runs.set(gpa, mode, 1);
+        1
+    } else {
+        runs
+    };
+    let hot = native.is_some_and(|native| native.is_hot(runs, mode));
+    keep(core, Place { va, gpa, mode, runs, keep: runs >= keep_at, hot }, once)
+}
+
+/// Code that is not in the shared cache.
+struct Place {
+    va: u64,
+    gpa: u64,
+    mode: Mode,
+    /// How often it has run, with this time.
+    runs: u32,
+    keep: bool,
+    /// It gets code right away.
+    hot: bool,
+}
+
+/// Decodes the block at `place`, and keeps it if that is wanted or it crosses a page's end. `None`: it is to run from
+/// `once`.
+fn keep(
+    core: &mut Core,
+    place: Place,
+    once: &mut Vec<Insn<System>>,
+) -> Result<Option<Arc<Block<System>>>, Stop> {
+    let Place { va, gpa, mode, runs, keep, hot } = place;
+    let shared = Arc::clone(&core.machine.shared);
     let mut watch = shared.code_watch.lock().unwrap_or_else(PoisonError::into_inner);
     let watched = watch_code(core, &mut watch, gpa);
     let writes = shared.code_writes.load(Ordering::SeqCst);
-    decode(core, gpa, mode, &mut once.insns)?;
     shared.decoded.fetch_add(1, Ordering::Relaxed);
-    if once.insns.is_empty() {
-        return crossing(core, va, gpa, &mut watch, watched).map(Some);
+    decode(core, gpa, mode, once)?;
+    if once.is_empty() {
+        let block = crossing(core, va, gpa, &mut watch, watched)?;
+        shared.runs.set(gpa, mode, KEPT);
+        return Ok(Some(block));
     }
-    let known = shared.code.foresee(core, gpa, &once.insns);
-    let keep = keep || known.tells();
-    if !watched || !keep && once.is_first(gpa, mode) {
+    let known = shared.code.foresee(core, gpa, once);
+    if !watched || !keep && !known.tells() {
         // It runs once, as prefetched code may, and is decoded again the next time.
         return Ok(None);
     }
-    let block = Block::new(once.insns.drain(..).collect(), gpa, None);
+    let block = if hot {
+        Block::without_instructions(once, gpa)
+    } else {
+        let mut insns = Vec::with_capacity(once.len());
+        insns.append(once);
+        Block::new(insns, gpa, None)
+    };
     let block = Arc::new(known.with(block));
-    if !keep {
-        // The entry that went by.
-        block.heat(1);
-    }
+    // The entries that went by.
+    block.heat(runs - 1);
     publish(&shared, mode, &block, writes);
+    shared.runs.set(gpa, mode, KEPT);
     Ok(Some(block))
 }
 
@@ -258,6 +300,11 @@ impl CodeWatch {
         *self.leaving.entry(page).or_insert_with(begin)
     }
 
+    /// Whether there are such frames.
+    pub(crate) fn moves(&self) -> bool {
+        !self.entering.is_empty() || !self.leaving.is_empty()
+    }
+
     /// The frame is not code any more.
     pub(crate) fn forget(&mut self, page: u64) {
         self.entering.remove(&page);
@@ -274,6 +321,8 @@ fn watch_code(core: &mut Core, watch: &mut CodeWatch, gpa: u64) -> bool {
     let Some(frame) = shared.memory.frame_of(Gpa(gpa)) else { return true };
     let page = gpa >> 12;
     watch.leaving.remove(&page);
+    // Before it is marked: see `Shared::is_watched`.
+    shared.code_moves.store(true, Ordering::SeqCst);
     if shared.memory.mark_code(frame) {
         // Resolved by the fetch, so that this gives the address and no more.
         if let Ok(host) = shared.memory.resolve(frame, Access::Read) {
@@ -283,11 +332,12 @@ fn watch_code(core: &mut Core, watch: &mut CodeWatch, gpa: u64) -> bool {
             watch.entering.insert(page, shared.begin_revocation_from(core.machine.id));
         }
     }
-    let Some(&generation) = watch.entering.get(&page) else { return true };
-    let done = shared.is_revoked(generation, core.machine.id);
+    let generation = watch.entering.get(&page);
+    let done = generation.is_none_or(|&generation| shared.is_revoked(generation, core.machine.id));
     if done {
         watch.entering.remove(&page);
     }
+    shared.code_moves.store(watch.moves(), Ordering::SeqCst);
     done
 }
 
@@ -305,9 +355,9 @@ fn code_address(machine: &mut System, va: u64, user: bool) -> Result<u64, Stop> 
 
 /// Reads from the frame that was marked, wherever the page tables lead by now.
 pub(crate) fn read_code(core: &mut Core, gpa: u64, into: &mut [u8]) -> Result<(), Stop> {
-    let shared = Arc::clone(&core.machine.shared);
-    let frame = shared.memory.frame_of(Gpa(gpa));
-    let page = frame.and_then(|frame| shared.memory.resolve(frame, Access::Read).ok());
+    let memory = &core.machine.shared.memory;
+    let frame = memory.frame_of(Gpa(gpa));
+    let page = frame.and_then(|frame| memory.resolve(frame, Access::Read).ok());
     let Some(page) = page else { return Err(core.machine.lost_memory(gpa)) };
     let host = page.as_ptr() as usize + (gpa & 0xfff) as usize;
     // SAFETY: the caller asks for no more than is left of the page, which was resolved just now.

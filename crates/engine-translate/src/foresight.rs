@@ -62,6 +62,11 @@ impl Recent {
         self.expected = expected;
     }
 
+    /// The same, which may be asked again.
+    pub(crate) fn knows(&self, start: u64) -> bool {
+        !self.expected.is_empty() && self.expected.contains(&start)
+    }
+
     /// Whether the block at `start` is part of a loop with many trips ahead; not asked again.
     fn expects(&mut self, start: u64) -> bool {
         !self.expected.is_empty() && self.expected.remove(&start)

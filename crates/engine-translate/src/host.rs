@@ -153,18 +153,15 @@ pub(crate) unsafe fn fill(at: usize, value: u64, size: usize, count: usize) {
 /// # Safety
 /// As for [`load`], for the whole length.
 pub(crate) unsafe fn load_bytes(host: usize, into: &mut [u8]) {
-    let mut done = 0;
-    while done < into.len() {
-        let left = into.len() - done;
-        // SAFETY: the caller's promise; widest accesses first, so aligned vectors are read by eights.
-        unsafe {
-            if left >= 8 {
-                into[done..done + 8].copy_from_slice(&load::<u64>(host + done).to_le_bytes());
-                done += 8;
-            } else {
-                into[done] = load::<u8>(host + done);
-                done += 1;
-            }
+    let (words, rest) = into.as_chunks_mut::<8>();
+    let behind = host + 8 * words.len();
+    // SAFETY: the caller's promise; widest accesses first, so aligned vectors are read by eights.
+    unsafe {
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = load::<u64>(host + 8 * index).to_le_bytes();
+        }
+        for (index, byte) in rest.iter_mut().enumerate() {
+            *byte = load::<u8>(behind + index);
         }
     }
 }

@@ -34,6 +34,7 @@ mod perf_map;
 mod poll;
 mod profile;
 mod registers;
+mod runs;
 mod segments;
 mod state;
 mod system;

@@ -15,6 +15,7 @@ use crate::heads::{Heads, Next, Reached};
 use crate::lockstep::{Lockstep, Verified};
 use crate::options::Options;
 use crate::profile;
+use crate::runs::{KEPT, MOST};
 use crate::system::{Core, System};
 use crate::vm::Shared;
 use crate::{Observers, clock, fetch};
@@ -58,6 +59,11 @@ impl Code {
 
     pub(crate) fn translation_ns(&self) -> u64 {
         clock::ticks_to_duration(self.ticks.load(Ordering::Relaxed)).as_nanos() as u64
+    }
+
+    /// Whether anything is known of code before it has run often.
+    pub(crate) fn foresees(&self) -> bool {
+        self.observers.profile.is_some() || self.options.predict
     }
 
     /// What is known of code that was decoded just now from physical address `start` on.
@@ -181,9 +187,20 @@ impl Native {
         Some(Self { lane, policy, heads, was_inside: false, recent, lockstep })
     }
 
-    /// Whether blocks are kept when they are met for the first time.
-    pub(crate) fn is_eager(&self) -> bool {
-        self.policy.hot() <= 1 || self.heads.is_some()
+    /// At which run the code at `gpa` is kept: what may get code is counted until it is time.
+    pub(crate) fn keep_at(&self, gpa: u64, mode: Mode) -> u32 {
+        let expects = || self.recent.as_ref().is_some_and(|recent| recent.knows(gpa));
+        match () {
+            () if self.heads.is_some() => 1,
+            () if mode.width != Width::Bits64 => fetch::AGAIN,
+            () if expects() => 1,
+            () => self.policy.hot().min(MOST),
+        }
+    }
+
+    /// Whether code that runs for the `runs`th time is translated.
+    pub(crate) fn is_hot(&self, runs: u32, mode: Mode) -> bool {
+        self.heads.is_none() && mode.width == Width::Bits64 && runs >= self.policy.hot()
     }
 
     /// Instructions at RIP are going to run that are not kept.
@@ -406,12 +423,12 @@ fn grown(bytes: &[u8], core: &Core, block: &Block<System>, policy: &Policy) -> O
     }
     let head = (block.start & 0xfff) as u32;
     let mode = Mode { width: Width::Bits64 };
-    let all = core.machine.shared.blocks.known(block.start >> 12, mode);
-    let known = |offset: u32| {
-        let index = all.binary_search_by_key(&offset, |&(offset, _)| offset);
-        index.map_or(paths::Known::Runs(0), |index| all[index].1)
+    let (shared, page) = (&core.machine.shared, block.start & !0xfff);
+    let known = |offset: u32| match shared.runs.of(page | u64::from(offset), mode) {
+        KEPT => shared.blocks.known(page | u64::from(offset), mode),
+        runs => paths::Known::Runs(runs),
     };
-    paths::grow(bytes, head, mode, policy, known)
+    paths::grow::<System>(bytes, head, mode, policy, known)
 }
 
 fn alone(block: &Block<System>) -> Path {

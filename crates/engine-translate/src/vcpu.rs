@@ -274,8 +274,7 @@ impl TranslateVcpu {
     /// Runs the block at RIP, or its first instruction only; as generated code if that may be.
     fn run_block(&mut self, single: bool, may_be_native: bool) -> Outcome {
         let Self { core, jumps, native, .. } = self;
-        let keep = native.as_ref().is_some_and(Native::is_eager);
-        let found = match jumps.block(core, keep) {
+        let found = match jumps.block(core, native.as_ref()) {
             Ok(found) => found,
             Err(translator::Stop::Fault) => return Outcome::Fault,
             Err(_) => return Outcome::Retry,

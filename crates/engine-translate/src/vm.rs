@@ -1,7 +1,7 @@
 //! What the vCPUs of a VM share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{EngineError, Vcpu, Vm, VmSpec};
@@ -19,6 +19,7 @@ use crate::kvmclock::KvmClock;
 use crate::lockstep::Verified;
 use crate::native::{self, Code};
 use crate::options::Options;
+use crate::runs::Runs;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
 
@@ -32,6 +33,8 @@ const COLD_LIMIT: usize = 2 << 20;
 pub(crate) struct Shared {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) blocks: BlockCache<System>,
+    /// What is not among them.
+    pub(crate) runs: Runs,
     pub(crate) code: Code,
     pub(crate) vcpus: Vec<Peer>,
     pub(crate) cpu: CpuModel,
@@ -40,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) clock: KvmClock,
     /// Held from marking a frame as code until its blocks are in the cache.
     pub(crate) code_watch: Mutex<CodeWatch>,
+    /// Whether frames are on their way into and out of being code.
+    pub(crate) code_moves: AtomicBool,
     /// Counts writes to frames with code, so that a decoder knows that it may have read old bytes.
     pub(crate) code_writes: AtomicU64,
     /// Blocks decoded so far.
@@ -83,6 +88,7 @@ impl Shared {
         let shared = Arc::new(Self {
             memory: spec.memory,
             blocks: BlockCache::new(BLOCKS_LIMIT, cold),
+            runs: Runs::new(),
             code,
             vcpus,
             cpu: spec.cpu,
@@ -90,6 +96,7 @@ impl Shared {
             io_apic: Mutex::default(),
             clock: KvmClock::new(),
             code_watch: Mutex::default(),
+            code_moves: AtomicBool::new(false),
             code_writes: AtomicU64::new(0),
             decoded: AtomicU64::new(0),
             split_lock: Mutex::new(()),
@@ -121,6 +128,18 @@ impl Shared {
         let own = &self.vcpus[vcpu as usize].attention;
         let mut others = self.attentions().filter(|attention| !std::ptr::eq(*attention, own));
         others.all(|attention| attention.has_dropped(generation))
+    }
+
+    /// Whether no store to the frame with code at `gpa` goes unseen, at least until the caller, a vCPU between two
+    /// blocks, has passed the next block's end.
+    ///
+    /// A frame that stops being code after the first look waits for that; one that has become code but may still be
+    /// written is told by the last.
+    pub(crate) fn is_watched(&self, gpa: u64) -> bool {
+        let moves = || self.code_moves.load(Ordering::SeqCst);
+        let is_code =
+            || self.memory.frame_of(Gpa(gpa)).is_none_or(|frame| self.memory.is_code(frame));
+        !moves() && is_code() && !moves()
     }
 
     /// Bytes of a frame with code are in memory: drops the blocks decoded from them. Returns how many, and
@@ -159,7 +178,7 @@ impl Shared {
             ("called_for_instruction", left.instructions),
             ("code_bytes", made.code_bytes),
             ("code_memory_bytes", made.held_bytes),
-            ("decoded_bytes", (self.blocks.bytes() - paths) as u64),
+            ("decoded_bytes", (self.blocks.bytes() - paths + self.runs.bytes()) as u64),
             ("entered", left.entered),
             ("evictions", made.evictions),
             ("fragments_translated", made.fragments),

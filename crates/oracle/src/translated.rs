@@ -193,7 +193,7 @@ impl Translated {
         let mut page = vec![0xcc; FIRST as usize];
         page.extend(code);
         let known = |at: u32| Known::Runs(1 + (at.wrapping_mul(0x9e37_79b1) >> 28));
-        paths::grow(&page, head, MODE, &self.policy, known)
+        paths::grow::<FlatMachine>(&page, head, MODE, &self.policy, known)
     }
 
     fn translate(&mut self, path: &Path, code: &[u8]) -> Arc<Block<FlatMachine>> {

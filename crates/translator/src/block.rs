@@ -24,7 +24,7 @@ pub struct Mode {
 /// `next_page`.
 #[derive(Debug)]
 pub struct Block<M: Machine> {
-    /// At least one.
+    /// None where there is code, or is going to be: they are decoded if they are wanted.
     pub insns: Box<[Insn<M>]>,
     /// Physical address of the first byte.
     pub start: u64,
@@ -51,6 +51,13 @@ impl<M: Machine> Block<M> {
         let (native, depends, entries) = (None, Box::default(), AtomicU32::new(0));
         let insns = insns.into_boxed_slice();
         Self { insns, start, len, next_page, bound: None, valid, native, depends, entries }
+    }
+
+    /// The same without its instructions: it is about to be replaced by a path.
+    #[must_use]
+    pub fn without_instructions(insns: &[Insn<M>], start: u64) -> Self {
+        let len = insns.iter().map(|insn| u32::from(insn.len)).sum();
+        Self { len, ..Self::new(Vec::new(), start, None) }
     }
 
     /// A path of physical page `page` with its code, which depends on the bytes `watched` too; or one instruction that
@@ -238,10 +245,7 @@ impl<M: Machine> BlockCache<M> {
         next_page: impl FnOnce() -> Option<u64>,
     ) -> Option<Arc<Block<M>>> {
         let inner = self.lock();
-        let page = inner.pages.get(&(start >> 12))?;
-        let key = Key::new(start, mode);
-        let index = page.binary_search_by_key(&key, |&(key, _)| key).ok()?;
-        let block = Arc::clone(&page[index].1);
+        let block = Arc::clone(inner.block(start, mode)?);
         drop(inner);
         (block.next_page.is_none() || block.next_page == next_page()).then_some(block)
     }
@@ -295,19 +299,15 @@ impl<M: Machine> BlockCache<M> {
         blocks.filter(|(_, block)| block.has_code()).map(|(_, block)| block.bytes()).sum()
     }
 
-    /// What is known of the code in physical page `page`, by offsets in the page, in order.
+    /// What is known of the code that starts at physical address `start`.
     #[must_use]
-    pub fn known(&self, page: u64, mode: Mode) -> Vec<(u32, Known)> {
+    pub fn known(&self, start: u64, mode: Mode) -> Known {
         let inner = self.lock();
-        let here = |&&(key, ref block): &&(Key, Arc<Block<M>>)| {
-            block.start >> 12 == page && key == Key::new(block.start, mode)
-        };
-        let known = |block: &Block<M>| match block.has_code() {
-            true => Known::Head,
-            false => Known::Runs(block.entries()),
-        };
-        let blocks = inner.pages.get(&page).into_iter().flatten().filter(here);
-        blocks.map(|(_, block)| ((block.start & 0xfff) as u32, known(block))).collect()
+        match inner.block(start, mode) {
+            Some(block) if block.has_code() => Known::Head,
+            Some(block) => Known::Runs(block.entries()),
+            None => Known::Runs(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<M>> {
@@ -317,6 +317,13 @@ impl<M: Machine> BlockCache<M> {
 }
 
 impl<M: Machine> Inner<M> {
+    fn block(&self, start: u64, mode: Mode) -> Option<&Arc<Block<M>>> {
+        let page = self.pages.get(&(start >> 12))?;
+        let key = Key::new(start, mode);
+        let index = page.binary_search_by_key(&key, |&(key, _)| key).ok()?;
+        Some(&page[index].1)
+    }
+
     fn remove_where(&mut self, page: u64, doomed: impl Fn(Key, &Block<M>) -> bool) -> usize {
         let Some(blocks) = self.pages.get_mut(&page) else { return 0 };
         let mut removed = Vec::new();

@@ -212,7 +212,7 @@ pub enum VectorKind {
 ///
 /// Contract: a memory method returns `Err` only with `Fault` or `Retry`, and has then had no effect on
 /// guest memory: a page-crossing store checks both pages before its first byte is written.
-pub trait Machine: Sized {
+pub trait Machine: Sized + 'static {
     /// Reads a little-endian integer. Atomic where it does not cross a cache line (as x86 has it).
     fn load<T: Word>(&mut self, va: u64) -> Result<T, Stop>;
 

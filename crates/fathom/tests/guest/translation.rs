@@ -106,7 +106,8 @@ fn a_guest_runs_with_little_room_for_code() {
 fn a_guest_runs_with_all_code_at_once_and_exact_flags() {
     let Some(ended) = translated("hot=1,keep-flags") else { return };
     let counts = &ended.report.translation;
-    assert!(counts["blocks_translated"] > counts["blocks_decoded"] / 2, "{counts:?}");
+    // The rest crosses pages, or is on a page that the other vCPU may still write unseen.
+    assert!(counts["blocks_translated"] > counts["blocks_decoded"] / 3, "{counts:?}");
 }
 
 #[test]

@@ -5,11 +5,14 @@
 
 mod integer;
 pub(crate) mod operands;
+pub(crate) mod quick;
 pub mod system;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
+use self::quick::Decoded;
 use crate::block::Mode;
+use crate::cpu::Width;
 use crate::insn::Insn;
 use crate::machine::Machine;
 
@@ -49,24 +52,54 @@ pub fn decode_into<M: Machine>(
     mode: Mode,
     limit: usize,
 ) -> bool {
-    let mut decoder = Decoder::new(mode.width as u32, bytes, OPTIONS);
-    let mut instr = Instruction::default();
+    let mut others = Others::new(bytes, mode);
+    let (mut at, long) = (0, mode.width == Width::Bits64);
     insns.clear();
     while insns.len() < limit {
-        decoder.decode_out(&mut instr);
-        if decoder.last_error() == DecoderError::NoMoreBytes {
+        let rest = &bytes[at..];
+        let quick = if long { quick::decode(rest, insns) } else { None };
+        let Some(Decoded { len, ends }) = quick.or_else(|| others.decode(at, insns)) else {
             return false;
-        }
-        let (insn, ends) = select(&instr);
-        insns.push(insn);
+        };
+        at += len;
         if ends {
             return true;
         }
-        if !decoder.can_decode() {
+        if at == bytes.len() {
             return false;
         }
     }
     true
+}
+
+/// Decodes what [`quick`] does not.
+struct Others<'a> {
+    bytes: &'a [u8],
+    mode: Mode,
+    decoder: Option<Decoder<'a>>,
+    instr: Instruction,
+}
+
+impl<'a> Others<'a> {
+    fn new(bytes: &'a [u8], mode: Mode) -> Self {
+        Self { bytes, mode, decoder: None, instr: Instruction::default() }
+    }
+
+    /// Adds the instruction at `at`. `None`: there are not enough bytes.
+    #[inline(never)]
+    fn decode<M: Machine>(&mut self, at: usize, insns: &mut Vec<Insn<M>>) -> Option<Decoded> {
+        let new = || Decoder::new(self.mode.width as u32, self.bytes, OPTIONS);
+        let decoder = self.decoder.get_or_insert_with(new);
+        decoder.set_position(at).ok()?;
+        decoder.decode_out(&mut self.instr);
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return None;
+        }
+        let (insn, ends) = select(&self.instr);
+        let len = usize::from(insn.len);
+        insns.push(insn);
+        Some(Decoded { len, ends })
+    }
 }
 
 /// Decodes the one instruction at the start of `bytes`, which are up to [`MAX_LEN`] bytes from two pages.

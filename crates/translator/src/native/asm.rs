@@ -51,7 +51,13 @@ pub(super) struct Asm {
 
 impl Asm {
     pub(super) fn new(start: u32) -> Self {
-        Self { bytes: Vec::with_capacity(512), start, labels: Vec::new(), fixups: Vec::new() }
+        Self::reusing(Vec::with_capacity(512), start)
+    }
+
+    /// The same in memory that was used before.
+    pub(super) fn reusing(mut bytes: Vec<u8>, start: u32) -> Self {
+        bytes.clear();
+        Self { bytes, start, labels: Vec::with_capacity(32), fixups: Vec::with_capacity(32) }
     }
 
     /// Place of the next byte, from the start of the code memory.

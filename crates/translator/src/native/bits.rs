@@ -5,7 +5,7 @@ use iced_x86::Instruction;
 use super::address::displacement_fits;
 use super::asm::Address;
 use super::fields::{T0, T0_NAME, T1};
-use super::operands::{Spilled, writes};
+use super::operands::{Spilled, writes_memory};
 use super::translate::{Step, Translator};
 use crate::vector::replace_memory;
 
@@ -14,14 +14,13 @@ impl Translator<'_> {
     /// if all of it lay as the word does. `None`: nothing was emitted.
     pub(super) fn bit_string(&mut self, step: &Step) -> Option<()> {
         let mut instr = step.instr;
-        let spilled = Spilled::of(&instr, &[T1], &mut self.factory)?;
+        let spilled = Spilled::of(&instr, &[T1], self.factory)?;
         if !displacement_fits(&instr) {
             return None;
         }
         let size = instr.op1_register().size();
         let scale = size.trailing_zeros() as u8;
-        let write =
-            self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
+        let write = writes_memory(&instr, self.factory);
         self.put_flags_aside(step.before);
         self.address(step)?;
         self.words(&instr, scale);

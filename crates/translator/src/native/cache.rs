@@ -14,7 +14,7 @@ use super::stats::CodeStats;
 use super::stub::LEAVE;
 use super::tables::CODE_FRAMES;
 use super::thunks::Thunks;
-use super::translate::{self, Code, FAR_SITE};
+use super::translate::{self, Code, FAR_SITE, Scratch};
 use crate::block::Block;
 use crate::executable::LARGE;
 use crate::machine::Machine;
@@ -54,6 +54,7 @@ struct Inner {
     /// In order of their places.
     paths: Vec<Translated>,
     links: Proactive,
+    scratch: Scratch,
 }
 
 /// A path that has code.
@@ -156,6 +157,7 @@ impl CodeCache {
             paths: Vec::new(),
             links: Proactive::default(),
             stats: CodeStats::default(),
+            scratch: Scratch::new(),
         };
         Ok(Self {
             options,
@@ -242,9 +244,10 @@ impl CodeCache {
         }
         let start = inner.used;
         let (options, policy) = (self.options, &self.policy);
+        let how = (options, policy);
         let next_frame = next.map(|(_, frame)| frame);
-        let thunks = &self.thunks;
-        let code = translate::translate(path, source, start, thunks, options, policy, next_frame)
+        let (thunks, scratch) = (&self.thunks, &mut inner.scratch);
+        let code = translate::translate(path, source, start, thunks, how, next_frame, scratch)
             .ok_or(NotTranslated::Never)?;
         if !self.append(&mut inner, &code.bytes) {
             return Err(NotTranslated::Full);
@@ -275,6 +278,7 @@ impl CodeCache {
         }
         let memory = Arc::clone(&self.memory);
         let range = start..start + code.bytes.len() as u32;
+        inner.scratch.bytes = code.bytes;
         let (stubs, thunks) = (code.places.stubs, self.thunks);
         Ok(Made { block, emitted: Emitted { memory, range, marks: code.marks, stubs, thunks } })
     }

@@ -15,15 +15,16 @@ use crate::paths::{Fragment, Path, Source};
 /// As blocks are decoded.
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
-/// The instructions of `path`, up to one that cannot lead to the next. `None`: the bytes are not there, or others than
+/// Makes `steps` the instructions of `path`, up to one that cannot lead to the next. `None`: the bytes are not there, or others than
 /// those that it was made from.
 pub(super) fn steps(
     path: &Path,
     source: Source<'_>,
     options: Options,
     factory: &mut InstructionInfoFactory,
-) -> Option<Vec<Step>> {
-    let mut steps: Vec<Step> = Vec::new();
+    steps: &mut Vec<Step>,
+) -> Option<()> {
+    steps.clear();
     for fragment in &path.fragments {
         let bytes = source.part(fragment.offset.into(), fragment.end());
         if bytes.len() != usize::from(fragment.len) {
@@ -37,7 +38,7 @@ pub(super) fn steps(
             }
             let step = Step::new(instr, options, factory);
             if !leads_on(steps.last(), step.offset) {
-                return Some(steps);
+                return Some(());
             }
             if let Some(last) = steps.last_mut() {
                 last.goes_on = Some(step.offset);
@@ -45,7 +46,7 @@ pub(super) fn steps(
             steps.push(step);
         }
     }
-    Some(steps)
+    Some(())
 }
 
 /// Whether what is at `offset` may run behind `step`.

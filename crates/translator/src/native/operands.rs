@@ -3,8 +3,8 @@
 //! An instruction that can have an operand in memory has it there; else a scratch register stands for it.
 
 use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
-    Register,
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
+    OpCodeOperandKind, OpKind, Register,
 };
 
 use super::fields::{host, register};
@@ -12,6 +12,12 @@ use super::fields::{host, register};
 pub(super) fn writes(access: OpAccess) -> bool {
     use OpAccess::{CondWrite, ReadCondWrite, ReadWrite, Write};
     matches!(access, Write | CondWrite | ReadWrite | ReadCondWrite)
+}
+
+/// Whether it may write its memory operand.
+pub(super) fn writes_memory(instr: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
+    let info = factory.info_options(instr, InstructionInfoOptions::NO_REGISTER_USAGE);
+    info.used_memory().iter().any(|used| writes(used.access()))
 }
 
 /// A scratch register that stands for a guest's.

@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use super::address::{Place, displacement_fits};
 use super::asm::{Address, Condition, Label};
 use super::fields::{T0, T0_NAME, T1, host, register};
-use super::operands::{Spilled, writes};
+use super::operands::{Spilled, writes_memory};
 use super::outside::Outside;
 use super::stub::{Stub, Work};
 use super::translate::{ACCESS, Step, Translator};
@@ -60,14 +60,13 @@ impl Translator<'_> {
     pub(super) fn same(&mut self, step: &Step) -> Option<()> {
         let mut instr = step.instr;
         let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-        let spilled = Spilled::of(&instr, self.scratches(memory), &mut self.factory)?;
+        let spilled = Spilled::of(&instr, self.scratches(memory), self.factory)?;
         let back = if let Some(delta) = self.known_place(step) {
             replace_memory(&mut instr, T0_NAME);
             displace(&mut instr, delta);
             None
         } else if memory {
-            let write =
-                self.factory.info(&instr).used_memory().iter().any(|used| writes(used.access()));
+            let write = writes_memory(&instr, self.factory);
             // Nothing may be emitted if the displacement cannot be.
             if !displacement_fits(&instr) {
                 return None;

@@ -58,6 +58,20 @@ pub(super) struct Code {
     pub(super) needs_flags: bool,
 }
 
+/// What one translation leaves to the next: memory.
+pub(super) struct Scratch {
+    factory: InstructionInfoFactory,
+    steps: Vec<Step>,
+    /// For code.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self { factory: InstructionInfoFactory::new(), steps: Vec::new(), bytes: Vec::new() }
+    }
+}
+
 /// Where the code of an instruction starts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
@@ -88,30 +102,30 @@ pub(super) fn translate(
     source: Source<'_>,
     start: u32,
     thunks: &Thunks,
-    options: Options,
-    policy: &Policy,
+    (options, policy): (Options, &Policy),
     next_frame: Option<u32>,
+    scratch: &mut Scratch,
 ) -> Option<Code> {
-    let mut factory = InstructionInfoFactory::new();
-    let mut steps = flow::steps(path, source, options, &mut factory)?;
+    let Scratch { factory, steps, bytes } = scratch;
+    flow::steps(path, source, options, factory, steps)?;
     // Behind it is nobody who ends the shadow.
     if let Some(last) = steps.last_mut().filter(|last| last.kind == Kind::System(System::Sti)) {
         (last.kind, last.effects) = (Kind::Outside, Effects::OUTSIDE);
     }
     let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
-    let exits = Exits::of(&steps, source, look_ahead, options, &mut factory);
-    exits.spread(&mut steps, options.forget_dead_flags);
+    let exits = Exits::of(steps, source, look_ahead, options, factory);
+    exits.spread(steps, options.forget_dead_flags);
     let close_loops = options.link && policy.follow != Follow::Nothing;
-    let round = if close_loops { needs_of_loop(&steps) } else { 0 };
-    vector::look_ahead(&mut steps, round);
+    let round = if close_loops { needs_of_loop(steps) } else { 0 };
+    vector::look_ahead(steps, round);
     let groups = match options.groups {
-        true => groups::find(&mut steps, &mut factory),
+        true => groups::find(steps, factory),
         false => Vec::new(),
     };
     let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
     live.extend(exits.flags());
     let mut translator = Translator {
-        asm: Asm::new(start),
+        asm: Asm::reusing(mem::take(bytes), start),
         thunks,
         options,
         encoder: Encoder::new(64),
@@ -135,7 +149,7 @@ pub(super) fn translate(
         exits: Vec::new(),
         marks: Vec::with_capacity(steps.len()),
     };
-    let places = translator.path(&steps, &groups).filter(|_| !translator.failed)?;
+    let places = translator.path(steps, &groups).filter(|_| !translator.failed)?;
     let (marks, links) = (translator.marks, translator.exits);
     let watched = exits.watched();
     // In another page behind it there may be another instruction.
@@ -275,7 +289,7 @@ pub(super) struct Translator<'a> {
     pub(super) thunks: &'a Thunks,
     pub(super) options: Options,
     pub(super) encoder: Encoder,
-    pub(super) factory: InstructionInfoFactory,
+    pub(super) factory: &'a mut InstructionInfoFactory,
     pub(super) source: Source<'a>,
     /// Offset of the path's first instruction.
     pub(super) head: u32,

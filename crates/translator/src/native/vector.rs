@@ -77,7 +77,7 @@ impl Translator<'_> {
     pub(super) fn vector(&mut self, step: &Step, vector: Vector) -> Option<()> {
         let instr = step.instr;
         let operand = vector.direct.memory;
-        let spilled = Spilled::of(&instr, self.scratches(operand.is_some()), &mut self.factory)?;
+        let spilled = Spilled::of(&instr, self.scratches(operand.is_some()), self.factory)?;
         if operand.is_some() && instr.memory_base() == Register::RIP {
             i32::try_from(instr.memory_displacement64() as i64).ok()?;
         }

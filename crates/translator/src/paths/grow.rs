@@ -4,7 +4,10 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, 
 
 use super::{Follow, Limits, Path, Policy};
 use crate::block::Mode;
-use crate::decode::ends_block;
+use crate::cpu::Width;
+use crate::decode::{ends_block, quick};
+use crate::insn::Insn;
+use crate::machine::Machine;
 
 /// What is known of the code at an offset in the page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +22,7 @@ const PAGE: u32 = 4096;
 
 /// The path whose head is `head` bytes into the page `bytes`. `known` tells what is known of other offsets.
 /// `None`: not even one instruction lies in the page.
-pub fn grow(
+pub fn grow<M: Machine>(
     bytes: &[u8],
     head: u32,
     mode: Mode,
@@ -29,10 +32,19 @@ pub fn grow(
     let mut growing = Growing { path: Path { fragments: Vec::new() }, left: policy.limits };
     let mut at = head;
     let mut decoder = Decoder::with_ip(mode.width as u32, bytes, 0, OPTIONS);
-    while let Some(instr) = growing.decode(&mut decoder, at) {
-        growing.path.push(at, instr.len() as u32);
-        growing.left.instructions -= 1;
-        let Some(next) = growing.next(&instr, policy.follow, &known) else { break };
+    // The last instruction, of which but its length is of interest.
+    let mut last = Vec::<Insn<M>>::with_capacity(1);
+    while growing.left.instructions > 0 {
+        let plain = plain_len(bytes, at, mode, &mut last);
+        let next = if let Some(len) = plain {
+            growing.push(at, len);
+            at + len
+        } else {
+            let Some(instr) = decode(&mut decoder, at) else { break };
+            growing.push(at, instr.len() as u32);
+            let Some(next) = growing.next(&instr, policy.follow, &known) else { break };
+            next
+        };
         if next >= PAGE || growing.path.covers(next) {
             break;
         }
@@ -49,25 +61,43 @@ pub fn grow(
 /// As blocks are decoded.
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
+/// Bytes of the instruction at `at`, if that is one that leads on to the next, and a common one.
+fn plain_len<M: Machine>(
+    bytes: &[u8],
+    at: u32,
+    mode: Mode,
+    insns: &mut Vec<Insn<M>>,
+) -> Option<u32> {
+    if mode.width != Width::Bits64 {
+        return None;
+    }
+    insns.clear();
+    let decoded = quick::decode(bytes.get(at as usize..)?, insns)?;
+    (!decoded.ends).then_some(decoded.len as u32)
+}
+
+/// `None`: it is not wholly in the page.
+fn decode(decoder: &mut Decoder<'_>, at: u32) -> Option<Instruction> {
+    decoder.set_position(at as usize).ok()?;
+    decoder.set_ip(at.into());
+    let instr = decoder.decode();
+    (decoder.last_error() != DecoderError::NoMoreBytes).then_some(instr)
+}
+
 struct Growing {
     path: Path,
     left: Limits,
 }
 
 impl Growing {
-    /// `None`: it is not wholly in the page, or there are enough.
-    fn decode(&self, decoder: &mut Decoder<'_>, at: u32) -> Option<Instruction> {
-        if self.left.instructions == 0 || decoder.set_position(at as usize).is_err() {
-            return None;
-        }
-        decoder.set_ip(at.into());
-        let instr = decoder.decode();
-        (decoder.last_error() != DecoderError::NoMoreBytes).then_some(instr)
+    fn push(&mut self, at: u32, len: u32) {
+        self.path.push(at, len);
+        self.left.instructions -= 1;
     }
 
     fn is_return(&self, decoder: &mut Decoder<'_>, at: u32) -> bool {
-        let instr = self.decode(decoder, at);
-        instr.is_some_and(|instr| instr.mnemonic() == Mnemonic::Ret)
+        let mut instr = || decode(decoder, at);
+        self.left.instructions > 0 && instr().is_some_and(|instr| instr.mnemonic() == Mnemonic::Ret)
     }
 
     /// Where the path goes on behind `instr`, whether that is possible or not.
@@ -132,6 +162,7 @@ fn likely(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::tests::Idle;
     use crate::cpu::Width;
     use crate::paths::Fragment;
 
@@ -158,15 +189,16 @@ mod tests {
     #[test]
     fn blocks_end_with_a_branch() {
         let page = branches();
-        let path = grow(&page, 0x10, LONG, &Policy::BLOCKS, |_| Known::Runs(1));
+        let path = grow::<Idle>(&page, 0x10, LONG, &Policy::BLOCKS, |_| Known::Runs(1));
         assert_eq!(fragments(path), [(0x10, 3)]);
     }
 
     #[test]
     fn the_likelier_side_is_followed() {
         let page = branches();
-        let path =
-            |known: fn(u32) -> Known| fragments(grow(&page, 0x10, LONG, &Policy::FATHOM, known));
+        let path = |known: fn(u32) -> Known| {
+            fragments(grow::<Idle>(&page, 0x10, LONG, &Policy::FATHOM, known))
+        };
         // Back to the head the path ends.
         let taken = path(|at| Known::Runs(if at == 0x20 { 9 } else { 2 }));
         assert_eq!(taken, [(0x10, 3), (0x20, 3)]);
@@ -180,7 +212,7 @@ mod tests {
     #[test]
     fn a_return_is_never_somebody_else_s() {
         let page = page(&[(0x10, &[0x90, 0xc2, 8, 0, 0x90])]);
-        let path = grow(&page, 0x10, LONG, &Policy::FATHOM, |_| Known::Head);
+        let path = grow::<Idle>(&page, 0x10, LONG, &Policy::FATHOM, |_| Known::Head);
         assert_eq!(fragments(path), [(0x10, 4)]);
     }
 
@@ -189,11 +221,11 @@ mod tests {
         let straight = page(&[(0, &[0x75, 0, 0x75, 0, 0x75, 0, 0xc3])]);
         let limits = Limits { branches: 2, ..Policy::PIN.limits };
         let policy = Policy { limits, ..Policy::PIN };
-        let path = grow(&straight, 0, LONG, &policy, |_| Known::Runs(0));
+        let path = grow::<Idle>(&straight, 0, LONG, &policy, |_| Known::Runs(0));
         assert_eq!(fragments(path), [(0, 6)]);
         let limits = Limits { instructions: 2, ..Policy::PIN.limits };
         let policy = Policy { limits, ..Policy::PIN };
-        let path = grow(&straight, 0, LONG, &policy, |_| Known::Runs(0));
+        let path = grow::<Idle>(&straight, 0, LONG, &policy, |_| Known::Runs(0));
         assert_eq!(fragments(path), [(0, 4)]);
     }
 
@@ -201,8 +233,8 @@ mod tests {
     fn a_path_stays_in_its_page() {
         // The last instruction reaches over the border.
         let page = page(&[(0xffc, &[0x90, 0x90, 0x48, 0x89])]);
-        let path = grow(&page, 0xffc, LONG, &Policy::FATHOM, |_| Known::Runs(0));
+        let path = grow::<Idle>(&page, 0xffc, LONG, &Policy::FATHOM, |_| Known::Runs(0));
         assert_eq!(fragments(path), [(0xffc, 2)]);
-        assert_eq!(grow(&page, 0xffe, LONG, &Policy::FATHOM, |_| Known::Runs(0)), None);
+        assert_eq!(grow::<Idle>(&page, 0xffe, LONG, &Policy::FATHOM, |_| Known::Runs(0)), None);
     }
 }

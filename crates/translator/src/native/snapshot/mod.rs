@@ -15,7 +15,7 @@ use super::asm::Asm;
 use super::lane::Lane;
 use super::options::Options;
 use super::thunks::Thunks;
-use super::translate::{self, Code};
+use super::translate::{self, Code, Scratch};
 use crate::block::Mode;
 use crate::block::tests::Idle;
 use crate::cpu::Width;
@@ -46,7 +46,15 @@ impl Translated {
         let first = (GUEST & 0xfff) as u32;
         let (path, source) = (paths::Path::run(first, decoded.len), Source { bytes, first });
         let (options, policy) = (Options::default(), Policy::default());
-        let code = translate::translate(&path, source, HOST, &thunks, options, &policy, None);
+        let code = translate::translate(
+            &path,
+            source,
+            HOST,
+            &thunks,
+            (options, &policy),
+            None,
+            &mut Scratch::new(),
+        );
         let decoder = Decoder::with_ip(64, bytes, GUEST, DecoderOptions::FORCE_RESERVED_NOP);
         Self { guest: decoder.into_iter().collect(), code: code.expect("code"), thunks }
     }
