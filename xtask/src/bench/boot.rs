@@ -18,8 +18,8 @@ pub(crate) struct BootArgs {
 
 /// A boot that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(120);
-/// The target: Fathom may take so many times as long.
-const RATIO_MAX: f64 = 10.0;
+/// Fathom's time may be this part of QEMU's.
+const RATIO_MAX: f64 = 0.5;
 /// QEMU's microvm without KVM hangs now and then before it prints anything; Fathom may not.
 const QEMU_TRIES: usize = 5;
 
