@@ -83,8 +83,9 @@ impl JumpCache {
         let gpa = code_address(&mut core.machine, va, user)?;
         decode(core, gpa, Mode { width: core.cpu.width }, &mut self.once)?;
         if self.once.is_empty() {
-            // Written over since, with something that reaches into the next page.
-            return Err(Stop::Retry);
+            let next_gpa = code_address(&mut core.machine, next_page(va), user)?;
+            let insn = crossing_insn(core, gpa, next_gpa)?;
+            self.once.push(insn);
         }
         Ok(&self.once)
     }
@@ -254,13 +255,7 @@ fn crossing(
     let next_gpa = code_address(&mut core.machine, next_page(va), core.cpu.cpl == 3)?;
     let watched = watch_code(core, watch, next_gpa) && watched;
     let writes = shared.code_writes.load(Ordering::SeqCst);
-    let mut bytes = [0; 2 * MAX_LEN];
-    let len = FRAME_SIZE - (gpa & 0xfff) as usize;
-    read_code(core, gpa, &mut bytes[..len])?;
-    read_code(core, next_gpa, &mut bytes[len..len + MAX_LEN])?;
-    let Some(insn) = decode::decode_crossing(&bytes[..len + MAX_LEN], mode) else {
-        return Err(core.machine.gp(0));
-    };
+    let insn = crossing_insn(core, gpa, next_gpa)?;
     let block = Arc::new(Block::new(vec![insn], gpa, Some(next_gpa >> 12)));
     if !watched {
         // It runs once, as prefetched code may, and is decoded again the next time.
@@ -269,6 +264,17 @@ fn crossing(
     }
     publish(&shared, mode, &block, writes);
     Ok(block)
+}
+
+/// The instruction at `gpa`, which goes on at `next_gpa`.
+fn crossing_insn(core: &mut Core, gpa: u64, next_gpa: u64) -> Result<Insn<System>, Stop> {
+    let mut bytes = [0; 2 * MAX_LEN];
+    let len = FRAME_SIZE - (gpa & 0xfff) as usize;
+    read_code(core, gpa, &mut bytes[..len])?;
+    read_code(core, next_gpa, &mut bytes[len..len + MAX_LEN])?;
+    let mode = Mode { width: core.cpu.width };
+    let insn = decode::decode_crossing(&bytes[..len + MAX_LEN], mode);
+    insn.ok_or_else(|| core.machine.gp(0))
 }
 
 /// Somebody wrote code between our reading the bytes and inserting the block, and may have looked for it

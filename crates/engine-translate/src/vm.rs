@@ -168,6 +168,8 @@ impl Shared {
         let verified = self.vcpus.iter().filter_map(|peer| work(peer).verified);
         let choosing: usize = self.vcpus.iter().map(|peer| work(peer).choosing).sum();
         let paths = self.blocks.path_bytes();
+        // Blocks may have gone since.
+        let decoded = self.blocks.bytes().saturating_sub(paths);
         let bookkeeping = made.bookkeeping_bytes + (choosing + paths) as u64;
         let mut counts = BTreeMap::from([
             ("blocks_foreseen", self.code.foreseen()),
@@ -178,7 +180,7 @@ impl Shared {
             ("called_for_instruction", left.instructions),
             ("code_bytes", made.code_bytes),
             ("code_memory_bytes", made.held_bytes),
-            ("decoded_bytes", (self.blocks.bytes() - paths + self.runs.bytes()) as u64),
+            ("decoded_bytes", (decoded + self.runs.bytes()) as u64),
             ("entered", left.entered),
             ("evictions", made.evictions),
             ("fragments_translated", made.fragments),

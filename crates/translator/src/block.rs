@@ -295,8 +295,12 @@ impl<M: Machine> BlockCache<M> {
     #[must_use]
     pub fn path_bytes(&self) -> usize {
         let inner = self.lock();
-        let blocks = inner.pages.values().flatten();
-        blocks.filter(|(_, block)| block.has_code()).map(|(_, block)| block.bytes()).sum()
+        // One that crosses stands under both of its pages.
+        let own = |page: u64, blocks: &PageBlocks<M>| -> usize {
+            let here = blocks.iter().filter(|(_, block)| block.start >> 12 == page);
+            here.filter(|(_, block)| block.has_code()).map(|(_, block)| block.bytes()).sum()
+        };
+        inner.pages.iter().map(|(&page, blocks)| own(page, blocks)).sum()
     }
 
     /// What is known of the code that starts at physical address `start`.
@@ -380,6 +384,8 @@ pub(crate) mod tests {
     use crate::decode::decode_block;
     use crate::interp::Core;
     use crate::machine::{Stop, SystemOp, VectorKind, Word};
+    use crate::native::{CodeCache, Options};
+    use crate::paths::{Policy, Source};
 
     /// A machine that nothing runs on.
     #[derive(Debug)]
@@ -494,6 +500,19 @@ pub(crate) mod tests {
         cache.insert(LONG, block(0x1ffe, 6, Some(1)));
         assert_eq!(cache.invalidate(1, 3, 4), (1, false));
         assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn a_crossing_block_with_code_counts_once() {
+        let code = CodeCache::new(1 << 20, Options::default(), Policy::BLOCKS).expect("memory");
+        // mov eax, imm32
+        let source = Source { bytes: &[0xb8, 1, 0, 0, 0], first: 0xffe };
+        let made = code.translate_crossing::<Idle>(&Path::run(0xffe, 5), source, 1, 3, (7, 4));
+        let cache = BlockCache::new(1 << 20, 1 << 20);
+        cache.insert(LONG, made.expect("code").block);
+        assert_eq!(cache.path_bytes(), cache.bytes());
+        assert_eq!(cache.invalidate(7, 2, 3).0, 1);
+        assert_eq!((cache.path_bytes(), cache.bytes()), (0, 0));
     }
 
     #[test]
