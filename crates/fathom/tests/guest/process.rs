@@ -7,8 +7,9 @@ use std::time::Duration;
 
 /// Name of the file and its mappings.
 const GUEST_RAM: &str = "memfd:fathom-guest-ram";
-/// Generated code is mapped twice, once to write and once to execute: its pages count once.
-const CODE: &str = "memfd:fathom-code";
+/// Generated code is mapped twice, once to write and once to execute: its pages count once. Shared anonymous memory is
+/// called so.
+const CODE: &str = "/dev/zero";
 
 /// Resident memory, in bytes.
 #[derive(Clone, Copy, Debug, Default)]

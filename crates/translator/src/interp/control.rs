@@ -11,6 +11,7 @@ use crate::insn::Insn;
 use crate::machine::{Machine, Stop, Word};
 
 /// NOP, ENDBR, PREFETCH and other hints.
+#[inline(never)]
 pub(crate) fn nop<M: Machine>(_core: &mut Core<M>, _insn: &Insn<M>) -> Result<(), Stop> {
     Ok(())
 }
