@@ -165,9 +165,9 @@ pub(crate) struct RunArguments {
     /// profile-out=PATH. code=SIZE: memory for code, 16K to 64M; when it is full, all code goes. keep-flags: flags
     /// that nobody looks at are computed too.
     /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
-    /// branches are looked up outside. no-return-pairs: returns are looked up as those are. no-stack-slot: the stack's page is looked up as all are.
-    /// no-groups: each access is looked up, also where others are close by. no-crossing: instructions in two pages are
-    /// interpreted. no-time,
+    /// branches are looked up outside. no-return-pairs: returns are looked up as those are. no-stack-slot: the stack's
+    /// page is looked up as all are. no-groups: each access is looked up, also where others are close by. no-crossing:
+    /// instructions in two pages are interpreted. no-time,
     /// no-interrupts, no-bases, no-calls, no-strings: RDTSC, RFLAGS.IF, bases of FS and GS, SYSCALL and SYSRET, REP
     /// MOVS and STOS are left to their handlers. verify: every block is translated and executed by the interpreter,
     /// too, and the machine ends where they differ (one vCPU, no links, thirty times slower). perf-map:

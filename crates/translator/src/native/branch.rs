@@ -115,17 +115,9 @@ impl Translator<'_> {
 
     /// T0 is what is on top of the guest's stack, and the flags are aside if somebody may look at them.
     fn pop_target(&mut self, step: &Step) -> Option<Label> {
-        let (top, back) = match self.known_place(step) {
-            Some(delta) => {
-                self.put_flags_aside(step.before);
-                (delta, None)
-            }
-            None => {
-                self.asm.mov(T0, SP);
-                (0, Some(self.check_stack(step, 8, false)))
-            }
-        };
-        self.asm.load(T0, Address::at(T0, top));
+        let (top, back) = self.on_stack(step, 0);
+        self.put_flags_aside(step.before);
+        self.asm.load(T0, top);
         back
     }
 

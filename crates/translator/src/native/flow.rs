@@ -15,8 +15,8 @@ use crate::paths::{Fragment, Path, Source};
 /// As blocks are decoded.
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 
-/// Makes `steps` the instructions of `path`, up to one that cannot lead to the next. `None`: the bytes are not there, or others than
-/// those that it was made from.
+/// Makes `steps` the instructions of `path`, up to one that cannot lead to the next. `None`: the bytes are not there, or
+/// others than those that it was made from.
 pub(super) fn steps(
     path: &Path,
     source: Source<'_>,

@@ -96,9 +96,7 @@ fn fill(asm: &mut Asm, page: i32) {
 impl Translator<'_> {
     /// As [`Translator::check`], for a memory operand of an instruction that needs T0 alone.
     pub(super) fn check_any(&mut self, step: &Step, size: usize, write: bool) -> Label {
-        if self.rarely {
-            self.check_by_call(step, size, write)
-        } else if is_on_stack(&step.instr) && matches!(size, 1 | 2 | 4 | 8) {
+        if self.rarely || is_on_stack(&step.instr) && matches!(size, 1 | 2 | 4 | 8) {
             self.check_stack(step, size, write)
         } else {
             self.check(step, size, write)

@@ -2,7 +2,7 @@
 
 use iced_x86::OpKind;
 
-use super::asm::Address;
+use super::asm::{Address, Label};
 use super::fields::{SP, T0, T1, field, host, register};
 use super::translate::{Step, Translator};
 
@@ -10,13 +10,7 @@ const RBP: u8 = 5;
 
 impl Translator<'_> {
     pub(super) fn push(&mut self, step: &Step) -> Option<()> {
-        let (top, back) = match self.known_place(step) {
-            Some(delta) => (Address::at(T0, delta), None),
-            None => {
-                self.asm.lea(T0, Address::at(SP, -8));
-                (Address::at(T0, 0), Some(self.check_stack(step, 8, true)))
-            }
-        };
+        let (top, back) = self.on_stack(step, -8);
         if step.instr.op0_kind() == OpKind::Register {
             let value = self.value_of(step.instr.op0_register().number() as u8, T1);
             self.asm.store(top, value);
@@ -27,6 +21,20 @@ impl Translator<'_> {
         self.asm.lea(SP, Address::at(SP, -8));
         back.into_iter().for_each(|back| self.asm.bind(back));
         Some(())
+    }
+
+    /// Where the word is that is `above` the guest's stack pointer: what is pushed is below it. And where it goes on if
+    /// that was done outside.
+    pub(super) fn on_stack(&mut self, step: &Step, above: i32) -> (Address, Option<Label>) {
+        if let Some(delta) = self.known_place(step) {
+            return (Address::at(T0, delta), None);
+        }
+        if above == 0 {
+            self.asm.mov(T0, SP);
+        } else {
+            self.asm.lea(T0, Address::at(SP, above));
+        }
+        (Address::at(T0, 0), Some(self.check_stack(step, 8, above < 0)))
     }
 
     /// Where the second access is made outside, so is the first once more.
@@ -48,13 +56,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn pop(&mut self, step: &Step) {
-        let (top, back) = match self.known_place(step) {
-            Some(delta) => (Address::at(T0, delta), None),
-            None => {
-                self.asm.mov(T0, SP);
-                (Address::at(T0, 0), Some(self.check_stack(step, 8, false)))
-            }
-        };
+        let (top, back) = self.on_stack(step, 0);
         let slot = step.instr.op0_register().number() as u8;
         if slot != 4 {
             self.asm.lea(SP, Address::at(SP, 8));

@@ -403,29 +403,21 @@ impl Translator<'_> {
 
     /// Returns whether the path goes on behind it.
     pub(super) fn step(&mut self, step: &Step) -> Option<bool> {
-        // A group has no room for what is outside.
-        let grouped = self.group.is_some();
         match step.kind {
             Kind::Nothing => {}
             Kind::Outside => return Some(self.outside(step)),
-            Kind::Same => {
-                if self.same(step).is_none() {
-                    if grouped {
+            Kind::Same | Kind::Vector(_) | Kind::Divide | Kind::BitString => {
+                let done = match step.kind {
+                    Kind::Vector(vector) => self.vector(step, vector),
+                    Kind::Divide => self.divide(step),
+                    Kind::BitString => self.bit_string(step),
+                    _ => self.same(step),
+                };
+                if done.is_none() {
+                    // A group has no room for what is outside.
+                    if self.group.is_some() {
                         return None;
                     }
-                    self.outside(step);
-                }
-            }
-            Kind::Vector(vector) => {
-                if self.vector(step, vector).is_none() {
-                    if grouped {
-                        return None;
-                    }
-                    self.outside(step);
-                }
-            }
-            Kind::Divide => {
-                if self.divide(step).is_none() {
                     self.outside(step);
                 }
             }
@@ -434,11 +426,6 @@ impl Translator<'_> {
                 return Some(!system.ends_block());
             }
             Kind::Repeat(repeat) => self.repeat(step, repeat),
-            Kind::BitString => {
-                if self.bit_string(step).is_none() {
-                    self.outside(step);
-                }
-            }
             Kind::Lea => self.address_of(step)?,
             Kind::Push => self.push(step)?,
             Kind::PushMemory => self.push_memory(step),
