@@ -12,6 +12,8 @@
 //! fathom.scale=PERCENT        how much `bench`, `litmus` and `patching` do, 100 if not said
 //! fathom.root=DEVICE          a disk with Debian on it, /dev/vda if not said
 //! fathom.scratch=DEVICE       a disk that `bench` may overwrite, /dev/vdb if not said
+//! fathom.trace=DEVICE         where `cache` puts what it traces, /dev/vdc if not said
+//! fathom.swap=DEVICE          a swap area for `cache`, /dev/vdd if not said
 //! fathom.modules=none        load no modules
 //! fathom.end=poweroff|reboot|halt|panic|stay
 //! ip=dhcp, ip=CLIENT::..     an address for eth0, as the kernel has it
@@ -30,10 +32,12 @@
 //! It is *not* a test of Linux: whatever fails here but not on the host is the machine's fault.
 
 mod bench;
+mod cache;
 mod init;
 mod litmus;
 mod network;
 mod patching;
+mod random;
 mod report;
 mod request;
 mod selftest;

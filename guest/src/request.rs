@@ -36,6 +36,10 @@ pub(crate) struct Request {
     pub(crate) root: PathBuf,
     /// A disk, or a file, whose content nobody needs.
     pub(crate) scratch: PathBuf,
+    /// A disk for what is traced.
+    pub(crate) trace: PathBuf,
+    /// A disk that is a swap area.
+    pub(crate) swap: PathBuf,
     pub(crate) load_modules: bool,
     pub(crate) end: End,
 }
@@ -49,6 +53,8 @@ impl Default for Request {
             scale_percent: 100,
             root: "/dev/vda".into(),
             scratch: "/dev/vdb".into(),
+            trace: "/dev/vdc".into(),
+            swap: "/dev/vdd".into(),
             load_modules: true,
             end: End::default(),
         }
@@ -90,6 +96,8 @@ impl Request {
             "scale" => self.scale_percent = value.parse().unwrap_or(self.scale_percent),
             "root" => self.root = value.into(),
             "scratch" => self.scratch = value.into(),
+            "trace" => self.trace = value.into(),
+            "swap" => self.swap = value.into(),
             "modules" => self.load_modules = value != "none",
             "end" => self.end = end(value),
             _ => {}

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde::de::DeserializeOwned;
 
 use crate::http::{Connection, ReadError, Response, read_response, write_request};
-use crate::wire::{BalloonTarget, Fault, Version, VmStatus};
+use crate::wire::{BalloonTarget, Fault, KernelInfo, KernelSymbol, KernelType, Version, VmStatus};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -95,6 +95,21 @@ impl Client {
     /// How the VM is.
     pub fn status(&self) -> Result<VmStatus, ClientError> {
         self.get("/fathom/vm")
+    }
+
+    /// What its guest's kernel says of itself.
+    pub fn kernel(&self) -> Result<KernelInfo, ClientError> {
+        self.get("/fathom/vm/kernel")
+    }
+
+    /// A symbol of its guest's kernel, by name or by an address, `0x...`.
+    pub fn kernel_symbol(&self, wanted: &str) -> Result<KernelSymbol, ClientError> {
+        self.get(&format!("/fathom/vm/kernel/symbols/{}", in_path(wanted)))
+    }
+
+    /// A structure of its guest's kernel, or a member: `page`, `page.lru`.
+    pub fn kernel_type(&self, wanted: &str) -> Result<KernelType, ClientError> {
+        self.get(&format!("/fathom/vm/kernel/types/{}", in_path(wanted)))
     }
 
     /// Which version runs it.
@@ -209,6 +224,12 @@ impl Client {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// A name as a part of a path. What no name in C has becomes `!`, which none has either.
+fn in_path(name: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.$".contains(c);
+    name.chars().take(512).map(|c| if fits(c) { c } else { '!' }).collect()
 }
 
 /// Somebody else's text, made fit for a terminal.

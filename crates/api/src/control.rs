@@ -1,12 +1,18 @@
 //! What the server asks of the VM.
 
-use crate::wire::{BalloonTarget, VmStatus};
+use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, VmStatus};
 
 /// A VM that can be looked at and driven. Called from many threads at a time; may block while the VM does
 /// what was asked, but not for longer than a client waits (3 s).
 pub trait VmControl: Send + Sync {
     /// How it is.
     fn status(&self) -> Result<VmStatus, ControlError>;
+    /// What its guest's kernel says of itself, read from the guest's memory while it runs.
+    fn kernel(&self) -> Result<KernelInfo, ControlError>;
+    /// A symbol of its guest's kernel, by name or by an address, `0x...`.
+    fn kernel_symbol(&self, wanted: &str) -> Result<KernelSymbol, ControlError>;
+    /// A structure of its guest's kernel, or a member: `page`, `page.lru`.
+    fn kernel_type(&self, wanted: &str) -> Result<KernelType, ControlError>;
     /// Has its working set measured for the next minute; the status has it from the next second on.
     fn watch(&self) -> Result<(), ControlError>;
     /// Stops every vCPU; no error if they stand still already.

@@ -33,6 +33,9 @@
 //!     fn status(&self) -> Result<VmStatus, ControlError> {
 //!         Ok(VmStatus { name: "idle".to_owned(), ..VmStatus::default() })
 //!     }
+//! #   fn kernel(&self) -> Result<api::KernelInfo, ControlError> { unimplemented!() }
+//! #   fn kernel_symbol(&self, _: &str) -> Result<api::KernelSymbol, ControlError> { unimplemented!() }
+//! #   fn kernel_type(&self, _: &str) -> Result<api::KernelType, ControlError> { unimplemented!() }
 //! #   fn watch(&self) -> Result<(), ControlError> { Ok(()) }
 //!     fn pause(&self) -> Result<(), ControlError> {
 //!         Err(ControlError::State("the guest has ended".to_owned()))
@@ -70,4 +73,7 @@ pub use control::{ControlError, VmControl};
 pub use directory::{Claim, DirectoryError, SocketDirectory};
 pub use report::{Report, WorkingSetSample};
 pub use server::Server;
-pub use wire::{BalloonTarget, Fault, RunState, Version, VmStatus, WorkingSet};
+pub use wire::{
+    BalloonTarget, Fault, GuestProcess, KernelInfo, KernelSymbol, KernelType, RunState, Version,
+    VmStatus, WorkingSet,
+};

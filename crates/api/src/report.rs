@@ -24,6 +24,9 @@ pub struct Report {
     /// What became of guest code on an engine that translates it, by name; absent on another.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub translation: BTreeMap<String, u64>,
+    /// Disk blocks that came into the guest's memory and left it, by name; absent where nobody asked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cache: BTreeMap<String, u64>,
     /// The working set, one sample an interval, oldest first.
     pub working_set: Vec<WorkingSetSample>,
     /// Host memory of the whole process at the end.

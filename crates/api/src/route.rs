@@ -7,7 +7,7 @@ use crate::http::{Fail, Request};
 pub(crate) use fathom::FathomCall;
 
 /// What a request asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
     Fathom(FathomCall),
 }
@@ -55,6 +55,17 @@ mod tests {
             ("GET", "/fathom/version", FathomCall::Version),
             ("GET", "/fathom/vm", FathomCall::Status),
             ("GET", "/fathom/vm?pretty", FathomCall::Status),
+            ("GET", "/fathom/vm/kernel", FathomCall::Kernel),
+            (
+                "GET",
+                "/fathom/vm/kernel/symbols/_stext",
+                FathomCall::KernelSymbol("_stext".to_owned()),
+            ),
+            (
+                "GET",
+                "/fathom/vm/kernel/types/page.lru",
+                FathomCall::KernelType("page.lru".to_owned()),
+            ),
             ("PUT", "/fathom/vm/watch", FathomCall::Watch),
             ("PUT", "/fathom/vm/pause", FathomCall::Pause),
             ("PUT", "/fathom/vm/resume", FathomCall::Resume),

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::{BalloonTarget, ControlError, RunState, VmControl, VmStatus, WorkingSet};
+use crate::{
+    BalloonTarget, ControlError, GuestProcess, KernelInfo, KernelSymbol, KernelType, RunState,
+    VmControl, VmStatus, WorkingSet,
+};
 
 /// Of the guest, in bytes.
 const MEMORY: u64 = 256 << 20;
@@ -57,6 +60,42 @@ impl VmControl for FakeVm {
             guest_cpu_seconds: questions as f64 / 2.0,
             ..VmStatus::default()
         })
+    }
+
+    /// One that has booted, when it is not paused.
+    fn kernel(&self) -> Result<KernelInfo, ControlError> {
+        if self.paused.load(Ordering::Relaxed) {
+            return Err(ControlError::State("no Linux kernel found".to_owned()));
+        }
+        let process =
+            |pid, name: &str, page_table| GuestProcess { pid, name: name.to_owned(), page_table };
+        Ok(KernelInfo {
+            release: "6.1.0-9-amd64".to_owned(),
+            kaslr_offset: 0x1c00_0000,
+            note_address: 0x123_4000,
+            symbols: Some(150_000),
+            class_bytes: [("free", 200 << 20), ("anonymous", (56 << 20) - 4096)]
+                .map(|(class, bytes)| (class.to_owned(), bytes))
+                .into(),
+            processes: vec![process(1, "init", Some(0x456_7000)), process(2, "kthreadd", None)],
+            process_count: 5000,
+            missing: vec!["types: BTF unknown: no such symbol".to_owned()],
+            ..KernelInfo::default()
+        })
+    }
+
+    fn kernel_symbol(&self, wanted: &str) -> Result<KernelSymbol, ControlError> {
+        match wanted {
+            "_stext" => Ok(KernelSymbol { name: wanted.to_owned(), address: 1 << 63, offset: 0 }),
+            "0x8000000000000010" => {
+                Ok(KernelSymbol { name: "_stext".to_owned(), address: 1 << 63, offset: 16 })
+            }
+            _ => Err(ControlError::Invalid(format!("guest kernel: no symbol `{wanted}`"))),
+        }
+    }
+
+    fn kernel_type(&self, _wanted: &str) -> Result<KernelType, ControlError> {
+        Ok(KernelType { bit_offset: 64, bits: 128 })
     }
 
     fn watch(&self) -> Result<(), ControlError> {

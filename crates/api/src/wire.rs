@@ -69,6 +69,62 @@ pub struct WorkingSet {
     pub window_60s_bytes: Option<u64>,
 }
 
+/// Answer to `GET /fathom/vm/kernel`: what the guest's Linux kernel says of itself. All of it is the guest's word.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct KernelInfo {
+    /// Its release, as `uname -r` has it.
+    pub release: String,
+    /// How far it has moved itself from where it was linked.
+    pub kaslr_offset: u64,
+    /// Guest physical address of the note by which it was found.
+    pub note_address: u64,
+    /// Symbols in its own table; absent if that could not be read.
+    pub symbols: Option<u64>,
+    /// Types in its description of them; absent if that could not be read.
+    pub types: Option<u64>,
+    /// Guest memory by what the kernel uses it for; empty if that could not be told.
+    pub class_bytes: BTreeMap<String, u64>,
+    /// Files of which something is in memory.
+    pub cached_files: Option<u64>,
+    /// Its processes, the first 4096.
+    pub processes: Vec<GuestProcess>,
+    /// How many processes there are in all, as far as they could be counted.
+    pub process_count: u64,
+    /// What could not be read and why, one line each.
+    pub missing: Vec<String>,
+}
+
+/// A process of the guest.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct GuestProcess {
+    /// Its number.
+    pub pid: u32,
+    /// Its name: at most 15 characters.
+    pub name: String,
+    /// Guest physical address of its page tables; absent for a thread of the kernel.
+    pub page_table: Option<u64>,
+}
+
+/// Answer to `GET /fathom/vm/kernel/symbols/NAME` or `.../0xADDRESS`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct KernelSymbol {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: u64,
+    /// How far behind it the address is that was asked for.
+    pub offset: u64,
+}
+
+/// Answer to `GET /fathom/vm/kernel/types/STRUCTURE` or `.../STRUCTURE.MEMBER`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct KernelType {
+    /// Of a member, from the structure's first bit.
+    pub bit_offset: u64,
+    /// Size in bits.
+    pub bits: u64,
+}
+
 /// Body of `PUT /fathom/vm/balloon`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +170,24 @@ mod tests {
         );
         assert_eq!(json["state"], "running");
         assert!(json["working_set"]["window_60s_bytes"].is_null());
+    }
+
+    #[test]
+    fn the_kernel_keeps_its_names() {
+        let kernel =
+            KernelInfo { processes: vec![GuestProcess::default()], ..KernelInfo::default() };
+        let json = serde_json::to_value(kernel).expect("json");
+        let names = |json: &serde_json::Value| {
+            let mut names: Vec<_> = json.as_object().expect("object").keys().cloned().collect();
+            names.sort();
+            names.join(" ")
+        };
+        assert_eq!(
+            names(&json),
+            "cached_files class_bytes kaslr_offset missing note_address process_count processes \
+             release symbols types"
+        );
+        assert_eq!(names(&json["processes"][0]), "name page_table pid");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use engine::EngineError;
 
@@ -28,7 +28,7 @@ use crate::clock;
 thread_local! {
     /// Constant and without a destructor: a plain access, in a signal's handler and at a thread's end too.
     static BELL: Bell =
-        const { Bell { rang: AtomicBool::new(false), pending: AtomicPtr::new(ptr::null_mut()) } };
+        const { Bell { rang: AtomicBool::new(false), at: AtomicUsize::new(0), pending: AtomicPtr::new(ptr::null_mut()) } };
     static TIMER: Timer = const { Timer { id: Cell::new(None), armed: Cell::new(NEVER) } };
 }
 
@@ -39,6 +39,8 @@ const NEVER: u64 = u64::MAX;
 struct Bell {
     /// The timer has expired since it was set last.
     rang: AtomicBool,
+    /// Where the thread was then, until somebody has asked; 0 for nowhere.
+    at: AtomicUsize,
     /// The flag of the vCPU that the thread runs, or null.
     pending: AtomicPtr<AtomicBool>,
 }
@@ -96,6 +98,12 @@ pub(crate) fn ring_at(deadline: u64, now: u64) -> io::Result<()> {
         }
         if deadline < timer.armed.get() { timer.set(deadline, now) } else { Ok(()) }
     })
+}
+
+/// The host address that this thread was at when its alarm rang, if it has since it was last asked.
+pub(crate) fn rang_at() -> Option<usize> {
+    let at = BELL.with(|bell| bell.at.swap(0, Ordering::Relaxed));
+    (at != 0).then_some(at)
 }
 
 impl Timer {
@@ -157,10 +165,16 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
+/// As SA_SIGINFO asks for.
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::ucontext_t);
+
 /// Stores only to this thread's own, and to a flag that the [`Watch`] keeps valid: async-signal-safe.
-extern "C" fn ring(_: libc::c_int) {
+extern "C" fn ring(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel passes one, valid until we return.
+    let registers = unsafe { &(*context).uc_mcontext.gregs };
     BELL.with(|bell| {
         bell.rang.store(true, Ordering::Relaxed);
+        bell.at.store(registers[libc::REG_RIP as usize] as usize, Ordering::Relaxed);
         let pending = bell.pending.load(Ordering::Relaxed);
         if !pending.is_null() {
             // SAFETY: not null, so this thread has a `Watch`, which borrows the flag's owner and clears the
@@ -174,8 +188,8 @@ extern "C" fn ring(_: libc::c_int) {
 fn install_handler() -> io::Result<()> {
     // SAFETY: all zeros is a valid sigaction: nothing masked.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = ring as extern "C" fn(libc::c_int) as usize;
-    action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+    action.sa_sigaction = ring as Handler as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
     // SAFETY: the handler is async-signal-safe (see there); the structure lives through the call.
     match unsafe { libc::sigaction(signal(), &raw const action, ptr::null_mut()) } {
         0 => Ok(()),
@@ -236,6 +250,7 @@ mod tests {
             spin(&attention);
             // What a clock that is being adjusted may be off by.
             assert!(clock::host_tsc() + ms(1) > deadline, "too early");
+            assert!(rang_at().is_some() && rang_at().is_none());
         }
     }
 

@@ -84,7 +84,10 @@ mod tests {
     #[test]
     fn times_and_ticks_go_over_into_each_other() {
         assert_eq!(duration_to_ticks(Duration::from_secs(3)), 3 * tsc_hz());
-        assert_eq!(duration_to_ticks(ticks_to_duration(12_345_678)) / 10, 1_234_567);
+        // Rounded up to a nanosecond, which is some ticks.
+        let (ticks, nanosecond) = (12_345_678, tsc_hz() / 1_000_000_000 + 1);
+        let there_and_back = duration_to_ticks(ticks_to_duration(ticks));
+        assert!((ticks..=ticks + nanosecond).contains(&there_and_back), "{there_and_back}");
         assert_eq!(duration_to_ticks(Duration::MAX), u64::MAX);
     }
 

@@ -9,6 +9,7 @@ use translator::decode::{self, MAX_LEN};
 use translator::{Block, Insn, Mode, Stop, Width};
 
 use crate::access::Target;
+use crate::foresight::Known;
 use crate::host;
 use crate::native::Native;
 use crate::runs::KEPT;
@@ -135,11 +136,16 @@ fn find(
     let keep_at = native.map_or(AGAIN, |native| native.keep_at(gpa, mode));
     let shared = &core.machine.shared;
     let runs = shared.runs.add(gpa, mode);
-    let mut may_be_kept = runs >= keep_at;
-    if !may_be_kept && shared.is_watched(gpa) && !shared.code.foresees() {
+    let soon = shared.lately.meet(gpa, runs)
+        && runs < keep_at
+        && native.is_some_and(|native| native.expects(user, mode));
+    let mut may_be_kept = soon || runs >= keep_at;
+    if !may_be_kept && shared.is_watched(gpa) {
+        let foresees = shared.code.foresees();
         shared.decoded.fetch_add(1, Ordering::Relaxed);
         decode(core, gpa, mode, once)?;
-        if !once.is_empty() {
+        let tells = !once.is_empty() && foresees && foresee(core, gpa, once).tells();
+        if !once.is_empty() && !tells {
             return Ok(None);
         }
         // What crosses a page's end is kept from its first run on, which may have been forgotten.
@@ -164,8 +170,13 @@ fn find(
     } else {
         runs
     };
-    let hot = native.is_some_and(|native| native.is_hot(runs, mode));
-    keep(core, Place { va, gpa, mode, runs, keep: runs >= keep_at, hot }, once)
+    let hot = native.filter(|native| soon || native.is_hot(runs, mode)).map(Native::hot);
+    keep(core, Place { va, gpa, mode, runs, keep: soon || runs >= keep_at, hot }, once)
+}
+
+fn foresee(core: &mut Core, gpa: u64, insns: &[Insn<System>]) -> Known {
+    let shared = Arc::clone(&core.machine.shared);
+    shared.code.foresee(core, gpa, insns)
 }
 
 /// Code that is not in the shared cache.
@@ -176,8 +187,8 @@ struct Place {
     /// How often it has run, with this time.
     runs: u32,
     keep: bool,
-    /// It gets code right away.
-    hot: bool,
+    /// It gets code right away: the number of runs that code needs.
+    hot: Option<u32>,
 }
 
 /// Decodes the block at `place`, and keeps it if that is wanted or it crosses a page's end. `None`: it is to run from
@@ -199,12 +210,12 @@ fn keep(
         shared.runs.set(gpa, mode, KEPT);
         return Ok(Some(block));
     }
-    let known = shared.code.foresee(core, gpa, once);
+    let known = foresee(core, gpa, once);
     if !watched || !keep && !known.tells() {
         // It runs once, as prefetched code may, and is decoded again the next time.
         return Ok(None);
     }
-    let block = if hot {
+    let block = if hot.is_some() {
         Block::without_instructions(once, gpa)
     } else {
         let mut insns = Vec::with_capacity(once.len());
@@ -212,8 +223,11 @@ fn keep(
         Block::new(insns, gpa, None)
     };
     let block = Arc::new(known.with(block));
-    // The entries that went by.
-    block.heat(runs - 1);
+    // The entries that went by, or that are going to be.
+    block.heat(hot.map_or(runs, |hot| hot.max(runs)) - 1);
+    if hot.is_some_and(|hot| runs < hot) {
+        shared.code.count_foreseen();
+    }
     publish(&shared, mode, &block, writes);
     shared.runs.set(gpa, mode, KEPT);
     Ok(Some(block))

@@ -24,8 +24,10 @@ mod fetch;
 mod foresight;
 mod heads;
 mod host;
+mod hot;
 mod instructions;
 mod kvmclock;
+mod lately;
 mod lockstep;
 mod mtrr;
 mod native;
@@ -38,6 +40,7 @@ mod runs;
 mod segments;
 mod state;
 mod system;
+mod threshold;
 mod tlb;
 mod vcpu;
 mod vm;
@@ -48,7 +51,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
 
-pub use crate::options::Options;
+pub use crate::options::{Dump, Options, Predict};
 use crate::perf_map::PerfMap;
 use crate::profile::Recorder;
 pub use crate::profile::{Profile, ProfileError};

@@ -12,11 +12,13 @@ use translator::{Block, Insn, Mode, Width, decode};
 
 use crate::foresight::{self, Known, Recent};
 use crate::heads::{Heads, Next, Reached};
+use crate::hot::Hot;
 use crate::lockstep::{Lockstep, Verified};
-use crate::options::Options;
+use crate::options::{Dump, Options, Predict};
 use crate::profile;
 use crate::runs::{KEPT, MOST};
 use crate::system::{Core, System};
+use crate::threshold::Threshold;
 use crate::vm::Shared;
 use crate::{Observers, clock, fetch};
 
@@ -25,12 +27,23 @@ pub(crate) struct Code {
     cache: Arc<CodeCache>,
     options: Options,
     observers: Observers,
+    /// Where the code that takes the most time is to be shown.
+    hot: Option<Hot>,
     /// Blocks translated before they had run often, since they were going to.
     foreseen: AtomicU64,
     /// Ticks of the host's TSC spent on translating.
     ticks: AtomicU64,
-    /// The generation after which nobody is in old code any more, when the memory was full.
-    leaving: Mutex<Option<u64>>,
+    threshold: Arc<Threshold>,
+    leaving: Mutex<Leaving>,
+}
+
+/// All code goes when the memory is full.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// The generation after which nobody is in old code any more.
+    generation: Option<u64>,
+    /// When it went for the last time, and how much of the time until then was spent on translating; ticks.
+    last: (u64, u64),
 }
 
 impl Code {
@@ -41,11 +54,13 @@ impl Code {
         }
         Ok(Self {
             cache,
+            hot: options.dump.and_then(Dump::hot).map(Hot::new),
             options,
             observers,
             foreseen: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
-            leaving: Mutex::default(),
+            threshold: Arc::new(Threshold::of(&options.policy())),
+            leaving: Mutex::new(Leaving { generation: None, last: (clock::host_tsc(), 0) }),
         })
     }
 
@@ -57,20 +72,27 @@ impl Code {
         self.foreseen.load(Ordering::Relaxed)
     }
 
+    /// A block gets code before it has run often.
+    pub(crate) fn count_foreseen(&self) {
+        self.foreseen.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn translation_ns(&self) -> u64 {
         clock::ticks_to_duration(self.ticks.load(Ordering::Relaxed)).as_nanos() as u64
     }
 
-    /// Whether anything is known of code before it has run often.
+    /// Whether anything may be known of code that is decoded.
     pub(crate) fn foresees(&self) -> bool {
-        self.observers.profile.is_some() || self.options.predict
+        self.observers.profile.is_some() || self.options.predict == Predict::Everything
     }
 
     /// What is known of code that was decoded just now from physical address `start` on.
     pub(crate) fn foresee(&self, core: &mut Core, start: u64, insns: &[Insn<System>]) -> Known {
         match &self.observers.profile {
             Some(profile) => foresight::from(profile, core, start, insns, self.options.hot),
-            None if self.options.predict => foresight::bound(core, start, insns),
+            None if self.options.predict == Predict::Everything => {
+                foresight::bound(core, start, insns)
+            }
             None => Known::default(),
         }
     }
@@ -83,10 +105,21 @@ impl Code {
             map.add(made.addresses(), format_args!("guest_{start:x}+{len:x}"));
         }
         let wanted = |at: u64| at >> 12 == page && path.covers((at & 0xfff) as u32);
-        if self.options.dump.is_some_and(wanted) {
-            // On a terminal in raw mode a line feed does not return to the margin.
-            eprint!("{}", made.listing(base, source).replace('\n', "\r\n"));
+        if self.options.dump.and_then(Dump::address).is_some_and(wanted) {
+            print(&made.listing(base, source));
         }
+        if let Some(hot) = &self.hot {
+            hot.add(path, page, source, made);
+        }
+    }
+
+    /// Counts where a vCPU was, which `at` tells, if that is of interest.
+    pub(crate) fn take_sample(&self, at: impl FnOnce() -> Option<usize>) -> bool {
+        let Some(hot) = &self.hot else { return false };
+        if let Some(at) = at() {
+            hot.sample(at);
+        }
+        true
     }
 
     /// Notes the blocks of a path in `page` for a later run.
@@ -105,13 +138,16 @@ impl Code {
         }
     }
 
-    /// The block of `bytes` at `start` and its code, which is made once more. `None`: there is no room.
-    pub(crate) fn list(&self, bytes: &[u8], start: u64, frame: u32) -> Option<String> {
-        let first = (start & 0xfff) as u32;
-        let path = Path::run(first, bytes.len() as u32);
-        let source = Source { bytes, first };
-        let made: Made<System> = self.cache.translate(&path, source, start >> 12, frame).ok()?;
-        Some(made.emitted.listing(start & !0xfff, source))
+    /// `path` of `page` and its code, which is made once more. `None`: there is no room.
+    pub(crate) fn list(
+        &self,
+        path: &Path,
+        source: Source<'_>,
+        page: u64,
+        frame: u32,
+    ) -> Option<String> {
+        let made: Made<System> = self.cache.translate(path, source, page, frame).ok()?;
+        Some(made.emitted.listing(page << 12, source))
     }
 
     /// The memory is full: all code goes, and there is none before every vCPU has come out of it.
@@ -121,15 +157,34 @@ impl Code {
         if !self.cache.is_full() {
             return;
         }
-        let generation = *leaving.get_or_insert_with(|| {
+        let generation = *leaving.generation.get_or_insert_with(|| {
             shared.blocks.clear();
             shared.begin_revocation_from(vcpu)
         });
         if shared.is_revoked(generation, vcpu) {
+            if let Some(hot) = &self.hot {
+                hot.forget_places();
+            }
             self.cache.reset();
-            *leaving = None;
+            let now = (clock::host_tsc(), self.ticks.load(Ordering::Relaxed));
+            let last =
+                std::mem::replace(&mut *leaving, Leaving { generation: None, last: now }).last;
+            self.threshold.learn(now.1.saturating_sub(last.1), now.0.saturating_sub(last.0));
         }
     }
+}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        if let Some(hot) = &self.hot {
+            print(&hot.text());
+        }
+    }
+}
+
+/// On standard error: on a terminal in raw mode a line feed does not return to the margin.
+fn print(text: &str) {
+    eprint!("{}", text.replace('\n', "\r\n"));
 }
 
 /// Whether there is generated code at all: as asked, and if the host can run it.
@@ -163,8 +218,12 @@ pub(crate) fn check_verify(options: Options, vcpus: u32) -> Result<(), EngineErr
 pub(crate) struct Native {
     lane: Lane,
     policy: Policy,
+    threshold: Arc<Threshold>,
+    predict: Predict,
     /// Where only some targets may be heads of paths.
     heads: Option<Box<Heads>>,
+    /// The cache's epoch that they are of, and how many of their bytes it knows of.
+    told: (u32, usize),
     /// What ran last was code.
     was_inside: bool,
     /// Where trips are predicted.
@@ -182,9 +241,19 @@ impl Native {
         }
         let (lane, policy) = (Lane::new(Arc::clone(&shared.code.cache)), options.policy());
         let heads = Heads::new(&policy).map(Box::new);
-        let lockstep = options.verify.then(|| Lockstep::new(core, how(options)));
-        let recent = options.predict.then(Recent::new);
-        Some(Self { lane, policy, heads, was_inside: false, recent, lockstep })
+        let lockstep = options.verify.then(|| Lockstep::new(core, how(options), policy.look_ahead));
+        let recent = (options.predict == Predict::Everything).then(Recent::new);
+        Some(Self {
+            lane,
+            policy,
+            threshold: Arc::clone(&shared.code.threshold),
+            predict: options.predict,
+            heads,
+            told: (0, 0),
+            was_inside: false,
+            recent,
+            lockstep,
+        })
     }
 
     /// At which run the code at `gpa` is kept: what may get code is counted until it is time.
@@ -194,13 +263,28 @@ impl Native {
             () if self.heads.is_some() => 1,
             () if mode.width != Width::Bits64 => fetch::AGAIN,
             () if expects() => 1,
-            () => self.policy.hot().min(MOST),
+            () => self.threshold.runs_to_keep().min(MOST),
         }
+    }
+
+    /// The run at which code is translated.
+    pub(crate) fn hot(&self) -> u32 {
+        self.threshold.runs()
+    }
+
+    /// Whether code that is met again soon is translated.
+    pub(crate) fn expects(&self, user: bool, mode: Mode) -> bool {
+        let wanted = match self.predict {
+            Predict::Nothing => false,
+            Predict::Programs => user,
+            Predict::Everything => true,
+        };
+        wanted && self.heads.is_none() && !self.threshold.is_raised() && mode.width == Width::Bits64
     }
 
     /// Whether code that runs for the `runs`th time is translated.
     pub(crate) fn is_hot(&self, runs: u32, mode: Mode) -> bool {
-        self.heads.is_none() && mode.width == Width::Bits64 && runs >= self.policy.hot()
+        self.heads.is_none() && mode.width == Width::Bits64 && runs >= self.threshold.runs()
     }
 
     /// Instructions at RIP are going to run that are not kept.
@@ -298,11 +382,12 @@ impl Native {
         if block.next_page.is_some() {
             self.interrupt();
             let wanted = core.machine.shared.code.options.native.crossing && !self.verifies();
-            let hot = wanted && block.entered() >= self.policy.hot();
+            let hot = wanted && block.entered() >= self.threshold.runs();
             return if hot { make_crossing(core, block) } else { None };
         }
+        self.forget_heads_without_code(core);
         let Some(heads) = &mut self.heads else {
-            let left = self.policy.hot().saturating_sub(block.entered());
+            let left = self.threshold.runs().saturating_sub(block.entered());
             let recent = self.recent.as_mut().filter(|_| left > 0);
             let foreseen =
                 recent.is_some_and(|recent| foresight::will_run(core, block, left, recent));
@@ -312,8 +397,9 @@ impl Native {
                 }
                 return None;
             }
-            let count = &core.machine.shared.code.foreseen;
-            count.fetch_add(u64::from(foreseen), Ordering::Relaxed);
+            if foreseen {
+                core.machine.shared.code.count_foreseen();
+            }
             return self.make(core, block, |bytes, core, policy| grown(bytes, core, block, policy));
         };
         let reached = match self.lane.came_from() {
@@ -321,7 +407,9 @@ impl Native {
             None if std::mem::take(&mut self.was_inside) => Reached::Elsewhere,
             None => Reached::Interpreted,
         };
-        match heads.next(block, reached) {
+        let next = heads.next(block, reached);
+        self.tell_bytes(core);
+        match next {
             Next::Interpret => None,
             Next::Code if block.has_code() => Some(Arc::clone(block)),
             Next::Code => self.make(core, block, |_, _, _| Some(alone(block))),
@@ -332,8 +420,27 @@ impl Native {
         }
     }
 
+    /// When all code has gone, so has what is known of heads: it takes of the same memory.
+    fn forget_heads_without_code(&mut self, core: &Core) {
+        let Some(heads) = &mut self.heads else { return };
+        let epoch = core.machine.shared.code.cache.epoch();
+        if self.told.0 != epoch {
+            self.told = (epoch, 0);
+            **heads = Heads::new(&self.policy).expect("a policy with heads");
+        }
+    }
+
+    /// Counts what is known of heads as bookkeeping.
+    fn tell_bytes(&mut self, core: &Core) {
+        let bytes = self.bytes();
+        if bytes > self.told.1 {
+            core.machine.shared.code.cache.count_choosing(bytes - self.told.1);
+            self.told.1 = bytes;
+        }
+    }
+
     /// Where its head has been written over meanwhile there is no path.
-    fn make_recorded(&self, core: &mut Core, page: u64, path: Path) {
+    fn make_recorded(&mut self, core: &mut Core, page: u64, path: Path) {
         let head = page << 12 | u64::from(path.head());
         let mode = Mode { width: Width::Bits64 };
         let found = core.machine.shared.blocks.find(head, mode, || None);
@@ -344,7 +451,7 @@ impl Native {
 
     /// Code for the path that `choose` finds in the page of `block`, with the same head.
     fn make(
-        &self,
+        &mut self,
         core: &mut Core,
         block: &Block<System>,
         choose: impl FnOnce(&[u8], &Core, &Policy) -> Option<Path>,
@@ -358,15 +465,12 @@ impl Native {
         }
         let path = choose(&bytes, core, &self.policy)?;
         let source = Source { bytes: &bytes, first: 0 };
-        let cache = &shared.code.cache;
-        let began = clock::host_tsc();
-        let made = cache.translate(&path, source, page, frame.0);
-        shared.code.ticks.fetch_add(clock::host_tsc() - began, Ordering::Relaxed);
-        let Made { block: mut made, emitted } = made_or_full(core, made)?;
-        shared.code.tell(&path, page, source, &emitted);
+        let text = Text { source, page, frame: frame.0, next: None };
+        let (mut made, instructions) = text.translate(core, &path)?;
         shared.code.record(&path, page << 12, &bytes);
-        if self.verifies() {
+        if let Some(lockstep) = &mut self.lockstep {
             keep_insns(&mut made, &bytes);
+            lockstep.keep(&made, path, &bytes, instructions);
         }
         publish(&shared, made, writes)
     }
@@ -389,20 +493,40 @@ fn make_crossing(core: &mut Core, block: &Block<System>) -> Option<Arc<Block<Sys
     }
     let path = alone(block);
     let source = Source { bytes, first: path.head() };
-    let (cache, page) = (&shared.code.cache, start >> 12);
-    let made = cache.translate_crossing(&path, source, page, frame.0, (next, next_frame.0));
-    let Made { block: made, emitted } = made_or_full(core, made)?;
-    shared.code.tell(&path, page, source, &emitted);
+    let next = Some((next, next_frame.0));
+    let text = Text { source, page: start >> 12, frame: frame.0, next };
+    let (made, _) = text.translate(core, &path)?;
     publish(&shared, made, writes)
 }
 
-/// Starts over where there is no room.
-fn made_or_full(core: &Core, made: Result<Made<System>, NotTranslated>) -> Option<Made<System>> {
-    if matches!(made, Err(NotTranslated::Full)) {
-        let shared = &core.machine.shared;
-        shared.code.start_over(shared, core.machine.id);
+/// Bytes of a page that were read to be translated.
+struct Text<'a> {
+    source: Source<'a>,
+    page: u64,
+    frame: u32,
+    /// The page that an instruction reaches into, and its frame.
+    next: Option<(u64, u32)>,
+}
+
+impl Text<'_> {
+    /// And how many instructions it has. Starts over where there is no room.
+    fn translate(&self, core: &Core, path: &Path) -> Option<(Arc<Block<System>>, usize)> {
+        let &Self { source, page, frame, next } = self;
+        let (shared, id) = (&core.machine.shared, core.machine.id);
+        let code = &shared.code;
+        let began = clock::host_tsc();
+        let made = match next {
+            None => code.cache.translate(path, source, page, frame),
+            Some(next) => code.cache.translate_crossing(path, source, page, frame, next),
+        };
+        code.ticks.fetch_add(clock::host_tsc() - began, Ordering::Relaxed);
+        if matches!(made, Err(NotTranslated::Full)) {
+            code.start_over(shared, id);
+        }
+        let Made { block, emitted } = made.ok()?;
+        code.tell(path, page, source, &emitted);
+        Some((block, emitted.instructions()))
     }
-    made.ok()
 }
 
 /// Lets others find `made`, whose bytes were read when `writes` of code had been counted.
@@ -438,8 +562,7 @@ fn alone(block: &Block<System>) -> Path {
 /// For whoever interprets it, too.
 fn keep_insns(made: &mut Arc<Block<System>>, page: &[u8]) {
     if let Some(block) = Arc::get_mut(made) {
-        let first = (block.start & 0xfff) as usize;
-        let bytes = &page[first..first + block.len as usize];
+        let bytes = &page[(block.start & 0xfff) as usize..];
         let mode = Mode { width: Width::Bits64 };
         block.insns = decode::decode_block(bytes, mode, decode::BLOCK_LIMIT).insns.into();
     }

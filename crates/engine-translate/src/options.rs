@@ -11,34 +11,69 @@ pub struct Options {
     /// A block is translated when it runs for the time that has this number, from 1: most of what boots runs a few
     /// times only.
     pub hot: u32,
-    /// The last block of a loop counts as run by as many trips as the loop has ahead, where that can be told; with
-    /// it what ran in the trip before.
-    pub predict: bool,
-    /// Bytes of code, at most, [`Options::CODE_MIN`] to [`Options::CODE_MAX`]; what is not used takes no memory.
-    /// When they are used up all code goes.
+    /// What is translated before it has run often.
+    pub predict: Predict,
+    /// Bytes of code, stubs and bookkeeping, at most, [`Options::CODE_MIN`] to [`Options::CODE_MAX`]; what is not used
+    /// takes no memory. When they are used up all code goes.
     pub code_bytes: usize,
     /// How blocks are translated.
     pub native: native::Options,
-    /// Every block that has code is executed by the interpreter, too, and the VM ends where they differ. One vCPU;
-    /// nothing leads from block to block.
+    /// Every path that has code is executed by the interpreter, too, and the VM ends where they differ. One vCPU;
+    /// nothing leads from path to path.
     pub verify: bool,
     /// Which of them together; its count is not used, but `hot`.
     pub paths: Policy,
-    /// Print blocks with a byte at this physical address on standard error when they are translated: the guest's
-    /// instructions, each followed by the host's.
-    pub dump: Option<u64>,
+    /// What is printed on standard error of code: the guest's instructions, each followed by the host's.
+    pub dump: Option<Dump>,
+}
+
+/// Of which code there is a listing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dump {
+    /// What has a byte at this physical address, when it is translated.
+    At(u64),
+    /// So many pieces of code in which the vCPUs were most often when they were looked for, at the VM's end.
+    Hot(usize),
+}
+
+impl Dump {
+    pub(crate) fn address(self) -> Option<u64> {
+        match self {
+            Self::At(address) => Some(address),
+            Self::Hot(_) => None,
+        }
+    }
+
+    pub(crate) fn hot(self) -> Option<usize> {
+        match self {
+            Self::Hot(count) => Some(count),
+            Self::At(_) => None,
+        }
+    }
+}
+
+/// What is translated before it has run often, since it is going to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Predict {
+    /// Nothing.
+    Nothing,
+    /// What programs (privilege level 3) run again soon after its first time.
+    #[default]
+    Programs,
+    /// What anybody does; and the last block of a loop counts as run by as many trips as the loop has ahead, where
+    /// that can be told, with it what ran in the trip before.
+    Everything,
 }
 
 impl Options {
     /// Holds the ways in and out, and any one block.
     pub const CODE_MIN: usize = 16 << 10;
-    /// As much as is reserved.
-    pub const CODE_MAX: usize = 64 << 20;
+    /// Code and stubs have room for half of it, more than they need beside their bookkeeping.
+    pub const CODE_MAX: usize = 128 << 20;
 
-    /// The policy of paths, with the count that was asked for. Blocks are compared, not paths.
+    /// The policy of paths, with the count that was asked for.
     pub(crate) fn policy(&self) -> Policy {
-        let paths = if self.verify { Policy::BLOCKS } else { self.paths };
-        paths.with_hot(self.hot)
+        self.paths.with_hot(self.hot)
     }
 }
 
@@ -47,7 +82,7 @@ impl Default for Options {
         Self {
             translate: true,
             hot: Policy::default().hot(),
-            predict: false,
+            predict: Predict::default(),
             code_bytes: Self::CODE_MAX,
             native: native::Options::default(),
             paths: Policy::default(),

@@ -15,7 +15,7 @@ use crate::native::Native;
 use crate::poll::Poll;
 use crate::system::{Answer, Core, System};
 use crate::vm::{Shared, Work};
-use crate::{alarm, breakpoints, clock, exceptions, state};
+use crate::{alarm, breakpoints, clock, exceptions, hot, state};
 
 /// A vCPU of this engine.
 pub(crate) struct TranslateVcpu {
@@ -195,11 +195,15 @@ impl TranslateVcpu {
     fn set_alarm(&self) -> Result<(), EngineError> {
         let machine = &self.core.machine;
         let deadline = machine.apic.deadline();
-        if deadline == u64::MAX {
+        let sampled = machine.shared.code.take_sample(alarm::rang_at);
+        if deadline == u64::MAX && !sampled {
             return Ok(());
         }
         let now = clock::host_tsc();
-        let left = deadline.saturating_sub(machine.regs.guest_tsc(now));
+        let mut left = deadline.saturating_sub(machine.regs.guest_tsc(now));
+        if sampled {
+            left = left.min(clock::tsc_hz() / hot::RATE_HZ);
+        }
         alarm::ring_at(now.saturating_add(left), now).map_err(alarm::refused("set a vcpu's alarm"))
     }
 

@@ -16,9 +16,10 @@ use crate::attention::{Attention, Generation};
 use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
+use crate::lately::Lately;
 use crate::lockstep::Verified;
 use crate::native::{self, Code};
-use crate::options::Options;
+use crate::options::{Options, Predict};
 use crate::runs::Runs;
 use crate::system::System;
 use crate::vcpu::TranslateVcpu;
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) blocks: BlockCache<System>,
     /// What is not among them.
     pub(crate) runs: Runs,
+    pub(crate) lately: Lately,
     pub(crate) code: Code,
     pub(crate) vcpus: Vec<Peer>,
     pub(crate) cpu: CpuModel,
@@ -89,6 +91,7 @@ impl Shared {
             memory: spec.memory,
             blocks: BlockCache::new(BLOCKS_LIMIT, cold),
             runs: Runs::new(),
+            lately: Lately::new(options.predict != Predict::Nothing),
             code,
             vcpus,
             cpu: spec.cpu,
@@ -180,7 +183,7 @@ impl Shared {
             ("called_for_instruction", left.instructions),
             ("code_bytes", made.code_bytes),
             ("code_memory_bytes", made.held_bytes),
-            ("decoded_bytes", (decoded + self.runs.bytes()) as u64),
+            ("decoded_bytes", (decoded + self.runs.bytes() + self.lately.bytes()) as u64),
             ("entered", left.entered),
             ("evictions", made.evictions),
             ("fragments_translated", made.fragments),
@@ -194,6 +197,7 @@ impl Shared {
             ("left_for_retry", left.retries),
             ("left_unlinked", left.unlinked),
             ("links_made", made.links),
+            ("memory_peak_bytes", made.peak_bytes),
             ("stub_bytes", made.stub_bytes),
             ("translation_ns", self.code.translation_ns()),
         ]);

@@ -165,6 +165,9 @@ fn page(memory: &GuestMemory, frame: Frame, at: u64, access: Access) -> Result<u
 
 /// The entry at `at`, in `frame`.
 fn read(memory: &GuestMemory, frame: Frame, at: u64) -> Result<u64, Failed> {
+    if let Some(events) = memory.events() {
+        events.note_table(frame);
+    }
     let host = page(memory, frame, at, Access::Read)?;
     // SAFETY: an aligned word of a resident page, whose address this vCPU uses before its next
     // acknowledgement (`HostPage`'s contract).

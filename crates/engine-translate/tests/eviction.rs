@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 
 use engine::{Engine, Exit, Vm, VmSpec};
-use engine_translate::{Options, TranslateEngine};
+use engine_translate::{Options, Policy, TranslateEngine};
 use memory::{DeviceView, Gpa, GuestMemory};
 use translator::native;
 use x86::model::CpuModel;
@@ -98,14 +98,52 @@ fn full_memory_changes_no_result() {
     let interpreted = run(&engine(Options { translate: false, ..Options::default() }), 1);
     assert_eq!(interpreted.0, [expected(0)]);
     assert_eq!(interpreted.1["blocks_translated"], 0);
+    // However often: not only what runs oftener than what has gone.
+    let all = Policy { scarce: 0, ..Policy::default() };
     for (vcpus, hot) in [(1, 1), (1, 3), (2, 1), (2, 3)] {
-        let options = Options { hot, code_bytes: Options::CODE_MIN, ..Options::default() };
-        let (results, counts) = run(&engine(options), vcpus);
-        let expected: Vec<_> = (0..u64::from(vcpus)).map(expected).collect();
-        assert_eq!(results, expected, "{vcpus} vCPUs, hot={hot}");
+        let counts = run_with_little_room(vcpus, hot, all);
         if native::Lane::is_supported() {
             assert!(counts["evictions"] > 5, "{vcpus} vCPUs, hot={hot}: {counts:?}");
             assert!(counts["links_made"] > BLOCKS, "{counts:?}");
+        }
+    }
+}
+
+/// What is driven out before it has run often is not translated again and again.
+#[test]
+fn less_is_translated_where_there_is_no_room() {
+    let impatient = Policy { scarce: 0, ..Policy::default() };
+    let [fewer, more] =
+        [Policy::default(), impatient].map(|paths| run_with_little_room(1, 1, paths));
+    if native::Lane::is_supported() {
+        assert!(fewer["blocks_translated"] < more["blocks_translated"] / 2, "{fewer:?} {more:?}");
+    }
+}
+
+/// What the engine says at the end of a guest for which [`Options::CODE_MIN`] is too little.
+fn run_with_little_room(vcpus: u32, hot: u32, paths: Policy) -> BTreeMap<&'static str, u64> {
+    let options = Options { hot, paths, code_bytes: Options::CODE_MIN, ..Options::default() };
+    let (results, counts) = run(&engine(options), vcpus);
+    let expected: Vec<_> = (0..u64::from(vcpus)).map(expected).collect();
+    assert_eq!(results, expected, "{vcpus} vCPUs, hot={hot}");
+    counts
+}
+
+/// Code, stubs and bookkeeping together, however paths are chosen.
+#[test]
+fn no_more_memory_is_taken_than_is_given() {
+    if !native::Lane::is_supported() {
+        return;
+    }
+    for paths in Policy::NAMED {
+        for code_bytes in [Options::CODE_MIN, 2 * Options::CODE_MIN] {
+            let paths = Policy { scarce: 0, ..paths };
+            let options = Options { hot: 1, paths, code_bytes, ..Options::default() };
+            let (results, counts) = run(&engine(options), 1);
+            assert_eq!(results, [expected(0)], "{}", paths.name);
+            let (peak, most) = (counts["memory_peak_bytes"], code_bytes as u64);
+            assert!(peak <= most && peak > most / 2, "{}: {peak} of {most}", paths.name);
+            assert!(counts["evictions"] > 1, "{}: {counts:?}", paths.name);
         }
     }
 }

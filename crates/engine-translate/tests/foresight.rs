@@ -8,7 +8,7 @@ use std::sync::Arc;
 use engine::conformance::layout::DATA;
 use engine::conformance::payload::{Asm, Payload};
 use engine::conformance::rig::Rig;
-use engine_translate::{Options, Profile, TranslateEngine};
+use engine_translate::{Options, Predict, Profile, TranslateEngine};
 use iced_x86::code_asm::*;
 
 /// Never reached by counting.
@@ -26,6 +26,10 @@ fn run(engine: TranslateEngine, write: impl FnOnce(&mut CodeAssembler) -> Asm) -
 }
 
 fn engine(hot: u32, predict: bool) -> TranslateEngine {
+    predicting(hot, if predict { Predict::Everything } else { Predict::Nothing })
+}
+
+fn predicting(hot: u32, predict: Predict) -> TranslateEngine {
     let options = Options { hot, predict, ..Options::default() };
     TranslateEngine::with(options).expect("the engine starts")
 }
@@ -68,6 +72,34 @@ fn several_blocks(a: &mut CodeAssembler) -> Asm {
     a.set_label(&mut out)?;
     a.mov(eax, ebp)?;
     a.log_eax()
+}
+
+/// 256 times until a sequence of random numbers begins again: no counter, no limit.
+fn trips_that_nothing_tells(a: &mut CodeAssembler) -> Asm {
+    let (mut again, mut even) = (a.create_label(), a.create_label());
+    a.xor(eax, eax)?;
+    a.xor(ebx, ebx)?;
+    a.set_label(&mut again)?;
+    a.lea(eax, ptr(rax + rax * 4 + 1))?;
+    a.test(eax, 1)?;
+    a.jz(even)?;
+    a.add(ebx, 3)?;
+    a.set_label(&mut even)?;
+    a.and(eax, 0xff)?;
+    a.jnz(again)?;
+    a.mov(eax, ebx)?;
+    a.log_eax()
+}
+
+#[test]
+fn what_runs_again_soon_is_translated() {
+    let (log, counted) = run(predicting(HOT, Predict::Nothing), trips_that_nothing_tells);
+    assert!(log == [128 * 3] && counted > 256 * 5, "{log:?}, {counted} instructions interpreted");
+    let (same_log, soon) = run(predicting(HOT, Predict::Everything), trips_that_nothing_tells);
+    assert!(same_log == log && counted - soon > 250 * 5, "{soon} of {counted} interpreted");
+    // It runs in the kernel.
+    let (same_log, kernel) = run(predicting(HOT, Predict::Programs), trips_that_nothing_tells);
+    assert_eq!((same_log, kernel), (log, counted));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine_translate::{Options, TranslateEngine};
+use engine_translate::{Options, Predict, TranslateEngine};
 use translator::native;
 use translator::paths::Policy;
 
@@ -10,7 +10,7 @@ use translator::paths::Policy;
 const AT_ONCE: Options = Options {
     translate: true,
     hot: 1,
-    predict: false,
+    predict: Predict::Nothing,
     code_bytes: Options::CODE_MAX,
     native: native::Options {
         forget_dead_flags: true,
@@ -20,6 +20,7 @@ const AT_ONCE: Options = Options {
         pair_returns: true,
         stack_slot: true,
         groups: true,
+        strips: true,
         crossing: true,
         time: true,
         interrupts: true,
@@ -118,6 +119,11 @@ fn each_access_looked_up() {
 }
 
 #[test]
+fn each_round_looked_up() {
+    with_native(|native| native.strips = false);
+}
+
+#[test]
 fn two_pages_interpreted() {
     with_native(|native| native.crossing = false);
 }
@@ -145,9 +151,20 @@ fn beside_the_interpreter() {
     passes(Options { native, ..verified });
 }
 
+/// Several blocks at a time, with flags that are dead behind exits.
+#[test]
+fn paths_beside_the_interpreter() {
+    for (paths, hot) in [(Policy::PIN, 1), (Policy::FATHOM, 2), (Policy::NET, 2)] {
+        let verified = Options { verify: true, paths, hot, ..AT_ONCE };
+        passes(verified);
+        let native = native::Options { forget_dead_flags: false, ..verified.native };
+        passes(Options { native, ..verified });
+    }
+}
+
 #[test]
 fn loops_foreseen() {
-    passes(Options { hot: 5, predict: true, ..AT_ONCE });
+    passes(Options { hot: 5, predict: Predict::Everything, ..AT_ONCE });
 }
 
 /// Every target is the head of a path at once, as long as it can be.

@@ -55,6 +55,16 @@ Example:
   fathom top
   fathom top --once --json";
 
+const INSPECT_AFTER: &str = "\
+The guest's memory is read while it runs, and nothing in it is changed: the figures are those of about one
+moment. `fathom pause` before gives a still picture. Linux 6.1 and later tells all; what is missing is said.
+
+Example:
+  fathom inspect web
+  fathom inspect web --json
+  fathom inspect web --symbol start_kernel
+  fathom inspect web --type task_struct.comm";
+
 const PAUSE_AFTER: &str = "\
 Example:
   fathom pause web";
@@ -103,6 +113,9 @@ pub(crate) enum Command {
     /// Watch the memory and CPU of every VM that is running
     #[command(after_help = TOP_AFTER)]
     Top(TopArguments),
+    /// Show what a guest's Linux kernel says of its memory and processes
+    #[command(after_help = INSPECT_AFTER)]
+    Inspect(InspectArguments),
     /// Stop the vCPUs of a VM until it is resumed
     #[command(after_help = PAUSE_AFTER)]
     Pause(VmArgument),
@@ -161,18 +174,24 @@ pub(crate) struct RunArguments {
     /// translated. hot=N: a block is translated when it runs for the Nth time [default: 8]. paths=NAME: which blocks
     /// are translated together: blocks (each by itself), net, dynamorio, pin or
     /// fathom, which is the default. profile=counters: only then;
-    /// predict: also when a loop's trips to come make up for it; PATH: when an earlier run translated it, with
-    /// profile-out=PATH. code=SIZE: memory for code, 16K to 64M; when it is full, all code goes. keep-flags: flags
+    /// programs: also when a program (not the kernel) runs it again soon after its first time, which is the default;
+    /// predict: the same for all code, and when a loop's trips to come make up for it; PATH: when an earlier run
+    /// translated it, with profile-out=PATH. code=SIZE: memory for code, stubs
+    /// and bookkeeping, 16K to 128M; when it is full, all code goes. keep-flags: flags
     /// that nobody looks at are computed too.
     /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
     /// branches are looked up outside. no-return-pairs: returns are looked up as those are. no-stack-slot: the stack's
-    /// page is looked up as all are. no-groups: each access is looked up, also where others are close by. no-crossing:
+    /// page is looked up as all are. no-groups: each access is looked up, also where others are close by. no-strips:
+    /// loops look their accesses up in each round. no-crossing:
     /// instructions in two pages are interpreted. no-time,
     /// no-interrupts, no-bases, no-calls, no-strings: RDTSC, RFLAGS.IF, bases of FS and GS, SYSCALL and SYSRET, REP
-    /// MOVS and STOS are left to their handlers. verify: every block is translated and executed by the interpreter,
-    /// too, and the machine ends where they differ (one vCPU, no links, thirty times slower). perf-map:
+    /// MOVS and STOS are left to their handlers. verify: every block, or path where there is
+    /// paths=NAME, is translated and executed by the interpreter, too, and the machine ends where they differ (one vCPU,
+    /// no links, thirty times slower). perf-map:
     /// /tmp/perf-PID.map names the code for `perf report`.
-    /// dump=ADDRESS: print the block at this physical address (hexadecimal) and its code when it is translated
+    /// dump=ADDRESS: print the block at this physical address (hexadecimal) and its code when it is translated;
+    /// dump=hot, dump=hot:N: at the end, the N pieces of code (10 where it is not said) that the vCPUs were in most often when looked for,
+    /// a thousand times a second
     #[arg(long, value_name = "KEY[=VALUE],...", value_parser = translate::parse)]
     translate: Option<TranslationConfig>,
     /// Print on standard error, at the end, what was translated and how often its code was left. A report has it
@@ -188,6 +207,10 @@ pub(crate) struct RunArguments {
     /// Write a report of the run, in JSON, when it ends
     #[arg(long, value_name = "PATH")]
     report: Option<PathBuf>,
+    /// Write which blocks of its disks come into the guest's memory and leave it, as inferred from outside: a line of
+    /// JSON each
+    #[arg(long, value_name = "PATH")]
+    cache_log: Option<PathBuf>,
     /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
@@ -253,6 +276,21 @@ pub(crate) struct TopArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// Name of the VM
+    pub(crate) name: String,
+    /// Show where a symbol of the kernel is, or which one an address (0x...) is in
+    #[arg(long, value_name = "NAME|ADDRESS", conflicts_with = "structure")]
+    pub(crate) symbol: Option<String>,
+    /// Show the size of a structure of the kernel, or size and offset of a member
+    #[arg(long = "type", value_name = "STRUCTURE[.MEMBER]")]
+    pub(crate) structure: Option<String>,
+    /// Print JSON: an object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct VmArgument {
     /// Name of the VM
     pub(crate) name: String,
@@ -302,6 +340,7 @@ impl From<RunArguments> for VmConfig {
             engine,
             console,
             report,
+            cache_log: arguments.cache_log,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,

@@ -4,6 +4,7 @@
 mod arguments;
 mod doctor;
 mod failure;
+mod inspect;
 mod list;
 mod log;
 mod run;
@@ -35,6 +36,7 @@ fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(*arguments),
         Command::List(arguments) => list::list(&arguments),
         Command::Top(arguments) => top::top(&arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Pause(vm) => verbs::pause(&vm),
         Command::Resume(vm) => verbs::resume(&vm),
         Command::Stop(vm) => verbs::stop(&vm),

@@ -2,6 +2,7 @@
 
 mod confinement;
 mod control;
+mod kernel;
 mod report;
 mod signals;
 

@@ -35,7 +35,7 @@ fn bad_flags_and_sizes() {
         ),
         (
             &["run", "--kernel", &kernel, "--engine", "translate", "--translate", "code=1K"],
-            "--translate code=1K is refused: ask for 16K to 64M",
+            "--translate code=1K is refused: ask for 16K to 128M",
         ),
         (&["run", "--kernel", &kernel, "--report", "/nowhere/r.json"], "/nowhere/r.json"),
         (&["run", "--kernel", &kernel, "--console", "/nowhere/c"], "/nowhere/c"),

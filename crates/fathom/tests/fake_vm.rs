@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use api::VmStatus;
+use api::{KernelInfo, VmStatus};
 use sandbox::{Sandbox, text};
 
 fn vms(json: &str) -> Vec<VmStatus> {
@@ -36,6 +36,45 @@ fn verbs_reach_the_vm_of_that_name() {
     assert_eq!(sandbox.success(&["balloon", "db"]), "0 of 64M\n");
     let line = sandbox.refusal(1, &["balloon", "db", "1G"]);
     assert!(line.contains("VM `db`: more than the guest has"), "{line}");
+}
+
+#[test]
+fn inspect_shows_what_the_guests_kernel_says() {
+    let sandbox = Sandbox::new();
+    let (vm, _server) = sandbox.fake_vm("web");
+    let shown = sandbox.success(&["inspect", "web"]);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "Linux 6.1.0-9-amd64, moved by 0x1c000000",
+            "found by its note at 0x1234000, 150000 symbols",
+            "missing: types: BTF unknown: no such symbol",
+            "",
+            "MEMORY       MIB",
+            "free       200.0",
+            "anonymous   56.0",
+            "all        256.0",
+            "",
+            "NAME      PID  PAGE TABLE",
+            "init        1   0x4567000",
+            "kthreadd    2           -",
+            "and 4998 more",
+        ]
+    );
+    let json = sandbox.success(&["inspect", "web", "--json"]);
+    let kernel: KernelInfo = serde_json::from_str(&json).expect("a kernel");
+    assert_eq!((kernel.types, kernel.process_count), (None, 5000));
+
+    let symbol = |name| sandbox.success(&["inspect", "web", "--symbol", name]);
+    assert_eq!(symbol("_stext"), "0x8000000000000000 _stext\n");
+    assert_eq!(symbol("0x8000000000000010"), "0x8000000000000010 _stext+0x10\n");
+    assert_eq!(sandbox.success(&["inspect", "web", "--type", "page.lru"]), "16 bytes at 8\n");
+    let line = sandbox.refusal(1, &["inspect", "web", "--symbol", "no/such name"]);
+    assert!(line.contains("VM `web`: guest kernel: no symbol `no!such!name`"), "{line}");
+    vm.paused.store(true, Ordering::Relaxed);
+    let line = sandbox.refusal(1, &["inspect", "web"]);
+    assert!(line.contains("VM `web`: no Linux kernel found"), "{line}");
 }
 
 #[test]

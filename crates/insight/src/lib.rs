@@ -17,6 +17,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
+pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack};
 pub use working_set::{WorkingSetSample, WorkingSetTracker};
 
+mod cache;
+mod curve;
+pub mod kernel;
 mod working_set;

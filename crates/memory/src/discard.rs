@@ -18,6 +18,7 @@ use std::sync::PoisonError;
 use rustix::io::Errno;
 
 use crate::address::{Frame, FrameRange};
+use crate::events::Event;
 use crate::guest_memory::GuestMemory;
 use crate::revoke::Revocation;
 use crate::table::Begun;
@@ -150,6 +151,9 @@ impl GuestMemory {
             }
             let target = refused.is_none().then(|| why.target());
             run.frames().for_each(|frame| self.table.punched(frame, target));
+            if let Some(events) = self.events().filter(|_| refused.is_none()) {
+                run.frames().for_each(|frame| events.tell(Event::Freed { frame }));
+            }
             report.discarded += if refused.is_none() { run.count } else { 0 };
         }
         refused.map_or(Ok(()), Err)

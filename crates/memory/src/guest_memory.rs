@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use rustix::io::Errno;
 
 use crate::address::{Access, Epoch, FRAME_SIZE, Frame, FrameRange, Gpa};
+use crate::events::Events;
 use crate::layout::{LayoutError, RamLayout};
 use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
@@ -19,6 +20,7 @@ pub struct GuestMemory {
     pub(crate) ram: Ram,
     sources: RwLock<Vec<Arc<dyn Source>>>,
     observer: RwLock<Option<Arc<dyn MappingObserver>>>,
+    pub(crate) events: Events,
     /// Held through a discard, see `FrameTable::begin_discard`, and while the engine tells what it saw.
     pub(crate) discarding: Mutex<()>,
     /// Held to read while a pin is taken: nobody takes one while it is held to write.
@@ -118,6 +120,7 @@ impl GuestMemory {
             ram,
             sources: RwLock::default(),
             observer: RwLock::default(),
+            events: Events::default(),
             discarding: Mutex::default(),
             pinning: RwLock::default(),
         })

@@ -20,7 +20,8 @@
 //!
 //! Two kinds of user are kept apart. A vCPU caches translations and gives them up when the
 //! [`MappingObserver`] is told to; a discard waits for that. A device pins the frames of each
-//! access; a discard leaves those alone. Neither ever waits for a discard's revocation.
+//! access; a discard leaves those alone. Neither ever waits for a discard's revocation. A third only
+//! looks: [`ReadView`] reads what is there and leaves no trace.
 //!
 //! It is *not* an MMU (guest virtual addresses are the engine's), knows no device, and decides
 //! nothing: which frames to discard is a policy's verdict.
@@ -43,9 +44,11 @@
 pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa};
 pub use backing::MoveError;
 pub use discard::{Discard, DiscardError, Discarded};
+pub use events::{DiskBlock, Event, EventStream, Stamped};
 pub use guest_memory::{AbsentError, GuestMemory, HostPage, MemoryError, ResolveError};
 pub use layout::{LayoutError, RamLayout, RamRange};
 pub use pin::{AccessError, PinnedSlice, read_at, write_at};
+pub use read_view::{ReadError, ReadView};
 pub use revoke::{MappingObserver, Revocation};
 pub use source::{Source, SourceError, SourceId};
 pub use table::{FrameCounts, FrameFacts, FrameState};
@@ -57,10 +60,12 @@ mod address;
 mod backing;
 mod census;
 mod discard;
+mod events;
 mod guest_memory;
 mod layout;
 mod pin;
 mod ram;
+mod read_view;
 mod revoke;
 mod source;
 mod table;

@@ -72,6 +72,17 @@ pub(crate) enum Entered {
     Fill(SourceId),
 }
 
+/// What [`FrameTable::hold`] found.
+#[must_use]
+pub(crate) enum Held {
+    /// The frame is pinned: [`FrameTable::unpin`] it.
+    Page,
+    /// It has no contents, or is losing them.
+    Zeros,
+    /// Its contents are elsewhere, or on their way.
+    Absent,
+}
+
 /// What [`FrameTable::begin_discard`] did with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begun {
@@ -195,6 +206,25 @@ impl FrameTable {
             (true, false) => word.with_tag(Tag::Resident).with_source(SourceId(0)),
             (true, true) => word.with_tag(Tag::Resident).with_source(SourceId(0)).pinned(),
         });
+    }
+
+    /// Pins `frame` if it has contents, and changes nothing else. Never waits.
+    pub(crate) fn hold(&self, frame: Frame) -> Held {
+        let entry = self.entry(frame);
+        loop {
+            let word = Word(entry.word.load(Ordering::Acquire));
+            match word.tag() {
+                Tag::Resident => {
+                    if self.exchange(entry, word, word.pinned()) {
+                        return Held::Page;
+                    }
+                }
+                Tag::Untouched | Tag::Ballooned | Tag::Discarding | Tag::Punching => {
+                    return Held::Zeros;
+                }
+                Tag::Absent | Tag::Filling => return Held::Absent,
+            }
+        }
     }
 
     pub(crate) fn unpin(&self, frame: Frame) {

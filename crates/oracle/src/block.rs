@@ -4,9 +4,10 @@ use iced_x86::{
     Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind,
     Register,
 };
+use translator::native::in_rflags;
 
 use crate::arena;
-use crate::compare::{from_iced, undefined_flags};
+use crate::compare::undefined_flags;
 use crate::generate::{Generator, decode};
 use crate::native::Bitness;
 use crate::random::Random;
@@ -174,11 +175,11 @@ pub fn block(generator: &Generator, random: &mut Random) -> Block {
     let mut info = InstructionInfoFactory::new();
     while (block.instrs.len() as u64) < len {
         let (bytes, instr) = generator.instruction(random);
-        if !suits(&instr, &mut info) {
+        if !suits(&instr, &mut info, &[BASE, INDEX]) {
             continue;
         }
         let Some((bytes, instr)) = with_safe_memory(bytes, instr, random) else { continue };
-        if from_iced(instr.rflags_read()) & tainted != 0 {
+        if in_rflags(instr.rflags_read()) & tainted != 0 {
             continue;
         }
         tainted = taint(tainted, &instr);
@@ -194,8 +195,7 @@ pub fn block(generator: &Generator, random: &mut Random) -> Block {
 fn stored_back(instr: &Instruction, random: &mut Random) -> Vec<(Vec<u8>, Instruction)> {
     let is_vector =
         |op| instr.op_kind(op) == OpKind::Register && instr.op_register(op).is_vector_register();
-    let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-    if !memory || !(0..instr.op_count()).any(is_vector) || random.one_in(3) {
+    if !has_memory(instr) || !(0..instr.op_count()).any(is_vector) || random.one_in(3) {
         return Vec::new();
     }
     let operand = MemoryOperand::new(
@@ -224,7 +224,7 @@ fn stored_back(instr: &Instruction, random: &mut Random) -> Vec<(Vec<u8>, Instru
     work.into_iter().chain(store.ok()).filter_map(encoded).collect()
 }
 
-fn encoded(instr: Instruction) -> Option<(Vec<u8>, Instruction)> {
+pub(crate) fn encoded(instr: Instruction) -> Option<(Vec<u8>, Instruction)> {
     let mut encoder = Encoder::new(64);
     encoder.encode(&instr, arena::ENTRY).ok()?;
     let bytes = encoder.take_buffer();
@@ -249,7 +249,7 @@ pub fn state(random: &mut Random) -> State {
 }
 
 /// The flags that are undefined after `instr`.
-fn taint(before: u64, instr: &Instruction) -> u64 {
+pub(crate) fn taint(before: u64, instr: &Instruction) -> u64 {
     // A count of zero leaves the flags as they were, and so possibly undefined.
     let conditional = matches!(
         instr.mnemonic(),
@@ -265,12 +265,16 @@ fn taint(before: u64, instr: &Instruction) -> u64 {
             | Mnemonic::Shrd
     );
     let defined = instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set();
-    let cleared = if conditional { 0 } else { from_iced(defined) };
+    let cleared = if conditional { 0 } else { in_rflags(defined) };
     before & !cleared | undefined_flags(instr)
 }
 
-/// Whether an instruction's effect stays where the block's rules want it.
-fn suits(instr: &Instruction, info: &mut InstructionInfoFactory) -> bool {
+/// Whether an instruction's effect stays where the block's rules want it: `reserved` registers are not written.
+pub(crate) fn suits(
+    instr: &Instruction,
+    info: &mut InstructionInfoFactory,
+    reserved: &[Register],
+) -> bool {
     let excluded = instr.is_string_instruction()
         || matches!(
             instr.mnemonic(),
@@ -290,10 +294,11 @@ fn suits(instr: &Instruction, info: &mut InstructionInfoFactory) -> bool {
         instr.op_kind(op) == OpKind::Register
             && instr.op_register(op).full_register() == Register::RSP
     });
-    let reserved = info.info(instr).used_registers().iter().any(|used| {
-        writes(used.access()) && [BASE, INDEX].contains(&used.register().full_register())
-    });
-    !excluded && !reserved && !moves_stack
+    let spoils =
+        info.info(instr).used_registers().iter().any(|used| {
+            writes(used.access()) && reserved.contains(&used.register().full_register())
+        });
+    !excluded && !spoils && !moves_stack
 }
 
 fn bit_string(instr: &Instruction) -> bool {
@@ -303,19 +308,18 @@ fn bit_string(instr: &Instruction) -> bool {
 }
 
 fn moffs(instr: &Instruction) -> bool {
-    (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory)
-        && format!("{:?}", instr.code()).contains("moffs")
+    has_memory(instr) && format!("{:?}", instr.code()).contains("moffs")
 }
 
 /// The same instruction with its memory operand in the data, mostly.
 fn with_safe_memory(
     bytes: Vec<u8>,
-    mut instr: Instruction,
+    instr: Instruction,
     random: &mut Random,
 ) -> Option<(Vec<u8>, Instruction)> {
-    let Some(op) = (0..instr.op_count()).find(|op| instr.op_kind(*op) == OpKind::Memory) else {
+    if !has_memory(&instr) {
         return Some((bytes, instr));
-    };
+    }
     let reach = if random.one_in(30) { 4200 } else { 3500 };
     let mut displacement = random.below(2 * reach) as i64 - reach as i64;
     if random.one_in(2) {
@@ -331,7 +335,18 @@ fn with_safe_memory(
     let index = if !aligned && random.one_in(2) { INDEX } else { Register::None };
     let scale = random.pick(&[1, 2, 4]);
     let operand = MemoryOperand::new(BASE, index, scale, displacement, 8, false, Register::None);
-    instr.set_op_kind(op, OpKind::Memory);
+    with_memory(instr, operand)
+}
+
+pub(crate) fn has_memory(instr: &Instruction) -> bool {
+    (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory)
+}
+
+/// The same instruction with this memory operand.
+pub(crate) fn with_memory(
+    mut instr: Instruction,
+    operand: MemoryOperand,
+) -> Option<(Vec<u8>, Instruction)> {
     instr.set_memory_base(operand.base);
     instr.set_memory_index(operand.index);
     instr.set_memory_index_scale(operand.scale);

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use iced_x86::{Instruction, RflagsBits};
+use iced_x86::Instruction;
+use translator::native::in_rflags;
 use x86::rflags;
 
 use crate::arena;
@@ -14,25 +15,7 @@ pub const FLAGS: u64 = rflags::STATUS | rflags::DF;
 /// The flags that `instr` leaves undefined.
 #[must_use]
 pub fn undefined_flags(instr: &Instruction) -> u64 {
-    from_iced(instr.rflags_undefined())
-}
-
-/// iced's flag bits as RFLAGS bits.
-#[must_use]
-pub fn from_iced(bits: u32) -> u64 {
-    [
-        (RflagsBits::OF, rflags::OF),
-        (RflagsBits::SF, rflags::SF),
-        (RflagsBits::ZF, rflags::ZF),
-        (RflagsBits::AF, rflags::AF),
-        (RflagsBits::CF, rflags::CF),
-        (RflagsBits::PF, rflags::PF),
-        (RflagsBits::DF, rflags::DF),
-    ]
-    .into_iter()
-    .filter(|(theirs, _)| bits & theirs != 0)
-    .map(|(_, ours)| ours)
-    .sum()
+    in_rflags(instr.rflags_undefined())
 }
 
 /// What differs, one item a line; empty where nothing does. Flags in `undefined` do not count.

@@ -19,6 +19,7 @@ pub mod generate;
 pub mod interpret;
 pub mod native;
 pub mod random;
+pub mod rounds;
 pub mod run;
 pub mod state;
 pub mod translated;

@@ -12,6 +12,7 @@ use crate::generate::{Generator, INTEGER, randomise};
 use crate::interpret;
 use crate::native::{Bitness, Host};
 use crate::random::Random;
+use crate::rounds;
 use crate::state::{Outcome, State};
 use crate::translated::Translated;
 
@@ -203,22 +204,53 @@ pub fn scattered_blocks(
         let scattered = block::scatter(&block, &mut random);
         let mut state = block::state(&mut random);
         randomise(&mut state, &mut random);
-        let native = host.run(&state, &scattered.bytes, Bitness::Bits64, true);
-        let forgotten = native.fault.is_some() && ours.forgets_flags();
-        let ours = ours.run(&state, &scattered.bytes, Bitness::Bits64, 10_000);
-        let undefined = if forgotten { FLAGS } else { scattered.undefined_at(native.rip) };
-        let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
-        let disputed = || block.instrs.iter().any(|instr| is_disputed(instr, &native));
-        if !found.is_empty() && !disputed() {
-            let listing: String =
-                block.instrs.iter().map(|instr| describe_instruction(instr) + "\n").collect();
-            let (registers, bytes) = (describe_state(&state), &scattered.bytes);
-            return Err(format!(
-                "seed {seed}, case {case}:\n{listing}{bytes:02x?}\n{registers}{found}"
-            ));
-        }
+        let instrs = &block.instrs;
+        let undefined = |rip| scattered.undefined_at(rip);
+        let found = mixed(host, ours, &state, &scattered.bytes, instrs, undefined);
+        found.map_err(|found| format!("seed {seed}, case {case}:\n{found}"))?;
     }
     Ok(())
+}
+
+/// Runs `cases` loops over arrays, and compares vector registers too.
+///
+/// # Errors
+///
+/// As [`singles`].
+pub fn loops(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> Result<(), String> {
+    let generator = Generator::mixed();
+    for case in 0..cases {
+        let mut random = random(seed, case);
+        let rounds = rounds::rounds(&generator, &mut random);
+        let mut state = rounds.state(&mut random);
+        randomise(&mut state, &mut random);
+        let undefined = |rip| rounds.undefined_at(rip);
+        let found = mixed(host, ours, &state, &rounds.bytes, &rounds.instrs, undefined);
+        found.map_err(|found| format!("seed {seed}, case {case}:\n{found}"))?;
+    }
+    Ok(())
+}
+
+/// Runs code of all kinds of instructions, with branches, and compares vector registers too. `undefined`: flags that are
+/// where it ends.
+fn mixed(
+    host: &mut Host,
+    ours: &mut Ours,
+    state: &State,
+    bytes: &[u8],
+    instrs: &[Instruction],
+    undefined: impl Fn(u64) -> u64,
+) -> Result<(), String> {
+    let native = host.run(state, bytes, Bitness::Bits64, true);
+    let forgotten = native.fault.is_some() && ours.forgets_flags();
+    let ours = ours.run(state, bytes, Bitness::Bits64, 100_000);
+    let undefined = if forgotten { FLAGS } else { undefined(native.rip) };
+    let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
+    if found.is_empty() || instrs.iter().any(|instr| is_disputed(instr, &native)) {
+        return Ok(());
+    }
+    let listing: String = instrs.iter().map(|instr| describe_instruction(instr) + "\n").collect();
+    Err(format!("{listing}{bytes:02x?}\n{}{found}", describe_state(state)))
 }
 
 /// A branch ends where it cannot go on: at an INT3, whose trap reports the address behind it, or at a

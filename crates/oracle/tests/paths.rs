@@ -8,6 +8,12 @@ use oracle::{Host, Translated};
 use translator::native::Options;
 use translator::paths::{Limits, Policy};
 
+fn loops_agree(mut ours: Ours, cases: u64) {
+    let cases = run::cases(cases);
+    let done = run::loops(&mut Host::new(), &mut ours, run::seed(), cases);
+    assert_eq!(done, Ok(()));
+}
+
 fn agrees(mut ours: Ours, cases: u64) {
     let cases = run::cases(cases);
     let done = run::scattered_blocks(&mut Host::new(), &mut ours, run::seed(), cases);
@@ -45,4 +51,20 @@ fn along_jumps_and_calls() {
     let limits =
         Limits { instructions: 200, branches: 100, jumps: 100, calls: 100, at_heads: false };
     agrees(translated(Policy { limits, ..Policy::FATHOM }, true), 40_000);
+}
+
+#[test]
+fn loops_interpreted() {
+    loops_agree(Ours::Interpreter, 1_000);
+}
+
+#[test]
+fn loops_in_strips() {
+    loops_agree(translated(Policy::FATHOM, true), 20_000);
+}
+
+#[test]
+fn loops_round_by_round() {
+    let options = Options { strips: false, ..Options::default() };
+    loops_agree(Ours::Translated(Translated::with_paths(options, Policy::FATHOM)), 10_000);
 }

@@ -65,13 +65,17 @@ impl<M: Machine> Block<M> {
     pub(crate) fn of_path(
         page: u64,
         path: &Path,
-        watched: &[Fragment],
+        watched: impl Iterator<Item = Fragment>,
         next_page: Option<u64>,
         native: NativeBlock,
     ) -> Self {
         // One that crosses depends on its own bytes.
-        let fragments = path.fragments.iter().chain(watched).filter(|_| next_page.is_none());
-        let mut depends: Vec<_> = fragments.copied().collect();
+        let mut depends = Vec::new();
+        if next_page.is_none() {
+            depends.reserve_exact(path.fragments.len() + watched.size_hint().1.unwrap_or(0));
+            depends.extend_from_slice(&path.fragments);
+            depends.extend(watched);
+        }
         depends.sort_unstable_by_key(|fragment| fragment.offset);
         depends.dedup_by(|next, last| {
             let joined = u32::from(next.offset) <= last.end();
@@ -182,7 +186,15 @@ impl<M: Machine> Block<M> {
         let allocated = |bytes: usize| if bytes > 0 { bytes + MALLOC } else { 0 };
         let own = allocated(size_of::<Self>() + ARC);
         let parts = allocated(size_of_val(&*self.insns)) + allocated(size_of_val(&*self.depends));
-        own + parts + self.native().map_or(0, NativeBlock::bytes) + ENTRY_BYTES
+        own + parts + self.native().map_or(0, |_| NativeBlock::BYTES) + ENTRY_BYTES
+    }
+}
+
+impl<M: Machine> Block<M> {
+    /// What [`Block::bytes`] can be for one with code that depends on so many pieces.
+    pub(crate) fn path_bytes_at_most(pieces: usize) -> usize {
+        let depends = pieces * size_of::<Fragment>() + MALLOC;
+        size_of::<Self>() + ARC + MALLOC + depends + NativeBlock::BYTES + ENTRY_BYTES
     }
 }
 

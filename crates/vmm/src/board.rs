@@ -112,8 +112,8 @@ impl Board {
         board.add_serial(vm, ending, console, typed)?;
         let view = DeviceView::new(Arc::clone(memory));
         // Disks come first, so that their names do not depend on what else there is.
-        for disk in &plan.disks {
-            board.add_virtio(Box::new(self::disk(disk)?), &view, vm)?;
+        for (number, disk) in plan.disks.iter().enumerate() {
+            board.add_virtio(Box::new(self::disk(disk, number)?), &view, vm)?;
         }
         for network in &outside.networks {
             board.add_virtio(Box::new(Net::new(network.clone())), &view, vm)?;
@@ -260,8 +260,11 @@ fn vsock(plan: &VmPlan, outside: &Outside) -> Result<Option<Vsock>, VmError> {
     device.transpose().map_err(VmError::host("create the vsock device"))
 }
 
-fn disk(plan: &DiskPlan) -> Result<Disk, VmError> {
-    Ok(Disk::new(disk_config(plan).plan()?))
+/// `number`: among the VM's disks.
+fn disk(plan: &DiskPlan, number: usize) -> Result<Disk, VmError> {
+    // A board has room for fewer.
+    let number = u8::try_from(number).unwrap_or(u8::MAX);
+    Ok(Disk::new(DiskConfig { number, ..disk_config(plan) }.plan()?))
 }
 
 /// The disk as `devices` is asked for it.
@@ -275,5 +278,6 @@ pub(crate) fn disk_config(plan: &DiskPlan) -> DiskConfig {
         read_only: plan.access == DiskAccess::ReadOnly,
         overlay,
         serial: String::new(),
+        number: 0,
     }
 }

@@ -61,6 +61,9 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
     /// Where the report of the run is written.
     pub report: Option<PathBuf>,
+    /// Where it is written which disk blocks come into the guest's memory and leave it.
+    #[serde(default)]
+    pub cache_log: Option<PathBuf>,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

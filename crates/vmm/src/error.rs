@@ -55,6 +55,9 @@ pub enum RequestError {
     /// The guest has ended.
     #[error("the VM has ended")]
     Ended,
+    /// The guest's kernel could not be understood.
+    #[error("guest kernel: {0}")]
+    Kernel(#[from] insight::kernel::KernelError),
     /// A balloon target outside the guest's memory.
     #[error("balloon target {target} is more than the guest's memory of {memory} bytes")]
     BalloonTarget {

@@ -10,6 +10,8 @@ use confine::Thread;
 use engine::Engine;
 use engine_translate::TranslateEngine;
 use insight::WorkingSetSample;
+use insight::kernel::Kernel;
+use memory::ReadView;
 
 use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
@@ -67,6 +69,7 @@ struct Totals {
     instructions: Option<u64>,
     exits: BTreeMap<&'static str, u64>,
     translation: BTreeMap<&'static str, u64>,
+    cache: BTreeMap<&'static str, u64>,
     working_set: Vec<WorkingSetPoint>,
 }
 
@@ -80,6 +83,7 @@ impl Totals {
         }
         add(&mut self.exits, machine.exits());
         add(&mut self.translation, machine.translation());
+        add(&mut self.cache, machine.cache());
         self.working_set.extend(life.clock.history().iter().map(point));
         self
     }
@@ -191,6 +195,14 @@ impl VmHandle {
     #[must_use]
     pub fn status(&self) -> VmStatus {
         self.0.status()
+    }
+
+    /// Looks for the guest's kernel in its memory, on the calling thread, while the guest runs: `pause` before for
+    /// a still picture. Leaves no trace in the facts about the guest's memory.
+    pub fn kernel(&self) -> Result<Kernel, RequestError> {
+        let machine = Arc::clone(&self.0.lock().life.machine);
+        machine.memory.catch_up();
+        Ok(Kernel::find(&ReadView::new(Arc::clone(&machine.memory)))?)
     }
 
     /// Has the working set measured for the next minute, see [`VmStatus::working_set`].
@@ -375,6 +387,7 @@ impl Shared {
             exits: totals.exits,
             frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
             translation: totals.translation,
+            cache: totals.cache,
             working_set: totals.working_set,
             host_resident_bytes: process_private_bytes()
                 + life.machine.memory.backed_bytes().unwrap_or(0),

@@ -11,6 +11,7 @@
 
 mod board;
 pub mod boot;
+mod cache_log;
 pub mod config;
 mod console;
 mod console_writer;

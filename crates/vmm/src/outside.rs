@@ -27,6 +27,8 @@ pub struct Outside {
     pub(crate) profile: Option<Profile>,
     /// Where those of this run are written down.
     pub(crate) profile_out: Option<Arc<File>>,
+    /// Where it is written which blocks come and go.
+    pub(crate) cache_log: Option<Arc<File>>,
 }
 
 impl VmPlan {
@@ -41,8 +43,9 @@ impl VmPlan {
         let perf_map = self.perf_map.then(perf_map).transpose()?.map(Arc::new);
         let profile = self.profile.as_deref().map(read_profile).transpose()?;
         let profile_out = self.profile_out.as_deref().map(make_profile).transpose()?.map(Arc::new);
+        let cache_log = self.cache_log.as_deref().map(make_cache_log).transpose()?.map(Arc::new);
         let vsock = vsock.map(Arc::new);
-        Ok(Outside { networks, vsock, perf_map, profile, profile_out })
+        Ok(Outside { networks, vsock, perf_map, profile, profile_out, cache_log })
     }
 }
 
@@ -58,6 +61,11 @@ fn read_profile(path: &Path) -> Result<Profile, VmError> {
     profile.map_err(|error| {
         VmError::Host(format!("read {}, the profile", path.display()), io::Error::other(error))
     })
+}
+
+fn make_cache_log(path: &Path) -> Result<File, VmError> {
+    let made = File::create(path);
+    made.map_err(|error| VmError::Host(format!("make {}, the cache log", path.display()), error))
 }
 
 fn make_profile(path: &Path) -> Result<File, VmError> {

@@ -161,6 +161,7 @@ mod tests {
                 engine: EngineChoice::Translate,
                 console: ConsoleConfig::File(self.path("console")),
                 report: Some(self.path("report")),
+                cache_log: None,
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
                 vsock: Some(VsockConfig::new(3, self.path("vsock"))),
                 translation: TranslationConfig::default(),

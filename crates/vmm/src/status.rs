@@ -75,6 +75,8 @@ pub struct RunReport {
     pub frames: BTreeMap<&'static str, u64>,
     /// What the engine's translator did, by name; empty on an engine without.
     pub translation: BTreeMap<&'static str, u64>,
+    /// Disk blocks that came into the guest's memory and left it, by name; empty where nobody asked.
+    pub cache: BTreeMap<&'static str, u64>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
     /// Resident memory of this process at the end, guest frames included.

@@ -25,6 +25,7 @@ mod process;
 mod programs;
 mod threads;
 
+use crate::random::Random;
 use crate::report::emit;
 use crate::request::{Request, Work};
 use crate::sys;
@@ -148,26 +149,6 @@ impl Job<'_> {
 
 fn unsupported(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::Unsupported, why.into())
-}
-
-/// A generator of Marsaglia's (xorshift64, 2003).
-struct Random(u64);
-
-impl Random {
-    const fn new() -> Self {
-        Self(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
 }
 
 /// One value after the other makes one checksum.

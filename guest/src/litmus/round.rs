@@ -1,6 +1,7 @@
 //! Running a shape many times, its threads as much at the same time as can be.
 
 use super::{Outcome, Shape, X, Y};
+use crate::random::Random;
 use crate::sys::pin_to_cpu;
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
@@ -83,12 +84,13 @@ struct Runner<'a> {
     progress: &'a [Progress],
     /// Rounds begun.
     begun: u64,
-    random: u64,
+    random: Random,
 }
 
 impl<'a> Runner<'a> {
     fn new(shape: &'a Shape, id: usize, progress: &'a [Progress]) -> Self {
-        Self { shape, id, progress, begun: 0, random: 0x9e37_79b9_7f4a_7c15 ^ id as u64 }
+        let random = Random::from_seed(0x9e37_79b9_7f4a_7c15 ^ id as u64);
+        Self { shape, id, progress, begun: 0, random }
     }
 
     fn batch(&mut self, cells: &[Cell]) {
@@ -113,12 +115,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Marsaglia's xorshift says how long.
     fn delay(&mut self) {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        for turn in 0..self.random % LONGEST_DELAY {
+        for turn in 0..self.random.next() % LONGEST_DELAY {
             black_box(turn);
         }
     }

@@ -12,7 +12,7 @@ mod keys;
 mod modules;
 mod probes;
 mod programs;
-mod tracefs;
+pub(crate) mod tracefs;
 mod tracers;
 mod user_probes;
 

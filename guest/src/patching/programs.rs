@@ -3,6 +3,7 @@
 use super::bpf::{Counter, Program, instruction, load_8};
 use super::filters::COMPILE;
 use super::{Result, SKIPPED, Test, busy, expect, write};
+use crate::random::Random;
 
 pub(super) const TESTS: &[Test] = &[("bpf-arithmetic", arithmetic), ("bpf-counter", counter)];
 
@@ -12,10 +13,10 @@ const LENGTH: usize = 80;
 
 /// Programs of random arithmetic: the interpreter is the judge of what was compiled.
 fn arithmetic(rounds: u64) -> Result<String> {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::from_seed(0x1234_5678_9abc_def1);
     let calls = busy::during(|| {
         for round in 0..rounds * 20 {
-            let code = random.program();
+            let code = program(&mut random);
             write(COMPILE, "0")?;
             let interpreted = Program::load(&code)?;
             write(COMPILE, "1")?;
@@ -87,52 +88,36 @@ fn counting(map: u64) -> Vec<u64> {
     ]
 }
 
-/// Marsaglia's xorshift.
-struct Random(u64);
+/// Numbers into all registers, arithmetic, and all registers into one.
+fn program(random: &mut Random) -> Vec<u64> {
+    let mut code: Vec<u64> = (0..10).flat_map(|to| load_8(to, 0, random.next())).collect();
+    code.extend(std::iter::repeat_with(|| operation(random)).take(LENGTH));
+    code.extend((1..10).map(|from| instruction(0xaf, 0, from, 0, 0)));
+    code.extend([
+        instruction(0xbf, 1, 0, 0, 0),
+        instruction(0x77, 1, 0, 0, 32),
+        instruction(0xaf, 0, 1, 0, 0),
+        instruction(0x95, 0, 0, 0, 0),
+    ]);
+    code
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// Numbers into all registers, arithmetic, and all registers into one.
-    fn program(&mut self) -> Vec<u64> {
-        let mut code: Vec<u64> = (0..10).flat_map(|to| load_8(to, 0, self.next())).collect();
-        code.extend(std::iter::repeat_with(|| self.operation()).take(LENGTH));
-        code.extend((1..10).map(|from| instruction(0xaf, 0, from, 0, 0)));
-        code.extend([
-            instruction(0xbf, 1, 0, 0, 0),
-            instruction(0x77, 1, 0, 0, 32),
-            instruction(0xaf, 0, 1, 0, 0),
-            instruction(0x95, 0, 0, 0, 0),
-        ]);
-        code
-    }
-
-    /// ADD to ARSH in both widths, by a register or a number, and byte swaps.
-    fn operation(&mut self) -> u64 {
-        const NEGATE: u8 = 0x80;
-        const SWAP: u8 = 0xd0;
-        const OPERATIONS: [u8; 13] =
-            [0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x90, 0xa0, 0xc0, NEGATE, SWAP];
-        let operation = OPERATIONS[self.below(13) as usize];
-        let (to, from) = (self.below(10) as u8, self.below(10) as u8);
-        let (class, width) = if self.below(2) == 0 { (0x04, 32) } else { (0x07, 64) };
-        match operation {
-            SWAP => instruction(0xd4 | (self.below(2) as u8) << 3, to, 0, 0, 16 << self.below(3)),
-            NEGATE => instruction(NEGATE | class, to, 0, 0, 0),
-            // Division by 0 and shifts by all bits are no programs.
-            _ if self.below(2) == 0 => {
-                instruction(operation | class, to, 0, 0, self.below(width - 1) as i32 + 1)
-            }
-            _ => instruction(operation | class | 0x08, to, from, 0, 0),
+/// ADD to ARSH in both widths, by a register or a number, and byte swaps.
+fn operation(random: &mut Random) -> u64 {
+    const NEGATE: u8 = 0x80;
+    const SWAP: u8 = 0xd0;
+    const OPERATIONS: [u8; 13] =
+        [0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x90, 0xa0, 0xc0, NEGATE, SWAP];
+    let operation = OPERATIONS[random.below(OPERATIONS.len())];
+    let (to, from) = (random.below(10) as u8, random.below(10) as u8);
+    let (class, width) = if random.below(2) == 0 { (0x04, 32) } else { (0x07, 64) };
+    match operation {
+        SWAP => instruction(0xd4 | (random.below(2) as u8) << 3, to, 0, 0, 16 << random.below(3)),
+        NEGATE => instruction(NEGATE | class, to, 0, 0, 0),
+        // Division by 0 and shifts by all bits are no programs.
+        _ if random.below(2) == 0 => {
+            instruction(operation | class, to, 0, 0, random.below(width - 1) as i32 + 1)
         }
+        _ => instruction(operation | class | 0x08, to, from, 0, 0),
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 
 const FOLDER: &str = "/sys/kernel/tracing";
 
-pub(super) fn mount() -> Result<()> {
+pub(crate) fn mount() -> Result<()> {
     if fs::exists(path("trace")).unwrap_or(false) {
         return Ok(());
     }
@@ -13,32 +13,35 @@ pub(super) fn mount() -> Result<()> {
         .map_err(|error| format!("mount {FOLDER}: {error}"))
 }
 
-pub(super) fn path(file: &str) -> String {
+pub(crate) fn path(file: &str) -> String {
     format!("{FOLDER}/{file}")
 }
 
-pub(super) fn set(file: &str, text: &str) -> Result<()> {
+pub(crate) fn set(file: &str, text: &str) -> Result<()> {
     write(&path(file), text)
 }
 
 /// Make a file's content nothing else than this.
-pub(super) fn replace(file: &str, text: &str) -> Result<()> {
+pub(crate) fn replace(file: &str, text: &str) -> Result<()> {
     fs::write(path(file), text).map_err(|error| format!("write {text:?} to {file}: {error}"))
 }
 
-pub(super) fn forget_trace() -> Result<()> {
+pub(crate) fn forget_trace() -> Result<()> {
     replace("trace", "")
 }
 
 /// What was traced since it was forgotten, on all processors, kept or not.
 pub(super) fn traced() -> Result<u64> {
+    counted(crate::sys::cpus_online(), &["entries: ", "overrun: "])
+}
+
+/// The sum of counters of so many processors' buffers.
+pub(crate) fn counted(cpus: u64, names: &[&str]) -> Result<u64> {
     let mut count = 0;
-    for cpu in 0..crate::sys::cpus_online() {
+    for cpu in 0..cpus {
         let stats = read(&path(&format!("per_cpu/cpu{cpu}/stats")))?;
         for line in stats.lines() {
-            if let Some(number) =
-                ["entries: ", "overrun: "].iter().find_map(|name| line.strip_prefix(name))
-            {
+            if let Some(number) = names.iter().find_map(|name| line.strip_prefix(name)) {
                 count += number.trim().parse::<u64>().map_err(|_| stats.clone())?;
             }
         }

@@ -10,11 +10,11 @@ mod sweep;
 use crate::report::emit;
 use crate::request::{Request, Work};
 use crate::selftest;
-use crate::{bench, litmus, patching};
+use crate::{bench, cache, litmus, patching};
 
 /// For the usage line.
 pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
-     smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
+     smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list cache:LOAD[,MIB] selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
 pub(crate) fn run_all(request: &Request) -> bool {
@@ -40,6 +40,7 @@ fn run(work: &Work, request: &Request) -> bool {
         "tests" => selftest::run("") & smp::run(crate::sys::cpus_online()) & integer::run(20),
         "exec" => program::run(&work.command()),
         "disk" => program::run_from_disk(&work.command(), &request.root),
+        "cache" => cache::run(work, request),
         "bench" => bench::run(work, request),
         "sh" => program::shell(),
         name => {

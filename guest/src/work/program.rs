@@ -83,6 +83,10 @@ impl Root {
         Ok(root)
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.0
+    }
+
     /// Have a program see it as its root folder.
     pub(crate) fn enter(&self, command: &mut Command) {
         let folder = self.0.clone();

@@ -4,13 +4,15 @@
 //!
 //! ```text
 //! .kit/kernel/vmlinuz       Debian's cloud kernel         .kit/full/vmlinuz   linux-image-amd64
-//! .kit/kernel/modules/      NAME.ko, `order`, `later`     .kit/full/modules/
+//! .kit/kernel/modules/      NAME.ko, and their lists      .kit/full/modules/
 //! .kit/busybox              statically linked
 //! .kit/guest                our guest program, statically linked
 //! .kit/initramfs.cpio       /init is the guest program; with the cloud kernel's modules
 //! .kit/initramfs-full.cpio  the same for linux-image-amd64
 //! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3, stress-ng,
 //!                           /check.sh, which shows that they work, and /stress.sh for the last
+//! .kit/initramfs-xfs.cpio   initramfs.cpio with the module for XFS, and
+//! .kit/xfsprogs/            Debian's programs for it, once an experiment asks
 //! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
 //! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
@@ -28,6 +30,7 @@ mod initramfs;
 pub(crate) mod lab;
 mod modules;
 mod program;
+mod xfs;
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
@@ -80,7 +83,8 @@ impl Kernel {
         self.folder.join("vmlinuz")
     }
 
-    /// One `NAME.ko` each, and their names in load order: in `order` what every guest loads, in `later` the rest.
+    /// One `NAME.ko` each, and their names in load order: in `order` what every guest loads, in `later`
+    /// what some do, in `apart` what no initramfs has of itself.
     pub(crate) fn modules(&self) -> PathBuf {
         self.folder.join("modules")
     }
@@ -104,15 +108,17 @@ impl Kernel {
         let new = tempfile::tempdir_in(parent)?;
         copy(image, &new.path().join("vmlinuz"))?;
         fs::create_dir(new.path().join("modules"))?;
-        let (mut order, mut later) = (String::new(), String::new());
+        let mut lists = LISTS.map(|list| (list, String::new()));
         for module in &modules {
             let name = format!("{}.ko", module.name);
             fs::write(new.path().join("modules").join(&name), &module.content)?;
-            let list = if module.later { &mut later } else { &mut order };
-            *list += &format!("{name}\n");
+            for (_, names) in lists.iter_mut().filter(|(list, _)| *list == module.need.list()) {
+                *names += &format!("{name}\n");
+            }
         }
-        fs::write(new.path().join("modules/order"), order)?;
-        fs::write(new.path().join("modules/later"), later)?;
+        for (list, names) in lists {
+            fs::write(new.path().join("modules").join(list), names)?;
+        }
         fs::write(new.path().join("wanted"), names)?;
         if self.folder.exists() {
             fs::remove_dir_all(&self.folder)?;
@@ -122,6 +128,9 @@ impl Kernel {
             .with_context(|| format!("put the kernel into {}", self.folder.display()))
     }
 }
+
+/// Of modules, by who loads them.
+const LISTS: [&str; 3] = ["order", "later", "apart"];
 
 /// One a line.
 fn names(wanted: &[Wanted]) -> String {

@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a guest under Fathom wants.
-pub(super) const GUEST: [Wanted; 18] = [
+pub(super) const GUEST: [Wanted; 19] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
     ("virtio_rng", Need::Must),
@@ -35,6 +35,8 @@ pub(super) const GUEST: [Wanted; 18] = [
     ("test_static_key_base", Need::Later),
     ("test_static_keys", Need::Later),
     ("test_bpf", Need::Later),
+    // For one experiment, and larger than all the others together.
+    ("xfs", Need::Apart),
 ];
 
 /// What the lab's machine wants: to reach its own disk and ports, and to be a host.
@@ -58,16 +60,28 @@ pub(super) type Wanted = (&'static str, Need);
 pub(super) enum Need {
     Must,
     May,
-    /// Not loaded when the guest starts, but by what is to be done there. Comes last.
+    /// Not loaded when the guest starts, but by what is to be done there. Comes after those.
     Later,
+    /// As `Later`, but in an initramfs of its own, for those who ask. Comes last.
+    Apart,
+}
+
+impl Need {
+    /// In which list of a kernel's folder it is.
+    pub(super) fn list(self) -> &'static str {
+        match self {
+            Self::Must | Self::May => "order",
+            Self::Later => "later",
+            Self::Apart => "apart",
+        }
+    }
 }
 
 /// A module, uncompressed.
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) content: Vec<u8>,
-    /// Not to be loaded at once.
-    pub(crate) later: bool,
+    pub(super) need: Need,
 }
 
 /// Gather the wanted modules and all that they need from a `/lib/modules/VERSION` folder, in
@@ -77,7 +91,7 @@ pub(crate) fn gather(folder: &Path, wanted: &[Wanted]) -> Result<Vec<Module>> {
     let mut order = Order { index: &index, done: BTreeSet::new(), modules: Vec::new() };
     for &(name, need) in wanted {
         if index.knows(name) {
-            order.add(name, need == Need::Later)?;
+            order.add(name, need)?;
         } else if need == Need::Must {
             bail!("{}: no module {name}: is this a /lib/modules/VERSION folder?", folder.display());
         }
@@ -114,16 +128,16 @@ struct Order<'a> {
 
 impl Order<'_> {
     /// Depth first: what a module needs comes before it. A cycle ends at `done`.
-    fn add(&mut self, name: &str, later: bool) -> Result<()> {
+    fn add(&mut self, name: &str, need: Need) -> Result<()> {
         if self.index.builtin.contains(name) || !self.done.insert(name.to_owned()) {
             return Ok(());
         }
         let file = self.index.files.get(name).with_context(|| format!("no module {name}"))?;
         let content = read_module(file)?;
         for needed in dependencies(&content).with_context(|| format!("{}", file.display()))? {
-            self.add(&needed, later)?;
+            self.add(&needed, need)?;
         }
-        self.modules.push(Module { name: name.to_owned(), content, later });
+        self.modules.push(Module { name: name.to_owned(), content, need });
         Ok(())
     }
 }

@@ -45,6 +45,7 @@ pub(crate) struct Guest {
     initramfs: PathBuf,
     cmdline: String,
     cpus: u64,
+    memory_mib: u64,
     disks: Vec<Disk>,
     /// A QEMU other than the kit's.
     qemu: Option<Qemu>,
@@ -52,14 +53,18 @@ pub(crate) struct Guest {
     named: Option<(String, PathBuf)>,
     /// For Fathom only: `--translate`.
     translate: Option<String>,
+    /// For Fathom only: whatever else.
+    options: Vec<String>,
 }
 
 struct Disk {
     path: PathBuf,
     writable: bool,
+    /// For Fathom only: where writes go.
+    overlay: Option<PathBuf>,
 }
 
-/// Guests of benchmarks and demo have so much memory.
+/// Guests have so much memory unless said otherwise.
 pub(crate) const MEMORY_MIB: u64 = 256;
 
 const QEMU_TCG: [&str; 6] = ["-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", "max"];
@@ -87,11 +92,21 @@ impl Guest {
             initramfs: kit.initramfs(),
             cmdline,
             cpus: 1,
+            memory_mib: MEMORY_MIB,
             disks: Vec::new(),
             qemu: None,
             named: None,
             translate: None,
+            options: Vec::new(),
         }
+    }
+
+    pub(crate) fn initramfs(self, path: &Path) -> Self {
+        Self { initramfs: path.to_owned(), ..self }
+    }
+
+    pub(crate) fn memory(self, memory_mib: u64) -> Self {
+        Self { memory_mib, ..self }
     }
 
     pub(crate) fn cpus(self, cpus: u64) -> Self {
@@ -108,8 +123,15 @@ impl Guest {
         self.with_disk(path, true)
     }
 
+    /// For Fathom only: a raw disk of which what the guest writes goes to another file.
+    pub(crate) fn overlay(mut self, path: &Path, overlay: &Path) -> Self {
+        let overlay = Some(overlay.to_owned());
+        self.disks.push(Disk { path: path.to_owned(), writable: true, overlay });
+        self
+    }
+
     fn with_disk(mut self, path: &Path, writable: bool) -> Self {
-        self.disks.push(Disk { path: path.to_owned(), writable });
+        self.disks.push(Disk { path: path.to_owned(), writable, overlay: None });
         self
     }
 
@@ -123,6 +145,11 @@ impl Guest {
 
     pub(crate) fn translate(self, how: &str) -> Self {
         Self { translate: Some(how.to_owned()), ..self }
+    }
+
+    /// For Fathom only: more words of its command line.
+    pub(crate) fn options(self, options: &[String]) -> Self {
+        Self { options: options.to_vec(), ..self }
     }
 
     /// Start it. The console is read in the background from now on.
@@ -143,11 +170,13 @@ impl Guest {
         let mut command = Command::new(fathom_program());
         command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initramfs);
         command.args(["--cmdline", &self.cmdline, "--engine", engine]);
-        command.args(["--memory", &format!("{MEMORY_MIB}M")]);
+        command.args(["--memory", &format!("{}M", self.memory_mib)]);
         command.args(["--cpus", &self.cpus.to_string()]);
-        for Disk { path, writable } in &self.disks {
+        for Disk { path, writable, overlay } in &self.disks {
             let read_only = if *writable { "" } else { ",ro" };
-            command.arg("--disk").arg(format!("{}{read_only}", path.display()));
+            let overlay = overlay.as_ref().map(|file| format!(",overlay={}", file.display()));
+            let overlay = overlay.unwrap_or_default();
+            command.arg("--disk").arg(format!("{}{read_only}{overlay}", path.display()));
         }
         if let Some((name, report)) = &self.named {
             command.args(["--name", name]).arg("--report").arg(report);
@@ -155,6 +184,7 @@ impl Guest {
         if let Some(how) = &self.translate {
             command.args(["--translate", how]);
         }
+        command.args(&self.options);
         command
     }
 
@@ -164,13 +194,13 @@ impl Guest {
             Some(qemu) => qemu.command(),
             None => Kit::open()?.qemu()?.command(),
         };
-        command.args(machine).args(["-m", &MEMORY_MIB.to_string()]);
+        command.args(machine).args(["-m", &self.memory_mib.to_string()]);
         command.args(["-smp", &self.cpus.to_string()]);
         command.args(["-nodefaults", "-no-user-config"]);
         command.args(["-nographic", "-serial", "stdio", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         command.args(["-append", &format!("{}{words}", self.cmdline)]);
-        for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
+        for (number, Disk { path, writable, .. }) in self.disks.iter().enumerate() {
             let read_only = if *writable { "off" } else { "on" };
             let drive = format!(
                 "id=d{number},file={},format=raw,if=none,readonly={read_only}",
@@ -185,12 +215,12 @@ impl Guest {
     /// A kernel that is a process, with processes of the host as its own.
     fn user_mode(&self) -> Result<Command> {
         let mut command = Command::new(Kit::open()?.user_mode_linux()?);
-        command.arg(format!("mem={MEMORY_MIB}M"));
+        command.arg(format!("mem={}M", self.memory_mib));
         command.arg(format!("initrd={}", self.initramfs.display()));
         command.args(["con=null", "con0=null,fd:1", "ssl=null"]);
         let sockets = std::env::temp_dir().join("fathom-uml");
         command.arg(format!("uml_dir={}", sockets.display()));
-        for (number, Disk { path, writable }) in self.disks.iter().enumerate() {
+        for (number, Disk { path, writable, .. }) in self.disks.iter().enumerate() {
             let read_only = if *writable { "" } else { "r" };
             command.arg(format!("ubd{number}{read_only}={}", path.display()));
         }

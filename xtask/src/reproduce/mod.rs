@@ -2,6 +2,7 @@
 //!
 //! A row is an [`Outcome`]: what the paper says, what was run, a table, a picture and all figures as JSON.
 
+mod geiger;
 mod paths;
 mod profile;
 mod translate;
@@ -22,6 +23,8 @@ pub(crate) enum Reproduce {
     Profile(RowArgs),
     /// Paths over several blocks, by policy: memory and speed (Guha, Hazelwood and Soffa, 2010)
     Paths(RowArgs),
+    /// What comes into a guest's page cache and what is evicted, seen from outside (Geiger, 2006)
+    Geiger(geiger::GeigerArgs),
 }
 
 #[derive(Args)]
@@ -63,6 +66,7 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
         Reproduce::Translate(args) => publish(&translate::measure(args)?, args),
         Reproduce::Profile(args) => publish(&profile::measure(args)?, args),
         Reproduce::Paths(args) => publish(&paths::measure(args)?, args),
+        Reproduce::Geiger(args) => geiger::run(args),
     }
 }
 

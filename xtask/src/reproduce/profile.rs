@@ -8,10 +8,10 @@ use crate::kit::{self, Kit};
 use crate::machine::{Event, Guest, Next, Running, Vmm, build_fathom};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A guest that takes longer hangs.
@@ -23,7 +23,9 @@ const REPEATS: usize = 4;
 const GAIN_MIN: f64 = 0.05;
 
 /// How blocks become hot.
-const POLICIES: [&str; 3] = ["counters", "predict", "oracle"];
+const POLICIES: [&str; 4] = ["counters", "programs", "predict", "oracle"];
+/// Those that predict.
+const PREDICTORS: [&str; 2] = ["programs", "predict"];
 
 struct Subject {
     name: &'static str,
@@ -55,8 +57,18 @@ pub(super) struct Profiles {
 struct Figures {
     name: &'static str,
     policies: BTreeMap<&'static str, Medians>,
-    /// Of what the oracle gains over counters, the part that prediction gains.
-    recovered: BTreeMap<&'static str, f64>,
+    /// Of what the oracle gains over counters, the part that a predictor gains, by figure.
+    recovered: BTreeMap<&'static str, BTreeMap<&'static str, f64>>,
+    told: BTreeMap<&'static str, Told>,
+}
+
+/// Which blocks a predictor had translated, beside those that counters translate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+struct Told {
+    /// Of the predictor's, the part that counters translate too.
+    right: f64,
+    /// Of the counters', the part that the predictor has translated.
+    found: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -68,6 +80,8 @@ struct Medians {
     interpreted: f64,
     translated_blocks: f64,
     foreseen_blocks: f64,
+    /// Of code, stubs and bookkeeping.
+    bytes: f64,
 }
 
 /// One guest.
@@ -85,6 +99,9 @@ struct Made {
     instructions_interpreted: u64,
     blocks_translated: u64,
     blocks_foreseen: u64,
+    code_bytes: u64,
+    stub_bytes: u64,
+    bookkeeping_bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -102,11 +119,7 @@ pub(super) fn measure(args: &RowArgs) -> Result<Profiles> {
         for (subject, samples) in subjects.iter().zip(&mut samples) {
             if run == 0 {
                 // What the oracle knows.
-                sample(
-                    &kit,
-                    subject,
-                    &format!("profile=counters,profile-out={}", oracle(subject)?.display()),
-                )?;
+                record(&kit, subject, "counters")?;
             }
             for turn in 0..POLICIES.len() {
                 let policy = POLICIES[(run + turn) % POLICIES.len()];
@@ -123,18 +136,39 @@ pub(super) fn measure(args: &RowArgs) -> Result<Profiles> {
             }
         }
     }
-    let subjects =
-        subjects.iter().zip(samples).map(|(subject, samples)| Figures::of(subject.name, &samples));
-    Ok(Profiles { runs: args.runs(), subjects: subjects.collect(), troubles: Vec::new() })
+    let mut figures = Vec::new();
+    for (subject, samples) in subjects.iter().zip(samples) {
+        let counted = read(&profile(subject, "counters")?)?;
+        let mut told = BTreeMap::new();
+        for policy in PREDICTORS {
+            record(&kit, subject, policy)?;
+            told.insert(policy, Told::of(&read(&profile(subject, policy)?)?, &counted));
+        }
+        figures.push(Figures::of(subject.name, &samples, told));
+    }
+    Ok(Profiles { runs: args.runs(), subjects: figures, troubles: Vec::new() })
 }
 
-fn oracle(subject: &Subject) -> Result<PathBuf> {
-    Ok(folder()?.join(format!("profile-{}.txt", subject.name)))
+/// Where the profile of what `policy` has translated is.
+fn profile(subject: &Subject, policy: &str) -> Result<PathBuf> {
+    Ok(folder()?.join(format!("profile-{}-{policy}.txt", subject.name)))
+}
+
+/// Writes it.
+fn record(kit: &Kit, subject: &Subject, policy: &str) -> Result<()> {
+    let file = profile(subject, policy)?;
+    sample(kit, subject, &format!("profile={policy},profile-out={}", file.display())).map(drop)
+}
+
+/// A line a block.
+fn read(profile: &Path) -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string(profile).with_context(|| format!("read {}", profile.display()));
+    Ok(text?.lines().map(str::to_owned).collect())
 }
 
 fn switches(subject: &Subject, policy: &str) -> Result<String> {
     Ok(match policy {
-        "oracle" => format!("profile={}", oracle(subject)?.display()),
+        "oracle" => format!("profile={}", profile(subject, "counters")?.display()),
         policy => format!("profile={policy}"),
     })
 }
@@ -207,20 +241,50 @@ fn split(times: &[f64], has_program: bool) -> Result<(f64, Option<f64>)> {
 }
 
 impl Figures {
-    fn of(name: &'static str, samples: &BTreeMap<&str, Vec<Sample>>) -> Self {
+    fn of(
+        name: &'static str,
+        samples: &BTreeMap<&str, Vec<Sample>>,
+        told: BTreeMap<&'static str, Told>,
+    ) -> Self {
         let policies =
             POLICIES.iter().filter_map(|&policy| Some((policy, Medians::of(samples.get(policy)?))));
         let policies: BTreeMap<_, _> = policies.collect();
-        let of = |figure: fn(&Medians) -> f64| {
-            let [counters, predict, oracle] =
-                POLICIES.map(|policy| policies.get(policy).map(figure));
+        let of = |policy: &str, figure: fn(&Medians) -> f64| {
+            let [counters, predicted, oracle] =
+                ["counters", policy, "oracle"].map(|policy| policies.get(policy).map(figure));
             let gain = counters? - oracle?;
-            (gain > GAIN_MIN * counters?).then_some((counters? - predict?) / gain)
+            (gain > GAIN_MIN * counters?).then_some((counters? - predicted?) / gain)
         };
-        let recovered =
-            [("start-up", of(|m| m.start_seconds)), ("interpreted", of(|m| m.interpreted))];
-        let recovered = recovered.into_iter().filter_map(|(what, part)| Some((what, part?)));
-        Self { name, recovered: recovered.collect(), policies }
+        let parts = |policy| {
+            let parts = FIGURES.map(|(name, figure)| (name, of(policy, figure)));
+            parts.into_iter().filter_map(|(name, part)| Some((name, part?))).collect()
+        };
+        let recovered = PREDICTORS.map(|policy| (policy, parts(policy))).into();
+        Self { name, recovered, told, policies }
+    }
+}
+
+/// What it is called, and where it is.
+type Figure = (&'static str, fn(&Medians) -> f64);
+
+/// Which figures an oracle gains in.
+const FIGURES: [Figure; 3] = [
+    ("start-up", |medians| medians.start_seconds),
+    ("steady", |medians| medians.steady_seconds.unwrap_or(0.0)),
+    ("interpreted", |medians| medians.interpreted),
+];
+
+impl Told {
+    fn of(predicted: &BTreeSet<String>, counted: &BTreeSet<String>) -> Self {
+        let both = predicted.intersection(counted).count() as f64;
+        let part = |all: &BTreeSet<_>| both / all.len().max(1) as f64;
+        Self { right: part(predicted), found: part(counted) }
+    }
+}
+
+impl Made {
+    fn bytes(&self) -> u64 {
+        self.code_bytes + self.stub_bytes + self.bookkeeping_bytes
     }
 }
 
@@ -235,6 +299,7 @@ impl Medians {
             interpreted: of(&|sample| sample.made.instructions_interpreted as f64),
             translated_blocks: of(&|sample| sample.made.blocks_translated as f64),
             foreseen_blocks: of(&|sample| sample.made.blocks_foreseen as f64),
+            bytes: of(&|sample| sample.made.bytes() as f64),
         }
     }
 }
@@ -245,13 +310,20 @@ impl Outcome for Profiles {
         alone lose 14.5 % against an ideal offline profile; a loop's trip count, known before it runs, wins it back";
     const RUN: &'static str = "a Debian guest to /init, and programs of its disk, four times each: the processor time \
         of Fathom for the boot or the first run (start-up) and for a later one (steady). Blocks are translated when \
-        they have run often (counters), also when a loop's trips ahead make up for it (predict), or when an earlier \
-        run translated them (oracle)";
+        they have run often (counters), also when a program runs them again soon (programs), or anybody does, or when \
+        a loop's trips ahead make up for it (predict), or when an earlier run translated them (oracle)";
 
     fn table(&self) -> String {
         let mut table = format!(
-            "medians of {} runs\n\n{:18}{:>12}{:>12}{:>14}{:>12}{:>10}\n",
-            self.runs, "", "start-up ms", "steady ms", "interpreted", "translated", "foreseen"
+            "medians of {} runs\n\n{:18}{:>12}{:>12}{:>14}{:>12}{:>10}{:>8}\n",
+            self.runs,
+            "",
+            "start-up ms",
+            "steady ms",
+            "interpreted",
+            "translated",
+            "foreseen",
+            "MB"
         );
         for subject in &self.subjects {
             for (policy, medians) in
@@ -261,25 +333,38 @@ impl Outcome for Profiles {
                 let steady = medians.steady_seconds.map_or("-".into(), ms);
                 let _ = writeln!(
                     table,
-                    "{:8} {policy:9}{:>12}{steady:>12}{:>14}{:>12}{:>10}",
+                    "{:8} {policy:9}{:>12}{steady:>12}{:>14}{:>12}{:>10}{:>8.1}",
                     subject.name,
                     ms(medians.start_seconds),
                     medians.interpreted,
                     medians.translated_blocks,
-                    medians.foreseen_blocks
+                    medians.foreseen_blocks,
+                    medians.bytes / 1e6
                 );
             }
         }
-        table += "\nof the oracle's advantage over counters, prediction recovers (goal: 80 %; - where that is less than 5 %)\n";
+        table += "\nof the oracle's advantage over counters, % recovered (goal: 80 %; - where that is less than 5 %);\n\
+                  of the blocks translated, % that counters translate, and of those, % translated\n\n";
+        let _ = writeln!(
+            table,
+            "{:18}{:>12}{:>12}{:>14}{:>12}{:>10}",
+            "", "start-up", "steady", "interpreted", "right", "found"
+        );
         for subject in &self.subjects {
-            let part = |what| subject.recovered.get(what).map(|part: &f64| part * 100.0);
-            let _ = writeln!(
-                table,
-                "{:8} {} % of the start-up time, {} % of the instructions interpreted",
-                subject.name,
-                digits(part("start-up")),
-                digits(part("interpreted"))
-            );
+            for (policy, recovered) in &subject.recovered {
+                let part = |name| digits(recovered.get(name).map(|part| part * 100.0));
+                let told = subject.told.get(policy).copied().unwrap_or_default();
+                let _ = writeln!(
+                    table,
+                    "{:8} {policy:9}{:>12}{:>12}{:>14}{:>12}{:>10}",
+                    subject.name,
+                    part("start-up"),
+                    part("steady"),
+                    part("interpreted"),
+                    digits(Some(told.right * 100.0)),
+                    digits(Some(told.found * 100.0))
+                );
+            }
         }
         table
     }
@@ -319,19 +404,23 @@ mod tests {
             ("predict", vec![sample(0.8, 150)]),
             ("oracle", vec![sample(0.7, 100)]),
         ]);
-        Profiles { runs: 3, subjects: vec![Figures::of("boot", &samples)], troubles: Vec::new() }
+        let told = BTreeMap::from([("predict", Told { right: 0.5, found: 0.875 })]);
+        let subjects = vec![Figures::of("boot", &samples, told)];
+        Profiles { runs: 3, subjects, troubles: Vec::new() }
     }
 
     #[test]
     fn what_is_recovered_is_a_part_of_the_oracles_gain() {
         let profiles = profiles();
-        let recovered = &profiles.subjects[0].recovered;
+        let recovered = &profiles.subjects[0].recovered["predict"];
         assert!(
             (recovered["start-up"] - 0.75).abs() < 1e-9
                 && (recovered["interpreted"] - 250.0 / 300.0).abs() < 1e-9
         );
         let table = profiles.table();
-        assert!(table.contains("boot     75.0 % of the start-up time, 83.3 % of the"), "{table}");
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let expected = words("boot predict 75.0 75.0 83.3 50.0 87.5");
+        assert!(table.lines().any(|line| words(line) == expected), "{table}");
         assert!(
             table
                 .lines()
@@ -343,7 +432,18 @@ mod tests {
     #[test]
     fn without_a_gain_nothing_is_recovered() {
         let same = BTreeMap::from(POLICIES.map(|policy| (policy, vec![sample(1.0, 5)])));
-        assert!(Figures::of("boot", &same).recovered.is_empty());
+        let figures = Figures::of("boot", &same, BTreeMap::new());
+        assert!(figures.recovered.values().all(BTreeMap::is_empty));
+    }
+
+    #[test]
+    fn what_is_told_is_compared_by_block() {
+        let blocks = |text: &str| text.chars().map(String::from).collect();
+        assert_eq!(
+            Told::of(&blocks("abcd"), &blocks("abx")),
+            Told { right: 0.5, found: 2.0 / 3.0 }
+        );
+        assert_eq!(Told::of(&blocks(""), &blocks("")), Told::default());
     }
 
     #[test]

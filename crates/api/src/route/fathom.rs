@@ -4,10 +4,13 @@ use super::{no_such_path, wrong_method};
 use crate::http::{Fail, Request};
 use crate::wire::BalloonTarget;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FathomCall {
     Version,
     Status,
+    Kernel,
+    KernelSymbol(String),
+    KernelType(String),
     Watch,
     Pause,
     Resume,
@@ -20,6 +23,11 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
     match rest {
         ["version"] => get(request, FathomCall::Version),
         ["vm"] => get(request, FathomCall::Status),
+        ["vm", "kernel"] => get(request, FathomCall::Kernel),
+        ["vm", "kernel", "symbols", name] => {
+            get(request, FathomCall::KernelSymbol((*name).to_owned()))
+        }
+        ["vm", "kernel", "types", name] => get(request, FathomCall::KernelType((*name).to_owned())),
         ["vm", "watch"] => put(request, FathomCall::Watch),
         ["vm", "pause"] => put(request, FathomCall::Pause),
         ["vm", "resume"] => put(request, FathomCall::Resume),

@@ -84,6 +84,18 @@ fn answer(
             Ok(status) => return connection.write_json(&status, keep_alive),
             Err(error) => Err(error),
         },
+        FathomCall::Kernel => match control.kernel() {
+            Ok(kernel) => return connection.write_json(&kernel, keep_alive),
+            Err(error) => Err(error),
+        },
+        FathomCall::KernelSymbol(name) => match control.kernel_symbol(&name) {
+            Ok(symbol) => return connection.write_json(&symbol, keep_alive),
+            Err(error) => Err(error),
+        },
+        FathomCall::KernelType(name) => match control.kernel_type(&name) {
+            Ok(kind) => return connection.write_json(&kind, keep_alive),
+            Err(error) => Err(error),
+        },
         FathomCall::Watch => control.watch(),
         FathomCall::Pause => control.pause(),
         FathomCall::Resume => control.resume(),

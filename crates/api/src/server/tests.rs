@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::FakeVm;
-use crate::wire::{BalloonTarget, RunState, VmStatus};
+use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, RunState, VmStatus};
 use crate::{ClientError, ControlError, SocketDirectory};
 
 struct Running {
@@ -143,6 +143,15 @@ struct Broken;
 impl VmControl for Broken {
     fn status(&self) -> Result<VmStatus, ControlError> {
         std::panic::resume_unwind(Box::new("a bug"))
+    }
+    fn kernel(&self) -> Result<KernelInfo, ControlError> {
+        Err(ControlError::State("no kernel".to_owned()))
+    }
+    fn kernel_symbol(&self, wanted: &str) -> Result<KernelSymbol, ControlError> {
+        Err(ControlError::Invalid(wanted.to_owned()))
+    }
+    fn kernel_type(&self, wanted: &str) -> Result<KernelType, ControlError> {
+        Err(ControlError::Invalid(wanted.to_owned()))
     }
     fn watch(&self) -> Result<(), ControlError> {
         Ok(())

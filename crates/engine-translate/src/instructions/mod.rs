@@ -12,6 +12,8 @@ mod transfer;
 pub(crate) use control::CR4_KNOWN;
 pub(crate) use msrs::{EFER_KNOWN, load as msr_load, read as msr_read};
 
+use std::sync::atomic::{Ordering, fence};
+
 use translator::{Insn, InsnFlags, Machine, RSP, Stop, SystemOp, Width};
 use x86::rflags;
 
@@ -40,6 +42,9 @@ fn go_on_in(core: &mut Core, page: u64, before: Option<u64>) -> Result<(), Stop>
 /// Executes one system instruction; the operands are where `translator::decode::system` says.
 pub(crate) fn execute(core: &mut Core, op: SystemOp, insn: &SystemInsn) -> Result<(), Stop> {
     use SystemOp as Op;
+    if serializes(op) {
+        fence(Ordering::SeqCst);
+    }
     match op {
         Op::In => io::input(core, insn),
         Op::Out => io::output(core, insn),
@@ -102,6 +107,31 @@ pub(crate) fn execute(core: &mut Core, op: SystemOp, insn: &SystemInsn) -> Resul
         Op::Vmcall => model::vmcall(core, insn),
         Op::Monitor | Op::Mwait | Op::Clac | Op::Stac | Op::Undefined => Err(core.machine.ud()),
     }
+}
+
+/// Instructions that serialize: what was stored before them is in memory before anything is loaded after them (SDM
+/// vol. 3, 9.3). Kernels rely on it: a processor that loads CR3 has said before whose tables it is about to read.
+fn serializes(op: SystemOp) -> bool {
+    use SystemOp as Op;
+    matches!(
+        op,
+        Op::Cpuid
+            | Op::Iret
+            | Op::MovToCr
+            | Op::MovToDr
+            | Op::Clts
+            | Op::Lmsw
+            | Op::Invlpg
+            | Op::Invpcid
+            | Op::Invd
+            | Op::Wbinvd
+            | Op::Lgdt
+            | Op::Lidt
+            | Op::Lldt
+            | Op::Ltr
+            | Op::Wrmsr
+            | Op::Xsetbv
+    )
 }
 
 /// #GP(0) unless at privilege level 0.

@@ -3,13 +3,15 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use translator::Block;
+use memory::FRAME_SIZE;
+use translator::paths::Source;
 
 use super::End;
 use super::journal::LINE;
+use super::piece::Piece;
 use super::state::State;
 use crate::fetch;
-use crate::system::{Core, System};
+use crate::system::Core;
 
 const NAMES: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -44,14 +46,15 @@ impl Difference {
         difference
     }
 
-    /// Prints all that is known, with the block's listing, and returns one line.
-    pub(super) fn tell(&self, core: &mut Core, block: &Block<System>) -> String {
-        let (rip, start) = (self.rip, block.start);
-        let mut bytes = vec![0; block.len as usize];
-        let read = fetch::read_code(core, start, &mut bytes);
+    /// Prints all that is known, with the path's listing, and returns one line.
+    pub(super) fn tell(&self, core: &mut Core, piece: &Piece) -> String {
+        let (rip, page) = (self.rip, piece.block.start >> 12);
+        let mut bytes = vec![0; FRAME_SIZE];
+        let read = fetch::read_code(core, page << 12, &mut bytes);
         let listing = read.ok().and_then(|()| {
             let shared = std::sync::Arc::clone(&core.machine.shared);
-            shared.code.list(&bytes, start, block.code_frame()?)
+            let source = Source { bytes: &bytes, first: 0 };
+            shared.code.list(&piece.path, source, page, piece.block.code_frame()?)
         });
         let listing = listing.unwrap_or_else(|| "no listing: no memory for code is left\n".into());
         let head = format!("fathom: interpreter and translated code differ at rip {rip:#x}\n");

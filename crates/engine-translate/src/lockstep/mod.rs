@@ -1,8 +1,8 @@
-//! Generated code beside the interpreter: every block that has code is executed by both, and what they leave
+//! Generated code beside the interpreter: every path that has code is executed by both, and what they leave
 //! must be the same.
 //!
 //! ```text
-//!   registers kept -> the interpreter runs the block; its stores go into the journal, memory stays as it is
+//!   registers kept -> the interpreter runs the path, until it leaves it; its stores go into the journal, memory stays as it is
 //!                  -> registers put back -> the code runs, and writes memory
 //!                  -> registers, flags, vector state, fault: equal?  memory: as the journal says?
 //! ```
@@ -22,23 +22,29 @@ mod access;
 mod difference;
 mod journal;
 mod masks;
+mod piece;
 mod state;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use engine::EngineError;
 use translator::native::{self, Lane, Left};
+use translator::paths::Path;
 use translator::{Block, Outcome};
 use x86::Exception;
 
 use crate::system::{Core, System};
-use crate::vcpu::uses_stack;
 use difference::Difference;
 pub(crate) use journal::Journal;
 use masks::Masks;
+use piece::Piece;
 use state::State;
+
+/// Pieces that are kept at least.
+const PIECES: usize = 1 << 16;
 
 /// How often a piece is executed by both before it counts as a difference.
 const ATTEMPTS: u32 = 8;
@@ -56,14 +62,17 @@ pub(crate) struct Verified {
     pub(crate) alone: u64,
     /// Pieces that were executed by both once more.
     pub(crate) again: u64,
+    /// Pieces in which more than one block was executed.
+    pub(crate) joined: u64,
 }
 
 impl Verified {
     /// By their names in a report.
-    pub(crate) fn named(self) -> [(&'static str, u64); 4] {
+    pub(crate) fn named(self) -> [(&'static str, u64); 5] {
         [
             ("blocks_verified", self.blocks),
             ("blocks_verified_again", self.again),
+            ("paths_verified", self.joined),
             ("instructions_verified", self.instructions),
             ("instructions_not_verified", self.alone),
         ]
@@ -73,6 +82,10 @@ impl Verified {
 /// Compares what one vCPU executes.
 pub(crate) struct Lockstep {
     pub(crate) verified: Verified,
+    /// By physical address.
+    pieces: HashMap<u64, Arc<Piece>>,
+    /// When there are so many, those go that are not valid any more.
+    full: usize,
     flags: Masks,
     /// Before the piece.
     before: Box<State>,
@@ -100,11 +113,33 @@ enum Found {
 }
 
 impl Lockstep {
-    /// For `core`, with code as `options` say.
-    pub(crate) fn new(core: &Core, options: native::Options) -> Self {
+    /// For `core`, with code as `options` say, by a policy that looks at so many instructions behind exits.
+    pub(crate) fn new(core: &Core, options: native::Options, look_ahead: usize) -> Self {
         let state = || Box::new(State::of(&core.cpu));
-        let flags = Masks::new(options);
-        Self { verified: Verified::default(), flags, before: state(), expected: state() }
+        Self {
+            verified: Verified::default(),
+            pieces: HashMap::new(),
+            full: PIECES,
+            flags: Masks::new(options, look_ahead),
+            before: state(),
+            expected: state(),
+        }
+    }
+
+    /// `block` has the code of the first `count` instructions of `path`, which lies in the page `bytes`.
+    pub(crate) fn keep(
+        &mut self,
+        block: &Arc<Block<System>>,
+        path: Path,
+        bytes: &[u8],
+        count: usize,
+    ) {
+        if self.pieces.len() >= self.full {
+            self.pieces.retain(|_, piece| piece.block.is_valid());
+            self.full = PIECES.max(2 * self.pieces.len());
+        }
+        let piece = Piece::new(Arc::clone(block), path, bytes, count);
+        self.pieces.insert(block.start, Arc::new(piece));
     }
 
     /// Runs `block`, to which RIP points and which has code, as `lane` would.
@@ -114,11 +149,17 @@ impl Lockstep {
         lane: &mut Lane,
         block: &Arc<Block<System>>,
     ) -> Option<Left> {
+        let piece = self.pieces.get(&block.start).filter(|piece| Arc::ptr_eq(&piece.block, block));
+        let Some(piece) = piece.map(Arc::clone) else {
+            // Others take its place.
+            self.verified.alone += 1;
+            return Some(left(Outcome::Retry, true));
+        };
         self.before.keep(&core.cpu);
-        let mut limit = block.insns.len();
+        let mut limit = piece.len();
         let mut last = None;
         for attempt in 0..ATTEMPTS {
-            let expected = record(core, block, limit, attempt >= THROUGH);
+            let expected = record(core, &piece, limit, attempt >= THROUGH);
             self.expected.keep(&core.cpu);
             self.before.put_back(&mut core.cpu);
             let done = self.expected.retired - self.before.retired;
@@ -130,10 +171,11 @@ impl Lockstep {
                 take_back(core);
             }
             let (found, left) = repeat(core, lane, block)?;
-            match self.compare(core, block, limit, &expected, &found) {
+            match self.compare(core, &piece, limit, &expected, &found) {
                 Found::Same => {
                     self.verified.blocks += 1;
                     self.verified.instructions += done;
+                    self.verified.joined += u64::from(piece.joins(done as usize));
                     return Some(Left { interpret: left.interpret || found.refused, ..left });
                 }
                 Found::Shorter(reached) => limit = reached,
@@ -151,7 +193,7 @@ impl Lockstep {
             // Whoever writes what is read here may come to an end.
             thread::sleep(Duration::from_micros(50 << attempt));
         }
-        let difference = last.map(|difference| difference.tell(core, block));
+        let difference = last.map(|difference| difference.tell(core, &piece));
         let line = difference.unwrap_or_else(|| "translated code stops early".into());
         core.machine.broken = Some(EngineError::Bug(line));
         Some(left(Outcome::Fault, false))
@@ -160,14 +202,14 @@ impl Lockstep {
     fn compare(
         &mut self,
         core: &mut Core,
-        block: &Arc<Block<System>>,
+        piece: &Arc<Piece>,
         limit: usize,
         expected: &End,
         found: &End,
     ) -> Found {
-        let offset = core.cpu.rip().wrapping_sub(self.before.rip());
+        let head = self.before.rip();
         if found.interpret
-            && let Some(count) = instructions(block, offset).filter(|&count| count < limit)
+            && let Some(count) = piece.before(head, core.cpu.rip()).filter(|&count| count < limit)
         {
             // It has left an instruction to the interpreter, which has done it or raised its fault.
             return Found::Shorter(count);
@@ -175,9 +217,9 @@ impl Lockstep {
         let done = (self.expected.retired - self.before.retired) as usize;
         let flags = match self.expected.rflags == core.cpu.rflags {
             true => u64::MAX,
-            false => self.flags.that_count(core, block, done, offset),
+            false => self.flags.that_count(core, piece, done, head),
         };
-        // SAFETY: the pages were translated for this block, and no translation is taken back inside.
+        // SAFETY: the pages were translated for this piece, and no translation is taken back inside.
         let memory = unsafe { core.machine.journal.differing() }.is_empty();
         if expected.allows(found) && memory && self.expected.is_in(&core.cpu, flags) {
             return Found::Same;
@@ -209,8 +251,8 @@ impl End {
     }
 }
 
-/// The interpreter runs at most `limit` instructions of `block`; `through`: its stores are made.
-fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -> End {
+/// The interpreter runs at most `limit` instructions of `piece`; `through`: its stores are made.
+fn record(core: &mut Core, piece: &Piece, limit: usize, through: bool) -> End {
     if through {
         // What walks find anew is what the piece has written.
         core.machine.tlb.flush();
@@ -219,7 +261,7 @@ fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -
     core.machine.journal.record(through);
     core.machine.tlb.set_slow(true);
     let start = core.cpu.rip();
-    let outcome = core.run_block(&block.insns[..limit], false);
+    let outcome = piece.interpret(core, limit);
     let align = core.machine.align;
     core.machine.tlb.set_slow(align);
     let refused = core.machine.journal.end();
@@ -227,8 +269,7 @@ fn record(core: &mut Core, block: &Block<System>, limit: usize, through: bool) -
         // SAFETY: what was recorded was translated for writing, and no translation is taken back inside.
         unsafe { core.machine.journal.take_marks() };
     }
-    let on_stack =
-        outcome == Outcome::Fault && uses_stack(&block.insns, core.cpu.rip().wrapping_sub(start));
+    let on_stack = outcome == Outcome::Fault && piece.uses_stack(start, core.cpu.rip());
     End::new(core, outcome, on_stack, refused, false)
 }
 
@@ -258,16 +299,4 @@ fn take_back(core: &mut Core) {
 
 fn left(outcome: Outcome, interpret: bool) -> Left {
     Left { outcome, on_stack: false, interpret }
-}
-
-/// How many instructions of the block are before `offset`, if one begins there.
-fn instructions(block: &Block<System>, offset: u64) -> Option<usize> {
-    let mut at = 0;
-    for (count, insn) in block.insns.iter().enumerate() {
-        if at == offset {
-            return Some(count);
-        }
-        at += u64::from(insn.len);
-    }
-    None
 }

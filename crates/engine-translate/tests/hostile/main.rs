@@ -4,7 +4,7 @@
 #[allow(clippy::unwrap_used, reason = "a test, but not a function that says so")]
 mod guest;
 
-use engine_translate::{Options, TranslateEngine};
+use engine_translate::{Options, Policy, TranslateEngine};
 use guest::Noise;
 
 #[test]
@@ -21,7 +21,8 @@ fn noise_as_code_at_once_ends_in_exits_too() {
 /// There is hardly room for code.
 #[test]
 fn noise_in_little_room_ends_in_exits_too() {
-    let options = Options { hot: 1, code_bytes: Options::CODE_MIN, ..Options::default() };
+    let paths = Policy { scarce: 0, ..Policy::FATHOM };
+    let options = Options { hot: 1, paths, code_bytes: Options::CODE_MIN, ..Options::default() };
     survives(&TranslateEngine::with(options).unwrap());
 }
 

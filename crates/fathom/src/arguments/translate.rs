@@ -2,9 +2,13 @@
 
 use vmm::config::{Paths, ProfileConfig, TranslationConfig};
 
-const KEYS: &str = "write interpret, hot=N, paths=NAME, profile=counters|predict|PATH, profile-out=PATH, code=SIZE, \
-                    keep-flags, no-links, no-far-links, no-jump-table, no-return-pairs, no-stack-slot, no-groups, \
-                    no-crossing, no-time, no-interrupts, no-bases, no-calls, no-strings, verify, perf-map or dump=ADDRESS";
+const KEYS: &str = "write interpret, hot=N, paths=NAME, profile=counters|programs|predict|PATH, profile-out=PATH, \
+                    code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, no-return-pairs, no-stack-slot, \
+                    no-groups, no-strips, no-crossing, no-time, no-interrupts, no-bases, no-calls, no-strings, verify, \
+                    perf-map, dump=ADDRESS or dump=hot[:N]";
+
+/// Pieces of code that are shown where it is not said how many.
+const HOTTEST: usize = 10;
 
 pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
     let mut config = TranslationConfig::default();
@@ -19,6 +23,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("no-return-pairs", None) => config.no_return_pairs = true,
             ("no-stack-slot", None) => config.no_stack_slot = true,
             ("no-groups", None) => config.no_groups = true,
+            ("no-strips", None) => config.no_strips = true,
             ("no-crossing", None) => config.no_crossing = true,
             ("no-time", None) => config.no_time = true,
             ("no-interrupts", None) => config.no_interrupts = true,
@@ -34,6 +39,10 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
             ("profile-out", Some(path)) if !path.is_empty() => {
                 config.profile_out = Some(path.into());
             }
+            ("dump", Some("hot")) => config.dump_hot = Some(HOTTEST),
+            ("dump", Some(hot)) if hot.starts_with("hot:") => {
+                config.dump_hot = Some(hot[4..].parse().map_err(|error| bad(&error))?);
+            }
             ("dump", Some(at)) => config.dump = Some(address(at).map_err(|error| bad(&error))?),
             _ => return Err(format!("`{part}` is not known: {KEYS}")),
         }
@@ -44,6 +53,7 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
 fn profile(kind: &str) -> ProfileConfig {
     match kind {
         "counters" => ProfileConfig::Counters,
+        "programs" => ProfileConfig::Programs,
         "predict" => ProfileConfig::Predict,
         path => ProfileConfig::File(path.into()),
     }
@@ -80,11 +90,11 @@ mod tests {
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
         let all = parse(
             "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map,verify,\
-             no-return-pairs,no-groups,no-crossing",
+             no-return-pairs,no-groups,no-strips,no-crossing",
         );
         let all = all.expect("switches");
         assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
-        assert!(all.no_return_pairs && all.no_groups && all.no_crossing);
+        assert!(all.no_return_pairs && all.no_groups && all.no_strips && all.no_crossing);
         assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && all.verify && !all.stats);
         assert!(!all.no_time && !all.no_calls);
         let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");
@@ -92,9 +102,19 @@ mod tests {
     }
 
     #[test]
+    fn the_hottest_code_is_shown_by_number() {
+        for (text, expected) in [("dump=hot", HOTTEST), ("dump=hot:3", 3)] {
+            let config = parse(text).expect(text);
+            assert_eq!((config.dump_hot, config.dump), (Some(expected), None));
+        }
+        assert!(parse("dump=hot:").is_err() && parse("dump=hot:x").is_err());
+    }
+
+    #[test]
     fn a_profile_is_a_policy_or_a_file() {
         for (text, expected) in [
             ("profile=counters", ProfileConfig::Counters),
+            ("profile=programs", ProfileConfig::Programs),
             ("profile=predict", ProfileConfig::Predict),
             ("profile=./predict", ProfileConfig::File("./predict".into())),
         ] {

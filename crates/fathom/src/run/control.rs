@@ -2,8 +2,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use api::{BalloonTarget, ControlError, RunState, VmControl, VmStatus, WorkingSet};
+use api::{
+    BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, RunState, VmControl,
+    VmStatus, WorkingSet,
+};
 use vmm::{RequestError, VmHandle};
+
+use super::kernel;
 
 pub(super) struct HandleControl {
     vm: VmHandle,
@@ -47,6 +52,18 @@ impl VmControl for HandleControl {
         Ok(wire(status, guest_cpu_percent))
     }
 
+    fn kernel(&self) -> Result<KernelInfo, ControlError> {
+        self.vm.kernel().map(|kernel| kernel::info(&kernel)).map_err(|error| refusal(&error))
+    }
+
+    fn kernel_symbol(&self, wanted: &str) -> Result<KernelSymbol, ControlError> {
+        kernel::symbol(&self.vm.kernel().map_err(|error| refusal(&error))?, wanted)
+    }
+
+    fn kernel_type(&self, wanted: &str) -> Result<KernelType, ControlError> {
+        kernel::type_of(&self.vm.kernel().map_err(|error| refusal(&error))?, wanted)
+    }
+
     fn watch(&self) -> Result<(), ControlError> {
         self.vm.watch();
         Ok(())
@@ -72,7 +89,7 @@ impl VmControl for HandleControl {
 
 fn refusal(error: &RequestError) -> ControlError {
     match error {
-        RequestError::Ended => ControlError::State(error.to_string()),
+        RequestError::Ended | RequestError::Kernel(_) => ControlError::State(error.to_string()),
         RequestError::BalloonTarget { .. } => ControlError::Invalid(error.to_string()),
     }
 }

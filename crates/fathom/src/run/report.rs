@@ -44,6 +44,7 @@ fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
         exits: figures.exits.into_iter().map(owned).collect(),
         frames: figures.frames.into_iter().map(owned).collect(),
         translation: figures.translation.into_iter().map(owned).collect(),
+        cache: figures.cache.into_iter().map(owned).collect(),
         working_set: figures.working_set.into_iter().map(sample).collect(),
         host_resident_bytes: figures.host_resident_bytes,
         pauses: figures.pauses,

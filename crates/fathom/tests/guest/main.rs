@@ -24,6 +24,7 @@ mod disk;
 mod ends;
 mod engine;
 mod jail;
+mod kernel;
 mod kit;
 mod litmus;
 mod memory;

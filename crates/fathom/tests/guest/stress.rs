@@ -13,8 +13,8 @@ use crate::vm::Guest;
 const SHORT: &str = "cpu matrix fp vecmath vecwide vecshuf memcpy str crypt zlib \
      vm mmap mprotect mremap atomic dekker peterson lockbus misaligned mcontend \
      fork vfork clone exec mutex futex sem switch context pipe \
-     sigsegv sigfpe sigtrap longjmp fault icache branch far-branch regs \
-     x86syscall syscall ptrace seccomp timer";
+     sigsegv sigfpe sigtrap longjmp fault icache branch far-branch opcode priv-instr regs \
+     x86syscall usersyscall syscall ptrace seccomp timer";
 
 #[test]
 fn what_stress_ng_verifies_is_right() {
@@ -28,7 +28,7 @@ fn what_stress_ng_verifies_is_right() {
 fn ten_minutes_of_stress_ng_leave_nothing_wrong() {
     // The test above is the short one.
     if std::env::var("FATHOM_SOAK").as_deref() != Ok("short") {
-        stress(6, "");
+        stress(4, "");
     }
 }
 

@@ -38,8 +38,90 @@ impl Address {
     }
 }
 
+/// Up to 16 bytes that are put together before they are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bytes {
+    word: u128,
+    pub(super) len: u8,
+}
+
+impl Bytes {
+    /// Known when this is compiled, in what is inlined.
+    #[inline(always)]
+    pub(super) const fn of(bytes: &[u8]) -> Self {
+        let (mut word, mut at) = (0, 0);
+        while at < bytes.len() {
+            word |= (bytes[at] as u128) << (8 * at);
+            at += 1;
+        }
+        Self { word, len: bytes.len() as u8 }
+    }
+
+    /// `None`: there are more.
+    #[inline]
+    pub(super) fn copy(bytes: &[u8]) -> Option<Self> {
+        let mut all = [0; 16];
+        all.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { word: u128::from_le_bytes(all), len: bytes.len() as u8 })
+    }
+
+    #[cfg(test)]
+    pub(super) fn to_vec(self) -> Vec<u8> {
+        self.word.to_le_bytes()[..usize::from(self.len)].to_vec()
+    }
+
+    #[inline(always)]
+    pub(super) fn push(&mut self, byte: u8) {
+        self.add(Self { word: byte.into(), len: 1 });
+    }
+
+    #[inline(always)]
+    pub(super) fn push_if(&mut self, wanted: bool, byte: u8) {
+        self.add(Self { word: if wanted { byte.into() } else { 0 }, len: wanted.into() });
+    }
+
+    #[inline(always)]
+    pub(super) fn dword(&mut self, value: i32) {
+        self.add(Self { word: (value as u32).into(), len: 4 });
+    }
+
+    #[inline(always)]
+    pub(super) fn add(&mut self, more: Self) {
+        debug_assert!(self.len + more.len <= 16, "no instruction is as long");
+        self.word |= more.word << ((8 * self.len) & 127);
+        self.len += more.len;
+    }
+
+    /// ModRM and what belongs to it.
+    #[inline(always)]
+    pub(super) fn modrm(&mut self, reg: u8, address: Address) {
+        let reg = (reg & 7) << 3;
+        let (index, scale) = address.index.unwrap_or((4, 0));
+        let sib = scale << 6 | (index & 7) << 3;
+        let Some(base) = address.base else {
+            self.push(reg | 4);
+            self.push(sib | 5);
+            return self.dword(address.disp);
+        };
+        let needs_sib = address.index.is_some() || base & 7 == 4;
+        let short = i8::try_from(address.disp).is_ok();
+        let none = address.disp == 0 && base & 7 != 5;
+        let mode = match (none, short) {
+            (true, _) => 0,
+            (false, true) => 0x40,
+            (false, false) => 0x80,
+        };
+        self.push(mode | reg | if needs_sib { 4 } else { base & 7 });
+        self.push_if(needs_sib, sib | base & 7);
+        let mut disp = Self::default();
+        disp.dword(address.disp);
+        let len = [0, 1, 4][usize::from(mode >> 6)];
+        self.add(Self { word: disp.word & ((1 << (8 * len)) - 1), len });
+    }
+}
+
 /// Code that will stand at an address known from the start.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Asm {
     pub(super) bytes: Vec<u8>,
     /// Place of the first byte, from the start of the code memory.
@@ -51,13 +133,16 @@ pub(super) struct Asm {
 
 impl Asm {
     pub(super) fn new(start: u32) -> Self {
-        Self::reusing(Vec::with_capacity(512), start)
+        Self { bytes: Vec::new(), start, labels: Vec::new(), fixups: Vec::new() }
     }
 
-    /// The same in memory that was used before.
-    pub(super) fn reusing(mut bytes: Vec<u8>, start: u32) -> Self {
-        bytes.clear();
-        Self { bytes, start, labels: Vec::with_capacity(32), fixups: Vec::with_capacity(32) }
+    /// An empty one, in memory that was used before.
+    pub(super) fn reuse(mut self, start: u32) -> Self {
+        self.start = start;
+        self.bytes.clear();
+        self.labels.clear();
+        self.fixups.clear();
+        self
     }
 
     /// Place of the next byte, from the start of the code memory.
@@ -85,23 +170,32 @@ impl Asm {
 
     /// Writes the displacements to all labels, each of which must be bound.
     pub(super) fn finish(mut self) -> Vec<u8> {
-        for (at, label) in std::mem::take(&mut self.fixups) {
-            let target = self.labels[label.0 as usize];
-            assert_ne!(target, UNBOUND, "a label without place");
-            self.put_relative(at, target);
-        }
+        self.resolve();
         self.bytes
     }
 
-    /// The displacement at `at` leads to `target`.
-    fn put_relative(&mut self, at: u32, target: u32) {
-        let index = (at - self.start) as usize;
-        let relative = target.wrapping_sub(at + 4);
-        self.bytes[index..index + 4].copy_from_slice(&relative.to_le_bytes());
+    /// See [`Asm::finish`].
+    pub(super) fn resolve(&mut self) {
+        for &(at, label) in &self.fixups {
+            let target = self.labels[label.0 as usize];
+            assert_ne!(target, UNBOUND, "a label without place");
+            let index = (at - self.start) as usize;
+            let relative = target.wrapping_sub(at + 4);
+            self.bytes[index..index + 4].copy_from_slice(&relative.to_le_bytes());
+        }
     }
 
+    #[inline(always)]
     pub(super) fn raw(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// All 16 bytes are written, which is one instruction, and those that are none are taken back.
+    #[inline(always)]
+    pub(super) fn put(&mut self, bytes: Bytes) {
+        let end = self.bytes.len() + usize::from(bytes.len);
+        self.bytes.extend_from_slice(&bytes.word.to_le_bytes());
+        self.bytes.truncate(end);
     }
 
     fn dword(&mut self, value: i32) {
@@ -138,52 +232,47 @@ impl Asm {
     }
 
     /// An instruction of one opcode with a register and a memory operand.
+    #[inline(always)]
     fn memory(&mut self, prefix: &[u8], wide: bool, opcode: &[u8], reg: u8, address: Address) {
-        let base = address.base.unwrap_or(0);
-        let (index, scale) = address.index.unwrap_or((4, 0));
-        self.raw(prefix);
-        let rex = u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3 & 1) << 1 | base >> 3;
-        if rex != 0 {
-            self.raw(&[0x40 | rex]);
-        }
-        self.raw(opcode);
-        self.modrm(reg, address, base, index, scale);
+        self.memory_by(Bytes::of(prefix), wide, Bytes::of(opcode), reg, address);
     }
 
-    fn modrm(&mut self, reg: u8, address: Address, base: u8, index: u8, scale: u8) {
-        let reg = (reg & 7) << 3;
-        let sib = scale << 6 | (index & 7) << 3;
-        let Some(_) = address.base else {
-            self.raw(&[reg | 4, sib | 5]);
-            return self.dword(address.disp);
-        };
-        let needs_sib = address.index.is_some() || base & 7 == 4;
-        let short = i8::try_from(address.disp);
-        let mode = match short {
-            Ok(0) if base & 7 != 5 => 0,
-            Ok(_) => 0x40,
-            Err(_) => 0x80,
-        };
-        if needs_sib {
-            self.raw(&[mode | reg | 4, sib | base & 7]);
-        } else {
-            self.raw(&[mode | reg | base & 7]);
-        }
-        match (mode, short) {
-            (0x40, Ok(disp)) => self.raw(&[disp as u8]),
-            (0x80, _) => self.dword(address.disp),
-            _ => {}
-        }
+    fn memory_by(&mut self, prefix: Bytes, wide: bool, opcode: Bytes, reg: u8, address: Address) {
+        let base = address.base.unwrap_or(0);
+        let (index, _) = address.index.unwrap_or((4, 0));
+        let rex = u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3 & 1) << 1 | base >> 3;
+        let mut bytes = prefix;
+        bytes.push_if(rex != 0, 0x40 | rex);
+        bytes.add(opcode);
+        bytes.modrm(reg, address);
+        self.put(bytes);
+    }
+
+    /// With a field of the processor's as the memory operand.
+    #[inline(always)]
+    fn field(&mut self, prefix: &[u8], wide: bool, opcode: &[u8], reg: u8, field: i32) {
+        let mut bytes = Bytes::of(prefix);
+        bytes.push(GS);
+        let rex = u8::from(wide) << 3 | reg >> 3 << 2;
+        bytes.push_if(rex != 0, 0x40 | rex);
+        bytes.add(Bytes::of(opcode));
+        bytes.modrm(reg, Address { base: None, index: None, disp: field });
+        self.put(bytes);
     }
 
     /// `opcode` with a register in the ModRM's reg field and one in its rm field.
+    #[inline(always)]
     fn registers(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
+        self.registers_by(wide, Bytes::of(opcode), reg, rm);
+    }
+
+    fn registers_by(&mut self, wide: bool, opcode: Bytes, reg: u8, rm: u8) {
         let rex = u8::from(wide) << 3 | (reg >> 3) << 2 | rm >> 3;
-        if rex != 0 {
-            self.raw(&[0x40 | rex]);
-        }
-        self.raw(opcode);
-        self.raw(&[0xc0 | (reg & 7) << 3 | rm & 7]);
+        let mut bytes = Bytes::default();
+        bytes.push_if(rex != 0, 0x40 | rex);
+        bytes.add(opcode);
+        bytes.push(0xc0 | (reg & 7) << 3 | rm & 7);
+        self.put(bytes);
     }
 
     pub(super) fn mov(&mut self, to: u8, from: u8) {
@@ -230,76 +319,76 @@ impl Asm {
 
     /// Loads from the processor's fields: see [`super::area`].
     pub(super) fn load_field(&mut self, to: u8, field: i32) {
-        self.memory(&[GS], true, &[0x8b], to, field_at(field));
+        self.field(&[], true, &[0x8b], to, field);
     }
 
     pub(super) fn load_field_byte(&mut self, to: u8, field: i32) {
-        self.memory(&[GS], false, &[0x0f, 0xb6], to, field_at(field));
+        self.field(&[], false, &[0x0f, 0xb6], to, field);
     }
 
     pub(super) fn compare_field_byte(&mut self, field: i32, value: i8) {
-        self.memory(&[GS], false, &[0x80], 7, field_at(field));
+        self.field(&[], false, &[0x80], 7, field);
         self.raw(&[value as u8]);
     }
 
     pub(super) fn store_field_byte(&mut self, field: i32, value: u8) {
-        self.memory(&[GS], false, &[0xc6], 0, field_at(field));
+        self.field(&[], false, &[0xc6], 0, field);
         self.raw(&[value]);
     }
 
     /// TEST of the low 32 bits.
     pub(super) fn test_field(&mut self, field: i32, bits: u32) {
-        self.memory(&[GS], false, &[0xf7], 0, field_at(field));
+        self.field(&[], false, &[0xf7], 0, field);
         self.raw(&bits.to_le_bytes());
     }
 
     /// Of the low 32 bits.
     pub(super) fn and_field(&mut self, field: i32, bits: u32) {
-        self.memory(&[GS], false, &[0x81], 4, field_at(field));
+        self.field(&[], false, &[0x81], 4, field);
         self.raw(&bits.to_le_bytes());
     }
 
     /// Of the low 32 bits.
     pub(super) fn or_field(&mut self, field: i32, bits: u32) {
-        self.memory(&[GS], false, &[0x81], 1, field_at(field));
+        self.field(&[], false, &[0x81], 1, field);
         self.raw(&bits.to_le_bytes());
     }
 
     pub(super) fn load_field_16(&mut self, to: u8, field: i32) {
-        self.memory(&[GS], false, &[0x0f, 0xb7], to, field_at(field));
+        self.field(&[], false, &[0x0f, 0xb7], to, field);
     }
 
     pub(super) fn store_field(&mut self, field: i32, from: u8) {
-        self.memory(&[GS], true, &[0x89], from, field_at(field));
+        self.field(&[], true, &[0x89], from, field);
     }
 
     pub(super) fn store_field_16(&mut self, field: i32, from: u8) {
-        self.memory(&[0x66, GS], false, &[0x89], from, field_at(field));
+        self.field(&[0x66], false, &[0x89], from, field);
     }
 
     /// Compares with a constant.
     pub(super) fn compare_field(&mut self, field: i32, value: i8) {
-        self.memory(&[GS], false, &[0x83], 7, field_at(field));
+        self.field(&[], false, &[0x83], 7, field);
         self.raw(&[value as u8]);
     }
 
     /// LDMXCSR.
     pub(super) fn load_mxcsr_field(&mut self, field: i32) {
-        self.memory(&[GS], false, &[0x0f, 0xae], 2, field_at(field));
+        self.field(&[], false, &[0x0f, 0xae], 2, field);
     }
 
     /// Stores a sign-extended constant.
     pub(super) fn store_field_constant(&mut self, field: i32, value: i32) {
-        self.memory(&[GS], true, &[0xc7], 0, field_at(field));
+        self.field(&[], true, &[0xc7], 0, field);
         self.dword(value);
     }
 
     pub(super) fn add_field(&mut self, to: u8, field: i32) {
-        self.memory(&[GS], true, &[0x03], to, field_at(field));
+        self.field(&[], true, &[0x03], to, field);
     }
 
     pub(super) fn compare_with_field(&mut self, reg: u8, field: i32) {
-        self.memory(&[GS], true, &[0x3b], reg, field_at(field));
+        self.field(&[], true, &[0x3b], reg, field);
     }
 
     pub(super) fn compare_with(&mut self, reg: u8, at: Address) {
@@ -307,7 +396,7 @@ impl Asm {
     }
 
     pub(super) fn call_field(&mut self, field: i32) {
-        self.memory(&[GS], false, &[0xff], 2, field_at(field));
+        self.field(&[], false, &[0xff], 2, field);
     }
 
     pub(super) fn sub_memory(&mut self, to: u8, from: Address) {
@@ -384,6 +473,12 @@ impl Asm {
         self.group(false, 1, reg, value);
     }
 
+    /// `reg *= value`.
+    pub(super) fn multiply(&mut self, reg: u8, value: i32) {
+        self.registers(true, &[0x69], reg, reg);
+        self.dword(value);
+    }
+
     pub(super) fn negate_32(&mut self, reg: u8) {
         self.registers(false, &[0xf7], 3, reg);
     }
@@ -458,47 +553,44 @@ impl Asm {
     }
 
     pub(super) fn jump(&mut self, to: Label) {
-        self.raw(&[0xe9]);
+        self.raw(&[0xe9, 0, 0, 0, 0]);
         self.relative(to);
     }
 
     pub(super) fn call(&mut self, to: Label) {
-        self.raw(&[0xe8]);
+        self.raw(&[0xe8, 0, 0, 0, 0]);
         self.relative(to);
     }
 
     pub(super) fn jump_if(&mut self, condition: u8, to: Label) {
-        self.raw(&[0x0f, 0x80 | condition]);
+        self.raw(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
         self.relative(to);
     }
 
+    /// The last four bytes lead to `to`.
     fn relative(&mut self, to: Label) {
-        self.fixups.push((self.here(), to));
-        self.dword(0);
+        self.fixups.push((self.here() - 4, to));
     }
 
     /// Jumps to a place outside of this code.
     pub(super) fn jump_to(&mut self, place: u32) {
-        self.raw(&[0xe9]);
-        self.relative_to(place);
+        self.branch_to(0xe9, place);
     }
 
     pub(super) fn call_to(&mut self, place: u32) {
-        self.raw(&[0xe8]);
-        self.relative_to(place);
+        self.branch_to(0xe8, place);
+    }
+
+    fn branch_to(&mut self, opcode: u8, place: u32) {
+        let [a, b, c, d] = place.wrapping_sub(self.here() + 5).to_le_bytes();
+        self.raw(&[opcode, a, b, c, d]);
     }
 
     /// `to` = the address of a place outside of this code.
     pub(super) fn place(&mut self, to: u8, place: u32) {
         // LEA from RIP.
-        self.raw(&[0x48 | to >> 3 << 2, 0x8d, (to & 7) << 3 | 5]);
-        self.relative_to(place);
-    }
-
-    fn relative_to(&mut self, place: u32) {
-        let at = self.here();
-        self.dword(0);
-        self.put_relative(at, place);
+        let [a, b, c, d] = place.wrapping_sub(self.here() + 7).to_le_bytes();
+        self.raw(&[0x48 | to >> 3 << 2, 0x8d, (to & 7) << 3 | 5, a, b, c, d]);
     }
 
     pub(super) fn jump_register(&mut self, reg: u8) {
@@ -589,10 +681,6 @@ impl Asm {
 
 /// Prefix of the segment that holds the processor's fields.
 const GS: u8 = 0x65;
-
-fn field_at(field: i32) -> Address {
-    Address { base: None, index: None, disp: field }
-}
 
 #[cfg(test)]
 mod tests {

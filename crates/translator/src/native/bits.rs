@@ -4,16 +4,16 @@ use iced_x86::Instruction;
 
 use super::address::displacement_fits;
 use super::asm::Address;
-use super::fields::{T0, T0_NAME, T1};
+use super::fields::{T0, T1};
+use super::groups::Known;
 use super::operands::{Spilled, writes_memory};
 use super::translate::{Step, Translator};
-use crate::vector::replace_memory;
 
 impl Translator<'_> {
     /// The word that has the bit is checked; the instruction itself finds it again from where the operand would begin
     /// if all of it lay as the word does. `None`: nothing was emitted.
     pub(super) fn bit_string(&mut self, step: &Step) -> Option<()> {
-        let mut instr = step.instr;
+        let instr = step.instr;
         let spilled = Spilled::of(&instr, &[T1], self.factory)?;
         if !displacement_fits(&instr) {
             return None;
@@ -29,8 +29,7 @@ impl Translator<'_> {
         self.words(&instr, scale);
         self.asm.shift_left(T1, scale);
         self.asm.sub(T0, T1);
-        replace_memory(&mut instr, T0_NAME);
-        self.run(step, instr, &spilled)?;
+        self.run(step, Some(Known::T0), &spilled)?;
         self.asm.bind(back);
         Some(())
     }

@@ -208,15 +208,16 @@ impl Translator<'_> {
             return self.branch_far(target, call);
         }
         self.take_flags_back();
+        let (round, needs) = self.round;
+        let live = self.vectors & needs == needs;
+        if let Some(strip) = self.strip.filter(|_| self.is_loop(target) && call.is_none() && live) {
+            return self.asm.jump(strip);
+        }
         if self.is_way_back(target) {
             self.poll(target);
         }
         match (self.is_loop(target), call) {
-            (true, None) => {
-                let (place, needs) = self.round;
-                let live = self.vectors & needs == needs;
-                return self.asm.jump_to(if live { place } else { self.inner });
-            }
+            (true, None) => return self.asm.jump_to(if live { round } else { self.inner }),
             (true, Some(needed)) => {
                 self.prepare_landing(5, needed);
                 return self.asm.call_to(self.inner);
@@ -281,8 +282,13 @@ impl Translator<'_> {
     }
 
     /// Leaves the path for `target` if the condition holds.
-    fn leave_if(&mut self, condition: u8, target: i64) {
+    pub(super) fn leave_if(&mut self, condition: u8, target: i64) {
         let label = self.asm.label();
+        if let Some(borrowed) = self.in_strip.clone().filter(|borrowed| !borrowed.is_empty()) {
+            self.asm.jump_if(condition, label);
+            let work = Box::new(Work::Branch { target });
+            return self.stubs.push(Stub { label, work: Work::GiveBack { borrowed, work } });
+        }
         let forward = !self.is_way_back(target) && target < 4096;
         if forward {
             self.asm.keep_together(6, 64);
@@ -352,6 +358,6 @@ impl Asm {
 }
 
 /// The bits of Jcc for iced's [`iced_x86::ConditionCode`], which starts with none.
-fn condition_bits(code: u8) -> u8 {
+pub(super) fn condition_bits(code: u8) -> u8 {
     code - 1
 }

@@ -1,8 +1,8 @@
 //! The generated code of a VM, shared by its vCPUs.
 
-use std::collections::HashMap;
+use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::asm::Asm;
@@ -10,6 +10,7 @@ use super::lane::Came;
 use super::listing::Emitted;
 use super::memory::{Lease, SIZE};
 use super::options::Options;
+use super::proactive::Proactive;
 use super::stats::CodeStats;
 use super::stub::LEAVE;
 use super::tables::CODE_FRAMES;
@@ -34,8 +35,10 @@ const ALIGN: u32 = 16;
 pub struct CodeCache {
     options: Options,
     policy: Policy,
-    /// Bytes that may be used.
+    /// Bytes of code, stubs and bookkeeping, at most.
     size: usize,
+    /// Bytes that those take who choose paths.
+    choosing: AtomicUsize,
     memory: Arc<Lease>,
     thunks: Thunks,
     inner: Mutex<Inner>,
@@ -45,6 +48,10 @@ pub struct CodeCache {
 
 struct Inner {
     used: u32,
+    /// The most of them at a time.
+    most_used: u32,
+    /// Bytes of the paths' blocks since there was none.
+    kept: usize,
     /// Bytes for which large pages were asked for.
     large: usize,
     /// Bytes that the last of them takes it to.
@@ -108,9 +115,7 @@ impl NativeBlock {
     }
 
     /// Bytes that it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        size_of::<Self>() + MALLOC
-    }
+    pub(crate) const BYTES: usize = size_of::<Self>() + MALLOC;
 
     /// Whoever enters leaves at once, with flags, and so does whoever comes back to where they are thought to be of no
     /// interest.
@@ -137,20 +142,21 @@ pub enum NotTranslated {
 }
 
 impl CodeCache {
-    /// For at most `size` bytes of code, or 64 MiB.
+    /// For at most `size` bytes of code, stubs and bookkeeping, of which code and stubs take no more than 64 MiB.
     ///
     /// # Errors
     /// The host gives no memory that can be executed.
     pub fn new(size: usize, options: Options, policy: Policy) -> Result<Self, ArenaError> {
         const { assert!(SIZE < FAR_SITE as usize) };
         let memory = Arc::new(Lease::new()?);
-        let size = size.min(SIZE);
         // A link is never at place 0.
         let mut asm = Asm::new(ALIGN);
         let thunks = Thunks::emit(&mut asm);
         memory.write(ALIGN, &asm.finish());
         let inner = Inner {
             used: first_place(&thunks),
+            most_used: first_place(&thunks),
+            kept: 0,
             large: 0,
             held: 0,
             full: false,
@@ -163,6 +169,7 @@ impl CodeCache {
             options,
             policy,
             size,
+            choosing: AtomicUsize::new(0),
             memory,
             thunks,
             inner: Mutex::new(inner),
@@ -170,10 +177,11 @@ impl CodeCache {
         })
     }
 
-    /// Bytes of code, thunks included.
+    /// Bytes of code, stubs and bookkeeping, thunks included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.lock().used as usize
+        let inner = self.lock();
+        inner.used as usize + inner.bookkeeping() + self.choosing.load(Ordering::Relaxed)
     }
 
     /// Whether nothing can be translated before a reset.
@@ -182,11 +190,18 @@ impl CodeCache {
         self.lock().full
     }
 
+    /// Counts bytes that somebody takes from now on to choose paths; all are given back when the epoch changes.
+    pub fn count_choosing(&self, bytes: usize) {
+        self.choosing.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Forgets all code. No core is inside, and no block with code is valid any more.
     pub fn reset(&self) {
         let mut inner = self.lock();
         inner.used = first_place(&self.thunks);
+        inner.kept = 0;
         inner.full = false;
+        self.choosing.store(0, Ordering::Relaxed);
         inner.paths = Vec::new();
         inner.links = Proactive::default();
         inner.stats.evictions += 1;
@@ -247,9 +262,11 @@ impl CodeCache {
         let how = (options, policy);
         let next_frame = next.map(|(_, frame)| frame);
         let (thunks, scratch) = (&self.thunks, &mut inner.scratch);
-        let code = translate::translate(path, source, start, thunks, how, next_frame, scratch)
+        let mut code = translate::translate(path, source, start, thunks, how, next_frame, scratch)
             .ok_or(NotTranslated::Never)?;
-        if !self.append(&mut inner, &code.bytes) {
+        let depends = path.fragments.len() + code.watched().count();
+        let more = inner.growth(code.links.len()) + Block::<M>::path_bytes_at_most(depends);
+        if !self.append(&mut inner, code.bytes(), more) {
             return Err(NotTranslated::Full);
         }
         let memory = Arc::clone(&self.memory);
@@ -265,9 +282,12 @@ impl CodeCache {
             guard: AtomicU32::new(0),
             guard_site: AtomicU32::new(0),
         };
-        let block =
-            Arc::new(Block::of_path(page, path, &code.watched, next.map(|(page, _)| page), native));
+        let next_page = next.map(|(page, _)| page);
+        let block = Arc::new(Block::of_path(page, path, code.watched(), next_page, native));
+        inner.kept += block.bytes();
         inner.count(path, &code, start);
+        let more = inner.more_paths();
+        inner.paths.reserve_exact(more);
         inner.paths.push(Translated { start, frame, head: path.head() as u16 });
         if policy.links == Links::Proactive && options.link {
             let place = |offset: u32| u64::from(frame) << 12 | u64::from(offset);
@@ -276,22 +296,27 @@ impl CodeCache {
             inner.stats.links += led.len() as u64;
             led.into_iter().for_each(|(site, to)| self.memory.redirect(site, to));
         }
+        self.note_peak(&mut inner);
         let memory = Arc::clone(&self.memory);
-        let range = start..start + code.bytes.len() as u32;
-        inner.scratch.bytes = code.bytes;
+        let range = start..start + code.bytes().len() as u32;
         let (stubs, thunks) = (code.places.stubs, self.thunks);
-        Ok(Made { block, emitted: Emitted { memory, range, marks: code.marks, stubs, thunks } })
+        let marks = mem::take(&mut code.marks);
+        inner.scratch.take_back(code);
+        Ok(Made { block, emitted: Emitted { memory, range, marks, stubs, thunks } })
     }
 
-    /// Adds code behind the last. Whether there was room.
-    fn append(&self, inner: &mut Inner, code: &[u8]) -> bool {
+    /// Adds code behind the last, for which `more` bytes of bookkeeping are about to be taken. Whether there was room.
+    fn append(&self, inner: &mut Inner, code: &[u8], more: usize) -> bool {
         let (start, end) = (inner.used, inner.used as usize + code.len());
-        if end + ALIGN as usize > self.size {
+        let beside = inner.bookkeeping() + self.choosing.load(Ordering::Relaxed) + more;
+        let room = SIZE.min(self.size.saturating_sub(beside));
+        if end + ALIGN as usize > room {
             inner.full = true;
             return false;
         }
         self.memory.write(start, code);
-        while inner.large < end && inner.large + LARGE <= self.size {
+        // A large page may be more than is left.
+        while inner.large < end && inner.large + LARGE <= room {
             // Only where something is already.
             if self.memory.make_large(inner.large as u32) {
                 inner.held = inner.large + LARGE;
@@ -299,7 +324,14 @@ impl CodeCache {
             inner.large += LARGE;
         }
         inner.used = (end as u32).next_multiple_of(ALIGN);
+        inner.most_used = inner.most_used.max(inner.used);
         true
+    }
+
+    fn note_peak(&self, inner: &mut Inner) {
+        let beside = inner.bookkeeping() + self.choosing.load(Ordering::Relaxed);
+        let taken = inner.held.max(inner.used as usize) + beside;
+        inner.stats.peak_bytes = inner.stats.peak_bytes.max(taken as u64);
     }
 
     /// Place of the guard of `block`, made now if need be. `None`: there is no room, or no code.
@@ -320,7 +352,7 @@ impl CodeCache {
         let (place, offset) = (inner.used, native.offset.into());
         let NativeBlock { frame, inner: to, needs_flags, .. } = *native;
         let guard = translate::guard(offset, frame, to, needs_flags, place, &self.thunks);
-        if inner.full || !self.append(inner, &guard.bytes) {
+        if inner.full || !self.append(inner, &guard.bytes, 0) {
             return None;
         }
         inner.stats.stub_bytes += guard.bytes.len() as u64;
@@ -370,10 +402,9 @@ impl CodeCache {
     #[must_use]
     pub fn stats(&self) -> CodeStats {
         let inner = self.lock();
-        let kept = inner.paths.capacity() * size_of::<Translated>() + inner.links.bytes();
+        let kept = inner.bookkeeping() - inner.kept;
         // What was taken once is not given back.
-        let used = inner.used as usize;
-        let held = if inner.stats.evictions > 0 { self.size } else { used.max(inner.held) };
+        let held = inner.held.max(inner.most_used as usize);
         CodeStats { bookkeeping_bytes: kept as u64, held_bytes: held as u64, ..inner.stats }
     }
 
@@ -387,7 +418,9 @@ impl CodeCache {
         self.options
     }
 
-    pub(super) fn epoch(&self) -> u32 {
+    /// Counts how often all code has gone.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::SeqCst)
     }
 
@@ -406,6 +439,22 @@ impl CodeCache {
 }
 
 impl Inner {
+    /// Bytes beside code and stubs.
+    fn bookkeeping(&self) -> usize {
+        self.kept + self.paths.capacity() * size_of::<Translated>() + self.links.bytes()
+    }
+
+    /// Bytes that tables grow by with one more path, at most, if it has so many links.
+    fn growth(&self, links: usize) -> usize {
+        self.links.growth(links) + self.more_paths() * size_of::<Translated>()
+    }
+
+    /// So many paths more are made room for when the next one comes: twice as many would be half empty.
+    fn more_paths(&self) -> usize {
+        let is_full = self.paths.len() == self.paths.capacity();
+        if is_full { self.paths.len() / 8 + 16 } else { 0 }
+    }
+
     /// The path whose code `place` is in.
     fn path_at(&self, place: u32) -> Option<Translated> {
         let index = self.paths.partition_point(|known| known.start <= place);
@@ -420,45 +469,7 @@ impl Inner {
         stats.instructions += code.marks.len() as u64;
         stats.guest_bytes += u64::from(path.len());
         stats.code_bytes += in_line;
-        stats.stub_bytes += code.bytes.len() as u64 - in_line;
-    }
-}
-
-/// What is kept to lead exits on as soon as both sides exist: heads and places in pages by frame and offset.
-#[derive(Debug, Default)]
-struct Proactive {
-    /// Where the path is entered.
-    heads: HashMap<u64, u32>,
-    /// Sites of exits to what does not exist yet.
-    waiting: HashMap<u64, Vec<u32>>,
-}
-
-impl Proactive {
-    /// A path with its exits. Returns what is to be led where.
-    fn add(
-        &mut self,
-        head: u64,
-        inner: u32,
-        exits: impl Iterator<Item = (u32, u64)>,
-    ) -> Vec<(u32, u32)> {
-        self.heads.insert(head, inner);
-        let waited = self.waiting.remove(&head).unwrap_or_default();
-        let mut led: Vec<_> = waited.into_iter().map(|site| (site, inner)).collect();
-        for (site, to) in exits {
-            match self.heads.get(&to) {
-                Some(&inner) => led.push((site, inner)),
-                None => self.waiting.entry(to).or_default().push(site),
-            }
-        }
-        led
-    }
-
-    /// By what is allocated; a table has a byte beside each entry.
-    fn bytes(&self) -> usize {
-        let heads = self.heads.capacity() * (size_of::<(u64, u32)>() + 1);
-        let waiting = self.waiting.capacity() * (size_of::<(u64, Vec<u32>)>() + 1);
-        let sites = self.waiting.values().map(|sites| sites.capacity() * 4 + MALLOC);
-        heads + waiting + sites.sum::<usize>()
+        stats.stub_bytes += code.bytes().len() as u64 - in_line;
     }
 }
 

@@ -21,8 +21,6 @@ use crate::cpu::{Cpu, REG_RIP};
 
 /// Scratch: addresses.
 pub(super) const T0: u8 = 14;
-/// What iced calls T0.
-pub(super) const T0_NAME: iced_x86::Register = iced_x86::Register::R14;
 /// Scratch.
 pub(super) const T1: u8 = 13;
 /// Where the guest's RSP is.
@@ -44,6 +42,9 @@ pub struct Fields {
     pub(super) stack_write: u64,
     /// What is added to an address there to have the host's.
     pub(super) stack_host: u64,
+    /// Rounds of a strip, less one, and its driver's value behind the last: see [`super::strips`].
+    pub(super) rounds: u64,
+    pub(super) limit_of_strip: u64,
     /// The table of guards in use.
     pub(super) guards: usize,
     /// Where indirect branches look.

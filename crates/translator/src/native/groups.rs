@@ -4,13 +4,15 @@
 //! Within a group T0 is the host's address of its lowest byte. Where the look-up does not find all of them in one page
 //! the instructions of the group run one by one, each with a look-up of its own, out of line.
 
+use std::mem;
+
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use super::address::Place;
 use super::asm::{Address, Condition, Label};
 use super::branch::target_of;
 use super::fields::{T0, T1, host};
-use super::operands::{Spilled, writes};
+use super::operands::{Spilled, writes_memory, writes_one_of};
 use super::select::Kind;
 use super::stub::{Stub, Work};
 use super::translate::{Step, Translator};
@@ -37,6 +39,18 @@ pub(super) struct Group {
     aligned: Option<Aligned>,
 }
 
+/// Where a memory operand is: `delta` bytes behind the host's address in register `base`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) base: u8,
+    pub(super) delta: i32,
+}
+
+impl Known {
+    /// In T0 itself.
+    pub(super) const T0: Self = Self { base: T0, delta: 0 };
+}
+
 /// Host's addresses that are multiples of `size` when `delta` is added to T0.
 #[derive(Clone, Copy, Debug)]
 struct Aligned {
@@ -57,25 +71,31 @@ pub(super) struct Open {
 
 /// A memory operand.
 #[derive(Clone, Copy, Debug)]
-struct Access {
-    place: Place,
-    size: usize,
-    write: bool,
-    aligned: bool,
+pub(super) struct Access {
+    pub(super) place: Place,
+    pub(super) size: usize,
+    pub(super) write: bool,
+    pub(super) aligned: bool,
 }
 
 /// Finds all groups.
 pub(super) fn find(steps: &mut [Step], factory: &mut InstructionInfoFactory) -> Vec<Group> {
-    let mut groups = Vec::new();
+    let (mut groups, mut members) = (Vec::new(), Vec::new());
     let mut at = 0;
     while at < steps.len() {
-        let found = Search::from(steps, at, factory).filter(|search| search.members.len() > 1);
-        let Some(search) = found else {
+        let Some(search) = Search::from(steps, at, factory, &mut members) else {
             at += 1;
             continue;
         };
+        if search.members.len() < 2 {
+            members = search.members;
+            members.clear();
+            at += 1;
+            continue;
+        }
         for &(member, displacement) in &search.members {
-            steps[member].delta = Some(displacement - search.least);
+            let delta = (displacement - search.least) as i32;
+            steps[member].known = Some(Known { base: T0, delta });
             at = member + 1;
         }
         groups.push(search.group());
@@ -99,11 +119,17 @@ struct Search {
 }
 
 impl Search {
-    fn from(steps: &[Step], first: usize, factory: &mut InstructionInfoFactory) -> Option<Self> {
+    /// `members` is memory.
+    fn from(
+        steps: &[Step],
+        first: usize,
+        factory: &mut InstructionInfoFactory,
+        members: &mut Vec<(usize, i64)>,
+    ) -> Option<Self> {
         let place = access(&steps[first], factory)?.place;
         let mut search = Self {
             place,
-            members: Vec::new(),
+            members: mem::take(members),
             least: place.disp,
             most: place.disp,
             write: false,
@@ -174,10 +200,7 @@ impl Search {
             self.moved += if kind == Kind::Push { -8 } else { 8 };
             return kind == Kind::Push || ![base, index].contains(&instr.op0_register());
         }
-        let changed = |used: &iced_x86::UsedRegister| {
-            writes(used.access()) && [base, index].contains(&used.register().full_register())
-        };
-        if !factory.info(instr).used_registers().iter().any(changed) {
+        if !writes_one_of(instr, [base, index], factory) {
             return true;
         }
         let Some(added) = added(instr).filter(|_| instr.op0_register() == base && base != index)
@@ -211,7 +234,7 @@ impl Aligned {
     }
 }
 
-fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
+pub(super) fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
     let instr = &step.instr;
     let on_stack = |disp, write| {
         let place = Place::by(Register::RSP, disp);
@@ -221,9 +244,8 @@ fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
         Kind::Push => return on_stack(-8, true),
         Kind::Pop | Kind::Return => return on_stack(0, false),
         Kind::Same if has_memory(instr) => {
-            let used = factory.info(instr).used_memory();
             let aligned = instr.mnemonic() == Mnemonic::Cmpxchg16b;
-            (instr.memory_size().size(), used.iter().any(|used| writes(used.access())), aligned)
+            (instr.memory_size().size(), writes_memory(instr, factory), aligned)
         }
         Kind::Vector(vector) => {
             let (size, write) = vector.direct.memory?;
@@ -237,7 +259,7 @@ fn access(step: &Step, factory: &mut InstructionInfoFactory) -> Option<Access> {
 }
 
 /// Whether a step can be emitted with T1 as its only scratch register, beside T0 for its memory operand.
-fn leaves_t0(step: &Step, factory: &mut InstructionInfoFactory) -> bool {
+pub(super) fn leaves_t0(step: &Step, factory: &mut InstructionInfoFactory) -> bool {
     let instr = &step.instr;
     match step.kind {
         Kind::Nothing | Kind::Push | Kind::Return => true,
@@ -262,14 +284,15 @@ fn leaves_t0(step: &Step, factory: &mut InstructionInfoFactory) -> bool {
     }
 }
 
-/// What an instruction adds to a register of 64 bits, its first operand, if that is all it does to it.
-fn added(instr: &Instruction) -> Option<i64> {
+/// What an instruction adds to a register of 32 or 64 bits, its first operand, if that is all it does to it.
+pub(super) fn added(instr: &Instruction) -> Option<i64> {
     let register = instr.op0_register();
     let constant = || match instr.op1_kind() {
         OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(instr.immediate(1) as i64),
+        OpKind::Immediate8to32 | OpKind::Immediate32 => Some(instr.immediate(1) as i32 as i64),
         _ => None,
     };
-    if instr.op0_kind() != OpKind::Register || register.size() != 8 {
+    if instr.op0_kind() != OpKind::Register || register.size() < 4 {
         return None;
     }
     match instr.mnemonic() {
@@ -333,19 +356,22 @@ impl Translator<'_> {
         self.asm.jump(end);
     }
 
-    /// Where the memory operand of `step` is behind T0, in a group.
-    pub(super) fn known_place(&self, step: &Step) -> Option<i32> {
-        self.group?;
-        step.delta.map(|delta| delta as i32)
+    /// Where the memory operand of `step` is, in a group or a strip.
+    pub(super) fn known_place(&self, step: &Step) -> Option<Known> {
+        step.known.filter(|_| self.keeps_places())
+    }
+
+    fn keeps_places(&self) -> bool {
+        self.group.is_some() || self.in_strip.is_some()
     }
 
     /// A scratch register that a step in a group may use too.
     pub(super) fn scratch(&self) -> u8 {
-        if self.group.is_some() { T1 } else { T0 }
+        if self.keeps_places() { T1 } else { T0 }
     }
 
     /// Scratch registers for a step that has no memory operand, or has.
     pub(super) fn scratches(&self, memory: bool) -> &'static [u8] {
-        if memory || self.group.is_some() { &[T1] } else { &[T0, T1] }
+        if memory || self.keeps_places() { &[T1] } else { &[T0, T1] }
     }
 }

@@ -31,6 +31,12 @@ impl Emitted {
         self.memory.address(self.range.start)..self.memory.address(self.range.end)
     }
 
+    /// Guest instructions in it.
+    #[must_use]
+    pub fn instructions(&self) -> usize {
+        self.marks.len()
+    }
+
     /// The guest's instructions, which are in `source` of the page at `page`, each followed by its host code.
     #[must_use]
     pub fn listing(&self, page: u64, source: Source<'_>) -> String {

@@ -39,13 +39,18 @@ mod options;
 mod outside;
 mod pairs;
 mod plain;
+mod proactive;
+mod recode;
 mod select;
 mod slot;
 #[cfg(test)]
 mod snapshot;
+#[cfg(test)]
+mod speed;
 mod stack;
 mod stats;
 mod strings;
+mod strips;
 mod stub;
 mod system;
 pub mod tables;
@@ -56,7 +61,7 @@ mod vector;
 pub use cache::{CodeCache, Made, NotTranslated};
 pub(crate) use cache::{MALLOC, NativeBlock};
 pub use fields::Fields;
-pub use known::{flags_defined, flags_needed};
+pub use known::{flags_defined, flags_needed, in_rflags};
 pub use lane::{Calls, Lane, Left, Privilege, View};
 pub use listing::Emitted;
 pub use memory::prepare;

@@ -16,8 +16,46 @@ pub(super) fn writes(access: OpAccess) -> bool {
 
 /// Whether it may write its memory operand.
 pub(super) fn writes_memory(instr: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
+    if let Some(first) = writes_first(instr) {
+        return first && instr.op0_kind() == OpKind::Memory;
+    }
     let info = factory.info_options(instr, InstructionInfoOptions::NO_REGISTER_USAGE);
     info.used_memory().iter().any(|used| writes(used.access()))
+}
+
+/// Whether it may write one of these registers of 64 bits.
+pub(super) fn writes_one_of(
+    instr: &Instruction,
+    registers: [Register; 2],
+    factory: &mut InstructionInfoFactory,
+) -> bool {
+    if let Some(first) = writes_first(instr) {
+        let register = || registers.contains(&instr.op0_register().full_register());
+        return first && instr.op0_kind() == OpKind::Register && register();
+    }
+    let info = factory.info_options(instr, InstructionInfoOptions::NO_MEMORY_USAGE);
+    let changed = |used: &iced_x86::UsedRegister| {
+        writes(used.access()) && registers.contains(&used.register().full_register())
+    };
+    info.used_registers().iter().any(changed)
+}
+
+/// Of common instructions that write at most their first operand, and flags: whether they do.
+fn writes_first(instr: &Instruction) -> Option<bool> {
+    use Mnemonic::*;
+    Some(match instr.mnemonic() {
+        Mov | Movzx | Movsx | Movsxd | Lea | Add | Or | Adc | Sbb | And | Sub | Xor | Inc | Dec
+        | Neg | Not | Shl | Shr | Sar | Rol | Ror | Bswap => true,
+        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne
+        | Cmovns | Cmovs => true,
+        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setns | Sets => {
+            true
+        }
+        Imul if instr.op_count() > 1 => true,
+        Cmp | Test | Nop | Endbr64 | Jmp | Ja | Jae | Jb | Jbe | Je | Jg | Jge | Jl | Jle | Jne
+        | Jns | Js => false,
+        _ => return None,
+    })
 }
 
 /// A scratch register that stands for a guest's.
@@ -32,10 +70,13 @@ pub(super) struct StandIn {
 }
 
 /// The guest's registers among an instruction's operands that are in none of the host's.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spilled {
-    pub(super) stand_ins: Vec<StandIn>,
+    stand_ins: [Option<StandIn>; 2],
     /// The operand that is in memory instead, in an instruction with this code.
-    in_memory: Option<(u32, Code)>,
+    pub(super) in_memory: Option<(u32, Code)>,
+    /// Some operand is a register that the host does not keep in that of the same name.
+    pub(super) moves: bool,
 }
 
 impl Spilled {
@@ -45,11 +86,17 @@ impl Spilled {
         scratch: &[u8],
         factory: &mut InstructionInfoFactory,
     ) -> Option<Self> {
-        let mut spilled = Self { stand_ins: Vec::new(), in_memory: None };
+        let first = [instr.op0_register(), instr.op1_register(), instr.op2_register()];
+        if !first.into_iter().any(is_elsewhere) {
+            return Some(Self::default());
+        }
+        let mut spilled = Self { moves: true, ..Self::default() };
         if (0..instr.op_count()).all(|op| slot(instr, op).is_none()) {
             return Some(spilled);
         }
-        let info = factory.info(instr);
+        const ACCESS_ONLY: u32 =
+            InstructionInfoOptions::NO_REGISTER_USAGE | InstructionInfoOptions::NO_MEMORY_USAGE;
+        let info = factory.info_options(instr, ACCESS_ONLY);
         spilled.in_memory = (0..instr.op_count())
             .find_map(|op| in_memory(instr, op, info.op_access(op)).map(|code| (op, code)));
         for op in 0..instr.op_count() {
@@ -57,20 +104,34 @@ impl Spilled {
             if spilled.in_memory.is_some_and(|(there, _)| there == op) {
                 continue;
             }
-            let known = spilled.stand_ins.iter().position(|stand_in| stand_in.slot == slot);
-            let index = match known {
-                Some(index) => index,
-                None => {
-                    let &scratch = scratch.get(spilled.stand_ins.len())?;
-                    spilled.stand_ins.push(StandIn { slot, scratch, read: false, write: false });
-                    spilled.stand_ins.len() - 1
-                }
-            };
-            let stand_in = &mut spilled.stand_ins[index];
+            let stand_in = spilled.stand_in(slot, scratch)?;
             stand_in.read |= is_kept(instr, op, info.op_access(op));
             stand_in.write |= writes(info.op_access(op));
         }
         Some(spilled)
+    }
+
+    /// The one for `slot`, or the next of `scratch`.
+    fn stand_in(&mut self, slot: u8, scratch: &[u8]) -> Option<&mut StandIn> {
+        for (place, scratch) in self.stand_ins.iter_mut().zip(scratch) {
+            let scratch = *scratch;
+            let new = StandIn { slot, scratch, read: false, write: false };
+            let stand_in = place.get_or_insert(new);
+            if stand_in.slot == slot {
+                return Some(stand_in);
+            }
+        }
+        None
+    }
+
+    pub(super) fn stand_ins(&self) -> impl Iterator<Item = &StandIn> {
+        self.stand_ins.iter().flatten()
+    }
+
+    /// The host's register for the guest's in `slot`, if that is an operand.
+    pub(super) fn number(&self, slot: u8) -> u8 {
+        let known = self.stand_ins().find(|stand_in| stand_in.slot == slot);
+        known.map(|stand_in| stand_in.scratch).or(host(slot)).unwrap_or(slot)
     }
 
     /// Puts what the host has in place of the guest's registers.
@@ -86,30 +147,50 @@ impl Spilled {
             instr.set_memory_displacement64(at as u64);
         }
         for op in 0..instr.op_count() {
-            if instr.op_kind(op) != OpKind::Register || !instr.op_register(op).is_gpr() {
-                continue;
-            }
+            let Some(slot) = general(instr, op) else { continue };
             let guest = instr.op_register(op);
-            let slot = guest.full_register().number() as u8;
-            if matches!(guest, Register::AH | Register::CH | Register::DH | Register::BH) {
-                continue;
-            }
-            let known = self.stand_ins.iter().find(|stand_in| stand_in.slot == slot);
-            let stand_in = known.map(|stand_in| stand_in.scratch);
-            if let Some(number) = stand_in.or(host(slot)).filter(|&number| number != slot) {
+            let number = self.number(slot);
+            if number != slot {
                 instr.set_op_register(op, sized(number, guest.size()));
             }
         }
     }
 }
 
-/// The guest's register, if operand `op` is one that is in none of the host's.
+/// Whether the host does not keep it in the register of the same name.
+fn is_elsewhere(register: Register) -> bool {
+    use Register::*;
+    matches!(
+        register,
+        RSP | ESP
+            | SP
+            | SPL
+            | R13
+            | R14
+            | R15
+            | R13D
+            | R14D
+            | R15D
+            | R13W
+            | R14W
+            | R15W
+            | R13L
+            | R14L
+            | R15L
+    )
+}
+
+/// The guest's register, if operand `op` is a general one.
+fn general(instr: &Instruction, op: u32) -> Option<u8> {
+    let register = instr.op_register(op);
+    let general = instr.op_kind(op) == OpKind::Register && register.is_gpr();
+    let old_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+    (general && !old_high).then(|| register.full_register().number() as u8)
+}
+
+/// The same if it is in none of the host's.
 fn slot(instr: &Instruction, op: u32) -> Option<u8> {
-    if instr.op_kind(op) != OpKind::Register || !instr.op_register(op).is_gpr() {
-        return None;
-    }
-    let slot = instr.op_register(op).full_register().number() as u8;
-    host(slot).is_none().then_some(slot)
+    general(instr, op).filter(|&slot| host(slot).is_none())
 }
 
 /// Whether what the register had before matters.
@@ -187,4 +268,59 @@ fn sized(number: u8, size: usize) -> Register {
         _ => Register::AL,
     };
     first + u32::from(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn is_same(instr: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
+        if writes_first(instr).is_none() {
+            return false;
+        }
+        let info = factory.info(instr);
+        let memory = info.used_memory().iter().any(|used| writes(used.access()));
+        let written: Vec<_> = info
+            .used_registers()
+            .iter()
+            .filter(|used| writes(used.access()) && used.register().is_gpr())
+            .map(|used| used.register().full_register())
+            .collect();
+        assert_eq!(writes_memory(instr, factory), memory, "{instr}");
+        for register in (0..16).map(|number| Register::RAX + number) {
+            let here = writes_one_of(instr, [Register::None, register], factory);
+            assert_eq!(here, written.contains(&register), "{instr}: {register:?}");
+        }
+        true
+    }
+
+    #[test]
+    fn registers_elsewhere_are_those_of_other_names() {
+        for register in Register::values().filter(|register| register.is_gpr()) {
+            let high =
+                matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+            let slot = register.full_register().number() as u8;
+            let moved = !high && host(slot) != Some(slot);
+            assert_eq!(is_elsewhere(register), moved, "{register:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_what_iced_says() {
+        let mut factory = InstructionInfoFactory::new();
+        let opcodes = (0..=255_u8).flat_map(|byte| [vec![byte], vec![0x0f, byte]]);
+        let prefixes: [&[u8]; 8] =
+            [&[], &[0x66], &[0x48], &[0x45], &[0xf2], &[0xf3], &[0xf0], &[0x66, 0x4f]];
+        let mut here = 0;
+        for (opcode, prefix) in opcodes.flat_map(|o| prefixes.map(|p| (o.clone(), p))) {
+            for modrm in 0..=255_u8 {
+                let bytes = [prefix, &opcode, &[modrm, 0x2c], &[0x81; 12]].concat();
+                let instr = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+                here += u32::from(is_same(&instr, &mut factory));
+            }
+        }
+        assert!(here > 100_000, "{here}");
+    }
 }

@@ -19,6 +19,9 @@ pub struct Options {
     pub stack_slot: bool,
     /// Accesses close together have one look-up; else each has its own.
     pub groups: bool,
+    /// Loops whose accesses go on by constants look them up once for many rounds; else in each. Nothing without
+    /// `forget_dead_flags`.
+    pub strips: bool,
     /// An instruction in two pages has code; else it is interpreted.
     pub crossing: bool,
     /// RDTSC, RDTSCP and RDPID are in line; else by their handlers.
@@ -43,6 +46,7 @@ impl Default for Options {
             pair_returns: true,
             stack_slot: true,
             groups: true,
+            strips: true,
             crossing: true,
             time: true,
             interrupts: true,

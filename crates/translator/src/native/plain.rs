@@ -6,23 +6,29 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::address::{Place, displacement_fits};
 use super::asm::{Address, Condition, Label};
-use super::fields::{T0, T0_NAME, T1, host, register};
+use super::fields::{T0, T1, host, register};
+use super::groups::Known;
 use super::operands::{Spilled, writes_memory};
 use super::outside::Outside;
-use super::stub::{Stub, Work};
+use super::recode::recode;
+use super::stub::{CalledOut, Stub, Work};
 use super::translate::{ACCESS, Step, Translator};
-use super::vector::displace;
-use crate::vector::replace_memory;
+use super::vector::in_place;
+use crate::decode::operands::has_memory;
 
 const RAX: u8 = 0;
 const RDX: u8 = 2;
 
 impl Translator<'_> {
     pub(super) fn work_outside(&self, step: &Step, back: Label) -> Work {
+        Work::Outside(self.called_out(step, back))
+    }
+
+    pub(super) fn called_out(&self, step: &Step, back: Label) -> CalledOut {
         let Step { len, offset, next, relied, .. } = *step;
         let next = step.goes_on.unwrap_or(next);
         let (aside, live) = (self.aside, self.vectors & relied);
-        Work::Outside { len, offset, back, aside, live, next }
+        CalledOut { len, offset, back, aside, live, next }
     }
 
     /// By its handler. Returns whether the block goes on.
@@ -58,54 +64,52 @@ impl Translator<'_> {
     /// The instruction itself on the host's registers. `None`: too few registers to hold its operands;
     /// nothing was emitted.
     pub(super) fn same(&mut self, step: &Step) -> Option<()> {
-        let mut instr = step.instr;
-        let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-        let spilled = Spilled::of(&instr, self.scratches(memory), self.factory)?;
-        let back = if let Some(delta) = self.known_place(step) {
-            replace_memory(&mut instr, T0_NAME);
-            displace(&mut instr, delta);
-            None
-        } else if memory {
-            let write = writes_memory(&instr, self.factory);
-            // Nothing may be emitted if the displacement cannot be.
-            if !displacement_fits(&instr) {
-                return None;
-            }
-            self.address(step)?;
-            let size = instr.memory_size().size();
-            let back = if instr.mnemonic() == Mnemonic::Cmpxchg16b {
-                let back = self.check(step, size, write);
-                self.check_alignment(size);
-                back
-            } else {
-                self.check_any(step, size, write)
-            };
-            replace_memory(&mut instr, T0_NAME);
-            Some(back)
-        } else {
-            None
-        };
-        self.run(step, instr, &spilled)?;
-        if let Some(back) = back {
-            self.asm.bind(back);
+        let instr = &step.instr;
+        let memory = has_memory(instr);
+        let spilled = Spilled::of(instr, self.scratches(memory), self.factory)?;
+        if !memory {
+            return self.run(step, None, &spilled);
         }
+        if let Some(known) = self.known_place(step) {
+            return self.run(step, Some(known), &spilled);
+        }
+        let write = writes_memory(instr, self.factory);
+        // Nothing may be emitted if the displacement cannot be.
+        if !displacement_fits(instr) {
+            return None;
+        }
+        self.address(step)?;
+        let size = instr.memory_size().size();
+        let back = if instr.mnemonic() == Mnemonic::Cmpxchg16b {
+            let back = self.check(step, size, write);
+            self.check_alignment(size);
+            back
+        } else {
+            self.check_any(step, size, write)
+        };
+        self.run(step, Some(Known::T0), &spilled)?;
+        self.asm.bind(back);
         Some(())
     }
 
-    /// Emits the instruction, whose memory operand has been replaced.
+    /// Emits the instruction, with its memory operand at `memory`.
     pub(super) fn run(
         &mut self,
         step: &Step,
-        mut instr: Instruction,
+        memory: Option<Known>,
         spilled: &Spilled,
     ) -> Option<()> {
         self.prepare_flags(step);
-        spilled.rename(&mut instr);
-        for stand_in in spilled.stand_ins.iter().filter(|stand_in| stand_in.read) {
+        for stand_in in spilled.stand_ins().filter(|stand_in| stand_in.read) {
             self.asm.load_field(stand_in.scratch, register(stand_in.slot));
         }
-        self.encode(&instr)?;
-        for stand_in in spilled.stand_ins.iter().filter(|stand_in| stand_in.write) {
+        let Step { instr, offset, len, .. } = step;
+        let bytes = self.source.part(*offset, offset + u32::from(*len));
+        match recode(bytes, instr, memory, spilled) {
+            Some(code) => self.asm.put(code),
+            None => self.encode(&in_place(instr, memory, spilled))?,
+        }
+        for stand_in in spilled.stand_ins().filter(|stand_in| stand_in.write) {
             self.asm.store_field(register(stand_in.slot), stand_in.scratch);
         }
         Some(())

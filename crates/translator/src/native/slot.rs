@@ -120,7 +120,7 @@ impl Translator<'_> {
         self.asm.jump_if(Condition::NE, miss);
         self.asm.add_field(T0, field!(stack_host));
         self.asm.bind(go);
-        let outside = Box::new(self.work_outside(step, back));
+        let outside = self.called_out(step, back);
         let size = size as u32;
         self.stubs.push(Stub { label: miss, work: Work::Stack { go, size, write, outside } });
         back

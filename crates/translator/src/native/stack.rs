@@ -4,6 +4,7 @@ use iced_x86::OpKind;
 
 use super::asm::{Address, Label};
 use super::fields::{SP, T0, T1, field, host, register};
+use super::groups::Known;
 use super::translate::{Step, Translator};
 
 const RBP: u8 = 5;
@@ -26,8 +27,8 @@ impl Translator<'_> {
     /// Where the word is that is `above` the guest's stack pointer: what is pushed is below it. And where it goes on if
     /// that was done outside.
     pub(super) fn on_stack(&mut self, step: &Step, above: i32) -> (Address, Option<Label>) {
-        if let Some(delta) = self.known_place(step) {
-            return (Address::at(T0, delta), None);
+        if let Some(Known { base, delta }) = self.known_place(step) {
+            return (Address::at(base, delta), None);
         }
         if above == 0 {
             self.asm.mov(T0, SP);

@@ -22,6 +22,8 @@ pub struct CodeStats {
     pub bookkeeping_bytes: u64,
     /// Bytes of memory that code and stubs have taken at most at a time.
     pub held_bytes: u64,
+    /// Bytes that code, stubs and all bookkeeping have taken at most at a time.
+    pub peak_bytes: u64,
     /// Branches that were led from one block to another.
     pub links: u64,
     /// Times that all code went because the memory was full.

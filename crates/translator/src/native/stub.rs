@@ -1,11 +1,14 @@
 //! What stands behind the block, because it is rarely taken.
 
+use std::mem;
+
+use iced_x86::Instruction;
+
 use super::again;
 use super::asm::Label;
 use super::fields::{T0, field};
 use super::translate::{ACCESS, Step, Translator};
 use super::vector::Needs;
-use iced_x86::Instruction;
 
 const RCX: u8 = 1;
 
@@ -16,34 +19,93 @@ pub(super) struct Stub {
 }
 
 pub(super) enum Work {
-    /// Executes the instruction outside, and goes on at `back`. `aside`: the flags were put aside. `live`: what
-    /// must be live behind it, at `next`.
-    Outside { len: u8, offset: u32, back: Label, aside: bool, live: Needs, next: u32 },
+    Outside(CalledOut),
     /// Looks the page of the stack up, for an access of `size` bytes, and goes on with the host's address at `go`.
-    Stack { go: Label, size: u32, write: bool, outside: Box<Work> },
+    Stack {
+        go: Label,
+        size: u32,
+        write: bool,
+        outside: CalledOut,
+    },
     /// Looks the page up in the second table, and goes on at `retry` if it is there.
-    LookAgain { retry: Label, slow: Label, write: bool },
+    LookAgain {
+        retry: Label,
+        slow: Label,
+        write: bool,
+    },
     /// An operand may lie in two pages; if it is not that, `slow`.
-    Crossing { slow: Label, way: Way },
+    Crossing {
+        slow: Label,
+        way: Way,
+    },
     /// The steps of a group, which ends at `end`. `aside`, `vectors`: what was so before them; `aside_behind`: and
     /// behind.
-    OneByOne { steps: Box<[Step]>, aside: bool, vectors: Needs, end: Label, aside_behind: bool },
+    OneByOne {
+        steps: Box<[Step]>,
+        aside: bool,
+        vectors: Needs,
+        end: Label,
+        aside_behind: bool,
+    },
     /// Makes registers live, or leaves.
-    MakeLive { needs: Needs, offset: u32, back: Label, aside: bool, rcx_aside: bool },
+    MakeLive {
+        needs: Needs,
+        offset: u32,
+        back: Label,
+        aside: bool,
+        rcx_aside: bool,
+    },
     /// The page behind this one is not what it was. RCX was put aside.
     Elsewhere,
     /// Leaves for a place in the same page, asking for a link.
-    Near { site: u32, target: i64 },
+    Near {
+        site: u32,
+        target: i64,
+    },
     /// The same in another page: T0 is the address, flags are aside.
-    Far { site: u32 },
+    Far {
+        site: u32,
+    },
     /// There is no room for another pair.
-    Full { go: Label },
+    Full {
+        go: Label,
+    },
     /// T0 is where the return at `offset` goes that has no pair; it has moved RSP by `moved`.
-    Unpaired { offset: u32, moved: u16 },
+    Unpaired {
+        offset: u32,
+        moved: u16,
+    },
+    /// Takes registers back from a strip before.
+    GiveBack {
+        borrowed: Box<[u8]>,
+        work: Box<Work>,
+    },
+    /// Goes on at this place.
+    GoOn {
+        place: u32,
+    },
     /// A branch to `target` that another one leads to, because it is conditional.
-    Branch { target: i64 },
+    Branch {
+        target: i64,
+    },
     /// The core is wanted. `aside`: RCX was put aside.
-    Wanted { target: i64, aside: bool },
+    Wanted {
+        target: i64,
+        aside: bool,
+    },
+}
+
+/// An instruction that is executed outside and goes on at `back`.
+#[derive(Clone, Copy)]
+pub(super) struct CalledOut {
+    pub(super) len: u8,
+    pub(super) offset: u32,
+    pub(super) back: Label,
+    /// The flags were put aside.
+    pub(super) aside: bool,
+    /// What must be live behind it, at `next`.
+    pub(super) live: Needs,
+    pub(super) next: u32,
 }
 
 /// How an instruction runs on a buffer.
@@ -51,38 +113,32 @@ pub(super) enum Way {
     /// It loads: in line.
     Load { go: Label },
     /// It stores so many bytes: here, and then goes `back`.
-    Store { instr: Instruction, size: usize, back: Label },
+    Store { instr: Box<Instruction>, size: usize, back: Label },
 }
 
 /// Bytes of [`Translator::leave_for`].
 pub(super) const LEAVE: u32 = 11;
 
 impl Translator<'_> {
-    /// `next`: the one that comes directly behind it.
-    pub(super) fn stub(&mut self, stub: Stub, next: Option<Label>) {
-        self.asm.bind(stub.label);
-        self.work(stub.work, next);
+    /// Those that are pushed meanwhile, too.
+    pub(super) fn all_stubs(&mut self) {
+        let mut at = 0;
+        while let Some(Stub { label, work }) = self.stubs.get_mut(at) {
+            let (label, work) = (*label, mem::replace(work, Work::Elsewhere));
+            at += 1;
+            self.asm.bind(label);
+            self.work(work, self.stubs.get(at).map(|next| next.label));
+        }
     }
 
+    /// `behind`: the one that comes directly behind it.
     fn work(&mut self, work: Work, behind: Option<Label>) {
         match work {
             Work::Stack { go, size, write, outside } => {
                 self.stack_stub(go, size, write);
-                self.work(*outside, behind);
+                self.outside_stub(outside);
             }
-            Work::Outside { len, offset, back, aside, live: 0, .. } if self.compact => {
-                let thunks = self.thunks;
-                self.asm.call_to(if aside { thunks.call_out_aside } else { thunks.call_out });
-                self.outside_data(len, offset | ACCESS, Some(back));
-            }
-            Work::Outside { len, offset, back, aside, live, next } => {
-                if aside {
-                    self.flags_from_field();
-                }
-                self.call_out(len, offset | ACCESS);
-                self.make_live_again(live, next);
-                self.asm.jump(back);
-            }
+            Work::Outside(outside) => self.outside_stub(outside),
             Work::LookAgain { retry, slow, write } => {
                 let again = self.thunks.again;
                 self.asm.call_to(if write { again.write } else { again.read });
@@ -119,6 +175,11 @@ impl Translator<'_> {
             }
             Work::Full { go } => self.full_stub(go),
             Work::Unpaired { offset, moved } => self.unpaired_stub(offset, moved),
+            Work::GiveBack { borrowed, work } => {
+                self.give_back(&borrowed);
+                self.work(*work, behind);
+            }
+            Work::GoOn { place } => self.asm.jump_to(place),
             Work::Branch { target } => self.branch(target),
             Work::Wanted { target, aside } => {
                 if aside {
@@ -128,6 +189,21 @@ impl Translator<'_> {
                 self.asm.jump_to(self.thunks.leave);
             }
         }
+    }
+
+    fn outside_stub(&mut self, outside: CalledOut) {
+        let CalledOut { len, offset, back, aside, live, next } = outside;
+        if self.compact && live == 0 {
+            let thunks = self.thunks;
+            self.asm.call_to(if aside { thunks.call_out_aside } else { thunks.call_out });
+            return self.outside_data(len, offset | ACCESS, Some(back));
+        }
+        if aside {
+            self.flags_from_field();
+        }
+        self.call_out(len, offset | ACCESS);
+        self.make_live_again(live, next);
+        self.asm.jump(back);
     }
 
     /// Leaves for `target` in this page, in [`LEAVE`] bytes, where the jump at `site` could lead.

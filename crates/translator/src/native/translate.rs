@@ -17,14 +17,15 @@ use std::mem;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use super::aside;
-use super::asm::{Address, Asm, Condition};
+use super::asm::{Address, Asm, Condition, Label};
 use super::branch::target_of;
 use super::fields::{T0, T1, field};
 use super::flags::{ALL, Effects, Flags};
-use super::flow::{self, Exits};
-use super::groups::{self, Group, Open};
+use super::flow::{self, Exit, Exits, InPage};
+use super::groups::{self, Group, Known, Open};
 use super::options::Options;
 use super::select::{Kind, kind};
+use super::strips::{self, Strip};
 use super::stub::{LEAVE, Stub, Work};
 use super::system::System;
 use super::tables::token;
@@ -46,29 +47,57 @@ const RCX: u8 = 1;
 /// What became of a path.
 #[derive(Debug)]
 pub(super) struct Code {
-    pub(super) bytes: Vec<u8>,
+    asm: Asm,
     pub(super) places: Places,
     /// Where the code of each instruction starts.
     pub(super) marks: Vec<Mark>,
     /// Exits within the page: the site, and where it leads.
     pub(super) links: Vec<(u32, u16)>,
-    /// Bytes beside the path that it depends on.
-    pub(super) watched: Vec<Fragment>,
+    exits: Vec<Exit>,
     /// Somebody may look at flags that it is entered with.
     pub(super) needs_flags: bool,
+}
+
+impl Code {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.asm.bytes
+    }
+
+    /// Bytes beside the path that it depends on.
+    pub(super) fn watched(&self) -> impl Iterator<Item = Fragment> {
+        self.exits.iter().map(|&(.., bytes)| bytes).filter(|bytes| bytes.len > 0)
+    }
 }
 
 /// What one translation leaves to the next: memory.
 pub(super) struct Scratch {
     factory: InstructionInfoFactory,
+    encoder: Encoder,
     steps: Vec<Step>,
-    /// For code.
-    pub(super) bytes: Vec<u8>,
+    asm: Asm,
+    live: Vec<(u32, Flags)>,
+    stubs: Vec<Stub>,
+    links: Vec<(u32, u16)>,
+    exits: Vec<Exit>,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
-        Self { factory: InstructionInfoFactory::new(), steps: Vec::new(), bytes: Vec::new() }
+        Self {
+            factory: InstructionInfoFactory::new(),
+            encoder: Encoder::new(64),
+            steps: Vec::new(),
+            asm: Asm::new(0),
+            live: Vec::new(),
+            stubs: Vec::new(),
+            links: Vec::new(),
+            exits: Vec::new(),
+        }
+    }
+
+    /// Nobody needs `code` any more.
+    pub(super) fn take_back(&mut self, code: Code) {
+        (self.asm, self.links, self.exits) = (code.asm, code.links, code.exits);
     }
 }
 
@@ -106,14 +135,16 @@ pub(super) fn translate(
     next_frame: Option<u32>,
     scratch: &mut Scratch,
 ) -> Option<Code> {
-    let Scratch { factory, steps, bytes } = scratch;
-    flow::steps(path, source, options, factory, steps)?;
+    let Scratch { factory, encoder, steps, asm, live, stubs, links, exits } = scratch;
+    let mut decoder = InPage::new(source);
+    flow::steps(path, &mut decoder, options, factory, steps)?;
     // Behind it is nobody who ends the shadow.
     if let Some(last) = steps.last_mut().filter(|last| last.kind == Kind::System(System::Sti)) {
         (last.kind, last.effects) = (Kind::Outside, Effects::OUTSIDE);
     }
     let look_ahead = if options.forget_dead_flags { policy.look_ahead } else { 0 };
-    let exits = Exits::of(steps, source, look_ahead, options, factory);
+    let known = mem::take(exits);
+    let exits = Exits::of(steps, &mut decoder, look_ahead, options, factory, known);
     exits.spread(steps, options.forget_dead_flags);
     let close_loops = options.link && policy.follow != Follow::Nothing;
     let round = if close_loops { needs_of_loop(steps) } else { 0 };
@@ -122,13 +153,20 @@ pub(super) fn translate(
         true => groups::find(steps, factory),
         false => Vec::new(),
     };
-    let mut live: Vec<_> = steps.iter().map(|step| (step.offset, step.before)).collect();
+    let strip = match close_loops && options.strips {
+        true => strips::find(steps, factory),
+        false => None,
+    };
+    live.clear();
+    live.extend(steps.iter().map(|step| (step.offset, step.before)));
     live.extend(exits.flags());
+    stubs.clear();
+    links.clear();
     let mut translator = Translator {
-        asm: Asm::reusing(mem::take(bytes), start),
+        asm: mem::take(asm).reuse(start),
         thunks,
         options,
-        encoder: Encoder::new(64),
+        encoder,
         factory,
         source,
         head: path.head(),
@@ -143,19 +181,21 @@ pub(super) fn translate(
         aside: false,
         vectors: 0,
         group: None,
+        strip: None,
+        in_strip: None,
         rarely: false,
         failed: false,
-        stubs: Vec::new(),
-        exits: Vec::new(),
+        stubs,
+        exits: mem::take(links),
         marks: Vec::with_capacity(steps.len()),
     };
-    let places = translator.path(steps, &groups).filter(|_| !translator.failed)?;
-    let (marks, links) = (translator.marks, translator.exits);
-    let watched = exits.watched();
+    let places = translator.path(steps, &groups, strip.as_ref()).filter(|_| !translator.failed)?;
+    translator.asm.resolve();
+    let Translator { asm, marks, exits: links, .. } = translator;
     // In another page behind it there may be another instruction.
     let crosses = next_frame.is_some();
     let needs_flags = crosses || steps.first().is_none_or(|step| step.before != 0);
-    Some(Code { bytes: translator.asm.finish(), places, marks, links, watched, needs_flags })
+    Some(Code { asm, places, marks, links, exits: exits.known, needs_flags })
 }
 
 /// The guard of a block, and where the jump in it is that leads to the block.
@@ -251,35 +291,41 @@ pub(super) struct Step {
     pub(super) goes_on: Option<u32>,
     /// Registers that must be live behind it.
     pub(super) relied: Needs,
-    /// Where its memory operand is behind T0, if it is in a group.
-    pub(super) delta: Option<i64>,
+    /// Where its memory operand is, if it is in a group or a strip.
+    pub(super) known: Option<Known>,
 }
 
 impl Step {
-    pub(super) fn new(
-        instr: Instruction,
-        options: Options,
-        factory: &mut InstructionInfoFactory,
-    ) -> Self {
-        let kind = kind(&instr, options, factory);
-        let effects = match kind {
+    /// What follows from the instruction alone.
+    pub(super) fn find_out(&mut self, options: Options, factory: &mut InstructionInfoFactory) {
+        let Self { instr, .. } = self;
+        self.kind = kind(instr, options, factory);
+        self.effects = match self.kind {
             Kind::Outside => Effects::OUTSIDE,
             Kind::System(system) if system.ends_block() => Effects::OUTSIDE,
-            _ => Effects::of(&instr),
+            _ => Effects::of(instr),
         };
-        let offset = instr.ip() as u32;
+        self.offset = instr.ip() as u32;
+        self.len = instr.len() as u8;
+        self.next = self.offset + u32::from(self.len);
+    }
+}
+
+/// Nothing is known of its instruction.
+impl Default for Step {
+    fn default() -> Self {
         Self {
-            instr,
-            kind,
-            effects,
+            instr: Instruction::new(),
+            kind: Kind::Outside,
+            effects: Effects::OUTSIDE,
             before: ALL,
             after: ALL,
-            len: instr.len() as u8,
-            offset,
-            next: offset + instr.len() as u32,
+            len: 0,
+            offset: 0,
+            next: 0,
             goes_on: None,
             relied: 0,
-            delta: None,
+            known: None,
         }
     }
 }
@@ -288,7 +334,7 @@ pub(super) struct Translator<'a> {
     pub(super) asm: Asm,
     pub(super) thunks: &'a Thunks,
     pub(super) options: Options,
-    pub(super) encoder: Encoder,
+    pub(super) encoder: &'a mut Encoder,
     pub(super) factory: &'a mut InstructionInfoFactory,
     pub(super) source: Source<'a>,
     /// Offset of the path's first instruction.
@@ -308,25 +354,29 @@ pub(super) struct Translator<'a> {
     /// What stubs have in common stands in thunks.
     pub(super) compact: bool,
     /// Offset of each instruction in the page, and the flags that are looked at from there on.
-    pub(super) live: Vec<(u32, Flags)>,
+    pub(super) live: &'a [(u32, Flags)],
     /// The guest's flags are in their field, not in the host's RFLAGS.
     pub(super) aside: bool,
     /// Vector registers known to be live.
     pub(super) vectors: Needs,
     /// T0 is what the first of a group has found.
     pub(super) group: Option<Open>,
+    /// Where the loop goes round that can be run in strips.
+    pub(super) strip: Option<Label>,
+    /// Registers that the strip being emitted has borrowed.
+    pub(super) in_strip: Option<Box<[u8]>>,
     /// What is emitted rarely runs.
     pub(super) rarely: bool,
     /// Something could not be emitted.
     pub(super) failed: bool,
-    pub(super) stubs: Vec<Stub>,
+    pub(super) stubs: &'a mut Vec<Stub>,
     /// Exits within the page: the site, and where it leads.
     pub(super) exits: Vec<(u32, u16)>,
     marks: Vec<Mark>,
 }
 
 impl Translator<'_> {
-    fn path(&mut self, steps: &[Step], groups: &[Group]) -> Option<Places> {
+    fn path(&mut self, steps: &[Step], groups: &[Group], strip: Option<&Strip>) -> Option<Places> {
         self.asm.keep_together(5, 8);
         let inner = self.asm.here();
         self.inner = inner;
@@ -341,6 +391,7 @@ impl Translator<'_> {
             self.round = (if needs == 0 { inner } else { self.asm.here() }, needs);
         }
         let (mut open, mut shadow) = (true, false);
+        self.strip = strip.map(|_| self.asm.label());
         let mut groups = groups.iter();
         let mut group = groups.next();
         for (index, step) in steps.iter().enumerate() {
@@ -370,14 +421,12 @@ impl Translator<'_> {
             self.forget_flags(last.after);
             self.branch(last.next.into());
         }
+        if let Some(strip) = strip {
+            self.run_in_strips(strip)?;
+        }
         self.vectors = 0;
         let stubs = self.asm.here();
-        while !self.stubs.is_empty() {
-            let mut stubs = mem::take(&mut self.stubs).into_iter().peekable();
-            while let Some(stub) = stubs.next() {
-                self.stub(stub, stubs.peek().map(|next| next.label));
-            }
-        }
+        self.all_stubs();
         let dead = self.asm.here();
         self.leave_for(self.head.into(), inner + 1);
         let landing = self.landing;
@@ -414,8 +463,8 @@ impl Translator<'_> {
                     _ => self.same(step),
                 };
                 if done.is_none() {
-                    // A group has no room for what is outside.
-                    if self.group.is_some() {
+                    // There is no room for what is outside.
+                    if self.group.is_some() || self.in_strip.is_some() {
                         return None;
                     }
                     self.outside(step);

@@ -4,7 +4,8 @@
 use iced_x86::{Instruction, InstructionInfoFactory, Register};
 
 use super::asm::{Condition, Label};
-use super::fields::{T0, T0_NAME, T1, field};
+use super::fields::{T0, T1, field};
+use super::groups::Known;
 use super::operands::Spilled;
 use super::select::Kind;
 use super::stub::{Stub, Way, Work};
@@ -54,22 +55,25 @@ pub(super) fn look_ahead(steps: &mut [Step], behind: Needs) {
     }
 }
 
-/// The instruction as it runs here, on the memory so far behind T0.
-pub(super) fn in_place(mut instr: Instruction, delta: i32) -> Instruction {
+/// The instruction as it runs here, with its memory operand at `memory`.
+pub(super) fn in_place(
+    instr: &Instruction,
+    memory: Option<Known>,
+    spilled: &Spilled,
+) -> Instruction {
+    let mut instr = *instr;
     instr.set_has_repe_prefix(false);
     instr.set_has_repne_prefix(false);
-    replace_memory(&mut instr, T0_NAME);
-    displace(&mut instr, delta);
-    instr
-}
-
-/// The memory operand, whose address is a register, is so far behind it.
-pub(super) fn displace(instr: &mut Instruction, delta: i32) {
-    if delta != 0 {
-        // The encoder takes the shorter form where it can.
-        instr.set_memory_displ_size(1);
-        instr.set_memory_displacement64(i64::from(delta) as u64);
+    if let Some(Known { base, delta }) = memory {
+        replace_memory(&mut instr, Register::RAX + u32::from(base));
+        if delta != 0 {
+            // The encoder takes the shorter form where it can.
+            instr.set_memory_displ_size(1);
+            instr.set_memory_displacement64(i64::from(delta) as u64);
+        }
     }
+    spilled.rename(&mut instr);
+    instr
 }
 
 impl Translator<'_> {
@@ -83,13 +87,13 @@ impl Translator<'_> {
         }
         self.make_live(step, vector.needs);
         let Some((size, write)) = operand else {
-            return self.run(step, in_place(instr, 0), &spilled);
+            return self.run(step, None, &spilled);
         };
-        if let Some(delta) = self.known_place(step) {
-            return self.run(step, in_place(instr, delta), &spilled);
+        if let Some(known) = self.known_place(step) {
+            return self.run(step, Some(known), &spilled);
         }
         let back = self.look_up(step, vector, size, write)?;
-        self.run(step, in_place(instr, 0), &spilled)?;
+        self.run(step, Some(Known::T0), &spilled)?;
         self.asm.bind(back);
         Some(())
     }
@@ -108,8 +112,9 @@ impl Translator<'_> {
             self.check_alignment(size);
             return Some(back);
         }
-        let instr = in_place(step.instr, 0);
-        let way = if write { Way::Store { instr, size, back } } else { self.load_way() };
+        let at = Some(Known::T0);
+        let instr = || Box::new(in_place(&step.instr, at, &Spilled::default()));
+        let way = if write { Way::Store { instr: instr(), size, back } } else { self.load_way() };
         self.allow_crossing(way);
         Some(back)
     }

@@ -7,6 +7,9 @@ pub struct Policy {
     pub name: &'static str,
     /// Where paths start.
     pub start: Start,
+    /// The count to which that of [`Start::Any`] rises, at most, while memory is so short that code goes before it
+    /// has paid.
+    pub scarce: u32,
     /// Which way they take.
     pub follow: Follow,
     /// Where they end at the latest.
@@ -85,6 +88,7 @@ impl Policy {
     pub const BLOCKS: Self = Self {
         name: "blocks",
         start: Start::Any(4),
+        scarce: 0,
         follow: Follow::Nothing,
         limits: Limits { instructions: 64, branches: 0, jumps: 0, calls: 0, at_heads: false },
         links: Links::Lazy,
@@ -115,6 +119,7 @@ impl Policy {
     pub const PIN: Self = Self {
         name: "pin",
         start: Start::Any(1),
+        scarce: 0,
         follow: Follow::Through,
         limits: Limits { instructions: 128, branches: 8, jumps: 0, calls: 0, at_heads: false },
         links: Links::Proactive,
@@ -126,6 +131,7 @@ impl Policy {
     pub const FATHOM: Self = Self {
         name: "fathom",
         start: Start::Any(8),
+        scarce: 128,
         follow: Follow::Likely,
         limits: Limits { instructions: 64, branches: 6, jumps: 4, calls: 0, at_heads: true },
         links: Links::Lazy,

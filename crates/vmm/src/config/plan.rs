@@ -49,6 +49,8 @@ pub struct VmPlan {
     pub console: ConsoleConfig,
     /// Was writable or could be created.
     pub report: Option<PathBuf>,
+    /// Was writable or could be created.
+    pub cache_log: Option<PathBuf>,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -136,6 +138,9 @@ impl VmPlan {
         if let Some(path) = &config.report {
             uses.add_output("report", path)?;
         }
+        if let Some(path) = &config.cache_log {
+            uses.add_output("cache-log", path)?;
+        }
         if let Some(gdb) = &config.gdb {
             files::socket("gdb", &gdb.socket)?;
         }
@@ -153,7 +158,8 @@ impl VmPlan {
         if let Some(path) = &profile_out {
             uses.add_output("profile-out", path)?;
         }
-        let VmConfig { kernel, initrd, cpu_model, console, report, gdb, vsock, .. } = config;
+        let VmConfig { kernel, initrd, cpu_model, console, report, cache_log, gdb, vsock, .. } =
+            config;
         Ok(Self {
             name,
             kernel,
@@ -167,6 +173,7 @@ impl VmPlan {
             engine,
             console,
             report,
+            cache_log,
             gdb,
             vsock,
             translation,

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use engine_translate::Predict;
 use tempfile::TempDir;
 
 use super::*;
@@ -38,6 +39,7 @@ impl Host {
             engine: EngineChoice::Auto,
             console: ConsoleConfig::Stdio,
             report: None,
+            cache_log: None,
             gdb: None,
             vsock: None,
             translation: TranslationConfig::default(),
@@ -265,10 +267,10 @@ fn the_translator_takes_what_it_can_have() {
     };
     let line = refusal(translated(|translation| translation.hot = Some(0)));
     assert!(line.starts_with("--translate hot=0 is refused"), "{line}");
-    for code in [0, (16 << 10) - 1, (64 << 20) + 1, u64::MAX] {
+    for code in [0, (16 << 10) - 1, (128 << 20) + 1, u64::MAX] {
         let mut config = translated(|_| ());
         config.translation.code = Some(Bytes(code));
-        assert!(refusal(config).ends_with("ask for 16K to 64M"));
+        assert!(refusal(config).ends_with("ask for 16K to 128M"));
     }
     let plan = VmPlan::new(translated(|translation| {
         translation.hot = Some(1);
@@ -281,6 +283,14 @@ fn the_translator_takes_what_it_can_have() {
     assert_eq!((plan.translation.hot, plan.translation.code_bytes), (1, 16 << 10));
     let plan = VmPlan::new(translated(|_| ())).expect("plan");
     assert_eq!(plan.translation, TranslationOptions::default());
+    let predict = |paths, profile| {
+        let config = TranslationConfig { paths, profile, ..TranslationConfig::default() };
+        config.options(EngineKind::Translate).expect("options").predict
+    };
+    assert_eq!(predict(None, None), Predict::Programs);
+    assert_eq!(predict(Some(Paths::Pin), None), Predict::Nothing, "as published");
+    assert_eq!(predict(None, Some(ProfileConfig::Counters)), Predict::Nothing);
+    assert_eq!(predict(Some(Paths::Pin), Some(ProfileConfig::Predict)), Predict::Everything);
 }
 
 /// The plan of an engine is made before; here only what it says to KVM.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine_translate::{Options, Policy};
+use engine_translate::{Dump, Options, Policy, Predict};
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, ConfigError, EngineKind};
@@ -37,6 +37,8 @@ pub struct TranslationConfig {
     pub no_stack_slot: bool,
     /// Each access is looked up, also where others are close by.
     pub no_groups: bool,
+    /// Loops look their accesses up in each round.
+    pub no_strips: bool,
     /// Instructions in two pages are interpreted.
     pub no_crossing: bool,
     /// RDTSC and its kin are executed by their handlers.
@@ -51,9 +53,11 @@ pub struct TranslationConfig {
     pub no_strings: bool,
     /// Blocks with a byte at this physical address are printed when they are translated.
     pub dump: Option<u64>,
+    /// So many pieces of code that take the most time are printed at the end.
+    pub dump_hot: Option<usize>,
     /// Names of the code are written for Linux perf.
     pub perf_map: bool,
-    /// Blocks that have code are executed by the interpreter, too, and compared.
+    /// What has code is executed by the interpreter, too, and compared: each block by itself, unless there is a policy.
     pub verify: bool,
     /// Somebody wants to know what was translated.
     pub stats: bool,
@@ -65,7 +69,9 @@ pub struct TranslationConfig {
 pub enum ProfileConfig {
     /// None.
     Counters,
-    /// Those of loops with many trips ahead.
+    /// What programs run again soon.
+    Programs,
+    /// What anybody runs again soon, and loops with many trips ahead.
     Predict,
     /// Those that a profile names, which an earlier run wrote.
     File(PathBuf),
@@ -114,8 +120,8 @@ impl TranslationConfig {
         if engine == EngineKind::Kvm && *self != Self::default() {
             return Err(ConfigError::NothingTranslated);
         }
-        let mut options =
-            Options { translate: !self.interpret, dump: self.dump, ..Options::default() };
+        let mut options = Options { translate: !self.interpret, ..Options::default() };
+        options.dump = self.dump_hot.map(Dump::Hot).or(self.dump.map(Dump::At));
         if let Some(paths) = self.paths {
             options.paths = paths.policy();
             options.hot = options.paths.hot();
@@ -123,13 +129,12 @@ impl TranslationConfig {
         if self.verify {
             // What is interpreted anyway is not compared.
             (options.verify, options.hot) = (true, 1);
+            options.paths = self.paths.map_or(Policy::BLOCKS, Paths::policy);
         }
         if let Some(hot) = self.hot {
             options.hot = Some(hot).filter(|&hot| hot > 0).ok_or(ConfigError::Hot)?;
         }
-        if let Some(profile) = &self.profile {
-            options.predict = *profile == ProfileConfig::Predict;
-        }
+        options.predict = self.predict();
         if let Some(code) = self.code {
             options.code_bytes = code_bytes(code)?;
         }
@@ -140,6 +145,7 @@ impl TranslationConfig {
         options.native.pair_returns = !self.no_return_pairs;
         options.native.stack_slot = !self.no_stack_slot;
         options.native.groups = !self.no_groups;
+        options.native.strips = !self.no_strips;
         options.native.crossing = !self.no_crossing;
         options.native.time = !self.no_time;
         options.native.interrupts = !self.no_interrupts;
@@ -147,6 +153,19 @@ impl TranslationConfig {
         options.native.calls = !self.no_calls;
         options.native.strings = !self.no_strings;
         Ok(options)
+    }
+}
+
+impl TranslationConfig {
+    /// Other policies of paths have rules of their own.
+    fn predict(&self) -> Predict {
+        match self.profile {
+            Some(ProfileConfig::Counters | ProfileConfig::File(_)) => Predict::Nothing,
+            Some(ProfileConfig::Programs) => Predict::Programs,
+            Some(ProfileConfig::Predict) => Predict::Everything,
+            None if self.paths.is_none_or(|paths| paths == Paths::Fathom) => Predict::default(),
+            None => Predict::Nothing,
+        }
     }
 }
 

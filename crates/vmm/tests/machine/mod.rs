@@ -65,6 +65,7 @@ impl Host {
             engine: engine(),
             console: ConsoleConfig::File(self.path("console")),
             report: None,
+            cache_log: None,
             gdb,
             vsock: Some(VsockConfig::new(3, self.path("vsock"))),
             translation: TranslationConfig::default(),

@@ -34,6 +34,8 @@ pub struct DiskConfig {
     pub overlay: Option<PathBuf>,
     /// What the guest sees as the disk's serial number, cut to 20 bytes; none if empty.
     pub serial: String,
+    /// Which of the VM's disks it is, in what it tells of its transfers.
+    pub number: u8,
 }
 
 /// A disk whose files are open, locked and checked.
@@ -42,6 +44,7 @@ pub struct DiskPlan {
     pub(super) sectors: u64,
     pub(super) read_only: bool,
     pub(super) id: [u8; ID_LEN],
+    pub(super) number: u8,
 }
 
 impl DiskConfig {
@@ -65,6 +68,7 @@ impl DiskConfig {
             sectors: size / SECTOR,
             read_only: self.read_only,
             id: id(&self.serial),
+            number: self.number,
         })
     }
 

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::config::{ID_LEN, QUEUES, REQUESTS};
+use super::events::{Transfer, tell_discard, tell_transfer};
 use super::request::{Operation, RANGE_LEN, Request, SectorRange, Status};
 use super::{DiskMetrics, DiskPlan, DiskState, SECTOR};
 use crate::virtio::queue::{GuestBuffer, QueueError};
@@ -96,6 +97,8 @@ impl Disk {
         let offset = self.range(request.sector, len)?;
         let buffer = GuestBuffer::new(turn.memory(), request.to_guest.clone());
         self.plan.storage.read(offset, &buffer)?;
+        let to = &request.to_guest;
+        tell_transfer(turn.memory(), self.plan.number, Transfer::Read, offset, to);
         self.metrics.reads += 1;
         self.metrics.read_bytes += len;
         Ok(len)
@@ -107,6 +110,8 @@ impl Disk {
         let offset = self.range(request.sector, len)?;
         let buffer = GuestBuffer::new(turn.memory(), request.from_guest.clone());
         self.plan.storage.write(offset, &buffer)?;
+        let from = &request.from_guest;
+        tell_transfer(turn.memory(), self.plan.number, Transfer::Write, offset, from);
         self.metrics.writes += 1;
         self.metrics.written_bytes += len;
         Ok(0)
@@ -131,6 +136,7 @@ impl Disk {
         for range in self.ranges(request, turn, DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX, 0)? {
             let (offset, len) = (range.sector * SECTOR, u64::from(range.count) * SECTOR);
             self.plan.storage.discard(offset, len)?;
+            tell_discard(turn.memory(), self.plan.number, offset, len);
             self.metrics.discarded_bytes += len;
         }
         Ok(0)
@@ -141,6 +147,7 @@ impl Disk {
         for range in self.ranges(request, turn, ZERO_RANGES_MAX, ZERO_SECTORS_MAX, UNMAP)? {
             let (offset, len) = (range.sector * SECTOR, u64::from(range.count) * SECTOR);
             self.plan.storage.write_zeroes(offset, len, range.flags & UNMAP != 0)?;
+            tell_discard(turn.memory(), self.plan.number, offset, len);
             self.metrics.zeroed_bytes += len;
             turn.spend(len);
         }

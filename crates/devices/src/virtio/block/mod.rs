@@ -6,6 +6,7 @@
 
 mod config;
 mod device;
+mod events;
 mod file;
 mod metrics;
 mod overlay;

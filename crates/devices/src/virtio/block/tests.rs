@@ -3,6 +3,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use std::sync::Arc;
+
+use memory::{DiskBlock, Event, Gpa};
+
 use super::storage::Storage;
 use super::*;
 use crate::virtio::queue::GuestBuffer;
@@ -302,7 +306,13 @@ impl Storage for Broken {
 
 #[test]
 fn the_guest_sees_the_hosts_errors() {
-    let plan = DiskPlan { storage: Box::new(Broken), sectors: 8, read_only: false, id: [0; 20] };
+    let plan = DiskPlan {
+        storage: Box::new(Broken),
+        sectors: 8,
+        read_only: false,
+        id: [0; 20],
+        number: 0,
+    };
     let mut driver = Driver::ready(Disk::new(plan), 0);
     for (operation, len) in [(IN, 512), (OUT, 512), (FLUSH, 0)] {
         assert_eq!(request(&mut driver, operation, 0, len), IO_ERROR);
@@ -379,4 +389,35 @@ fn an_overlay_keeps_writes_and_leaves_the_image_alone() {
     assert_eq!(read_sector(&mut again, 17), [0; 512]);
     assert_eq!(fs::read(&path).unwrap(), before);
     assert!(fs::metadata(folder.path().join("one")).unwrap().blocks() < 64, "sparse");
+}
+
+#[test]
+fn whole_blocks_are_told_of_and_parts_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = DiskConfig { number: 3, ..config(image(folder.path())) };
+    let mut driver = disk(&config);
+    let memory = Arc::clone(driver.view.memory());
+    let events = memory.listen(64);
+    let told = || -> Vec<Event> { std::iter::from_fn(|| events.take()).map(|e| e.event).collect() };
+    let block = |block| DiskBlock { disk: 3, block };
+    let frame = memory.frame_of(Gpa(BUFFER)).unwrap();
+    let next = memory.frame_of(Gpa(BUFFER + 4096)).unwrap();
+
+    assert_eq!(request(&mut driver, IN, 16, 8192), OK);
+    let reads = [(frame, 2), (next, 3)];
+    assert_eq!(told(), reads.map(|(frame, at)| Event::Read { frame, from: block(at) }));
+    assert_eq!(request(&mut driver, OUT, 8, 4096), OK);
+    let starts = [16, 0, 0, 0];
+    assert_eq!(told(), [Event::Written { frame, to: block(1), starts }]);
+    // Of a block the last half, and of the next the first.
+    assert_eq!(request(&mut driver, IN, 20, 4096), OK);
+    assert_eq!(told(), [Event::Overwritten { frame }]);
+    assert_eq!(request(&mut driver, OUT, 20, 512), OK);
+    assert_eq!(told(), []);
+    let len = ranges(&driver, &[(7, 26, 0), (64, 7, 0)]);
+    assert_eq!(request(&mut driver, DISCARD, 0, len), OK);
+    assert_eq!(told(), [Event::Discarded { first: block(1), count: 3 }]);
+    // What fails is told by nobody.
+    assert_eq!(request(&mut driver, IN, SECTORS, 4096), IO_ERROR);
+    assert_eq!(told(), []);
 }

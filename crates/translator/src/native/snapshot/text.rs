@@ -69,7 +69,7 @@ impl Translated {
 
     /// The host's instructions, without the data behind calls.
     fn host(&self, places: Range<u32>) -> Vec<Instruction> {
-        let code = &self.code.bytes[(places.start - HOST) as usize..(places.end - HOST) as usize];
+        let code = &self.code.bytes()[(places.start - HOST) as usize..(places.end - HOST) as usize];
         let start = u64::from(places.start);
         let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
         let mut found = Vec::new();

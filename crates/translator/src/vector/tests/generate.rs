@@ -1,10 +1,10 @@
 //! Instructions to try: every code that is executed here, in all operand shapes, from iced's tables.
 
+use crate::native::in_rflags;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind,
-    OpKind, Register, RflagsBits,
+    OpKind, Register,
 };
-use x86::rflags;
 
 use super::native::State;
 use super::random::Random;
@@ -330,16 +330,7 @@ impl Case {
 
     /// RFLAGS bits that the manual leaves undefined.
     pub(super) fn undefined_flags(&self) -> u64 {
-        let undefined = self.instr.rflags_undefined();
-        let table = [
-            (RflagsBits::CF, rflags::CF),
-            (RflagsBits::PF, rflags::PF),
-            (RflagsBits::AF, rflags::AF),
-            (RflagsBits::ZF, rflags::ZF),
-            (RflagsBits::SF, rflags::SF),
-            (RflagsBits::OF, rflags::OF),
-        ];
-        table.iter().filter(|(bit, _)| undefined & bit != 0).map(|(_, flag)| flag).sum()
+        in_rflags(self.instr.rflags_undefined())
     }
 
     /// Several operations one after the other.

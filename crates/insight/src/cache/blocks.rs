@@ -1,0 +1,164 @@
+//! Which frame has which block: both ways, in 16 bytes a frame.
+
+use memory::{DiskBlock, Frame};
+
+/// Nothing, in either table.
+const NONE: u64 = 0;
+const EMPTY: u32 = 0;
+
+const DISK_SHIFT: u32 = 56;
+/// Of 512 bytes or more, so that the last byte of each has a number, there are not so many.
+const BLOCK_MAX: u64 = (1 << 55) - 1;
+
+/// The location of each frame, and the frame of each block that is some frame's location.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    /// By frame: the block, packed, or `NONE`.
+    locations: Box<[u64]>,
+    /// By the block's hash: one more than the number of its frame. Twice as many as frames, so that half are empty.
+    frames: Box<[u32]>,
+}
+
+impl Blocks {
+    pub(super) fn new(frames: u32) -> Self {
+        let places = (frames as usize * 2).next_power_of_two();
+        Self {
+            locations: vec![NONE; frames as usize].into(),
+            frames: vec![EMPTY; places.max(2)].into(),
+        }
+    }
+
+    /// Whether the frame can have the block.
+    pub(super) fn can_have(&self, frame: Frame, block: DiskBlock) -> bool {
+        frame.index() < self.locations.len() && block.block <= BLOCK_MAX
+    }
+
+    pub(super) fn location(&self, frame: Frame) -> Option<DiskBlock> {
+        self.locations.get(frame.index()).copied().and_then(unpacked)
+    }
+
+    /// The frame whose location is `block`.
+    pub(super) fn frame(&self, block: DiskBlock) -> Option<Frame> {
+        let found = self.frames[self.place(packed(block))];
+        (found != EMPTY).then(|| Frame(found - 1))
+    }
+
+    /// `frame` has `block`, and no other frame has it.
+    pub(super) fn put(&mut self, frame: Frame, block: DiskBlock) {
+        if !self.can_have(frame, block) {
+            return;
+        }
+        self.remove(frame);
+        if let Some(other) = self.frame(block) {
+            self.remove(other);
+        }
+        self.locations[frame.index()] = packed(block);
+        let place = self.place(packed(block));
+        self.frames[place] = frame.0 + 1;
+    }
+
+    /// `frame` has no block. Answers the one that it had.
+    pub(super) fn remove(&mut self, frame: Frame) -> Option<DiskBlock> {
+        let block = self.location(frame)?;
+        let mut hole = self.place(packed(block));
+        self.locations[frame.index()] = NONE;
+        self.frames[hole] = EMPTY;
+        // Whoever was put behind it because it stood here moves up.
+        let mask = self.frames.len() - 1;
+        let mut at = hole;
+        loop {
+            at = (at + 1) & mask;
+            let moved = self.frames[at];
+            if moved == EMPTY {
+                return Some(block);
+            }
+            let home = self.home(self.locations[moved as usize - 1]);
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+                self.frames[hole] = moved;
+                self.frames[at] = EMPTY;
+                hole = at;
+            }
+        }
+    }
+
+    /// Where `block` is, or would be put.
+    fn place(&self, block: u64) -> usize {
+        let mask = self.frames.len() - 1;
+        let mut at = self.home(block);
+        loop {
+            let found = self.frames[at];
+            if found == EMPTY || self.locations[found as usize - 1] == block {
+                return at;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn home(&self, block: u64) -> usize {
+        // Fibonacci hashing: 2^64 divided by the golden ratio.
+        let mixed = (block ^ block >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 32) as usize & (self.frames.len() - 1)
+    }
+}
+
+fn packed(block: DiskBlock) -> u64 {
+    // A number beyond what can be had is no frame's.
+    let number = block.block.min(BLOCK_MAX + 1) + 1;
+    u64::from(block.disk) << DISK_SHIFT | number
+}
+
+fn unpacked(packed: u64) -> Option<DiskBlock> {
+    let block = (packed & ((1 << DISK_SHIFT) - 1)).checked_sub(1)?;
+    Some(DiskBlock { disk: (packed >> DISK_SHIFT) as u8, block })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(blocks: &Blocks, model: &HashMap<Frame, DiskBlock>) {
+        for number in 0..16 {
+            let frame = Frame(number);
+            assert_eq!(blocks.location(frame), model.get(&frame).copied());
+        }
+        for (&frame, &block) in model {
+            assert_eq!(blocks.frame(block), Some(frame));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_agree(steps in proptest::collection::vec((0u32..16, 0u64..24, any::<bool>()), 1..200)) {
+            let mut blocks = Blocks::new(16);
+            let mut model = HashMap::new();
+            for (number, block, put) in steps {
+                let (frame, block) = (Frame(number), DiskBlock { disk: (block % 3) as u8, block });
+                if put {
+                    blocks.put(frame, block);
+                    model.retain(|_, other| *other != block);
+                    model.insert(frame, block);
+                } else {
+                    prop_assert_eq!(blocks.remove(frame), model.remove(&frame));
+                }
+                check(&blocks, &model);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        let mut blocks = Blocks::new(4);
+        let block = DiskBlock { disk: 255, block: BLOCK_MAX };
+        assert_eq!((blocks.frame(block), blocks.location(Frame(9))), (None, None));
+        blocks.put(Frame(9), block);
+        assert_eq!(blocks.frame(block), None);
+        blocks.put(Frame(3), block);
+        blocks.put(Frame(2), DiskBlock { block: BLOCK_MAX + 1, ..block });
+        assert_eq!(blocks.location(Frame(2)), None);
+        assert_eq!((blocks.frame(block), blocks.location(Frame(3))), (Some(Frame(3)), Some(block)));
+    }
+}

@@ -1,0 +1,30 @@
+//! The guest's page cache from outside: which disk block each frame holds, when one enters and leaves memory
+//! (Geiger: Jones, Arpaci-Dusseau and Arpaci-Dusseau, ASPLOS 2006).
+//!
+//! A frame's *location* is the block whose contents it last had. A block is in the cache from the moment that it is read
+//! into a frame, or first written from one, until the frame is used for something else, which is when its eviction
+//! is seen: an eviction shows when the frame is taken again, not before.
+//!
+//! ```text
+//!   block read into the frame         another block than its location: that one was evicted
+//!   frame written to a block          the same, unless the journal has it for a while
+//!   changed by a vCPU, then           anonymous memory: a copy, or cleared
+//!       in a user's writable mapping
+//!   walked through                    a page table
+//!   given back to the host            free
+//!   block read into another frame     its first copy had been evicted
+//!   block discarded                   nobody wants it any more: what is dropped was not evicted
+//! ```
+//!
+//! What a frame has when it goes may not be wanted any more: a deleted file's block, by ext4's bitmap in the guest's own
+//! cache; a place in a swap area, once a program has changed what was read from it.
+//!
+//! Memory that a program may write, that nobody has changed and that has a block's contents all the same, is no cache:
+//! it was read past the cache. A mapping of a frame that no vCPU has changed since its block was read is a file's, and evicts nothing.
+
+mod blocks;
+mod ext4;
+mod journal;
+mod tracker;
+
+pub use tracker::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};

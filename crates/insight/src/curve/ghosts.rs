@@ -1,0 +1,116 @@
+//! What more memory would have kept: blocks that were evicted, the latest first.
+//!
+//! A block that is read again at depth d of this list would have been a hit with d + 1 pages more than there are.
+
+use memory::DiskBlock;
+
+use super::{DistanceHistogram, MissRatioCurve, Stack};
+
+/// Evicted blocks in LRU order, at most so many, and at which depth they were wanted again.
+#[derive(Clone, Debug)]
+pub struct Ghosts {
+    most: usize,
+    stack: Stack<DiskBlock>,
+    histogram: DistanceHistogram,
+}
+
+impl Ghosts {
+    /// Keeps at most `most` blocks in mind; the curve has at most `steps` steps.
+    #[must_use]
+    pub fn new(most: usize, steps: usize) -> Self {
+        let most = most.max(1);
+        let histogram = DistanceHistogram::new(most as u64, steps);
+        Self { most, stack: Stack::default(), histogram }
+    }
+
+    /// `block` left the guest's memory.
+    pub fn evicted(&mut self, block: DiskBlock) {
+        self.stack.reference(block);
+        // Some at once: to find the oldest takes a look at all.
+        if self.stack.len() > self.most + self.most / 16 {
+            self.stack.keep_latest(self.most);
+        }
+    }
+
+    /// `block` came into the guest's memory. Answers at which depth it was, if it had been evicted.
+    pub fn inserted(&mut self, block: DiskBlock) -> Option<u64> {
+        let depth = self.stack.remove(block);
+        self.histogram.note(depth, 1.0);
+        depth
+    }
+
+    /// `block` is not wanted any more.
+    pub fn dropped(&mut self, block: DiskBlock) {
+        self.stack.remove(block);
+    }
+
+    /// How many blocks it has in mind.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.stack.len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stack.is_empty()
+    }
+
+    /// Which part of today's misses would be left with so many more pages. `None` before the first miss.
+    #[must_use]
+    pub fn curve(&self) -> Option<MissRatioCurve> {
+        self.histogram.curve()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(block: u64) -> DiskBlock {
+        DiskBlock { disk: 0, block }
+    }
+
+    /// Reads `blocks` round and round with LRU memory for `pages` of them.
+    fn rounds(blocks: u64, pages: usize) -> Ghosts {
+        let mut ghosts = Ghosts::new(4096, 4096);
+        let mut memory = std::collections::VecDeque::new();
+        for at in (0..20).flat_map(|_| 0..blocks) {
+            if memory.contains(&at) {
+                continue;
+            }
+            ghosts.inserted(block(at));
+            memory.push_back(at);
+            if memory.len() > pages {
+                ghosts.evicted(block(memory.pop_front().expect("not empty")));
+            }
+        }
+        ghosts
+    }
+
+    #[test]
+    fn a_loop_fits_with_as_much_more_as_it_lacks() {
+        let curve = rounds(100, 60).curve().expect("misses");
+        assert!(curve.miss_ratio(39) > 0.99, "{}", curve.miss_ratio(39));
+        // The first round misses whatever there is.
+        assert!((curve.miss_ratio(40) - 1.0 / 20.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_dropped_is_not_missed() {
+        let mut ghosts = Ghosts::new(16, 16);
+        ghosts.evicted(block(1));
+        ghosts.evicted(block(2));
+        ghosts.dropped(block(2));
+        assert_eq!((ghosts.inserted(block(2)), ghosts.inserted(block(1))), (None, Some(0)));
+    }
+
+    #[test]
+    fn it_does_not_grow() {
+        let mut ghosts = Ghosts::new(64, 16);
+        (0..10_000).for_each(|at| ghosts.evicted(block(at)));
+        assert!(ghosts.len() <= 68);
+        assert_eq!(ghosts.inserted(block(9_999)), Some(0));
+        assert_eq!(ghosts.inserted(block(9_900)), None);
+    }
+}

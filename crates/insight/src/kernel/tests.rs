@@ -1,0 +1,345 @@
+use memory::Frame;
+use proptest::prelude::*;
+
+use super::testing::{Like, MAPPING, PageWords, REGIONS, SmallGuest, TypesWriter, page_address};
+use super::*;
+
+const BOTH: [Like; 2] = [Like::Linux6_1, Like::Linux6_12];
+
+fn words() -> PageWords {
+    PageWords::default()
+}
+
+fn buddy(like: Like) -> u32 {
+    if like == Like::Linux6_1 { !0x80 } else { 0xf000_0000 }
+}
+
+/// Sets some frames, and says what they are then.
+fn set_pages(guest: &SmallGuest, like: Like) -> Vec<(u32, PageClass)> {
+    let swap_backed = 1 << 19;
+    let table = if like == Like::Linux6_1 { !0x200 } else { 0xf200_0000 };
+    let slab = match like {
+        Like::Linux6_1 => PageWords { flags: 1 << 9, ..words() },
+        Like::Linux6_12 => PageWords { page_type: 0xf500_0000, ..words() },
+    };
+    let listed = page_address(304) + 8;
+    let other = page_address(305) + 8;
+    let cases = [
+        (300, PageWords { page_type: table, ..words() }, PageClass::PageTable),
+        (301, slab, PageClass::Slab),
+        (302, PageWords { flags: 1 << 12, ..words() }, PageClass::Reserved),
+        (303, PageWords { refcount: 0, ..words() }, PageClass::Kernel),
+        (
+            304,
+            PageWords { refcount: 0, head: other, previous: other, ..words() },
+            PageClass::CpuFree,
+        ),
+        (
+            305,
+            PageWords { refcount: 0, head: listed, previous: listed, ..words() },
+            PageClass::CpuFree,
+        ),
+        (306, PageWords { mapping: MAPPING, index: 9, ..words() }, PageClass::FileCache),
+        (
+            307,
+            PageWords { mapping: MAPPING, flags: swap_backed, ..words() },
+            PageClass::SharedMemory,
+        ),
+        (
+            308,
+            PageWords { mapping: 0xffff_8880_0000_0011, flags: swap_backed, ..words() },
+            PageClass::Anonymous,
+        ),
+        (
+            309,
+            PageWords { mapping: 0x11, flags: swap_backed | 1 << 10, page_type: 0, ..words() },
+            PageClass::SwapCache,
+        ),
+        // A driver's pointer where a mapping would be; a page that a driver may move.
+        (310, PageWords { mapping: MAPPING + 0x100, ..words() }, PageClass::Kernel),
+        (311, PageWords { mapping: MAPPING | 2, ..words() }, PageClass::Kernel),
+        // A file's large folio.
+        (312, PageWords { mapping: MAPPING, index: 64, ..words() }, PageClass::FileCache),
+        (313, PageWords { head: page_address(312) | 1, ..words() }, PageClass::FileCache),
+        // Tails of later pages, of nobody, of something that is no page.
+        (314, PageWords { head: page_address(315) | 1, ..words() }, PageClass::Unknown),
+        (315, PageWords { head: 0x7fff_0001, ..words() }, PageClass::Unknown),
+        (316, PageWords { head: (page_address(312) + 8) | 1, ..words() }, PageClass::Unknown),
+        (
+            320,
+            PageWords { page_type: buddy(like), private: 4, refcount: 0, ..words() },
+            PageClass::Free,
+        ),
+        // Inside that block, left over from earlier.
+        (335, PageWords { mapping: MAPPING, ..words() }, PageClass::Free),
+        (336, words(), PageClass::Kernel),
+        // Orders that cannot be: the frame alone is free.
+        (341, PageWords { page_type: buddy(like), private: 2, ..words() }, PageClass::Free),
+        (342, words(), PageClass::Kernel),
+        (344, PageWords { page_type: buddy(like), private: u64::MAX, ..words() }, PageClass::Free),
+        (345, words(), PageClass::Kernel),
+    ];
+    let mut wanted = Vec::new();
+    for (frame, words, class) in cases {
+        guest.page(u64::from(frame), &words);
+        wanted.push((frame, class));
+    }
+    wanted
+}
+
+#[test]
+fn a_kernel_is_found_and_read() {
+    for like in BOTH {
+        let guest = SmallGuest::new(like);
+        let kernel = Kernel::find(&guest.view()).expect("a kernel");
+        assert_eq!((kernel.note().release(), kernel.note_at()), ("6.1.0-test", Gpa(0x30_0000)));
+        assert_eq!(kernel.missing(), Vec::<String>::new());
+        let symbols = kernel.symbols().expect("symbols");
+        assert_eq!(symbols.len(), 205);
+        assert_eq!(symbols.address_of("start_kernel"), Some(0xffff_ffff_8020_1000));
+        assert_eq!(symbols.address_of("more_199"), Some(0xffff_ffff_8050_0c70));
+        assert_eq!(symbols.address_of("more_"), None);
+        let at = symbols.symbol_at(0xffff_ffff_8050_0c6f);
+        assert_eq!(at, Some(("more_198".to_owned(), 15)));
+        assert_eq!(symbols.symbol_at(0), None);
+        assert_eq!(symbols.iter().nth(70), Some((0xffff_ffff_8050_0410, "more_65".to_owned())));
+        let processes = kernel.processes().expect("processes");
+        assert_eq!(processes.cut, None);
+        let seen = processes.list.iter().map(|it| (it.pid, it.name.as_str(), it.page_table));
+        let wanted = [(1, "init", Some(Gpa(0x7_7000))), (2, "kthreadd", None)];
+        assert_eq!(seen.collect::<Vec<_>>(), wanted);
+    }
+}
+
+#[test]
+fn every_frame_has_its_class() {
+    for like in BOTH {
+        let guest = SmallGuest::new(like);
+        let wanted = set_pages(&guest, like);
+        let pages = Kernel::find(&guest.view()).and_then(|it| it.pages()).expect("pages");
+        for (frame, class) in wanted {
+            assert_eq!(pages.class(Frame(frame)), Some(class), "{like:?}: frame {frame}");
+        }
+        assert_eq!(pages.classes().len(), 2048);
+        assert_eq!(pages.class(Frame(2048)), None);
+        assert_eq!(pages.counts().iter().map(|(_, frames)| frames).sum::<u64>(), 2048);
+        let cached: Vec<_> = pages.cached().map(|it| (it.frame.0, it.index)).collect();
+        assert_eq!(cached, [(306, Some(9)), (307, Some(0)), (312, Some(64)), (313, Some(65))]);
+        let [file] = pages.files() else { panic!("{:?}", pages.files()) };
+        let inode = file.inode.expect("an inode");
+        assert_eq!((inode.number, inode.device, inode.is_block_device), (4711, (254, 3), false));
+    }
+}
+
+#[test]
+fn without_types_the_note_tells_most() {
+    for like in BOTH {
+        let guest = SmallGuest::new(like);
+        let wanted = set_pages(&guest, like);
+        guest.spoil_types();
+        let kernel = Kernel::find(&guest.view()).expect("a kernel");
+        assert_eq!(kernel.missing(), ["types: BTF unknown: no header at its symbol"]);
+        assert!(kernel.processes().is_err());
+        let pages = kernel.pages().expect("pages");
+        for (frame, class) in wanted {
+            // No inode that could deny it; no word of what is reserved.
+            let class = match (frame, class) {
+                (310, _) => PageClass::FileCache,
+                (302, _) => PageClass::Kernel,
+                (_, class) => class,
+            };
+            assert_eq!(pages.class(Frame(frame)), Some(class), "{like:?}: frame {frame}");
+        }
+        assert!(pages.cached().all(|cached| cached.index.is_none() && cached.file.inode.is_none()));
+    }
+}
+
+#[test]
+fn addresses_are_walked_by_pages_of_every_size() {
+    let guest = SmallGuest::new(Like::Linux6_1);
+    let kernel = Kernel::find(&guest.view()).expect("a kernel");
+    let space = kernel.space();
+    assert_eq!(space.translate(0xffff_ffff_8030_0123), Ok(Gpa(0x30_0123)));
+    assert_eq!(space.translate(0xffff_8880_007f_ffff), Ok(Gpa(0x7f_ffff)));
+    assert_eq!(space.translate(page_address(64) + 5), Ok(Gpa(0x40_1005)));
+    let mut bytes = [0; 8192];
+    assert_eq!(space.read(page_address(1), &mut bytes), Ok(()));
+    assert_eq!(bytes[..], guest.read(0x40_0040, 8192));
+    for va in [0, 0x7fff_ffff_f000, 1 << 47, 0xffff_8880_0080_0000, 0x0fff_ffff_8030_0000] {
+        assert_eq!(space.translate(va), Err(AddressError::NotMapped { va }), "{va:#x}");
+    }
+    let wraps = AddressError::Wraps { va: u64::MAX - 3, len: 8 };
+    assert_eq!(space.u64(u64::MAX - 3), Err(wraps));
+    // An entry that leads out of RAM.
+    guest.write(0x10_2000 + 3 * 8, &0x7fff_ffe0_0083_u64.to_le_bytes());
+    let fresh = AddressSpace::new(guest.view(), Gpa(0x10_0000), false);
+    assert!(matches!(fresh.u64(0xffff_ffff_8060_0000), Err(AddressError::NotReadable { .. })));
+    // Five levels: one more table above, of which the entry for the kernel's half is the last.
+    guest.write(0x10_8000 + 511 * 8, &0x10_0003_u64.to_le_bytes());
+    let five = AddressSpace::new(guest.view(), Gpa(0x10_8000), true);
+    assert_eq!(five.translate(0xffff_ffff_8030_0123), Ok(Gpa(0x30_0123)));
+}
+
+#[test]
+fn members_are_found_through_nameless_ones_typedefs_and_bits() {
+    let mut writer = TypesWriter::default();
+    let word = writer.integer(8);
+    let alias = writer.alias("u64", word);
+    let alias = writer.alias("pgoff_t", alias);
+    let words = writer.array(alias, 5);
+    let inner = writer.structure("", 48, &[("one", alias, 0), ("many", words, 8)]);
+    let named = writer.structure("named", 48, &[("", inner, 0)]);
+    writer.structure("outer", 100, &[("", inner, 4), ("sub", named, 52)]);
+    writer.bit_field("bits", "flag", word, 13, 3);
+    writer.enumeration("kinds", &[("A", 7), ("B", u32::MAX)]);
+    let types = Types::parse(writer.finish()).expect("types");
+    assert_eq!((types.len(), types.size_of("outer")), (9, Some(100)));
+    let member = |path| types.member("outer", path).map(|it| (it.offset(), it.bytes()));
+    assert_eq!(member("many"), Some((Some(12), 40)));
+    assert_eq!(member("sub.one"), Some((Some(52), 8)));
+    assert_eq!((member("sub.two"), member("one.x"), member("")), (None, None, None));
+    let flag = types.member("bits", "flag").expect("a member");
+    assert_eq!((flag.bit_offset, flag.bits, flag.offset()), (13, 3, None));
+    assert_eq!(types.enumerator("kinds", "B"), Some(i64::from(u32::MAX)));
+    assert_eq!(types.enumerator("kinds", "C"), None);
+}
+
+#[test]
+fn types_that_go_in_circles_end() {
+    let mut writer = TypesWriter::default();
+    // 1 is a typedef of 2, which is one of 1; 3 holds itself without a name.
+    writer.alias("a", 2);
+    writer.alias("b", 1);
+    writer.structure("self", 8, &[("", 3, 0), ("", 3, 0), ("x", 1, 0), ("last", 4, 0)]);
+    writer.array(4, u32::MAX);
+    let types = Types::parse(writer.finish()).expect("types");
+    for path in ["x", "nobody", "last", "x.y"] {
+        assert_eq!(types.member("self", path), None, "{path}");
+    }
+}
+
+#[test]
+fn broken_sections_are_refused() {
+    let mut writer = TypesWriter::default();
+    writer.structure("s", 8, &[("a", 1, 0)]);
+    let whole = writer.finish();
+    assert!(Types::parse(whole.clone()).is_ok());
+    assert!((0..whole.len()).all(|len| Types::parse(whole[..len].to_vec()).is_err()));
+    for (at, byte) in [(0, 0), (2, 2), (4, 32), (8, 255), (12, 1), (16, 255), (31, 31 << 2)] {
+        let mut bytes = whole.clone();
+        bytes[at] = byte;
+        assert!(Types::parse(bytes).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn notes_that_lie_about_memory_are_refused() {
+    let refusal = |from: &str, to: &str| {
+        let guest = SmallGuest::new(Like::Linux6_1);
+        let text = String::from_utf8(guest.read(0x30_0000, 0x400)).expect("text");
+        assert_eq!(from.len(), to.len());
+        guest.write(0x30_0000, text.replace(from, to).as_bytes());
+        Kernel::find(&guest.view()).expect_err(to).to_string()
+    };
+    for (from, to, part) in [
+        ("init_top_pgt", "init_top_bgt", "names no page tables"),
+        ("pgt)=ffffffff80", "pgt)=ffffff7f80", "outside the kernel's image"),
+        ("pgt)=ffffffff8010", "pgt)=ffffffff8020", "is not mapped"),
+        ("_stext)=ffffffff8", "_stext)=ffffffff9", "is not mapped"),
+        ("phys_base)=0", "phys_base)=8", "not where it says"),
+        ("PAGESIZE=4096", "PAGESIZE=8192", "not x86-64's"),
+    ] {
+        let error = refusal(from, to);
+        assert!(error.starts_with("the note at 0x300000 is refused:"), "{error}");
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_copy_of_the_note_that_is_none_does_not_hide_the_kernel() {
+    let guest = SmallGuest::new(Like::Linux6_12);
+    guest.write(0x1_0000, b"OSRELEASE=6.6\nPAGESIZE=4096\n");
+    guest.write(0x2_0000, b"\x0b\0\0\0\x07\0\0\0\0\0\0\0VMCOREINFO\0\0nothing");
+    assert_eq!(Kernel::find(&guest.view()).expect("a kernel").note_at(), Gpa(0x30_0000));
+    // The same note behind the header of an ELF note, further down.
+    let text = guest.read(0x30_0000, 0x400);
+    guest.write(0x3_0000, b"\x0b\0\0\0\0\x10\0\0\0\0\0\0VMCOREINFO\0\0");
+    guest.write(0x3_0000 + 24, &text);
+    assert_eq!(Kernel::find(&guest.view()).expect("a kernel").note_at(), Gpa(0x3_0000));
+}
+
+#[test]
+fn lists_of_tasks_that_lie_are_cut() {
+    let cut = |at: u64, to: u64| {
+        let guest = SmallGuest::new(Like::Linux6_1);
+        guest.write(at, &to.to_le_bytes());
+        let processes = Kernel::find(&guest.view()).and_then(|it| it.processes());
+        let processes = processes.expect("processes");
+        (processes.list.len(), processes.cut.expect("cut"))
+    };
+    let task = |number: u64| 0x33_1000 + number * 0x100;
+    let circle = cut(task(2), 0xffff_ffff_8000_0000 + task(1));
+    assert_eq!(circle, (2, "the list runs in a circle".to_owned()));
+    let (seen, why) = cut(task(1), 0xdead_0000_0000_0100);
+    assert_eq!((seen, why.contains("is not mapped")), (1, true), "{why}");
+}
+
+#[test]
+fn tables_of_symbols_that_lie_are_refused() {
+    let (count, index, offsets, names) = (0x31_0000, 0x31_0100, 0x31_2000, 0x31_4000);
+    for (at, bytes, part) in [
+        (count, &[0; 4][..], "0 symbols"),
+        (count, &[0xff; 4][..], "4294967295 symbols"),
+        (count, &[0xff, 0xff, 3, 0][..], "kallsyms: a name without characters"),
+        (index, &[0xff; 2][..], "in no order"),
+        (offsets, &[7; 4][..], "`_stext` is not at"),
+        (names, &[7, b'T', b'x'][..], "no symbol `_stext`"),
+    ] {
+        let guest = SmallGuest::new(Like::Linux6_12);
+        guest.write(at, bytes);
+        let kernel = Kernel::find(&guest.view()).expect("a kernel");
+        let error = kernel.symbols().expect_err(part).to_string();
+        assert!(error.contains(part), "{part}: {error}");
+        assert!(kernel.pages().is_err() && kernel.processes().is_err());
+    }
+}
+
+/// Asks everything; whatever the guest says, there is an answer, and it keeps to the frames there are.
+fn inspect(guest: &SmallGuest) {
+    let Ok(kernel) = Kernel::find(&guest.view()) else { return };
+    kernel.missing();
+    if let Ok(symbols) = kernel.symbols() {
+        assert!(
+            symbols.symbol_at(0xffff_ffff_8020_0000).is_none_or(|(name, _)| name.len() <= 4096)
+        );
+        assert_eq!(symbols.iter().count(), symbols.len());
+    }
+    if let Ok(pages) = kernel.pages() {
+        assert_eq!(pages.classes().len(), 2048);
+        assert!(pages.cached().all(|cached| cached.frame.0 < 2048));
+    }
+    if let Ok(processes) = kernel.processes() {
+        assert!(processes.list.iter().all(|process| process.name.chars().count() <= 15));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn a_guest_that_scribbles_gets_an_answer(
+        old in any::<bool>(),
+        patches in proptest::collection::vec(
+            (0..REGIONS.len() as u8, any::<u16>(), proptest::collection::vec(any::<u8>(), 1..12)),
+            1..12,
+        ),
+    ) {
+        let like = if old { Like::Linux6_1 } else { Like::Linux6_12 };
+        let guest = SmallGuest::new(like);
+        set_pages(&guest, like);
+        for (region, offset, bytes) in patches {
+            guest.scribble(region, offset, &bytes);
+        }
+        inspect(&guest);
+    }
+}

@@ -1,0 +1,275 @@
+//! What happens to a guest's frames, told as it happens to whoever infers facts from it.
+//!
+//! ```text
+//!   vCPUs: first write, first access by a user's mapping, use as a page table   (of watched frames)
+//!   disks: block read into a frame, written from it, discarded                   \
+//!   balloon: frames given back                                                    > queue > one listener
+//! ```
+//!
+//! Nobody who tells ever waits: what the queue has no room for is lost and counted. Before somebody listens, an event
+//! costs one load.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::address::{Access, FRAME_SIZE, Frame};
+use crate::guest_memory::GuestMemory;
+use crate::revoke::Revocation;
+
+/// A place on one of a VM's disks: which disk, and which 4 KiB of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DiskBlock {
+    /// The disk, in the order in which the VM has them.
+    pub disk: u8,
+    /// The block: byte offset divided by 4096. Below 2^55.
+    pub block: u64,
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A disk's block was read into the frame: they have the same contents.
+    Read {
+        /// All of it.
+        frame: Frame,
+        /// All of it.
+        from: DiskBlock,
+    },
+    /// The frame was written to a disk's block.
+    Written {
+        /// All of it.
+        frame: Frame,
+        /// All of it.
+        to: DiskBlock,
+        /// Its first bytes.
+        starts: [u8; 4],
+    },
+    /// A device has changed the frame, or part of it, and it is no block's contents.
+    Overwritten {
+        /// Changed.
+        frame: Frame,
+    },
+    /// The guest no longer wants these blocks' contents.
+    Discarded {
+        /// The first.
+        first: DiskBlock,
+        /// How many.
+        count: u64,
+    },
+    /// A watched frame was about to be written by a vCPU.
+    Changed {
+        /// The frame.
+        frame: Frame,
+        /// By code of the guest's users.
+        user: bool,
+    },
+    /// A watched frame was accessed through a translation for users.
+    Mapped {
+        /// The frame.
+        frame: Frame,
+        /// The translation allows writes.
+        writable: bool,
+    },
+    /// A watched frame was used as a page table.
+    PageTable {
+        /// The frame.
+        frame: Frame,
+    },
+    /// The guest has given the frame back.
+    Freed {
+        /// The frame.
+        frame: Frame,
+    },
+}
+
+/// An event and when it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamped {
+    /// Since somebody began to listen.
+    pub at: Duration,
+    /// What happened.
+    pub event: Event,
+}
+
+/// The queue, and which frames are watched.
+#[derive(Debug)]
+pub struct EventStream {
+    zero: Instant,
+    queue: ArrayQueue<Stamped>,
+    lost: AtomicU64,
+    watched: Box<[AtomicU8]>,
+}
+
+/// What is told of a watched frame, once each.
+mod watch {
+    pub(super) const WRITE: u8 = 1;
+    pub(super) const USER: u8 = 2;
+    pub(super) const TABLE: u8 = 4;
+    pub(super) const ALL: u8 = WRITE | USER | TABLE;
+}
+
+impl EventStream {
+    fn new(frames: u32, capacity: usize) -> Self {
+        Self {
+            zero: Instant::now(),
+            queue: ArrayQueue::new(capacity.max(1)),
+            lost: AtomicU64::new(0),
+            watched: (0..frames).map(|_| AtomicU8::new(0)).collect(),
+        }
+    }
+
+    /// Tells an event. A frame that a disk had to do with is watched from now on, but for accesses through
+    /// translations that a vCPU has already.
+    pub fn tell(&self, event: Event) {
+        if let Event::Read { frame, .. } | Event::Written { frame, .. } = event
+            && let Some(watched) = self.watched.get(frame.index())
+        {
+            watched.store(watch::ALL, Ordering::Relaxed);
+        }
+        if self.queue.push(Stamped { at: self.zero.elapsed(), event }).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The oldest event that was not taken yet.
+    pub fn take(&self) -> Option<Stamped> {
+        self.queue.pop()
+    }
+
+    /// Events that found the queue full, from the beginning on.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The time that events have as their own.
+    pub fn now(&self) -> Duration {
+        self.zero.elapsed()
+    }
+
+    /// A vCPU has walked its page tables for an access to `frame`, `user` by a translation for users that is
+    /// `writable`.
+    #[inline]
+    pub fn note_access(&self, frame: Frame, access: Access, user: bool, writable: bool) {
+        let Some(watched) = self.watched.get(frame.index()) else { return };
+        if watched.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        if access == Access::Write && self.take_watch(watched, watch::WRITE) {
+            self.tell(Event::Changed { frame, user });
+        }
+        if user && self.take_watch(watched, watch::USER) {
+            self.tell(Event::Mapped { frame, writable });
+        }
+    }
+
+    /// A vCPU has walked through `frame`.
+    #[inline]
+    pub fn note_table(&self, frame: Frame) {
+        let Some(watched) = self.watched.get(frame.index()) else { return };
+        if self.take_watch(watched, watch::TABLE) {
+            self.tell(Event::PageTable { frame });
+        }
+    }
+
+    fn take_watch(&self, watched: &AtomicU8, what: u8) -> bool {
+        watched.load(Ordering::Relaxed) & what != 0
+            && watched.fetch_and(!what, Ordering::Relaxed) & what != 0
+    }
+}
+
+impl GuestMemory {
+    /// Begins to tell events, at most `capacity` that nobody has taken; for ever. The capacity of the first call
+    /// counts.
+    pub fn listen(&self, capacity: usize) -> &EventStream {
+        self.events.get_or_init(|| EventStream::new(self.layout.frames(), capacity))
+    }
+
+    /// Where to tell events, if anybody listens.
+    #[inline]
+    pub fn events(&self) -> Option<&EventStream> {
+        self.events.get()
+    }
+
+    /// Tells of each of these frames when it is next written by a vCPU, accessed by a user's translation, or walked
+    /// through; once each. What happens before each vCPU's next safe point is perhaps not told. Nothing where nobody
+    /// listens.
+    pub fn watch(&self, frames: impl IntoIterator<Item = Frame>) {
+        let Some(events) = self.events() else { return };
+        let mut any = false;
+        for frame in frames {
+            if let Some(watched) = events.watched.get(frame.index()) {
+                watched.store(watch::ALL, Ordering::Relaxed);
+                any = true;
+            }
+        }
+        if any {
+            self.revoke(Revocation::Epoch(self.epoch()));
+        }
+    }
+}
+
+/// The frames' part of [`GuestMemory`].
+pub(crate) type Events = OnceLock<EventStream>;
+
+/// Blocks of a disk have the size of frames.
+const _: () = assert!(FRAME_SIZE == 4096);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: DiskBlock = DiskBlock { disk: 1, block: 7 };
+
+    fn taken(events: &EventStream) -> Vec<Event> {
+        std::iter::from_fn(|| events.take()).map(|stamped| stamped.event).collect()
+    }
+
+    #[test]
+    fn nothing_is_told_before_somebody_listens() {
+        let memory = GuestMemory::with_bytes(1 << 20).expect("1 MiB");
+        assert!(memory.events().is_none());
+        memory.watch([Frame(1)]);
+        assert!(memory.events().is_none());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_lost_and_counted() {
+        let memory = GuestMemory::with_bytes(1 << 20).expect("1 MiB");
+        let events = memory.listen(2);
+        for frame in 0..5 {
+            events.tell(Event::Read { frame: Frame(frame), from: BLOCK });
+        }
+        assert_eq!((events.lost(), taken(events).len()), (3, 2));
+        events.tell(Event::Freed { frame: Frame(9) });
+        assert_eq!(taken(events), [Event::Freed { frame: Frame(9) }]);
+    }
+
+    #[test]
+    fn a_watched_frame_tells_each_once() {
+        let memory = GuestMemory::with_bytes(1 << 20).expect("1 MiB");
+        let events = memory.listen(16);
+        let frame = Frame(3);
+        events.note_access(frame, Access::Write, true, true);
+        assert_eq!(taken(events), []);
+        memory.watch([frame, Frame(u32::MAX)]);
+        for _ in 0..2 {
+            events.note_access(frame, Access::Read, false, true);
+            events.note_access(frame, Access::Write, false, true);
+            events.note_access(frame, Access::Read, true, false);
+            events.note_table(frame);
+        }
+        let expected = [
+            Event::Changed { frame, user: false },
+            Event::Mapped { frame, writable: false },
+            Event::PageTable { frame },
+        ];
+        assert_eq!(taken(events), expected);
+        memory.watch([frame]);
+        events.note_table(Frame(4));
+        events.note_table(frame);
+        assert_eq!(taken(events), [Event::PageTable { frame }]);
+    }
+}

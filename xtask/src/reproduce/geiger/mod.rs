@@ -1,0 +1,223 @@
+//! Row `geiger`: what of a guest's page cache is seen from outside, against what its kernel says.
+
+mod disks;
+mod score;
+mod truth;
+
+use crate::kit;
+use crate::machine::build_fathom;
+use anyhow::{Context, Result};
+use disks::{Disks, FileSystem};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use truth::{Kind, Owner, Recording, Run, Truth};
+
+/// Loads of the guest program (`fathom.run=cache:LOAD`), each for one way in which pages come and go.
+const LOADS: [&str; 15] = [
+    "read",
+    "read-random",
+    "write",
+    "overwrite",
+    "delete",
+    "truncate",
+    "anonymous",
+    "copy-on-write",
+    "map-resident",
+    "map-read",
+    "map-write",
+    "swap",
+    "direct-read",
+    "direct-write",
+    "slab",
+];
+
+#[derive(clap::Args)]
+pub(crate) struct GeigerArgs {
+    /// Only what the guest's kernel says
+    #[arg(long)]
+    truth_only: bool,
+    /// Fail where less than 97 % of inserts or evictions are right or found
+    #[arg(long, conflicts_with = "truth_only")]
+    check: bool,
+    /// Loads, separated by commas; LOAD:MIB for one of another size
+    #[arg(long, value_delimiter = ',', value_name = "LOAD", default_values = LOADS)]
+    loads: Vec<String>,
+    /// Instead: a program of the kit's disk, with its arguments; single quotes hold a word together
+    #[arg(long, value_name = "COMMAND", conflicts_with = "loads")]
+    program: Vec<String>,
+    /// What is on the disk
+    #[arg(long, value_enum, default_value = "ext4")]
+    file_system: FileSystem,
+    /// Memory of the guest
+    #[arg(long, value_name = "MIB", default_value_t = 192)]
+    memory: u64,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u64,
+}
+
+pub(super) fn run(args: &GeigerArgs) -> Result<()> {
+    let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
+    build_fathom()?;
+    let disks = Disks::prepare(&kit, args.file_system)?;
+    let logs = tempfile::tempdir()?;
+    let log = logs.path().join("cache");
+    let options = match args.truth_only {
+        true => Vec::new(),
+        false => vec!["--cache-log".to_owned(), log.display().to_string()],
+    };
+    for (number, load) in asked(args).iter().enumerate() {
+        let run = Run { load, memory_mib: args.memory, cpus: args.cpus, options: &options };
+        let recording = truth::record(&kit, &disks, &run)?;
+        if number == 0 {
+            let columns = if args.truth_only { head(&recording) } else { scores_head(&recording) };
+            println!("{columns}");
+        }
+        if args.truth_only {
+            println!("{}", row(load, &recording));
+        } else {
+            let scores = score::score(&recording, &score::read(&log)?);
+            println!("{}", scores_row(load, &scores));
+            if args.check {
+                scores.check().with_context(|| format!("load {load}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn scores_head(recording: &Recording) -> String {
+    let mut head = format!("{}\n{:14}", recording.file_system, "");
+    for what in [
+        "inserts",
+        "right",
+        "found",
+        "evictions",
+        "right",
+        "found",
+        "dropped",
+        "lag 50",
+        "lag 95 ms",
+    ] {
+        let _ = write!(head, "{what:>10}");
+    }
+    head
+}
+
+/// Counts of what there was, which percentage of what was inferred is right, and of what there was is found.
+fn scores_row(load: &str, scores: &score::Scores) -> String {
+    let mut row = format!("{load:14.14}");
+    let percent = |part: Option<f64>| match part {
+        Some(part) => format!("{:.2}", part * 100.0),
+        None => "-".to_owned(),
+    };
+    for score in [&scores.inserts, &scores.evictions] {
+        let [right, found] = [score.precision(), score.recall()].map(percent);
+        let _ = write!(row, "{:>10}{right:>10}{found:>10}", score.right + score.missed);
+    }
+    let lag = |percent| match scores.evictions.lag(percent) {
+        Some(lag) => format!("{:.1}", lag * 1e3),
+        None => "-".to_owned(),
+    };
+    let _ = write!(row, "{:>10}{:>10}{:>10}", scores.dropped, lag(50), lag(95));
+    row
+}
+
+/// As the guest program has it.
+fn asked(args: &GeigerArgs) -> Vec<String> {
+    if args.program.is_empty() {
+        return args.loads.iter().map(|load| load.replace(':', ",")).collect();
+    }
+    args.program.iter().map(|program| format!("program {program}")).collect()
+}
+
+/// How many events there were of which kind, and of what.
+#[derive(Default)]
+struct Counts {
+    kinds: BTreeMap<&'static str, u64>,
+    owners: BTreeMap<&'static str, u64>,
+    nowhere: u64,
+}
+
+impl Counts {
+    fn of(events: &[Truth]) -> Self {
+        let mut counts = Self::default();
+        for event in events {
+            let kind = match event.kind {
+                Kind::Insert => "insert",
+                Kind::Evict => "evict",
+                Kind::Drop => "drop",
+                Kind::Move { .. } => "move",
+            };
+            let owner = match event.owner {
+                Owner::File { .. } => "file",
+                Owner::Metadata => "metadata",
+                Owner::Swap => "swap",
+            };
+            *counts.kinds.entry(kind).or_default() += 1;
+            *counts.owners.entry(owner).or_default() += 1;
+            counts.nowhere += u64::from(event.block.is_none());
+        }
+        counts
+    }
+}
+
+/// A row of the table: each figure with its name. Beside what was told one by one is what the kernel counted.
+fn figures(recording: &Recording) -> [(&'static str, i64); 12] {
+    let counts = Counts::of(&recording.events);
+    let [kind, owner] = [&counts.kinds, &counts.owners]
+        .map(|of| move |name| of.get(name).map_or(0, |count: &u64| count.cast_signed()));
+    let stolen = recording.rise("pgsteal_file") + recording.rise("pgsteal_anon");
+    [
+        ("insert", kind("insert")),
+        ("evict", kind("evict")),
+        ("drop", kind("drop")),
+        ("move", kind("move")),
+        ("metadata", owner("metadata")),
+        ("swap", owner("swap")),
+        ("no block", counts.nowhere.cast_signed()),
+        ("no disk", recording.elsewhere.cast_signed()),
+        ("wrong", recording.contradictions.cast_signed()),
+        ("pgsteal", stolen),
+        ("pswp", recording.rise("pswpin") + recording.rise("pswpout")),
+        ("cached", recording.rise("nr_file_pages")),
+    ]
+}
+
+fn row(load: &str, recording: &Recording) -> String {
+    let mut row = format!("{load:14.14}{:>8.2} s", recording.seconds());
+    for (_, figure) in figures(recording) {
+        let _ = write!(row, "{figure:>9}");
+    }
+    row
+}
+
+fn head(recording: &Recording) -> String {
+    let mhz = recording.tsc_hz() / 1e6;
+    let mut head = format!("{}, counter of {mhz:.0} MHz\n{:24}", recording.file_system, "");
+    for (name, _) in figures(recording) {
+        let _ = write!(head, "{name:>9}");
+    }
+    head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use truth::Block;
+
+    #[test]
+    fn events_are_counted_by_kind_and_owner() {
+        let block = Some(Block { disk: 1, block: 2 });
+        let truth = |kind, owner, block| Truth { tsc: 1, kind, frame: 3, owner, block };
+        let file = Owner::File { disk: 1, inode: 12, page: 0 };
+        let counts = Counts::of(&[
+            truth(Kind::Insert, file, None),
+            truth(Kind::Evict, Owner::Swap, block),
+            truth(Kind::Evict, file, block),
+            truth(Kind::Move { to: 9 }, Owner::Metadata, block),
+        ]);
+        let kinds = ["insert", "evict", "drop", "move"].map(|kind| counts.kinds.get(kind).copied());
+        assert_eq!(kinds, [Some(1), Some(2), None, Some(1)]);
+        assert_eq!((counts.owners["file"], counts.owners["swap"], counts.nowhere), (2, 1, 1));
+    }
+}

@@ -1,0 +1,276 @@
+//! What was inferred beside what the guest's kernel says.
+//!
+//! An inference is right if the kernel says the same of the same block and frame, before: an inference shows later than
+//! what it tells of. The two clocks are put together by blocks that were read, which the kernel adds to its cache
+//! before the disk has them: the least difference is that of the clocks, but for the time that the quickest read took.
+
+use super::truth::{Block, Kind, Recording, Truth};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+/// The disk that the kernel's events are written to.
+const TRACE: u32 = 2;
+
+/// By so much an inference may be before what it tells of: the clocks are not exactly together.
+const SLACK: f64 = 0.002;
+
+/// Of what is right and found, with [`Scores::check`].
+const LEAST: f64 = 0.97;
+
+/// A line of `fathom run --cache-log`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct Inferred {
+    at_ns: u64,
+    change: Change,
+    frame: u64,
+    disk: u32,
+    block: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Change {
+    Insert,
+    Evict,
+    Drop,
+}
+
+/// Inferences of one kind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Score {
+    /// The kernel says so, too.
+    pub(super) right: u64,
+    /// It does not.
+    pub(super) wrong: u64,
+    /// It says so, and nothing was inferred.
+    pub(super) missed: u64,
+    /// How much later than the kernel, in seconds, of those that are right; rising.
+    pub(super) lags: Vec<f64>,
+}
+
+/// Of one load.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Scores {
+    pub(super) inserts: Score,
+    pub(super) evictions: Score,
+    /// Of the wrong evictions, those of blocks that nobody wanted any more.
+    pub(super) dropped: u64,
+}
+
+impl Score {
+    /// Which part of what was inferred is right.
+    pub(super) fn precision(&self) -> Option<f64> {
+        part(self.right, self.wrong)
+    }
+
+    /// Which part of what there was was inferred.
+    pub(super) fn recall(&self) -> Option<f64> {
+        part(self.right, self.missed)
+    }
+
+    /// The lag that so many of a hundred do not exceed.
+    pub(super) fn lag(&self, percent: usize) -> Option<f64> {
+        let last = self.lags.len().checked_sub(1)?;
+        Some(self.lags[last * percent / 100])
+    }
+}
+
+impl Scores {
+    /// Whether it is as good as it has to be.
+    pub(super) fn check(&self) -> Result<()> {
+        for (what, score) in [("inserts", &self.inserts), ("evictions", &self.evictions)] {
+            for (how, part) in [("right", score.precision()), ("found", score.recall())] {
+                if let Some(part) = part.filter(|&part| part < LEAST) {
+                    bail!("of {what} {:.2} % are {how}, not {:.0}", part * 100.0, LEAST * 100.0);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn part(right: u64, others: u64) -> Option<f64> {
+    (right + others > 0).then(|| right as f64 / (right + others) as f64)
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<Inferred>> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let lines = text.lines().map(serde_json::from_str);
+    lines.collect::<Result<_, _>>().with_context(|| format!("read {}", path.display()))
+}
+
+/// Both for each block and frame, in the order of time.
+#[derive(Default)]
+struct Place {
+    truth: Vec<(f64, Kind)>,
+    inferred: Vec<(f64, Change)>,
+}
+
+/// Compares them from the load's begin to its end.
+pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
+    let hz = recording.tsc_hz();
+    let seconds = |tsc: u64| tsc as f64 / hz;
+    let ahead = clocks(recording, inferred).unwrap_or(0.0);
+    let (begin, end) = (seconds(recording.begin.tsc), seconds(recording.end.tsc));
+    let mut places: HashMap<(Block, u64), Place> = HashMap::new();
+    for truth in &recording.events {
+        if let Some(block) = truth.block {
+            let place = places.entry((block, truth.frame)).or_default();
+            place.truth.push((seconds(truth.tsc), truth.kind));
+        }
+    }
+    for line in inferred {
+        let at = line.at_ns as f64 / 1e9 - ahead;
+        if line.disk != TRACE && (begin..end).contains(&at) {
+            let block = Block { disk: line.disk, block: line.block };
+            let place = places.entry((block, line.frame)).or_default();
+            place.inferred.push((at, line.change));
+        }
+    }
+    let mut scores = Scores::default();
+    places.values().for_each(|place| place.add_to(&mut scores));
+    for score in [&mut scores.inserts, &mut scores.evictions] {
+        score.lags.sort_by(f64::total_cmp);
+    }
+    scores
+}
+
+/// How far the clock of the inferences is ahead of the guest's.
+fn clocks(recording: &Recording, inferred: &[Inferred]) -> Option<f64> {
+    let hz = recording.tsc_hz();
+    let mut added: HashMap<(Block, u64), f64> = HashMap::new();
+    for Truth { tsc, kind, frame, block, .. } in &recording.events {
+        if let (Kind::Insert, Some(block)) = (kind, block) {
+            added.entry((*block, *frame)).or_insert(*tsc as f64 / hz);
+        }
+    }
+    let differences =
+        inferred.iter().filter(|line| line.change == Change::Insert).filter_map(|line| {
+            let block = Block { disk: line.disk, block: line.block };
+            // The first of each only.
+            let at = added.remove(&(block, line.frame))?;
+            Some(line.at_ns as f64 / 1e9 - at)
+        });
+    let mut differences: Vec<f64> = differences.collect();
+    differences.sort_by(f64::total_cmp);
+    // A few are of something else.
+    differences.get(differences.len() / 100).copied()
+}
+
+impl Place {
+    fn add_to(&self, scores: &mut Scores) {
+        let of =
+            |kind| self.truth.iter().filter(move |&&(_, found)| found == kind).map(|&(at, _)| at);
+        let by = |change| {
+            self.inferred.iter().filter(move |&&(_, found)| found == change).map(|&(at, _)| at)
+        };
+        let [inserted, evicted, dropped]: [Vec<f64>; 3] =
+            [Kind::Insert, Kind::Evict, Kind::Drop].map(|kind| of(kind).collect());
+        matched(&inserted, by(Change::Insert), &mut scores.inserts);
+        let wrong = matched(&evicted, by(Change::Evict), &mut scores.evictions);
+        let before = |at: f64| dropped.iter().any(|&dropped| dropped <= at + SLACK);
+        scores.dropped += wrong.into_iter().filter(|&at| before(at)).count() as u64;
+    }
+}
+
+/// Each inference with the latest event before it that no other one told of; answers the times of those without.
+fn matched(events: &[f64], inferred: impl Iterator<Item = f64>, score: &mut Score) -> Vec<f64> {
+    let mut open: Vec<f64> = Vec::new();
+    let mut events = events.iter().copied().peekable();
+    let mut wrong = Vec::new();
+    for at in inferred {
+        while let Some(event) = events.next_if(|&event| event <= at + SLACK) {
+            open.push(event);
+        }
+        match open.pop() {
+            Some(event) => {
+                score.right += 1;
+                score.lags.push((at - event).max(0.0));
+                // Earlier ones were missed.
+                score.missed += open.drain(..).count() as u64;
+            }
+            None => wrong.push(at),
+        }
+    }
+    score.missed += (open.len() + events.count()) as u64;
+    score.wrong += wrong.len() as u64;
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::truth::{Moment, Owner};
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const HZ: u64 = 1_000_000_000;
+    const BLOCK: Block = Block { disk: 1, block: 7 };
+
+    /// Events of frame 3 at these milliseconds of the guest's time.
+    fn recording(events: &[(u64, Kind)]) -> Recording {
+        let moment = |ms: u64| Moment { tsc: ms * HZ / 1000, nanoseconds: ms * 1_000_000 };
+        let owner = Owner::Metadata;
+        let truth = |&(ms, kind): &(u64, Kind)| {
+            let block = Some(BLOCK);
+            Truth { tsc: ms * HZ / 1000, kind, frame: 3, owner, block }
+        };
+        Recording {
+            begin: moment(100),
+            end: moment(10_000),
+            events: events.iter().map(truth).collect(),
+            file_system: String::new(),
+            counters: BTreeMap::new(),
+            contradictions: 0,
+            elsewhere: 0,
+        }
+    }
+
+    /// The same by another clock, which is 5 s ahead.
+    fn inferred(events: &[(u64, Change)]) -> Vec<Inferred> {
+        let line = |&(ms, change): &(u64, Change)| {
+            let at_ns = (ms + 5000) * 1_000_000;
+            Inferred { at_ns, change, frame: 3, disk: BLOCK.disk, block: BLOCK.block }
+        };
+        events.iter().map(line).collect()
+    }
+
+    #[test]
+    fn what_shows_later_is_right() {
+        let truth = [(200, Kind::Insert), (300, Kind::Evict), (400, Kind::Insert)];
+        let seen = [(200, Change::Insert), (390, Change::Evict), (401, Change::Insert)];
+        let scores = score(&recording(&truth), &inferred(&seen));
+        assert_eq!((scores.inserts.right, scores.evictions.right), (2, 1));
+        assert!((scores.evictions.lag(95).unwrap() - 0.09).abs() < 1e-6, "{scores:?}");
+        scores.check().unwrap();
+    }
+
+    #[test]
+    fn what_was_not_or_not_yet_is_wrong_and_what_was_not_seen_is_missed() {
+        let truth = [(200, Kind::Insert), (300, Kind::Evict), (400, Kind::Insert)];
+        let seen = [(200, Change::Insert), (290, Change::Evict), (500, Change::Insert)];
+        let scores = score(&recording(&truth), &inferred(&seen));
+        assert_eq!((scores.evictions.wrong, scores.evictions.missed, scores.dropped), (1, 1, 0));
+        assert!(scores.check().is_err());
+    }
+
+    #[test]
+    fn of_two_before_one_inference_one_was_missed() {
+        let truth =
+            [(200, Kind::Insert), (300, Kind::Evict), (400, Kind::Insert), (500, Kind::Evict)];
+        let seen = [(200, Change::Insert), (600, Change::Evict)];
+        let scores = score(&recording(&truth), &inferred(&seen));
+        assert_eq!((scores.evictions.right, scores.evictions.missed), (1, 1));
+        assert_eq!((scores.inserts.right, scores.inserts.missed), (1, 1));
+    }
+
+    #[test]
+    fn a_dropped_block_was_not_evicted() {
+        let truth = [(200, Kind::Insert), (300, Kind::Drop)];
+        let seen = [(200, Change::Insert), (400, Change::Evict)];
+        let scores = score(&recording(&truth), &inferred(&seen));
+        assert_eq!((scores.evictions.wrong, scores.dropped), (1, 1));
+    }
+}
