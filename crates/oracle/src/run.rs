@@ -98,7 +98,7 @@ pub fn single(
         let repeats = instr.has_rep_prefix() || instr.has_repne_prefix();
         undefined = if instr.is_string_instruction() && repeats { FLAGS } else { 0 };
     }
-    let found = differences(&native, &ours, undefined);
+    let found = differences(bytes, &native, &ours, undefined);
     if found.is_empty() { found } else { describe(bytes, instr, state) + &found }
 }
 
@@ -116,7 +116,8 @@ pub fn vectors(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> Resul
         let native = host.run(&state, &bytes, Bitness::Bits64, true);
         let ours = ours.run(&state, &bytes, Bitness::Bits64, 4);
         let undefined = if native.fault.is_some() { 0 } else { undefined_flags(&instr) };
-        let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
+        let found =
+            differences(&bytes, &native, &ours, undefined) + &vector_differences(&native, &ours);
         if !found.is_empty() && !is_disputed(&instr, &native) {
             let text = describe(&bytes, &instr, &state);
             return Err(format!("seed {seed}, case {case}: {text}{found}"));
@@ -141,7 +142,8 @@ pub fn mixed_blocks(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> 
         let forgotten = native.fault.is_some() && ours.forgets_flags();
         let ours = ours.run(&state, &block.bytes, Bitness::Bits64, 64);
         let undefined = if forgotten { FLAGS } else { block.undefined_at(native.rip) };
-        let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
+        let found = differences(&block.bytes, &native, &ours, undefined)
+            + &vector_differences(&native, &ours);
         let disputed = || block.instrs.iter().any(|instr| is_disputed(instr, &native));
         if !found.is_empty() && !disputed() {
             let listing: String =
@@ -174,7 +176,7 @@ pub fn blocks(host: &mut Host, ours: &mut Ours, seed: u64, cases: u64) -> Result
         let state = block::state(&mut random);
         let native = host.run(&state, &block.bytes, Bitness::Bits64, false);
         let ours = ours.run(&state, &block.bytes, Bitness::Bits64, 1);
-        let found = differences(&native, &ours, block.undefined_at(native.rip));
+        let found = differences(&block.bytes, &native, &ours, block.undefined_at(native.rip));
         if !found.is_empty() {
             let listing: String =
                 block.instrs.iter().map(|instr| describe_instruction(instr) + "\n").collect();
@@ -245,7 +247,7 @@ fn mixed(
     let forgotten = native.fault.is_some() && ours.forgets_flags();
     let ours = ours.run(state, bytes, Bitness::Bits64, 100_000);
     let undefined = if forgotten { FLAGS } else { undefined(native.rip) };
-    let found = differences(&native, &ours, undefined) + &vector_differences(&native, &ours);
+    let found = differences(bytes, &native, &ours, undefined) + &vector_differences(&native, &ours);
     if found.is_empty() || instrs.iter().any(|instr| is_disputed(instr, &native)) {
         return Ok(());
     }
