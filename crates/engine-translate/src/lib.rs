@@ -56,6 +56,7 @@ use crate::perf_map::PerfMap;
 use crate::profile::Recorder;
 pub use crate::profile::{Profile, ProfileError};
 use crate::vm::{Shared, TranslateVm};
+pub use translator::native::Options as NativeOptions;
 pub use translator::paths::Policy;
 
 /// The most vCPUs of one VM: local APIC identifiers stay below the IO-APIC's broadcast address.

@@ -12,22 +12,7 @@ const AT_ONCE: Options = Options {
     hot: 1,
     predict: Predict::Nothing,
     code_bytes: Options::CODE_MAX,
-    native: native::Options {
-        forget_dead_flags: true,
-        link: true,
-        link_far: true,
-        indirect: true,
-        pair_returns: true,
-        stack_slot: true,
-        groups: true,
-        strips: true,
-        crossing: true,
-        time: true,
-        interrupts: true,
-        bases: true,
-        calls: true,
-        strings: true,
-    },
+    native: native::Options::ALL,
     verify: false,
     paths: Policy::BLOCKS,
     dump: None,
@@ -47,93 +32,32 @@ fn passes(options: Options) {
     assert!(!report.passed.is_empty() || !only.is_empty());
 }
 
-fn with_native(change: impl FnOnce(&mut native::Options)) {
-    let mut options = AT_ONCE;
-    change(&mut options.native);
-    passes(options);
-}
-
 #[test]
 fn all_code_at_once() {
     passes(AT_ONCE);
 }
 
+fn without(words: &[&str]) {
+    let left_out = words.iter().try_fold(AT_ONCE.native, |native, word| native.without(word));
+    passes(Options { native: left_out.expect("words"), ..AT_ONCE });
+}
+
+/// Two tests for two processors.
 #[test]
-fn flags_kept() {
-    with_native(|native| native.forget_dead_flags = false);
+fn each_optimisation_left_out() {
+    let (one_half, _) = native::Options::WORDS.split_at(native::Options::WORDS.len() / 2);
+    one_half.iter().for_each(|(word, _)| without(&[word]));
 }
 
 #[test]
-fn blocks_not_linked() {
-    with_native(|native| native.link = false);
-}
-
-#[test]
-fn blocks_linked_within_pages_only() {
-    with_native(|native| native.link_far = false);
-}
-
-#[test]
-fn indirect_branches_come_out() {
-    with_native(|native| native.indirect = false);
-}
-
-#[test]
-fn time_read_outside() {
-    with_native(|native| native.time = false);
-}
-
-#[test]
-fn interrupts_switched_outside() {
-    with_native(|native| native.interrupts = false);
-}
-
-#[test]
-fn segment_bases_outside() {
-    with_native(|native| native.bases = false);
-}
-
-#[test]
-fn system_calls_outside() {
-    with_native(|native| native.calls = false);
-}
-
-#[test]
-fn strings_outside() {
-    with_native(|native| native.strings = false);
-}
-
-#[test]
-fn returns_looked_up() {
-    with_native(|native| native.pair_returns = false);
-}
-
-#[test]
-fn stack_looked_up() {
-    with_native(|native| native.stack_slot = false);
-}
-
-#[test]
-fn each_access_looked_up() {
-    with_native(|native| native.groups = false);
-}
-
-#[test]
-fn each_round_looked_up() {
-    with_native(|native| native.strips = false);
-}
-
-#[test]
-fn two_pages_interpreted() {
-    with_native(|native| native.crossing = false);
+fn each_other_optimisation_left_out() {
+    let (_, other_half) = native::Options::WORDS.split_at(native::Options::WORDS.len() / 2);
+    other_half.iter().for_each(|(word, _)| without(&[word]));
 }
 
 #[test]
 fn nothing_leads_anywhere() {
-    with_native(|native| {
-        native.link = false;
-        native.indirect = false;
-    });
+    without(&["no-links", "no-jump-table"]);
 }
 
 /// Full, and started over, many times in each guest.

@@ -170,29 +170,8 @@ pub(crate) struct RunArguments {
     /// What runs the guest: KVM, our translator, or the faster of the two that works here
     #[arg(long, value_enum, default_value_t = EngineArgument::Auto)]
     engine: EngineArgument,
-    /// How the translator works, for finding its faults; on engine translate only. interpret: nothing is
-    /// translated. hot=N: a block is translated when it runs for the Nth time [default: 8]. paths=NAME: which blocks
-    /// are translated together: blocks (each by itself), net, dynamorio, pin or
-    /// fathom, which is the default. profile=counters: only then;
-    /// programs: also when a program (not the kernel) runs it again soon after its first time, which is the default;
-    /// predict: the same for all code, and when a loop's trips to come make up for it; PATH: when an earlier run
-    /// translated it, with profile-out=PATH. code=SIZE: memory for code, stubs
-    /// and bookkeeping, 16K to 128M; when it is full, all code goes. keep-flags: flags
-    /// that nobody looks at are computed too.
-    /// no-links, no-far-links: blocks do not lead to each other, or not into other pages. no-jump-table: indirect
-    /// branches are looked up outside. no-return-pairs: returns are looked up as those are. no-stack-slot: the stack's
-    /// page is looked up as all are. no-groups: each access is looked up, also where others are close by. no-strips:
-    /// loops look their accesses up in each round. no-crossing:
-    /// instructions in two pages are interpreted. no-time,
-    /// no-interrupts, no-bases, no-calls, no-strings: RDTSC, RFLAGS.IF, bases of FS and GS, SYSCALL and SYSRET, REP
-    /// MOVS and STOS are left to their handlers. verify: every block, or path where there is
-    /// paths=NAME, is translated and executed by the interpreter, too, and the machine ends where they differ (one vCPU,
-    /// no links, thirty times slower). perf-map:
-    /// /tmp/perf-PID.map names the code for `perf report`.
-    /// dump=ADDRESS: print the block at this physical address (hexadecimal) and its code when it is translated;
-    /// dump=hot, dump=hot:N: at the end, the N pieces of code (10 where it is not said) that the vCPUs were in most often when looked for,
-    /// a thousand times a second
-    #[arg(long, value_name = "KEY[=VALUE],...", value_parser = translate::parse)]
+    /// How the translator works, for finding its faults; on engine translate only
+    #[arg(long, value_name = "KEY[=VALUE],...", value_parser = translate::parse, long_help = translate::help())]
     translate: Option<TranslationConfig>,
     /// Print on standard error, at the end, what was translated and how often its code was left. A report has it
     /// anyway

@@ -2,11 +2,6 @@
 
 use vmm::config::{Paths, ProfileConfig, TranslationConfig};
 
-const KEYS: &str = "write interpret, hot=N, paths=NAME, profile=counters|programs|predict|PATH, profile-out=PATH, \
-                    code=SIZE, keep-flags, no-links, no-far-links, no-jump-table, no-return-pairs, no-stack-slot, \
-                    no-groups, no-strips, no-crossing, no-time, no-interrupts, no-bases, no-calls, no-strings, verify, \
-                    perf-map, dump=ADDRESS or dump=hot[:N]";
-
 /// Pieces of code that are shown where it is not said how many.
 const HOTTEST: usize = 10;
 
@@ -16,20 +11,6 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
         let bad = |error: &dyn std::fmt::Display| format!("`{part}`: {error}");
         match part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value))) {
             ("interpret", None) => config.interpret = true,
-            ("keep-flags", None) => config.keep_flags = true,
-            ("no-links", None) => config.no_links = true,
-            ("no-far-links", None) => config.no_far_links = true,
-            ("no-jump-table", None) => config.no_jump_table = true,
-            ("no-return-pairs", None) => config.no_return_pairs = true,
-            ("no-stack-slot", None) => config.no_stack_slot = true,
-            ("no-groups", None) => config.no_groups = true,
-            ("no-strips", None) => config.no_strips = true,
-            ("no-crossing", None) => config.no_crossing = true,
-            ("no-time", None) => config.no_time = true,
-            ("no-interrupts", None) => config.no_interrupts = true,
-            ("no-bases", None) => config.no_bases = true,
-            ("no-calls", None) => config.no_calls = true,
-            ("no-strings", None) => config.no_strings = true,
             ("verify", None) => config.verify = true,
             ("perf-map", None) => config.perf_map = true,
             ("hot", Some(count)) => config.hot = Some(count.parse().map_err(|error| bad(&error))?),
@@ -44,11 +25,47 @@ pub(super) fn parse(text: &str) -> Result<TranslationConfig, String> {
                 config.dump_hot = Some(hot[4..].parse().map_err(|error| bad(&error))?);
             }
             ("dump", Some(at)) => config.dump = Some(address(at).map_err(|error| bad(&error))?),
-            _ => return Err(format!("`{part}` is not known: {KEYS}")),
+            (word, None) if TranslationConfig::WORDS.iter().any(|(known, _)| *known == word) => {
+                config.without.push(word.to_owned());
+            }
+            _ => return Err(format!("`{part}` is not known: write {}", keys())),
         }
     }
     Ok(config)
 }
+
+/// What can be written.
+fn keys() -> String {
+    let words: Vec<_> = TranslationConfig::WORDS.iter().map(|(word, _)| *word).collect();
+    format!(
+        "interpret, hot=N, paths=NAME, profile=counters|programs|predict|PATH, profile-out=PATH, code=SIZE, {}, \
+         verify, perf-map, dump=ADDRESS or dump=hot[:N]",
+        words.join(", ")
+    )
+}
+
+/// The help text.
+pub(super) fn help() -> String {
+    let words: Vec<_> = TranslationConfig::WORDS
+        .iter()
+        .map(|(word, instead)| format!("{word}: {instead}"))
+        .collect();
+    format!("{HEAD} {}. {FOOT}", words.join("; "))
+}
+
+const HEAD: &str = "How the translator works, for finding its faults; on engine translate only. interpret: nothing is \
+    translated. hot=N: a block is translated when it runs for the Nth time [default: 8]. paths=NAME: which blocks are \
+    translated together: blocks (each by itself), net, dynamorio, pin or fathom, which is the default. \
+    profile=counters: only then; programs: also when a program (not the kernel) runs it again soon after its first \
+    time, which is the default; predict: the same for all code, and when a loop's trips to come make up for it; PATH: \
+    when an earlier run translated it, with profile-out=PATH. code=SIZE: memory for code, stubs and bookkeeping, 16K \
+    to 128M; when it is full, all code goes.";
+
+const FOOT: &str = "verify: every block, or path where there is paths=NAME, is translated and executed by the \
+    interpreter, too, and the machine ends where they differ (one vCPU, no links, thirty times slower). perf-map: \
+    /tmp/perf-PID.map names the code for `perf report`. dump=ADDRESS: print the block at this physical address \
+    (hexadecimal) and its code when it is translated; dump=hot, dump=hot:N: at the end, the N pieces of code (10 where \
+    it is not said) that the vCPUs were in most often when looked for, a thousand times a second";
 
 fn profile(kind: &str) -> ProfileConfig {
     match kind {
@@ -81,24 +98,25 @@ mod tests {
         let expected = TranslationConfig {
             hot: Some(1),
             code: Some(Bytes(1 << 20)),
-            no_links: true,
+            without: vec!["no-links".into()],
             dump: Some(0x100_0040),
             ..TranslationConfig::default()
         };
         let config = parse("code=1M,dump=0x1000040,no-links,hot=1");
         assert_eq!(config.as_ref(), Ok(&expected));
         assert_eq!(parse("no-links,hot=1,dump=1000040,code=1024K").as_ref(), Ok(&expected));
-        let all = parse(
-            "interpret,keep-flags,no-links,no-far-links,no-jump-table,no-stack-slot,perf-map,verify,\
-             no-return-pairs,no-groups,no-strips,no-crossing",
-        );
-        let all = all.expect("switches");
-        assert!(all.interpret && all.keep_flags && all.no_links && all.no_far_links);
-        assert!(all.no_return_pairs && all.no_groups && all.no_strips && all.no_crossing);
-        assert!(all.no_jump_table && all.no_stack_slot && all.perf_map && all.verify && !all.stats);
-        assert!(!all.no_time && !all.no_calls);
-        let all = parse("no-time,no-interrupts,no-bases,no-calls,no-strings").expect("switches");
-        assert!(all.no_time && all.no_interrupts && all.no_bases && all.no_calls && all.no_strings);
+        let all = parse("interpret,perf-map,verify").expect("switches");
+        assert!(all.interpret && all.perf_map && all.verify && !all.stats);
+    }
+
+    #[test]
+    fn each_word_is_known_and_in_the_help() {
+        let words: Vec<_> = TranslationConfig::WORDS.iter().map(|(word, _)| *word).collect();
+        assert_eq!(parse(&words.join(",")).expect("words").without, words);
+        let unknown = parse("no-link").expect_err("no word");
+        for word in words {
+            assert!(help().contains(&format!("{word}: ")) && unknown.contains(word), "{word}");
+        }
     }
 
     #[test]

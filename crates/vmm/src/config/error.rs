@@ -166,6 +166,9 @@ pub enum ConfigError {
     /// Blocks run at least once.
     #[error("--translate hot=0 is refused: 1 translates a block before it runs for the first time")]
     Hot,
+    /// No optimisation has this word.
+    #[error("--translate {0} is not known: see --help for what can be left out")]
+    Optimisation(String),
     /// Memory for code outside what the engine can have.
     #[error("--translate code={code} is refused: ask for {min} to {max}")]
     Code {

@@ -275,7 +275,7 @@ fn the_translator_takes_what_it_can_have() {
     let plan = VmPlan::new(translated(|translation| {
         translation.hot = Some(1);
         translation.code = Some(Bytes(16 << 10));
-        translation.no_links = true;
+        translation.without.push("no-links".into());
         translation.perf_map = true;
     }));
     let plan = plan.expect("plan");

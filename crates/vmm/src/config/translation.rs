@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine_translate::{Dump, Options, Policy, Predict};
+use engine_translate::{Dump, NativeOptions, Options, Policy, Predict};
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, ConfigError, EngineKind};
@@ -23,34 +23,8 @@ pub struct TranslationConfig {
     pub paths: Option<Paths>,
     /// Bytes of code, at most.
     pub code: Option<Bytes>,
-    /// Flags that nobody looks at are computed too.
-    pub keep_flags: bool,
-    /// Blocks do not lead to each other.
-    pub no_links: bool,
-    /// Blocks do not lead to those of other pages.
-    pub no_far_links: bool,
-    /// Indirect branches do not look their target up.
-    pub no_jump_table: bool,
-    /// Returns look their target up as other indirect branches do.
-    pub no_return_pairs: bool,
-    /// The page of the stack is looked up as all others are.
-    pub no_stack_slot: bool,
-    /// Each access is looked up, also where others are close by.
-    pub no_groups: bool,
-    /// Loops look their accesses up in each round.
-    pub no_strips: bool,
-    /// Instructions in two pages are interpreted.
-    pub no_crossing: bool,
-    /// RDTSC and its kin are executed by their handlers.
-    pub no_time: bool,
-    /// The same for CLI, STI, CLD and PUSHF.
-    pub no_interrupts: bool,
-    /// The same for SWAPGS and the instructions for the bases of FS and GS.
-    pub no_bases: bool,
-    /// The same for SYSCALL and SYSRET.
-    pub no_calls: bool,
-    /// The same for REP MOVS and REP STOS.
-    pub no_strings: bool,
+    /// Optimisations that are left out, by their words: see [`TranslationConfig::WORDS`].
+    pub without: Vec<String>,
     /// Blocks with a byte at this physical address are printed when they are translated.
     pub dump: Option<u64>,
     /// So many pieces of code that take the most time are printed at the end.
@@ -115,6 +89,9 @@ impl Paths {
 }
 
 impl TranslationConfig {
+    /// The words that leave optimisations out, and what is done instead.
+    pub const WORDS: &[(&str, &str)] = NativeOptions::WORDS;
+
     /// As the engine takes it.
     pub(super) fn options(&self, engine: EngineKind) -> Result<Options, ConfigError> {
         if engine == EngineKind::Kvm && *self != Self::default() {
@@ -138,20 +115,10 @@ impl TranslationConfig {
         if let Some(code) = self.code {
             options.code_bytes = code_bytes(code)?;
         }
-        options.native.forget_dead_flags = !self.keep_flags;
-        options.native.link = !self.no_links;
-        options.native.link_far = !self.no_far_links;
-        options.native.indirect = !self.no_jump_table;
-        options.native.pair_returns = !self.no_return_pairs;
-        options.native.stack_slot = !self.no_stack_slot;
-        options.native.groups = !self.no_groups;
-        options.native.strips = !self.no_strips;
-        options.native.crossing = !self.no_crossing;
-        options.native.time = !self.no_time;
-        options.native.interrupts = !self.no_interrupts;
-        options.native.bases = !self.no_bases;
-        options.native.calls = !self.no_calls;
-        options.native.strings = !self.no_strings;
+        for word in &self.without {
+            let left = options.native.without(word);
+            options.native = left.ok_or_else(|| ConfigError::Optimisation(word.clone()))?;
+        }
         Ok(options)
     }
 }
