@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use insight::picture::{MemoryCurve, Picture};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::de::DeserializeOwned;
@@ -95,6 +96,22 @@ impl Client {
     /// How the VM is.
     pub fn status(&self) -> Result<VmStatus, ClientError> {
         self.get("/fathom/vm")
+    }
+
+    /// What is known of its guest's memory.
+    pub fn memory(&self) -> Result<Picture, ClientError> {
+        self.get("/fathom/vm/memory")
+    }
+
+    /// Miss ratios with other sizes of its memory.
+    pub fn curve(&self) -> Result<MemoryCurve, ClientError> {
+        self.get("/fathom/vm/curve")
+    }
+
+    /// Its metrics, as Prometheus reads them.
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let response = self.ask("GET", "/metrics", None)?;
+        String::from_utf8(response.body).map_err(|error| self.strange(error))
     }
 
     /// What its guest's kernel says of itself.

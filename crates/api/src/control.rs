@@ -1,5 +1,7 @@
 //! What the server asks of the VM.
 
+use insight::picture::Picture;
+
 use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, VmStatus};
 
 /// A VM that can be looked at and driven. Called from many threads at a time; may block while the VM does
@@ -7,6 +9,8 @@ use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, VmStatus}
 pub trait VmControl: Send + Sync {
     /// How it is.
     fn status(&self) -> Result<VmStatus, ControlError>;
+    /// What is known of its guest's memory.
+    fn memory(&self) -> Result<Picture, ControlError>;
     /// What its guest's kernel says of itself, read from the guest's memory while it runs.
     fn kernel(&self) -> Result<KernelInfo, ControlError>;
     /// A symbol of its guest's kernel, by name or by an address, `0x...`.

@@ -22,6 +22,7 @@ pub(crate) const REQUEST_BODY_MAX: usize = 51_200;
 /// Longest body of a response.
 const RESPONSE_BODY_MAX: usize = 1 << 20;
 const HEADERS_MAX: usize = 64;
+const JSON: &str = "application/json";
 /// Writing stops when the peer takes nothing for so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -108,7 +109,17 @@ impl Connection {
     /// Answers with 200 and a body.
     pub(crate) fn write_json(&mut self, body: &impl Serialize, keep_alive: bool) -> io::Result<()> {
         let body = serde_json::to_vec(body).map_err(io::Error::other)?;
-        self.write_answer(200, Some(&body), keep_alive)
+        self.write_answer(200, Some((JSON, &body)), keep_alive)
+    }
+
+    /// Answers with text of this type.
+    pub(crate) fn write_text(
+        &mut self,
+        kind: &str,
+        text: &str,
+        keep_alive: bool,
+    ) -> io::Result<()> {
+        self.write_answer(200, Some((kind, text.as_bytes())), keep_alive)
     }
 
     /// Answers with 204.
@@ -120,14 +131,14 @@ impl Connection {
     pub(crate) fn write_fail(&mut self, fail: &Fail, keep_alive: bool) -> io::Result<()> {
         let fault = Fault { fault_message: fail.message.clone() };
         let body = serde_json::to_vec(&fault).map_err(io::Error::other)?;
-        self.write_answer(fail.status, Some(&body), keep_alive)
+        self.write_answer(fail.status, Some((JSON, &body)), keep_alive)
     }
 
     /// A 204 has no length: RFC 9110, 8.6.
     fn write_answer(
         &mut self,
         status: u16,
-        body: Option<&[u8]>,
+        body: Option<(&str, &[u8])>,
         keep_alive: bool,
     ) -> io::Result<()> {
         let connection = if keep_alive { "keep-alive" } else { "close" };
@@ -135,12 +146,12 @@ impl Connection {
         let mut message =
             format!("HTTP/1.1 {status} {reason}\r\nServer: Fathom\r\nConnection: {connection}\r\n")
                 .into_bytes();
-        if let Some(body) = body {
+        if let Some((kind, body)) = body {
             let length = body.len();
-            write!(message, "Content-Type: application/json\r\nContent-Length: {length}\r\n")?;
+            write!(message, "Content-Type: {kind}\r\nContent-Length: {length}\r\n")?;
         }
         message.extend_from_slice(b"\r\n");
-        message.extend_from_slice(body.unwrap_or_default());
+        message.extend_from_slice(body.map(|(_, body)| body).unwrap_or_default());
         self.stream.write_all(&message)
     }
 }

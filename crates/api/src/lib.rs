@@ -6,20 +6,24 @@
 //! ```text
 //! GET /fathom/version                     -> 200 Version
 //! GET /fathom/vm                          -> 200 VmStatus
+//! GET /fathom/vm/memory                   -> 200 Picture
+//! GET /fathom/vm/curve                    -> 200 MemoryCurve
+//! GET /metrics                            -> 200 text, of Prometheus
 //! PUT /fathom/vm/watch                    -> 204 (its working set is measured for a minute)
 //! PUT /fathom/vm/pause | resume | stop    -> 204
 //! PUT /fathom/vm/balloon  BalloonTarget   -> 204
 //!                              anything else -> 4xx, 5xx  Fault
 //! ```
 //!
-//! Everything of ours is under `/fathom/`; the paths beside it are kept for Firecracker's API, whose
+//! Everything of ours is under `/fathom/`, but for `/metrics`, which is where everybody looks for it; the paths beside it are kept for Firecracker's API, whose
 //! manner (204, `fault_message`) this one follows.
 //!
 //! ```text
 //!  peer -- Server -- http (bytes -> request) -- route (request -> Call) -- VmControl -- the VM
 //! ```
 //!
-//! *Not* here: any knowledge of a VM. The server calls a [`VmControl`]; the types are only for the wire.
+//! *Not* here: any knowledge of a VM. The server calls a [`VmControl`]; the types are only for the wire, or plain facts of
+//! `insight`.
 //! The server is synchronous, with one thread a connection and limits on all that a peer can send, because
 //! a VM has few clients and its process should carry little.
 //!
@@ -34,6 +38,7 @@
 //!         Ok(VmStatus { name: "idle".to_owned(), ..VmStatus::default() })
 //!     }
 //! #   fn kernel(&self) -> Result<api::KernelInfo, ControlError> { unimplemented!() }
+//! #   fn memory(&self) -> Result<api::Picture, ControlError> { unimplemented!() }
 //! #   fn kernel_symbol(&self, _: &str) -> Result<api::KernelSymbol, ControlError> { unimplemented!() }
 //! #   fn kernel_type(&self, _: &str) -> Result<api::KernelType, ControlError> { unimplemented!() }
 //! #   fn watch(&self) -> Result<(), ControlError> { Ok(()) }
@@ -61,6 +66,7 @@ mod client;
 mod control;
 mod directory;
 mod http;
+mod metrics;
 mod report;
 mod route;
 mod server;
@@ -71,9 +77,13 @@ mod wire;
 pub use client::{Client, ClientError};
 pub use control::{ControlError, VmControl};
 pub use directory::{Claim, DirectoryError, SocketDirectory};
+pub use insight::picture::{
+    CacheFigures, CurveOf, CurvePoint, HistoryPoint, IDLE_SECONDS, MemoryCurve, Part, PartFigures,
+    Picture, Recommendation, WorkingSets,
+};
 pub use report::{Report, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
-    BalloonTarget, Fault, GuestProcess, KernelInfo, KernelSymbol, KernelType, RunState, Version,
-    VmStatus, WorkingSet,
+    BalloonTarget, Fault, GuestProcess, KernelInfo, KernelSymbol, KernelType, MemoryUse, RunState,
+    Version, VmStatus, WorkingSet,
 };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use insight::picture::Picture;
 use serde::{Deserialize, Serialize};
 
 /// One run of a VM, from start to end.
@@ -24,11 +25,14 @@ pub struct Report {
     /// What became of guest code on an engine that translates it, by name; absent on another.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub translation: BTreeMap<String, u64>,
-    /// Disk blocks that came into the guest's memory and left it, by name; absent where nobody asked.
+    /// Disk blocks that came into the guest's memory and left it, by name; absent where nobody listened.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cache: BTreeMap<String, u64>,
     /// The working set, one sample an interval, oldest first.
     pub working_set: Vec<WorkingSetSample>,
+    /// What was known of the guest's memory at the end.
+    #[serde(default)]
+    pub memory: Picture,
     /// Host memory of the whole process at the end.
     pub host_resident_bytes: u64,
     /// Times that the guest was paused.

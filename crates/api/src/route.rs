@@ -10,6 +10,8 @@ pub(crate) use fathom::FathomCall;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
     Fathom(FathomCall),
+    /// For Prometheus.
+    Metrics,
 }
 
 /// Finds the call of a request.
@@ -20,6 +22,8 @@ pub(crate) fn route(request: &Request) -> Result<Call, Fail> {
     let segments: Vec<&str> = path.split('/').collect();
     match segments.split_first() {
         Some((&"fathom", rest)) => fathom::route(rest, request).map(Call::Fathom),
+        Some((&"metrics", [])) if request.method == "GET" => Ok(Call::Metrics),
+        Some((&"metrics", [])) => Err(wrong_method(request, "GET")),
         _ => Err(no_such_path(&request.path)),
     }
 }
@@ -55,6 +59,8 @@ mod tests {
             ("GET", "/fathom/version", FathomCall::Version),
             ("GET", "/fathom/vm", FathomCall::Status),
             ("GET", "/fathom/vm?pretty", FathomCall::Status),
+            ("GET", "/fathom/vm/memory", FathomCall::Memory),
+            ("GET", "/fathom/vm/curve", FathomCall::Curve),
             ("GET", "/fathom/vm/kernel", FathomCall::Kernel),
             (
                 "GET",
@@ -73,6 +79,7 @@ mod tests {
         ] {
             assert_eq!(ask(method, path, ""), Ok(Call::Fathom(call)), "{path}");
         }
+        assert_eq!(ask("GET", "/metrics?name", ""), Ok(Call::Metrics));
         let target = BalloonTarget { target_bytes: 7 };
         assert_eq!(
             ask("PUT", "/fathom/vm/balloon", r#"{"target_bytes":7}"#),
@@ -82,11 +89,15 @@ mod tests {
 
     #[test]
     fn the_rest_is_refused_by_kind() {
-        for path in ["", "/", "*", "//fathom/vm", "/fathom", "/fathom/", "/fathom/vm/", "/vm"] {
+        for path in
+            ["", "/", "*", "//fathom/vm", "/fathom", "/fathom/", "/fathom/vm/", "/vm", "/metrics/"]
+        {
             assert_eq!(ask("GET", path, ""), Err(404), "{path}");
         }
         assert_eq!(ask("DELETE", "/fathom/vm", ""), Err(405));
         assert_eq!(ask("GET", "/fathom/vm/stop", ""), Err(405));
+        assert_eq!(ask("PUT", "/fathom/vm/memory", ""), Err(405));
+        assert_eq!(ask("PUT", "/metrics", ""), Err(405));
         assert_eq!(ask("PUT", "/fathom/vm/balloon", "7"), Err(400));
     }
 }

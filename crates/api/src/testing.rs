@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{
-    BalloonTarget, ControlError, GuestProcess, KernelInfo, KernelSymbol, KernelType, RunState,
-    VmControl, VmStatus, WorkingSet,
+    BalloonTarget, CacheFigures, ControlError, CurveOf, CurvePoint, GuestProcess, HistoryPoint,
+    KernelInfo, KernelSymbol, KernelType, MemoryCurve, MemoryUse, Part, PartFigures, Picture,
+    Recommendation, RunState, VmControl, VmStatus, WorkingSet, WorkingSets,
 };
 
 /// Of the guest, in bytes.
@@ -57,8 +58,72 @@ impl VmControl for FakeVm {
             resident_bytes: 100 << 20,
             balloon_target_bytes: self.balloon_target.load(Ordering::Relaxed),
             working_set: WorkingSet { window_1s_bytes: window, ..WorkingSet::default() },
+            memory_use: MemoryUse {
+                cache_bytes: Some(40 << 20),
+                evictions_per_second: Some(12.5),
+                ..MemoryUse::default()
+            },
             guest_cpu_seconds: questions as f64 / 2.0,
             ..VmStatus::default()
+        })
+    }
+
+    /// 256 MiB of which all is known, after a minute that somebody watched.
+    fn memory(&self) -> Result<Picture, ControlError> {
+        let watched = self.watched.load(Ordering::Relaxed);
+        let resident = |mib: u64, idle: u64| PartFigures {
+            bytes: mib << 20,
+            resident_bytes: mib << 20,
+            by_idle_age: [(mib - idle) << 20, 0, 0, 0, 0, 0, idle << 20, 0, 0],
+            ..PartFigures::default()
+        };
+        let absent = |mib: u64| PartFigures { bytes: mib << 20, ..PartFigures::default() };
+        let parts = [
+            (Part::FileCache, resident(40, 10)),
+            (Part::Anonymous, PartFigures { shareable_bytes: Some(5 << 20), ..resident(30, 20) }),
+            (Part::PageTable, resident(2, 0)),
+            (Part::Kernel, resident(28, 0)),
+            (Part::Ballooned, absent(16)),
+            (Part::Free, absent(40)),
+            (Part::Untouched, absent(100)),
+        ];
+        let point = |mib: u64, miss_ratio| CurvePoint { bytes: mib << 20, miss_ratio };
+        let why = "half of what is read again was evicted less than 80 MiB ago".to_owned();
+        Ok(Picture {
+            at_seconds: 100.0,
+            memory_bytes: MEMORY,
+            parts: parts.into(),
+            classified: true,
+            watched_seconds: watched.then_some(90.0),
+            working_set: watched.then_some(WorkingSets {
+                window_1s_bytes: 30 << 20,
+                window_10s_bytes: 50 << 20,
+                window_60s_bytes: 70 << 20,
+            }),
+            cache: Some(CacheFigures {
+                cached_bytes: 40 << 20,
+                inserted: 20_000,
+                evicted: 9_000,
+                dropped: 760,
+                inserts_per_second: 25.0,
+                evictions_per_second: 12.5,
+                disk_read_peak_bytes_per_second: f64::from(100 << 20),
+                ghost_hits: 7,
+            }),
+            curve: MemoryCurve {
+                allocation_bytes: 240 << 20,
+                of: CurveOf::Misses,
+                points: vec![point(240, 1.0), point(320, 0.5), point(480, 0.25)],
+                recommendation: Some(Recommendation { bytes: 320 << 20, confidence: 0.8, why }),
+            },
+            history: (0u64..30)
+                .map(|second| HistoryPoint {
+                    at_seconds: second as f64,
+                    parts: [(Part::FileCache, second << 20)].into(),
+                    ..HistoryPoint::default()
+                })
+                .collect(),
+            lost_events: 0,
         })
     }
 

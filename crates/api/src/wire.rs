@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use insight::picture::{Part, Picture};
 use serde::{Deserialize, Serialize};
 
 /// Answer to `GET /fathom/version`.
@@ -36,6 +37,9 @@ pub struct VmStatus {
     pub balloon_target_bytes: u64,
     /// What the guest used lately.
     pub working_set: WorkingSet,
+    /// What it uses its memory for.
+    #[serde(default)]
+    pub memory_use: MemoryUse,
     /// Host CPU time that its vCPUs took, all together.
     pub guest_cpu_seconds: f64,
     /// The same since the last time that somebody asked; 100 is one host CPU.
@@ -67,6 +71,41 @@ pub struct WorkingSet {
     pub window_10s_bytes: Option<u64>,
     /// Used in the last minute.
     pub window_60s_bytes: Option<u64>,
+}
+
+/// What a guest uses its memory for, as far as that is known: the rest is absent. `GET /fathom/vm/memory` has it all.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryUse {
+    /// Blocks of disks.
+    pub cache_bytes: Option<u64>,
+    /// Programs' own.
+    pub anonymous_bytes: Option<u64>,
+    /// The kernel's own, page tables too.
+    pub kernel_bytes: Option<u64>,
+    /// Not used: never, or given back, but not in the balloon.
+    pub free_bytes: Option<u64>,
+    /// Held by the host and not accessed for a minute.
+    pub idle_bytes: Option<u64>,
+    /// What could be had again by keeping equal pages once.
+    pub shareable_bytes: Option<u64>,
+    /// Blocks that left the cache and may be wanted again, of the last ten seconds.
+    pub evictions_per_second: Option<f64>,
+}
+
+impl From<&Picture> for MemoryUse {
+    fn from(picture: &Picture) -> Self {
+        let free = || picture.part(Part::Free).bytes + picture.part(Part::Untouched).bytes;
+        Self {
+            cache_bytes: picture.cache.map(|_| picture.part(Part::FileCache).bytes),
+            anonymous_bytes: picture.anonymous_bytes(),
+            kernel_bytes: picture.kernel_bytes(),
+            free_bytes: (picture.memory_bytes > 0).then(free),
+            idle_bytes: picture.idle_bytes(60),
+            shareable_bytes: picture.shareable_bytes(),
+            evictions_per_second: picture.cache.map(|cache| cache.evictions_per_second),
+        }
+    }
 }
 
 /// Answer to `GET /fathom/vm/kernel`: what the guest's Linux kernel says of itself. All of it is the guest's word.
@@ -159,6 +198,7 @@ mod tests {
                 "exits",
                 "guest_cpu_percent",
                 "guest_cpu_seconds",
+                "memory_use",
                 "name",
                 "pid",
                 "resident_bytes",

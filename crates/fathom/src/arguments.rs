@@ -46,7 +46,12 @@ Example:
   fathom list --json";
 
 const TOP_AFTER: &str = "\
-Keys: q leaves, the arrows move.
+Keys: q leaves, the arrows move, Enter shows one VM: what its memory was over time, how long it has been idle, its
+miss-ratio curve; Esc leads back.
+
+CACHE is what the guest has of its disks, FREE what it never used or has given back, IDLE what the host holds and
+the guest has not touched for a minute, EVICT/s how many blocks of its disks a second it had to forget and may
+want again. What is not known shows -.
 
 A VM begins to watch its working set when it is asked, and stops a minute after it was asked last. So a
 window shows - until it has passed once.
@@ -54,6 +59,23 @@ window shows - until it has passed once.
 Example:
   fathom top
   fathom top --once --json";
+
+const EXPLAIN_AFTER: &str = "\
+Nothing in the guest is asked or changed. To know what is idle the VM's accesses are watched for a minute from
+the first question on: asked again, it knows more.
+
+Example:
+  fathom explain web
+  fathom explain web --json";
+
+const CURVE_AFTER: &str = "\
+The curve is learnt from blocks of disks that the guest had evicted and read again, from its start on: it says
+what more memory would have saved.
+
+Example:
+  fathom curve web
+  fathom curve web --svg web.svg
+  fathom curve web --json";
 
 const INSPECT_AFTER: &str = "\
 The guest's memory is read while it runs, and nothing in it is changed: the figures are those of about one
@@ -113,6 +135,12 @@ pub(crate) enum Command {
     /// Watch the memory and CPU of every VM that is running
     #[command(after_help = TOP_AFTER)]
     Top(TopArguments),
+    /// Account for every byte of a VM's memory: what it is, why it is there, what it would cost to take it
+    #[command(after_help = EXPLAIN_AFTER)]
+    Explain(PictureArguments),
+    /// Show how many misses a VM would have with more memory
+    #[command(after_help = CURVE_AFTER)]
+    Curve(CurveArguments),
     /// Show what a guest's Linux kernel says of its memory and processes
     #[command(after_help = INSPECT_AFTER)]
     Inspect(InspectArguments),
@@ -190,6 +218,10 @@ pub(crate) struct RunArguments {
     /// JSON each
     #[arg(long, value_name = "PATH")]
     cache_log: Option<PathBuf>,
+    /// Whether the guest's page cache is followed from its start on, as `top`, `explain` and `curve` show it. Off, they
+    /// know of working sets alone
+    #[arg(long, value_enum, default_value_t = Insight::On)]
+    insight: Insight,
     /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
@@ -218,6 +250,12 @@ pub(crate) struct RunArguments {
 pub(crate) enum Confinement {
     On,
     /// For finding faults of Fathom only
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Insight {
+    On,
     Off,
 }
 
@@ -252,6 +290,27 @@ pub(crate) struct TopArguments {
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     pub(crate) interval: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PictureArguments {
+    /// Name of the VM
+    pub(crate) name: String,
+    /// Print JSON: an object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CurveArguments {
+    /// Name of the VM
+    pub(crate) name: String,
+    /// Write a picture of it instead
+    #[arg(long, value_name = "PATH")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Print JSON: an object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -320,6 +379,7 @@ impl From<RunArguments> for VmConfig {
             console,
             report,
             cache_log: arguments.cache_log,
+            insight: arguments.insight == Insight::On,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,
@@ -374,7 +434,7 @@ mod tests {
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
              --net passt,mtu=1500 --net tap=tap0 --cpu-model common --disk b,ro --engine translate --name web \
              --console none --report r.json --gdb g --vsock cid=3,socket=v --translate interpret \
-             --translate-stats",
+             --translate-stats --insight off",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
@@ -390,7 +450,7 @@ mod tests {
         assert_eq!(config.report, Some(PathBuf::from("r.json")));
         assert_eq!(config.gdb, Some(GdbConfig { socket: "g".into(), wait: true }));
         assert_eq!(config.vsock, Some(VsockConfig::new(3, "v")));
-        assert!(config.translation.interpret && config.translation.stats);
+        assert!(config.translation.interpret && config.translation.stats && !config.insight);
     }
 
     #[test]
@@ -400,6 +460,7 @@ mod tests {
         assert_eq!(config.console, ConsoleConfig::Stdio);
         assert_eq!((config.engine, config.cpu_model), (EngineChoice::Auto, CpuModel::Full));
         assert_eq!(config.translation, TranslationConfig::default());
+        assert!(config.insight);
     }
 
     #[test]

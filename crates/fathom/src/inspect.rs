@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::arguments::InspectArguments;
 use crate::failure::{Failure, SUCCESS};
 use crate::list::print;
-use crate::text;
+use crate::text::{self, line};
 
 /// Classes in the order in which they are shown, and what they are called there.
 const CLASSES: [(&str, &str); 13] = [
@@ -114,9 +114,4 @@ fn processes(kernel: &KernelInfo) -> String {
         table += &format!("and {more} more\n");
     }
     table
-}
-
-/// The guest's text, fit for a terminal.
-fn line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

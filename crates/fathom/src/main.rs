@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod curve;
 mod doctor;
+mod explain;
 mod failure;
 mod inspect;
 mod list;
@@ -36,6 +38,8 @@ fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => run::run(*arguments),
         Command::List(arguments) => list::list(&arguments),
         Command::Top(arguments) => top::top(&arguments),
+        Command::Explain(arguments) => explain::explain(&arguments),
+        Command::Curve(arguments) => curve::curve(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Pause(vm) => verbs::pause(&vm),
         Command::Resume(vm) => verbs::resume(&vm),

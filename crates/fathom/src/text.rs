@@ -58,6 +58,11 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Somebody else's text, fit for a terminal.
+pub(crate) fn line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

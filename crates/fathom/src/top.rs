@@ -1,5 +1,6 @@
 //! `fathom top`: what every VM holds and what it uses.
 
+mod detail;
 mod history;
 mod screen;
 mod terminal;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use api::{KernelInfo, VmStatus};
+use api::{KernelInfo, MemoryCurve, VmStatus};
 use sandbox::{Sandbox, text};
 
 fn vms(json: &str) -> Vec<VmStatus> {
@@ -75,6 +75,37 @@ fn inspect_shows_what_the_guests_kernel_says() {
     vm.paused.store(true, Ordering::Relaxed);
     let line = sandbox.refusal(1, &["inspect", "web"]);
     assert!(line.contains("VM `web`: no Linux kernel found"), "{line}");
+}
+
+#[test]
+fn explain_accounts_for_all_of_the_memory() {
+    let sandbox = Sandbox::new();
+    let (_vm, _server) = sandbox.fake_vm("web");
+    let shown = sandbox.success(&["explain", "web"]);
+    assert!(shown.starts_with("VM `web` has 256M, of which the host holds 100M.\n"), "{shown}");
+    let json = sandbox.success(&["explain", "web", "--json"]);
+    let account: serde_json::Value = serde_json::from_str(&json).expect("json");
+    let parts = account["parts"].as_array().expect("parts");
+    let sum: u64 = parts.iter().filter_map(|part| part["bytes"].as_u64()).sum();
+    assert_eq!((sum, account["memory_bytes"].as_u64()), (256 << 20, Some(256 << 20)));
+    assert_eq!(account["idle_seconds"], 60);
+}
+
+#[test]
+fn curve_is_shown_plotted_and_told() {
+    let sandbox = Sandbox::new();
+    let (_vm, _server) = sandbox.fake_vm("web");
+    let shown = sandbox.success(&["curve", "web"]);
+    assert!(shown.contains("1.00 |") && shown.contains("The guest has 240M now"), "{shown}");
+    let curve: MemoryCurve =
+        serde_json::from_str(&sandbox.success(&["curve", "web", "--json"])).expect("json");
+    assert_eq!(curve.points.len(), 3);
+    let picture = sandbox.path("web.svg");
+    let path = picture.to_str().expect("text");
+    assert_eq!(sandbox.success(&["curve", "web", "--svg", path]), "");
+    assert!(std::fs::read_to_string(picture).expect("picture").contains("polyline"));
+    let line = sandbox.refusal(1, &["curve", "web", "--svg", "/nowhere/web.svg"]);
+    assert!(line.contains("plot /nowhere/web.svg: "), "{line}");
 }
 
 #[test]

@@ -94,6 +94,18 @@ fn q_leaves() {
 }
 
 #[test]
+fn enter_shows_one_vm() {
+    let status = leave_top(|terminal, _| {
+        terminal.keyboard.write_all(b"\r").expect("type");
+        terminal.wait_for("page tables");
+        terminal.keyboard.write_all(b"\x1b").expect("type");
+        terminal.wait_for("WS 60s");
+        terminal.keyboard.write_all(b"q").expect("type");
+    });
+    assert!(status.success());
+}
+
+#[test]
 fn control_c_leaves() {
     let status = leave_top(|terminal, _| terminal.keyboard.write_all(b"\x03").expect("type"));
     assert!(status.success());

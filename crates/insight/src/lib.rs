@@ -24,4 +24,5 @@ pub use working_set::{WorkingSetSample, WorkingSetTracker};
 mod cache;
 mod curve;
 pub mod kernel;
+pub mod picture;
 mod working_set;

@@ -64,6 +64,9 @@ pub struct VmConfig {
     /// Where it is written which disk blocks come into the guest's memory and leave it.
     #[serde(default)]
     pub cache_log: Option<PathBuf>,
+    /// Whether the guest's page cache is followed from its start on.
+    #[serde(default = "yes")]
+    pub insight: bool,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,
@@ -73,6 +76,10 @@ pub struct VmConfig {
     /// How the translator's engine is to work.
     #[serde(default)]
     pub translation: TranslationConfig,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// A debugger as asked for: gdb, over a UNIX socket.

@@ -11,19 +11,20 @@ use engine::Engine;
 use engine_translate::TranslateEngine;
 use insight::WorkingSetSample;
 use insight::kernel::Kernel;
-use memory::ReadView;
+use insight::picture::Picture;
+use memory::{EventStream, ReadView};
 
 use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
 use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
 use crate::machine::{Machine, Threads};
+use crate::observer::{Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
-use crate::working_set_clock::WorkingSetClock;
 
 /// A running VM. Clones are the same VM; methods may be called from any thread.
 #[derive(Clone)]
@@ -59,7 +60,22 @@ struct State {
 #[derive(Clone)]
 struct Life {
     machine: Arc<Machine>,
-    clock: Arc<WorkingSetClock>,
+    observer: Arc<Observer>,
+}
+
+impl Life {
+    /// Disk blocks that came into memory and left it, where somebody listened.
+    fn cache(&self) -> BTreeMap<&'static str, u64> {
+        let Some(counts) = self.observer.counts() else { return BTreeMap::new() };
+        let lost = self.machine.memory.events().map_or(0, EventStream::lost);
+        BTreeMap::from([
+            ("inserted", counts.inserted),
+            ("evicted", counts.evicted),
+            ("dropped", counts.dropped),
+            ("cached_at_end", u64::from(counts.cached)),
+            ("events_lost", lost),
+        ])
+    }
 }
 
 /// What adds up over the lives of a VM.
@@ -83,8 +99,8 @@ impl Totals {
         }
         add(&mut self.exits, machine.exits());
         add(&mut self.translation, machine.translation());
-        add(&mut self.cache, machine.cache());
-        self.working_set.extend(life.clock.history().iter().map(point));
+        add(&mut self.cache, life.cache());
+        self.working_set.extend(life.observer.samples().iter().map(point));
         self
     }
 }
@@ -169,15 +185,16 @@ fn begin(
     let desk = debugger.map(Debugger::desk);
     let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused)?;
     let measured = Arc::clone(&machine);
-    let clock = WorkingSetClock::start(
-        Arc::clone(&machine.memory),
-        started,
-        plan.report.is_some(),
-        move || measured.can_be_watched(),
-    );
-    let clock = clock.map_err(VmError::host("start the working-set thread"));
-    let clock = match clock {
-        Ok(clock) => Arc::new(clock),
+    let task = Task {
+        zero: started,
+        always: plan.report.is_some(),
+        log: outside.cache_log.clone(),
+        prepare: Box::new(move || measured.can_be_watched()),
+    };
+    let observer = Observer::start(Arc::clone(&machine.memory), task)
+        .map_err(VmError::host("start the observer's thread"));
+    let observer = match observer {
+        Ok(observer) => Arc::new(observer),
         Err(error) => {
             machine.end(End::Stopped);
             machine.wait(threads);
@@ -187,7 +204,7 @@ fn begin(
     if let Some(desk) = desk {
         desk.begin(&machine);
     }
-    Ok((Life { machine, clock }, threads))
+    Ok((Life { machine, observer }, threads))
 }
 
 impl VmHandle {
@@ -208,7 +225,14 @@ impl VmHandle {
     /// Has the working set measured for the next minute, see [`VmStatus::working_set`].
     pub fn watch(&self) {
         let life = self.0.lock().life.clone();
-        life.clock.watch();
+        life.observer.watch();
+    }
+
+    /// What is known of its memory now. Waits for the observer, 2 s at most.
+    #[must_use]
+    pub fn picture(&self) -> Arc<Picture> {
+        let life = self.0.lock().life.clone();
+        life.observer.picture()
     }
 
     /// Stops all vCPUs at an instruction border; returns when they stand. Pausing twice is once. In the
@@ -306,6 +330,8 @@ impl Shared {
         let debugger = self.debugger();
         let debugger = debugger.as_ref();
         let paused = self.lock().paused;
+        // The next life writes to the same cache log.
+        ended.observer.end();
         let (life, threads) =
             begin(&self.plan, &*self.engine, console, outside, debugger, self.started, paused)?;
         let mut state = self.lock();
@@ -347,7 +373,7 @@ impl Shared {
         let totals = before.with(&life);
         life.machine.memory.catch_up();
         let counts = life.machine.memory.counts();
-        let sample = life.clock.latest();
+        let sample = life.observer.latest();
         VmStatus {
             name: self.plan.name.clone(),
             pid: std::process::id(),
@@ -364,12 +390,15 @@ impl Shared {
                 window_10s_bytes: sample.working_set_10s_bytes,
                 window_60s_bytes: sample.working_set_60s_bytes,
             }),
+            picture: life.observer.last_picture(),
             guest_cpu_seconds: totals.guest_cpu_seconds,
             exits: totals.exits,
         }
     }
 
     fn report(&self, life: &Life) -> RunReport {
+        // The last events, and the end of the cache log.
+        life.observer.end();
         life.machine.memory.catch_up();
         let counts = life.machine.memory.counts();
         let totals = self.lock().before.clone().with(life);
@@ -389,6 +418,7 @@ impl Shared {
             translation: totals.translation,
             cache: totals.cache,
             working_set: totals.working_set,
+            picture: life.observer.last_picture(),
             host_resident_bytes: process_private_bytes()
                 + life.machine.memory.backed_bytes().unwrap_or(0),
             pauses: self.pauses.load(Ordering::Relaxed),

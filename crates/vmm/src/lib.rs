@@ -11,7 +11,6 @@
 
 mod board;
 pub mod boot;
-mod cache_log;
 pub mod config;
 mod console;
 mod console_writer;
@@ -23,6 +22,7 @@ mod guest_ram;
 mod handle;
 mod io_thread;
 mod machine;
+mod observer;
 mod outcome;
 mod outside;
 mod panic_watch;
@@ -30,7 +30,6 @@ mod post_mortem;
 mod reach;
 mod status;
 mod vcpu_thread;
-mod working_set_clock;
 
 pub use control::RunState;
 pub use error::{RequestError, VmError};

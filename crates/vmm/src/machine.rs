@@ -7,11 +7,10 @@ use std::thread::JoinHandle;
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
-use memory::{DeviceView, EventStream, FRAME_SIZE, GuestMemory};
+use memory::{DeviceView, FRAME_SIZE, GuestMemory};
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
-use crate::cache_log::CacheLog;
 use crate::config::VmPlan;
 use crate::console::Console;
 use crate::control::Control;
@@ -19,6 +18,7 @@ use crate::debug::Desk;
 use crate::error::VmError;
 use crate::guest_ram::LoaderRam;
 use crate::io_thread::IoThread;
+use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
@@ -31,8 +31,6 @@ pub(crate) struct Machine {
     vcpus: Vec<SharedVcpu>,
     facts: Vec<Arc<VcpuFacts>>,
     balloon: BalloonHandle,
-    /// Where that is asked for.
-    cache: Option<CacheLog>,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -54,9 +52,10 @@ impl Machine {
         paused: bool,
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let memory = Arc::new(guest_memory(plan, engine)?);
-        let log = outside.cache_log.clone();
-        let cache = log.map(|log| CacheLog::start(Arc::clone(&memory), log)).transpose();
-        let cache = cache.map_err(VmError::host("start the thread of the cache log"))?;
+        if plan.insight || outside.cache_log.is_some() {
+            // From the guest's first access to a disk on; the observer takes them in.
+            memory.listen(observer::CAPACITY);
+        }
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
@@ -86,8 +85,7 @@ impl Machine {
         let vcpus: Vec<SharedVcpu> =
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let machine =
-            Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon, cache });
+        let machine = Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon });
         let vcpus = machine.spawn(&shared)?;
         Ok((machine, Threads { vcpus, io, transports: board.transports }))
     }
@@ -192,19 +190,6 @@ impl Machine {
     /// What became of guest code, on an engine that translates it.
     pub(crate) fn translation(&self) -> BTreeMap<&'static str, u64> {
         self.vm.translation()
-    }
-
-    /// Disk blocks that came into memory and left it, where somebody asked.
-    pub(crate) fn cache(&self) -> BTreeMap<&'static str, u64> {
-        let Some(cache) = &self.cache else { return BTreeMap::new() };
-        let counts = cache.counts();
-        BTreeMap::from([
-            ("inserted", counts.inserted),
-            ("evicted", counts.evicted),
-            ("dropped", counts.dropped),
-            ("cached_at_end", u64::from(counts.cached)),
-            ("events_lost", self.memory.events().map_or(0, EventStream::lost)),
-        ])
     }
 
     /// CPU time of all vCPU threads.

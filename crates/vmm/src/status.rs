@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use insight::picture::Picture;
 use serde::Serialize;
 
 use crate::control::RunState;
@@ -32,6 +34,8 @@ pub struct VmStatus {
     pub balloon_target_bytes: u64,
     /// `None` until measured: measuring starts with the first question.
     pub working_set: Option<WorkingSet>,
+    /// What was known of its memory when somebody last looked: a second ago while watched.
+    pub picture: Arc<Picture>,
     /// CPU time of all vCPU threads.
     pub guest_cpu_seconds: f64,
     /// Exits by kind.
@@ -75,10 +79,12 @@ pub struct RunReport {
     pub frames: BTreeMap<&'static str, u64>,
     /// What the engine's translator did, by name; empty on an engine without.
     pub translation: BTreeMap<&'static str, u64>,
-    /// Disk blocks that came into the guest's memory and left it, by name; empty where nobody asked.
+    /// Disk blocks that came into the guest's memory and left it, by name; empty where nobody listened.
     pub cache: BTreeMap<&'static str, u64>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
+    /// What is known of the guest's memory at the end; of the last life.
+    pub picture: Arc<Picture>,
     /// Resident memory of this process at the end, guest frames included.
     pub host_resident_bytes: u64,
     /// Times the VM was paused.

@@ -8,6 +8,8 @@ use crate::wire::BalloonTarget;
 pub(crate) enum FathomCall {
     Version,
     Status,
+    Memory,
+    Curve,
     Kernel,
     KernelSymbol(String),
     KernelType(String),
@@ -23,6 +25,8 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
     match rest {
         ["version"] => get(request, FathomCall::Version),
         ["vm"] => get(request, FathomCall::Status),
+        ["vm", "memory"] => get(request, FathomCall::Memory),
+        ["vm", "curve"] => get(request, FathomCall::Curve),
         ["vm", "kernel"] => get(request, FathomCall::Kernel),
         ["vm", "kernel", "symbols", name] => {
             get(request, FathomCall::KernelSymbol((*name).to_owned()))

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::{ControlError, VmControl};
 use crate::http::{Connection, Fail, ReadError, Request, read_request};
+use crate::metrics;
 use crate::route::{Call, FathomCall, route};
 use crate::wire::Version;
 
@@ -71,8 +72,14 @@ fn answer(
     control: &dyn VmControl,
     keep_alive: bool,
 ) -> io::Result<()> {
-    let Call::Fathom(call) = match route(request) {
-        Ok(call) => call,
+    let call = match route(request) {
+        Ok(Call::Fathom(call)) => call,
+        Ok(Call::Metrics) => {
+            return match metrics::text(control) {
+                Ok(text) => connection.write_text(metrics::CONTENT_TYPE, &text, keep_alive),
+                Err(error) => connection.write_fail(&fail_of(&error), keep_alive),
+            };
+        }
         Err(fail) => return connection.write_fail(&fail, keep_alive),
     };
     let done = match call {
@@ -82,6 +89,14 @@ fn answer(
         }
         FathomCall::Status => match control.status() {
             Ok(status) => return connection.write_json(&status, keep_alive),
+            Err(error) => Err(error),
+        },
+        FathomCall::Memory => match control.memory() {
+            Ok(picture) => return connection.write_json(&picture, keep_alive),
+            Err(error) => Err(error),
+        },
+        FathomCall::Curve => match control.memory() {
+            Ok(picture) => return connection.write_json(&picture.curve, keep_alive),
             Err(error) => Err(error),
         },
         FathomCall::Kernel => match control.kernel() {

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::testing::FakeVm;
 use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, RunState, VmStatus};
-use crate::{ClientError, ControlError, SocketDirectory};
+use crate::{ClientError, ControlError, Picture, SocketDirectory};
 
 struct Running {
     _outer: TempDir,
@@ -51,7 +51,20 @@ fn every_verb_does_its_thing() {
     client.set_balloon(BalloonTarget { target_bytes: 4096 }).expect("balloon");
     let status = client.status().expect("status");
     assert_eq!((status.state, status.balloon_target_bytes), (RunState::Running, 4096));
+    let picture = client.memory().expect("memory");
+    assert_eq!(picture.parts.values().map(|part| part.bytes).sum::<u64>(), picture.memory_bytes);
+    assert_eq!(client.curve().expect("curve"), picture.curve);
     client.stop().expect("stop");
+}
+
+#[test]
+fn metrics_are_text_of_their_type() {
+    let running = running();
+    let answer = running.tell(b"GET /metrics HTTP/1.1\r\n\r\n");
+    assert!(answer.contains("Content-Type: text/plain; version=0.0.4"), "{answer}");
+    assert!(answer.contains("fathom_memory_resident_bytes{name=\"fake\"} 104857600\n"), "{answer}");
+    let text = running.directory.client("fake").metrics().expect("metrics");
+    assert!(answer.ends_with(&text));
 }
 
 #[test]
@@ -143,6 +156,9 @@ struct Broken;
 impl VmControl for Broken {
     fn status(&self) -> Result<VmStatus, ControlError> {
         std::panic::resume_unwind(Box::new("a bug"))
+    }
+    fn memory(&self) -> Result<Picture, ControlError> {
+        Err(ControlError::Failed("no picture".to_owned()))
     }
     fn kernel(&self) -> Result<KernelInfo, ControlError> {
         Err(ControlError::State("no kernel".to_owned()))

@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use api::{
-    BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, RunState, VmControl,
-    VmStatus, WorkingSet,
+    BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, MemoryUse, Picture,
+    RunState, VmControl, VmStatus, WorkingSet,
 };
 use vmm::{RequestError, VmHandle};
 
@@ -50,6 +50,10 @@ impl VmControl for HandleControl {
             guest_cpu_seconds: status.guest_cpu_seconds,
         });
         Ok(wire(status, guest_cpu_percent))
+    }
+
+    fn memory(&self) -> Result<Picture, ControlError> {
+        Ok(self.vm.picture().as_ref().clone())
     }
 
     fn kernel(&self) -> Result<KernelInfo, ControlError> {
@@ -116,6 +120,7 @@ fn wire(status: vmm::VmStatus, guest_cpu_percent: f64) -> VmStatus {
             window_10s_bytes: windows.map(|windows| windows.window_10s_bytes),
             window_60s_bytes: windows.map(|windows| windows.window_60s_bytes),
         },
+        memory_use: MemoryUse::from(&*status.picture),
         guest_cpu_seconds: status.guest_cpu_seconds,
         guest_cpu_percent,
         exits: status.exits.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),

@@ -46,6 +46,7 @@ fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
         translation: figures.translation.into_iter().map(owned).collect(),
         cache: figures.cache.into_iter().map(owned).collect(),
         working_set: figures.working_set.into_iter().map(sample).collect(),
+        memory: figures.picture.as_ref().clone(),
         host_resident_bytes: figures.host_resident_bytes,
         pauses: figures.pauses,
     }

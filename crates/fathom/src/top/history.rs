@@ -41,6 +41,11 @@ impl History {
         }
     }
 
+    /// The VM of that line.
+    pub(super) fn name(&self, line: usize) -> Option<&str> {
+        self.rows.keys().nth(line).map(String::as_str)
+    }
+
     pub(super) fn rows(&self) -> impl ExactSizeIterator<Item = &Row> {
         self.rows.values()
     }

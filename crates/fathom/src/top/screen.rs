@@ -12,16 +12,22 @@ use super::history::{History, Row};
 use crate::list::state;
 use crate::text;
 
-pub(super) const HEADS: [&str; 11] = [
+pub(super) const HEADS: [&str; COLUMNS] = [
     "NAME", "STATE", "ENGINE", "VCPUS", "MEMORY", "RESIDENT", "BALLOON", "WS 1s", "WS 10s",
-    "WS 60s", "CPU%",
+    "WS 60s", "CPU%", "CACHE", "FREE", "IDLE", "EVICT/s", "ANON", "KERNEL", "SHARE",
 ];
-const WIDTHS: [u16; 11] = [16, 7, 9, 5, 6, 8, 7, 6, 6, 6, 6];
+const WIDTHS: [u16; COLUMNS] = [16, 7, 9, 5, 6, 8, 7, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6];
+const COLUMNS: usize = 18;
+/// These are always there, the others while they fit.
+const COLUMNS_MIN: usize = 11;
+/// Of the sparkline.
+const SPARK_MIN: u16 = 8;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// One line of the table, without the sparkline.
-pub(super) fn cells(row: &Row) -> [String; 11] {
-    let vm = &row.latest;
+pub(super) fn cells(row: &Row) -> [String; COLUMNS] {
+    let (vm, uses) = (&row.latest, &row.latest.memory_use);
+    let evictions = uses.evictions_per_second.map(|rate| format!("{rate:.1}"));
     [
         vm.name.clone(),
         state(vm.state).to_owned(),
@@ -34,7 +40,25 @@ pub(super) fn cells(row: &Row) -> [String; 11] {
         text::bytes_or_dash(vm.working_set.window_10s_bytes),
         text::bytes_or_dash(vm.working_set.window_60s_bytes),
         format!("{:.1}", row.cpu_percent),
+        text::bytes_or_dash(uses.cache_bytes),
+        text::bytes_or_dash(uses.free_bytes),
+        text::bytes_or_dash(uses.idle_bytes),
+        evictions.unwrap_or_else(|| "-".to_owned()),
+        text::bytes_or_dash(uses.anonymous_bytes),
+        text::bytes_or_dash(uses.kernel_bytes),
+        text::bytes_or_dash(uses.shareable_bytes),
     ]
+}
+
+/// How many columns, from the first on, fit beside a sparkline.
+fn columns_in(width: u16) -> usize {
+    let mut left = width.saturating_sub(SPARK_MIN);
+    let fitting = WIDTHS.iter().take_while(|&&column| {
+        let fits = column < left;
+        left = left.saturating_sub(column + 1);
+        fits
+    });
+    fitting.count().max(COLUMNS_MIN)
 }
 
 pub(super) fn draw(frame: &mut Frame<'_>, history: &History, selected: &mut TableState) {
@@ -45,11 +69,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, history: &History, selected: &mut Tabl
     if history.rows().len() == 0 {
         frame.render_widget(Line::from("No VM is running.").centered(), body);
     } else {
-        let left: u16 = WIDTHS.iter().map(|width| width + 1).sum();
+        let columns = columns_in(body.width);
+        let left: u16 = WIDTHS[..columns].iter().map(|width| width + 1).sum();
         let spark_width = usize::from(body.width.saturating_sub(left));
-        frame.render_stateful_widget(table(history, spark_width), body, selected);
+        frame.render_stateful_widget(table(history, columns, spark_width), body, selected);
     }
-    let keys = Line::from("q quit   ↑ ↓ move").dim();
+    let keys = Line::from("q quit   ↑ ↓ move   Enter one VM").dim();
     frame.render_widget(
         history.complaints.first().map_or(keys, |line| line.as_str().red().into()),
         foot,
@@ -69,15 +94,23 @@ fn summary(history: &History) -> String {
     )
 }
 
-fn table(history: &History, spark_width: usize) -> Table<'static> {
-    let heads = HEADS.into_iter().enumerate().map(|(column, head)| cell(column, head.to_owned()));
+fn table(history: &History, columns: usize, spark_width: usize) -> Table<'static> {
+    let heads = HEADS
+        .into_iter()
+        .take(columns)
+        .enumerate()
+        .map(|(column, head)| cell(column, head.to_owned()));
     let heads = heads.chain(iter::once(Cell::from("WORKING SET 1s")));
     let rows = history.rows().map(|row| {
-        let cells = cells(row).into_iter().enumerate().map(|(column, text)| cell(column, text));
+        let cells = cells(row)
+            .into_iter()
+            .take(columns)
+            .enumerate()
+            .map(|(column, text)| cell(column, text));
         let spark = Cell::from(sparkline(row, spark_width)).cyan();
         TableRow::new(cells.chain(iter::once(spark)))
     });
-    let widths = WIDTHS.into_iter().map(Constraint::Length);
+    let widths = WIDTHS.into_iter().take(columns).map(Constraint::Length);
     let widths = widths.chain(iter::once(Constraint::Min(0)));
     Table::new(rows, widths)
         .header(TableRow::new(heads).style(Style::new().reversed()))
@@ -89,12 +122,16 @@ fn cell(column: usize, text: String) -> Cell<'static> {
     Cell::from(if column < 3 { line } else { line.right_aligned() })
 }
 
-/// The latest working sets that fit, as bars against the largest of them.
+/// The latest working sets that fit.
 fn sparkline(row: &Row, width: usize) -> String {
-    let skipped = row.working_sets.len().saturating_sub(width);
-    let shown = || row.working_sets.iter().skip(skipped);
-    let largest = shown().copied().max().unwrap_or(0).max(1);
-    shown().map(|&bytes| bar(bytes, largest)).collect()
+    bars(row.working_sets.iter().copied(), width)
+}
+
+/// The latest figures that fit, as bars against the largest of them.
+pub(super) fn bars(figures: impl ExactSizeIterator<Item = u64> + Clone, width: usize) -> String {
+    let skipped = figures.len().saturating_sub(width);
+    let largest = figures.clone().skip(skipped).max().unwrap_or(0).max(1);
+    figures.skip(skipped).map(|figure| bar(figure, largest)).collect()
 }
 
 /// `bytes <= largest`, `largest > 0`.
@@ -106,7 +143,7 @@ fn bar(bytes: u64, largest: u64) -> char {
 
 #[cfg(test)]
 mod tests {
-    use api::{ClientError, VmStatus, WorkingSet};
+    use api::{ClientError, MemoryUse, VmStatus, WorkingSet};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
@@ -120,6 +157,7 @@ mod tests {
             configured_bytes: 256 << 20,
             resident_bytes: 100 << 20,
             guest_cpu_percent: 12.34,
+            memory_use: MemoryUse { evictions_per_second: Some(12.5), ..MemoryUse::default() },
             working_set: WorkingSet { window_1s_bytes: Some(used), ..WorkingSet::default() },
             ..VmStatus::default()
         })
@@ -144,6 +182,16 @@ mod tests {
         for part in ["running", "translate", "256M", "100M", "14M", " - ", "12.3", "▄▁█"] {
             assert!(web.contains(part), "{part}: {web}");
         }
+    }
+
+    #[test]
+    fn columns_come_while_they_fit() {
+        assert_eq!((columns_in(0), columns_in(100), columns_in(400)), (11, 11, COLUMNS));
+        let mut history = History::default();
+        history.add(&[look("web", 1)]);
+        let screen = drawn(&history, 160, 5);
+        assert!(screen.contains("EVICT/s") && screen.contains("12.5"), "{screen}");
+        assert!(!drawn(&history, 110, 5).contains("EVICT/s"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod debugger;
 mod disk;
 mod ends;
 mod engine;
+mod insight;
 mod jail;
 mod kernel;
 mod kit;

@@ -51,6 +51,8 @@ pub struct VmPlan {
     pub report: Option<PathBuf>,
     /// Was writable or could be created.
     pub cache_log: Option<PathBuf>,
+    /// Whether the guest's page cache is followed from its start on.
+    pub insight: bool,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -158,8 +160,8 @@ impl VmPlan {
         if let Some(path) = &profile_out {
             uses.add_output("profile-out", path)?;
         }
-        let VmConfig { kernel, initrd, cpu_model, console, report, cache_log, gdb, vsock, .. } =
-            config;
+        let VmConfig { kernel, initrd, cpu_model, console, report, cache_log, .. } = config;
+        let VmConfig { insight, gdb, vsock, .. } = config;
         Ok(Self {
             name,
             kernel,
@@ -174,6 +176,7 @@ impl VmPlan {
             console,
             report,
             cache_log,
+            insight,
             gdb,
             vsock,
             translation,

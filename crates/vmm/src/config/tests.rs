@@ -40,6 +40,7 @@ impl Host {
             console: ConsoleConfig::Stdio,
             report: None,
             cache_log: None,
+            insight: true,
             gdb: None,
             vsock: None,
             translation: TranslationConfig::default(),

@@ -1,0 +1,131 @@
+//! The page cache as the observer follows it.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use insight::picture::{CacheFigures, MemoryCurve, Rates};
+use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts};
+use memory::{DiskBlock, Event, Frame, GuestMemory, ReadView};
+
+use super::frames_to_bytes;
+use super::log::CacheLog;
+
+/// Evicted blocks that are remembered at most: some 8 MiB when there are so many.
+const GHOSTS: u64 = 1 << 17;
+/// Sizes of memory that are told apart.
+const STEPS: usize = 256;
+/// Events taken at a time, so that questions are answered while a disk is at full speed.
+const BATCH: usize = 1 << 16;
+
+/// Tracker, ghosts and log.
+#[derive(Debug)]
+pub(super) struct Cache {
+    tracker: CacheTracker,
+    ghosts: Ghosts,
+    log: Option<CacheLog>,
+    /// Inserts, evictions, frames read.
+    rates: Rates<3>,
+    read: u64,
+    ghost_hits: u64,
+    lost: u64,
+}
+
+impl Cache {
+    pub(super) fn new(memory: &Arc<GuestMemory>, log: Option<Arc<File>>) -> Self {
+        let contents = Box::new(ReadView::new(Arc::clone(memory)));
+        let frames = memory.layout().frames();
+        // Memory twice as large again is as far as anybody wants to see.
+        let ghosts = (u64::from(frames) * 2).min(GHOSTS);
+        Self {
+            tracker: CacheTracker::new(frames, contents),
+            ghosts: Ghosts::new(ghosts as usize, STEPS),
+            log: log.map(CacheLog::new),
+            rates: Rates::default(),
+            read: 0,
+            ghost_hits: 0,
+            lost: 0,
+        }
+    }
+
+    /// Takes in what has happened up to `at`, in time since the machine's start. Answers whether anything has.
+    pub(super) fn take_in(&mut self, memory: &GuestMemory, at: Duration) -> bool {
+        let Some(events) = memory.events() else { return false };
+        let mut taken = 0;
+        while taken < BATCH
+            && let Some(stamped) = events.take()
+        {
+            taken += 1;
+            self.read += u64::from(matches!(stamped.event, Event::Read { .. }));
+            // The place for `Classifier::tell`, which is to see an event before the tracker does.
+            self.tracker.tell(stamped);
+        }
+        memory.watch(self.tracker.take_watch());
+        let changes = self.tracker.take_events();
+        changes.iter().for_each(|change| self.changed(*change));
+        if let Some(log) = &mut self.log {
+            log.write(&changes);
+        }
+        let counts = self.tracker.counts();
+        self.rates.note(at, [counts.inserted, counts.evicted, frames_to_bytes(self.read)]);
+        let lost = events.lost();
+        if lost != self.lost {
+            // Once: what follows is in the picture.
+            if self.lost == 0 {
+                tracing::warn!("{lost} events of memory came too fast and are lost");
+            }
+            self.lost = lost;
+        }
+        taken > 0
+    }
+
+    fn changed(&mut self, CacheEvent { change, block, .. }: CacheEvent) {
+        match change {
+            CacheChange::Insert => {
+                self.ghost_hits += u64::from(self.ghosts.inserted(block).is_some());
+            }
+            CacheChange::Evict => self.ghosts.evicted(block),
+            CacheChange::Drop => self.ghosts.dropped(block),
+        }
+    }
+
+    /// Writes out what the log has.
+    pub(super) fn finish(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    pub(super) fn has_log(&self) -> bool {
+        self.log.is_some()
+    }
+
+    pub(super) fn holds_block(&self, frame: Frame) -> bool {
+        let location: Option<DiskBlock> = self.tracker.location(frame);
+        location.is_some()
+    }
+
+    pub(super) fn counts(&self) -> CacheCounts {
+        self.tracker.counts()
+    }
+
+    pub(super) fn figures(&self) -> CacheFigures {
+        let counts = self.tracker.counts();
+        let [inserts_per_second, evictions_per_second, _] = self.rates.per_second();
+        let [_, _, disk_read_peak_bytes_per_second] = self.rates.peaks();
+        CacheFigures {
+            cached_bytes: frames_to_bytes(counts.cached.into()),
+            inserted: counts.inserted,
+            evicted: counts.evicted,
+            dropped: counts.dropped,
+            inserts_per_second,
+            evictions_per_second,
+            disk_read_peak_bytes_per_second,
+            ghost_hits: self.ghost_hits,
+        }
+    }
+
+    pub(super) fn curve(&self, allocation_bytes: u64) -> MemoryCurve {
+        MemoryCurve::above(allocation_bytes, self.ghosts.curve().as_ref())
+    }
+}
