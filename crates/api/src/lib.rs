@@ -74,6 +74,6 @@ pub use directory::{Claim, DirectoryError, SocketDirectory};
 pub use report::{Report, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
-    BalloonTarget, Fault, GuestProcess, KernelInfo, KernelSymbol, KernelType, RunState, Version,
-    VmStatus, WorkingSet,
+    BalloonTarget, Fault, GuestProcess, HostCache, HostCacheDisk, KernelInfo, KernelSymbol,
+    KernelType, RunState, Version, VmStatus, WorkingSet,
 };

@@ -8,9 +8,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use confine::Thread;
+use devices::virtio::block::HostCache;
 use insight::{CacheCounts, CacheEvent, CacheTracker};
 use memory::{GuestMemory, ReadView};
 use serde::Serialize;
+
+use crate::host_cache;
 
 /// How often events are taken in. Watching frames makes each vCPU refill its translations once.
 const TICK: Duration = Duration::from_millis(10);
@@ -43,12 +46,18 @@ struct Line {
 
 impl CacheLog {
     /// Starts the thread before the guest runs, so that nothing is missed.
-    pub(crate) fn start(memory: Arc<GuestMemory>, log: Arc<File>) -> io::Result<Self> {
+    ///
+    /// `host_cache` is told what comes and goes, `log` has it written down.
+    pub(crate) fn start(
+        memory: Arc<GuestMemory>,
+        log: Option<Arc<File>>,
+        host_cache: Option<Arc<HostCache>>,
+    ) -> io::Result<Self> {
         memory.listen(CAPACITY);
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
         let builder = thread::Builder::new().name("cache".into());
-        let body = move || of_thread.run(&memory, &log);
+        let body = move || of_thread.run(&memory, log.as_deref(), host_cache.as_deref());
         let thread = confine::spawn(builder, Thread::WorkingSet, body)?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -70,16 +79,20 @@ impl Drop for CacheLog {
 }
 
 impl Shared {
-    fn run(&self, memory: &Arc<GuestMemory>, log: &File) {
+    fn run(&self, memory: &Arc<GuestMemory>, log: Option<&File>, host_cache: Option<&HostCache>) {
         let contents = Box::new(ReadView::new(Arc::clone(memory)));
         let mut tracker = CacheTracker::new(memory.layout().frames(), contents);
-        let mut log = BufWriter::new(log);
+        let mut log = log.map(BufWriter::new);
         loop {
             let last = self.stop.load(Ordering::SeqCst);
-            let written = self.tick(memory, &mut tracker, &mut log);
-            if let Err(error) = written.and_then(|()| if last { log.flush() } else { Ok(()) }) {
+            let events = self.tick(memory, &mut tracker);
+            if let Some(cache) = host_cache {
+                host_cache::tell(cache, &events);
+            }
+            let written = log.as_mut().map_or(Ok(()), |log| write_lines(log, &events, last));
+            if let Err(error) = written {
                 tracing::error!("cache log: {error}: nothing more is written to it");
-                return;
+                log = None;
             }
             if last {
                 return;
@@ -88,13 +101,8 @@ impl Shared {
         }
     }
 
-    fn tick(
-        &self,
-        memory: &GuestMemory,
-        tracker: &mut CacheTracker,
-        log: &mut impl Write,
-    ) -> io::Result<()> {
-        let Some(events) = memory.events() else { return Ok(()) };
+    fn tick(&self, memory: &GuestMemory, tracker: &mut CacheTracker) -> Vec<CacheEvent> {
+        let Some(events) = memory.events() else { return Vec::new() };
         let lost = events.lost();
         while let Some(stamped) = events.take() {
             tracker.tell(stamped);
@@ -104,8 +112,14 @@ impl Shared {
         if events.lost() != lost {
             tracing::warn!("cache log: {} events came too fast and are lost", events.lost());
         }
-        tracker.take_events().iter().try_for_each(|event| write_line(log, event))
+        tracker.take_events()
     }
+}
+
+/// All of them are in the file after the `last`.
+fn write_lines(log: &mut impl Write, events: &[CacheEvent], last: bool) -> io::Result<()> {
+    events.iter().try_for_each(|event| write_line(log, event))?;
+    if last { log.flush() } else { Ok(()) }
 }
 
 fn write_line(log: &mut impl Write, event: &CacheEvent) -> io::Result<()> {

@@ -7,6 +7,7 @@
 mod bytes;
 mod error;
 mod files;
+mod host_cache;
 mod network;
 mod plan;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use devices::virtio::net::{
 };
 pub use engine_translate::Options as TranslationOptions;
 pub use error::ConfigError;
+pub use host_cache::{HostCacheConfig, HostCachePolicy};
 pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
 pub use translation::{Paths, ProfileConfig, TranslationConfig};
@@ -64,6 +66,9 @@ pub struct VmConfig {
     /// Where it is written which disk blocks come into the guest's memory and leave it.
     #[serde(default)]
     pub cache_log: Option<PathBuf>,
+    /// A cache of the disks' blocks in this process.
+    #[serde(default)]
+    pub host_cache: Option<HostCacheConfig>,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

@@ -17,6 +17,7 @@ use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
 use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
+use crate::host_cache::HostCacheReport;
 use crate::machine::{Machine, Threads};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
@@ -70,6 +71,7 @@ struct Totals {
     exits: BTreeMap<&'static str, u64>,
     translation: BTreeMap<&'static str, u64>,
     cache: BTreeMap<&'static str, u64>,
+    host_cache: Option<HostCacheReport>,
     working_set: Vec<WorkingSetPoint>,
 }
 
@@ -84,6 +86,8 @@ impl Totals {
         add(&mut self.exits, machine.exits());
         add(&mut self.translation, machine.translation());
         add(&mut self.cache, machine.cache());
+        let of_life = machine.host_cache();
+        self.host_cache = of_life.map(|cache| cache.after(self.host_cache.as_ref()));
         self.working_set.extend(life.clock.history().iter().map(point));
         self
     }
@@ -366,6 +370,7 @@ impl Shared {
             }),
             guest_cpu_seconds: totals.guest_cpu_seconds,
             exits: totals.exits,
+            host_cache: totals.host_cache,
         }
     }
 
@@ -388,6 +393,7 @@ impl Shared {
             frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
             translation: totals.translation,
             cache: totals.cache,
+            host_cache: totals.host_cache,
             working_set: totals.working_set,
             host_resident_bytes: process_private_bytes()
                 + life.machine.memory.backed_bytes().unwrap_or(0),

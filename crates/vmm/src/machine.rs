@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
 use memory::{DeviceView, EventStream, FRAME_SIZE, GuestMemory};
@@ -18,6 +19,7 @@ use crate::control::Control;
 use crate::debug::Desk;
 use crate::error::VmError;
 use crate::guest_ram::LoaderRam;
+use crate::host_cache::{self, Filler, HostCacheReport};
 use crate::io_thread::IoThread;
 use crate::outcome::End;
 use crate::outside::Outside;
@@ -33,6 +35,9 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for.
     cache: Option<CacheLog>,
+    /// Where that is asked for, with what is below each disk.
+    host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
+    plan: VmPlan,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -40,6 +45,7 @@ pub(crate) struct Machine {
 pub(crate) struct Threads {
     vcpus: Vec<JoinHandle<()>>,
     io: IoThread,
+    filler: Option<Filler>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
@@ -54,9 +60,8 @@ impl Machine {
         paused: bool,
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let memory = Arc::new(guest_memory(plan, engine)?);
-        let log = outside.cache_log.clone();
-        let cache = log.map(|log| CacheLog::start(Arc::clone(&memory), log)).transpose();
-        let cache = cache.map_err(VmError::host("start the thread of the cache log"))?;
+        let host_cache = host_cache::new(plan);
+        let cache = cache_log(&memory, outside, host_cache.as_ref())?;
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
@@ -68,13 +73,16 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let board = Board::build(plan, &memory, &vm, &ending, console, outside)?;
+        let board =
+            Board::build(plan, &memory, &vm, &ending, console, outside, host_cache.as_ref())?;
         let boot =
             boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
 
         let mut vcpus =
             (0..plan.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         vcpus[0].set_state(&boot.vcpu_state())?;
+        let filler = host_cache.as_ref().map(Filler::start).transpose();
+        let filler = filler.map_err(VmError::host("start the thread of the host cache"))?.flatten();
         let io = IoThread::start(board.subscribers)?;
         let shared = Arc::new(VcpuShared {
             control: Arc::clone(&control),
@@ -86,10 +94,12 @@ impl Machine {
         let vcpus: Vec<SharedVcpu> =
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
+        let host_cache = host_cache.map(|cache| (cache, board.page_caches));
+        let (balloon, plan) = (board.balloon, plan.clone());
         let machine =
-            Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon, cache });
+            Arc::new(Self { memory, control, vm, vcpus, facts, balloon, cache, host_cache, plan });
         let vcpus = machine.spawn(&shared)?;
-        Ok((machine, Threads { vcpus, io, transports: board.transports }))
+        Ok((machine, Threads { vcpus, io, filler, transports: board.transports }))
     }
 
     fn spawn(&self, shared: &Arc<VcpuShared>) -> Result<Vec<JoinHandle<()>>, VmError> {
@@ -115,6 +125,7 @@ impl Machine {
             let _ = thread.join();
         }
         drop(threads.io);
+        drop(threads.filler);
         for transport in &threads.transports {
             if let Err(error) = transport.flush() {
                 tracing::error!(
@@ -207,10 +218,31 @@ impl Machine {
         ])
     }
 
+    /// The cache of disk blocks, where somebody asked.
+    pub(crate) fn host_cache(&self) -> Option<HostCacheReport> {
+        let (cache, page_caches) = self.host_cache.as_ref()?;
+        Some(HostCacheReport::new(cache, &self.plan, page_caches))
+    }
+
     /// CPU time of all vCPU threads.
     pub(crate) fn guest_cpu_seconds(&self) -> f64 {
         self.facts.iter().map(|facts| facts.cpu_seconds()).sum()
     }
+}
+
+/// Who follows the guest's cache, for a log or for a host cache that takes what is evicted.
+fn cache_log(
+    memory: &Arc<GuestMemory>,
+    outside: &Outside,
+    host_cache: Option<&Arc<HostCache>>,
+) -> Result<Option<CacheLog>, VmError> {
+    let host_cache = host_cache.filter(|cache| cache.policy() == HostCachePolicy::Eviction);
+    if outside.cache_log.is_none() && host_cache.is_none() {
+        return Ok(None);
+    }
+    let (log, host_cache) = (outside.cache_log.clone(), host_cache.cloned());
+    let started = CacheLog::start(Arc::clone(memory), log, host_cache);
+    started.map(Some).map_err(VmError::host("start the thread of the cache log"))
 }
 
 /// Anonymous, for the host's large pages, until somebody asks which frames the guest accesses; an engine that

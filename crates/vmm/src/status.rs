@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::control::RunState;
+use crate::host_cache::HostCacheReport;
 
 /// A VM at one moment.
 #[derive(Clone, PartialEq, Debug)]
@@ -36,6 +37,8 @@ pub struct VmStatus {
     pub guest_cpu_seconds: f64,
     /// Exits by kind.
     pub exits: BTreeMap<&'static str, u64>,
+    /// The cache of disk blocks in this process, where there is one.
+    pub host_cache: Option<HostCacheReport>,
 }
 
 /// Bytes accessed in the last 1, 10 and 60 seconds, or since the measurement began.
@@ -77,6 +80,8 @@ pub struct RunReport {
     pub translation: BTreeMap<&'static str, u64>,
     /// Disk blocks that came into the guest's memory and left it, by name; empty where nobody asked.
     pub cache: BTreeMap<&'static str, u64>,
+    /// The cache of disk blocks in this process, where there is one.
+    pub host_cache: Option<HostCacheReport>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
     /// Resident memory of this process at the end, guest frames included.
