@@ -11,7 +11,7 @@
 //! fathom.file=MIB            the size of the file that `phases` reads
 //! fathom.scale=PERCENT        how much `bench`, `litmus` and `patching` do, 100 if not said
 //! fathom.root=DEVICE          a disk with Debian on it, /dev/vda if not said
-//! fathom.scratch=DEVICE       a disk that `bench` may overwrite, /dev/vdb if not said
+//! fathom.scratch=DEVICE       a disk that `bench` and `verify` may overwrite, /dev/vdb if not said
 //! fathom.trace=DEVICE         where `cache` puts what it traces, /dev/vdc if not said
 //! fathom.swap=DEVICE          a swap area for `cache`, /dev/vdd if not said
 //! fathom.modules=none        load no modules

@@ -84,6 +84,6 @@ pub use insight::picture::{
 pub use report::{Report, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
-    BalloonTarget, Fault, GuestProcess, KernelInfo, KernelSymbol, KernelType, MemoryUse, RunState,
-    Version, VmStatus, WorkingSet,
+    BalloonTarget, Fault, GuestProcess, HostCache, HostCacheDisk, KernelInfo, KernelSymbol,
+    KernelType, MemoryUse, RunState, Version, VmStatus, WorkingSet,
 };

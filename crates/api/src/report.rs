@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use insight::picture::Picture;
 use serde::{Deserialize, Serialize};
 
+use crate::HostCache;
+
 /// One run of a VM, from start to end.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
@@ -28,6 +30,9 @@ pub struct Report {
     /// Disk blocks that came into the guest's memory and left it, by name; absent where nobody listened.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cache: BTreeMap<String, u64>,
+    /// The cache of disk blocks in the VM's process; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_cache: Option<HostCache>,
     /// The working set, one sample an interval, oldest first.
     pub working_set: Vec<WorkingSetSample>,
     /// What was known of the guest's memory at the end.

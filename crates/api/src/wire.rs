@@ -46,6 +46,38 @@ pub struct VmStatus {
     pub guest_cpu_percent: f64,
     /// Times that a vCPU left guest code for the VMM, by kind.
     pub exits: BTreeMap<String, u64>,
+    /// The cache of disk blocks in the VM's process; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_cache: Option<HostCache>,
+}
+
+/// A cache of disk blocks in a VM's process, below the guest's own. Counts are of blocks of 4 KiB, over all reboots.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HostCache {
+    /// When a block enters: `demand`, `eviction`.
+    pub policy: String,
+    /// What it may take for contents.
+    pub size_bytes: u64,
+    /// What it has.
+    pub cached_bytes: u64,
+    /// Evicted blocks that it is about to read.
+    pub waiting: u64,
+    /// What has happened, by name: `hits`, `misses` and others.
+    pub counts: BTreeMap<String, u64>,
+    /// What is below it.
+    pub disks: Vec<HostCacheDisk>,
+}
+
+/// A disk below a host cache.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HostCacheDisk {
+    /// Its image.
+    pub path: String,
+    /// The host's page cache has its contents, too.
+    pub page_cache: bool,
+    /// Why, if it was to be bypassed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// Whether a guest runs.

@@ -3,6 +3,7 @@
 mod cgroup;
 mod disk;
 mod gdb;
+mod host_cache;
 mod net;
 mod translate;
 mod vsock;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig,
-    NetConfig, TranslationConfig, VmConfig, VsockConfig,
+    HostCacheConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -38,6 +39,8 @@ On a terminal all keys go to the guest. Ctrl-A x stops the VM; Ctrl-A Ctrl-A sen
 Example:
   fathom run --kernel /boot/vmlinuz --initrd initrd.img --memory 512M --cpus 2 \\
       --disk root.img,overlay=changes.cow --net passt,tcp=8080:80 --name web
+  fathom run --kernel vmlinuz --initrd initrd.img --memory 256M --disk root.img,overlay=changes.cow \\
+      --host-cache 256M,policy=eviction --report report.json
   fathom run --kernel vmlinuz --engine translate --translate hot=1,no-links --translate-stats";
 
 const LIST_AFTER: &str = "\
@@ -186,6 +189,15 @@ pub(crate) struct RunArguments {
     /// overlay, what the guest writes goes there, so that many VMs can share one image
     #[arg(long = "disk", value_name = "PATH[,ro][,overlay=PATH]", value_parser = disk::parse)]
     disks: Vec<DiskConfig>,
+    /// A cache of the disks' blocks in the VM's process, so large, beside what the guest caches itself. policy=eviction:
+    /// a block enters when the guest is seen to evict it, so that it is in one of the two; policy=demand: when the guest
+    /// reads it. Disks are read and written past the host's page cache where they can be; a report says which
+    #[arg(
+        long,
+        value_name = "SIZE[,policy=eviction|demand]",
+        value_parser = host_cache::parse
+    )]
+    host_cache: Option<HostCacheConfig>,
     /// A network interface; may be given several times. tap= is a TAP interface of the host. passt needs no
     /// privileges: Fathom starts it, or connects to one that listens at SOCKET; tcp= and udp= forward a port
     /// of the host to the guest. `user` is passt by another name
@@ -380,6 +392,7 @@ impl From<RunArguments> for VmConfig {
             report,
             cache_log: arguments.cache_log,
             insight: arguments.insight == Insight::On,
+            host_cache: arguments.host_cache,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,

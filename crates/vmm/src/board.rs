@@ -13,7 +13,7 @@ use devices::rtc::{self, Rtc};
 use devices::serial::{self, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, FrameBalloon};
-use devices::virtio::block::{Disk, DiskConfig};
+use devices::virtio::block::{Disk, DiskConfig, HostCache, PageCache};
 use devices::virtio::console::Console as VirtioConsole;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::net::Net;
@@ -41,6 +41,8 @@ pub(crate) struct Board {
     pub(crate) balloon: BalloonHandle,
     /// For flushing at the end.
     pub(crate) transports: Vec<Arc<MmioTransport>>,
+    /// Of each disk.
+    pub(crate) page_caches: Vec<PageCache>,
 }
 
 /// Ends the machine from wherever the reason is seen. Holds what it needs weakly: a device must not keep
@@ -97,6 +99,7 @@ impl Board {
         ending: &Ending,
         console: &Console,
         outside: &Outside,
+        host_cache: Option<&Arc<HostCache>>,
     ) -> Result<Self, VmError> {
         let balloon = balloon(plan, memory)?;
         let mut board = Self {
@@ -106,6 +109,7 @@ impl Board {
             platform: Platform { vcpus: plan.cpus, virtio_devices: 0, serial: true, pvpanic: true },
             balloon: balloon.handle(),
             transports: Vec::new(),
+            page_caches: Vec::new(),
         };
         let typed = Typed::of(&plan.cmdline);
         board.add_power(ending);
@@ -113,7 +117,9 @@ impl Board {
         let view = DeviceView::new(Arc::clone(memory));
         // Disks come first, so that their names do not depend on what else there is.
         for (number, disk) in plan.disks.iter().enumerate() {
-            board.add_virtio(Box::new(self::disk(disk, number)?), &view, vm)?;
+            let (disk, page_cache) = self::disk(disk, number, host_cache)?;
+            board.page_caches.push(page_cache);
+            board.add_virtio(Box::new(disk), &view, vm)?;
         }
         for network in &outside.networks {
             board.add_virtio(Box::new(Net::new(network.clone())), &view, vm)?;
@@ -261,10 +267,24 @@ fn vsock(plan: &VmPlan, outside: &Outside) -> Result<Option<Vsock>, VmError> {
 }
 
 /// `number`: among the VM's disks.
-fn disk(plan: &DiskPlan, number: usize) -> Result<Disk, VmError> {
+fn disk(
+    plan: &DiskPlan,
+    number: usize,
+    host_cache: Option<&Arc<HostCache>>,
+) -> Result<(Disk, PageCache), VmError> {
     // A board has room for fewer.
     let number = u8::try_from(number).unwrap_or(u8::MAX);
-    Ok(Disk::new(DiskConfig { number, ..disk_config(plan) }.plan()?))
+    let bypass_page_cache = host_cache.is_some();
+    let disk = DiskConfig { number, bypass_page_cache, ..disk_config(plan) }.plan()?;
+    let page_cache = disk.page_cache().clone();
+    if let PageCache::Unavoidable(why) = &page_cache {
+        tracing::warn!("host-cache: {why}: the host's page cache has this disk as well");
+    }
+    let disk = match host_cache {
+        Some(cache) => disk.with_host_cache(cache),
+        None => disk,
+    };
+    Ok((Disk::new(disk), page_cache))
 }
 
 /// The disk as `devices` is asked for it.
@@ -279,5 +299,6 @@ pub(crate) fn disk_config(plan: &DiskPlan) -> DiskConfig {
         overlay,
         serial: String::new(),
         number: 0,
+        bypass_page_cache: false,
     }
 }

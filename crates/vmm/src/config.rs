@@ -7,6 +7,7 @@
 mod bytes;
 mod error;
 mod files;
+mod host_cache;
 mod network;
 mod plan;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use devices::virtio::net::{
 };
 pub use engine_translate::Options as TranslationOptions;
 pub use error::ConfigError;
+pub use host_cache::{HostCacheConfig, HostCachePolicy};
 pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
 pub use translation::{Paths, ProfileConfig, TranslationConfig};
@@ -67,6 +69,9 @@ pub struct VmConfig {
     /// Whether the guest's page cache is followed from its start on.
     #[serde(default = "yes")]
     pub insight: bool,
+    /// A cache of the disks' blocks in this process.
+    #[serde(default)]
+    pub host_cache: Option<HostCacheConfig>,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

@@ -18,6 +18,7 @@ use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
 use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
+use crate::host_cache::HostCacheReport;
 use crate::machine::{Machine, Threads};
 use crate::observer::{Observer, Task};
 use crate::outcome::{End, Outcome};
@@ -86,6 +87,7 @@ struct Totals {
     exits: BTreeMap<&'static str, u64>,
     translation: BTreeMap<&'static str, u64>,
     cache: BTreeMap<&'static str, u64>,
+    host_cache: Option<HostCacheReport>,
     working_set: Vec<WorkingSetPoint>,
 }
 
@@ -100,6 +102,8 @@ impl Totals {
         add(&mut self.exits, machine.exits());
         add(&mut self.translation, machine.translation());
         add(&mut self.cache, life.cache());
+        let of_life = machine.host_cache();
+        self.host_cache = of_life.map(|cache| cache.after(self.host_cache.as_ref()));
         self.working_set.extend(life.observer.samples().iter().map(point));
         self
     }
@@ -189,6 +193,7 @@ fn begin(
         zero: started,
         always: plan.report.is_some(),
         log: outside.cache_log.clone(),
+        host_cache: machine.takes_evictions(),
         prepare: Box::new(move || measured.can_be_watched()),
     };
     let observer = Observer::start(Arc::clone(&machine.memory), task)
@@ -393,6 +398,7 @@ impl Shared {
             picture: life.observer.last_picture(),
             guest_cpu_seconds: totals.guest_cpu_seconds,
             exits: totals.exits,
+            host_cache: totals.host_cache,
         }
     }
 
@@ -417,6 +423,7 @@ impl Shared {
             frames: frames.into_iter().map(|(state, count)| (state, u64::from(count))).collect(),
             translation: totals.translation,
             cache: totals.cache,
+            host_cache: totals.host_cache,
             working_set: totals.working_set,
             picture: life.observer.last_picture(),
             host_resident_bytes: process_private_bytes()

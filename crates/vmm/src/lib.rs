@@ -20,6 +20,7 @@ mod error;
 mod exit_ring;
 mod guest_ram;
 mod handle;
+mod host_cache;
 mod io_thread;
 mod machine;
 mod observer;
@@ -32,8 +33,10 @@ mod status;
 mod vcpu_thread;
 
 pub use control::RunState;
+pub use devices::virtio::block::{HostCacheCounts, HostCacheStatus, PageCache};
 pub use error::{RequestError, VmError};
 pub use handle::{VmHandle, start, start_with};
+pub use host_cache::HostCacheReport;
 pub use outcome::Outcome;
 pub use outside::Outside;
 pub use status::{RunReport, VmStatus, WorkingSet, WorkingSetPoint};

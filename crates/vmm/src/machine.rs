@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
 use memory::{DeviceView, FRAME_SIZE, GuestMemory};
@@ -17,6 +18,7 @@ use crate::control::Control;
 use crate::debug::Desk;
 use crate::error::VmError;
 use crate::guest_ram::LoaderRam;
+use crate::host_cache::{self, Filler, HostCacheReport};
 use crate::io_thread::IoThread;
 use crate::observer;
 use crate::outcome::End;
@@ -31,6 +33,9 @@ pub(crate) struct Machine {
     vcpus: Vec<SharedVcpu>,
     facts: Vec<Arc<VcpuFacts>>,
     balloon: BalloonHandle,
+    /// Where that is asked for, with what is below each disk.
+    host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
+    plan: VmPlan,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -38,6 +43,7 @@ pub(crate) struct Machine {
 pub(crate) struct Threads {
     vcpus: Vec<JoinHandle<()>>,
     io: IoThread,
+    filler: Option<Filler>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
@@ -52,7 +58,10 @@ impl Machine {
         paused: bool,
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let memory = Arc::new(guest_memory(plan, engine)?);
-        if plan.insight || outside.cache_log.is_some() {
+        let host_cache = host_cache::new(plan);
+        let takes_evictions =
+            host_cache.as_ref().is_some_and(|cache| cache.policy() == HostCachePolicy::Eviction);
+        if plan.insight || outside.cache_log.is_some() || takes_evictions {
             // From the guest's first access to a disk on; the observer takes them in.
             memory.listen(observer::CAPACITY);
         }
@@ -67,13 +76,16 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let board = Board::build(plan, &memory, &vm, &ending, console, outside)?;
+        let board =
+            Board::build(plan, &memory, &vm, &ending, console, outside, host_cache.as_ref())?;
         let boot =
             boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
 
         let mut vcpus =
             (0..plan.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         vcpus[0].set_state(&boot.vcpu_state())?;
+        let filler = host_cache.as_ref().map(Filler::start).transpose();
+        let filler = filler.map_err(VmError::host("start the thread of the host cache"))?.flatten();
         let io = IoThread::start(board.subscribers)?;
         let shared = Arc::new(VcpuShared {
             control: Arc::clone(&control),
@@ -85,9 +97,12 @@ impl Machine {
         let vcpus: Vec<SharedVcpu> =
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let machine = Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon });
+        let host_cache = host_cache.map(|cache| (cache, board.page_caches));
+        let (balloon, plan) = (board.balloon, plan.clone());
+        let machine =
+            Arc::new(Self { memory, control, vm, vcpus, facts, balloon, host_cache, plan });
         let vcpus = machine.spawn(&shared)?;
-        Ok((machine, Threads { vcpus, io, transports: board.transports }))
+        Ok((machine, Threads { vcpus, io, filler, transports: board.transports }))
     }
 
     fn spawn(&self, shared: &Arc<VcpuShared>) -> Result<Vec<JoinHandle<()>>, VmError> {
@@ -113,6 +128,7 @@ impl Machine {
             let _ = thread.join();
         }
         drop(threads.io);
+        drop(threads.filler);
         for transport in &threads.transports {
             if let Err(error) = transport.flush() {
                 tracing::error!(
@@ -190,6 +206,18 @@ impl Machine {
     /// What became of guest code, on an engine that translates it.
     pub(crate) fn translation(&self) -> BTreeMap<&'static str, u64> {
         self.vm.translation()
+    }
+
+    /// The cache of disk blocks, where somebody asked.
+    pub(crate) fn host_cache(&self) -> Option<HostCacheReport> {
+        let (cache, page_caches) = self.host_cache.as_ref()?;
+        Some(HostCacheReport::new(cache, &self.plan, page_caches))
+    }
+
+    /// Who is told which blocks the guest gives up, where somebody asked.
+    pub(crate) fn takes_evictions(&self) -> Option<Arc<HostCache>> {
+        let (cache, _) = self.host_cache.as_ref()?;
+        (cache.policy() == HostCachePolicy::Eviction).then(|| Arc::clone(cache))
     }
 
     /// CPU time of all vCPU threads.

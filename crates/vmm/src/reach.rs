@@ -163,6 +163,7 @@ mod tests {
                 report: Some(self.path("report")),
                 cache_log: None,
                 insight: true,
+                host_cache: None,
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
                 vsock: Some(VsockConfig::new(3, self.path("vsock"))),
                 translation: TranslationConfig::default(),

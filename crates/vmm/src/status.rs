@@ -8,6 +8,7 @@ use insight::picture::Picture;
 use serde::Serialize;
 
 use crate::control::RunState;
+use crate::host_cache::HostCacheReport;
 
 /// A VM at one moment.
 #[derive(Clone, PartialEq, Debug)]
@@ -40,6 +41,8 @@ pub struct VmStatus {
     pub guest_cpu_seconds: f64,
     /// Exits by kind.
     pub exits: BTreeMap<&'static str, u64>,
+    /// The cache of disk blocks in this process, where there is one.
+    pub host_cache: Option<HostCacheReport>,
 }
 
 /// Bytes accessed in the last 1, 10 and 60 seconds, or since the measurement began.
@@ -81,6 +84,8 @@ pub struct RunReport {
     pub translation: BTreeMap<&'static str, u64>,
     /// Disk blocks that came into the guest's memory and left it, by name; empty where nobody listened.
     pub cache: BTreeMap<&'static str, u64>,
+    /// The cache of disk blocks in this process, where there is one.
+    pub host_cache: Option<HostCacheReport>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
     /// What is known of the guest's memory at the end; of the last life.

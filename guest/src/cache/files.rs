@@ -100,7 +100,7 @@ pub(super) fn write_file(path: &Path, bytes: u64, first: u64) -> Result<()> {
     file.sync_all()
 }
 
-fn no_readahead(file: &File) {
+pub(super) fn no_readahead(file: &File) {
     // SAFETY: advice about an open file; touches no memory of ours.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
 }

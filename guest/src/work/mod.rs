@@ -6,6 +6,7 @@ mod phases;
 pub(crate) mod program;
 mod smp;
 mod sweep;
+mod verify;
 
 use crate::report::emit;
 use crate::request::{Request, Work};
@@ -13,7 +14,7 @@ use crate::selftest;
 use crate::{bench, cache, litmus, patching};
 
 /// For the usage line.
-pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
+pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB verify:MIB,OPERATIONS \
      smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list cache:LOAD[,MIB] selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
@@ -33,6 +34,7 @@ fn run(work: &Work, request: &Request) -> bool {
         "integer" => integer::run(work.number_or(100)),
         "sweep" => sweep::run(work.number_or(64)),
         "alloc-free" => alloc_free::run(work.number_or(64), request.phase),
+        "verify" => verify::run(&request.scratch, &work.numbers()),
         "smp" => smp::run(work.number_or(crate::sys::cpus_online())),
         "litmus" => litmus::run(&work.args, request.scale_percent),
         "patching" => patching::run(&work.args, request.scale_percent),

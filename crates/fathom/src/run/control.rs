@@ -8,7 +8,7 @@ use api::{
 };
 use vmm::{RequestError, VmHandle};
 
-use super::kernel;
+use super::{kernel, report};
 
 pub(super) struct HandleControl {
     vm: VmHandle,
@@ -124,6 +124,7 @@ fn wire(status: vmm::VmStatus, guest_cpu_percent: f64) -> VmStatus {
         guest_cpu_seconds: status.guest_cpu_seconds,
         guest_cpu_percent,
         exits: status.exits.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+        host_cache: status.host_cache.map(report::host_cache),
     }
 }
 

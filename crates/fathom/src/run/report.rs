@@ -1,10 +1,10 @@
 //! The report of a run.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use api::{Report, WorkingSetSample};
-use vmm::{Outcome, RunReport};
+use api::{HostCache, HostCacheDisk, Report, WorkingSetSample};
+use vmm::{HostCacheStatus, Outcome, PageCache, RunReport};
 
 use crate::failure::Failure;
 
@@ -45,10 +45,43 @@ fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
         frames: figures.frames.into_iter().map(owned).collect(),
         translation: figures.translation.into_iter().map(owned).collect(),
         cache: figures.cache.into_iter().map(owned).collect(),
+        host_cache: figures.host_cache.map(host_cache),
         working_set: figures.working_set.into_iter().map(sample).collect(),
         memory: figures.picture.as_ref().clone(),
         host_resident_bytes: figures.host_resident_bytes,
         pauses: figures.pauses,
+    }
+}
+
+/// Also for the API.
+pub(super) fn host_cache(cache: vmm::HostCacheReport) -> HostCache {
+    let HostCacheStatus { policy, size_bytes, cached_bytes, waiting, counts } = cache.status;
+    let counts = [
+        ("hits", counts.hits),
+        ("misses", counts.misses),
+        ("inserted_by_demand", counts.inserted_by_demand),
+        ("inserted_by_eviction", counts.inserted_by_eviction),
+        ("displaced", counts.displaced),
+        ("dropped_by_writes", counts.dropped_by_writes),
+        ("too_late", counts.too_late),
+        ("crowded_out", counts.crowded_out),
+        ("failed", counts.failed),
+    ];
+    let disk = |(path, page_cache): (PathBuf, PageCache)| HostCacheDisk {
+        path: path.display().to_string(),
+        page_cache: page_cache != PageCache::Bypassed,
+        why: match page_cache {
+            PageCache::Unavoidable(why) => Some(why),
+            PageCache::Used | PageCache::Bypassed => None,
+        },
+    };
+    HostCache {
+        policy: policy.name().to_owned(),
+        size_bytes,
+        cached_bytes,
+        waiting,
+        counts: counts.map(|(name, count)| (name.to_owned(), count)).into(),
+        disks: cache.page_caches.into_iter().map(disk).collect(),
     }
 }
 

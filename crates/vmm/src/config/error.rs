@@ -34,6 +34,19 @@ pub enum ConfigError {
         /// The most.
         max: Bytes,
     },
+    /// A host cache of a size that cannot be.
+    #[error("host-cache {size} is refused: ask for {min} to {max}, a multiple of 4K")]
+    HostCache {
+        /// What was asked.
+        size: Bytes,
+        /// The least.
+        min: Bytes,
+        /// The most: what the host has.
+        max: Bytes,
+    },
+    /// A host cache and nothing to be cached.
+    #[error("host-cache is refused: there is no disk: give one with --disk, or leave it out")]
+    HostCacheAlone,
     /// A number of vCPUs that cannot be had.
     #[error("{cpus} vCPUs are refused: ask for 1 to {max}")]
     Cpus {

@@ -6,7 +6,7 @@ use super::files::{self, FileId};
 use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, NetPlan, ProfileConfig, TranslationOptions, VmConfig, VsockConfig,
+    GdbConfig, HostCacheConfig, NetPlan, ProfileConfig, TranslationOptions, VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -53,6 +53,8 @@ pub struct VmPlan {
     pub cache_log: Option<PathBuf>,
     /// Whether the guest's page cache is followed from its start on.
     pub insight: bool,
+    /// 1 MiB or more, whole blocks, less than the host's memory; there is a disk.
+    pub host_cache: Option<HostCacheConfig>,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -134,6 +136,7 @@ impl VmPlan {
         let places = DISKS_AND_NETS_MAX - usize::from(config.vsock.is_some());
         let disks = disks(config.disks, places, &mut uses)?;
         let nets = network::nets(config.nets, &name, disks.len(), places)?;
+        config.host_cache.as_ref().map_or(Ok(()), |cache| cache.check(disks.len()))?;
         if let ConsoleConfig::File(path) = &config.console {
             uses.add_output("console", path)?;
         }
@@ -148,6 +151,7 @@ impl VmPlan {
         }
         config.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         let translation = config.translation.options(engine.kind)?;
+        let host_cache = config.host_cache;
         let perf_map = config.translation.perf_map;
         let profile = match config.translation.profile {
             Some(ProfileConfig::File(path)) => Some(path),
@@ -177,6 +181,7 @@ impl VmPlan {
             report,
             cache_log,
             insight,
+            host_cache,
             gdb,
             vsock,
             translation,

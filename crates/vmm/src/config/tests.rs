@@ -41,6 +41,7 @@ impl Host {
             report: None,
             cache_log: None,
             insight: true,
+            host_cache: None,
             gdb: None,
             vsock: None,
             translation: TranslationConfig::default(),
@@ -62,6 +63,25 @@ fn with(host: &Host, change: impl FnOnce(&mut VmConfig)) -> VmConfig {
     let mut config = host.config();
     change(&mut config);
     config
+}
+
+#[test]
+fn a_host_cache_is_of_whole_blocks_and_fits_into_the_host() {
+    let host = Host::new();
+    let sized = |size, disks: &[&str]| {
+        with(&host, |config| {
+            config.disks = disks.iter().map(|name| host.disk(name)).collect();
+            config.host_cache =
+                Some(HostCacheConfig { size: Bytes(size), policy: HostCachePolicy::Eviction });
+        })
+    };
+    let plan = VmPlan::new(sized(1 << 20, &["disk.img"])).expect("plan");
+    assert_eq!(plan.host_cache.expect("a cache").size, Bytes(1 << 20));
+    for size in [0, (1 << 20) - 4096, (1 << 20) + 512, 1 << 50, u64::MAX] {
+        let line = refusal(sized(size, &["disk.img"]));
+        assert!(line.starts_with("host-cache ") && line.contains("multiple of 4K"), "{line}");
+    }
+    assert!(refusal(sized(1 << 20, &[])).contains("there is no disk"));
 }
 
 #[test]

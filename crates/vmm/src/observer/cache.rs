@@ -4,9 +4,12 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::virtio::block::HostCache;
 use insight::picture::{CacheFigures, MemoryCurve, Rates};
 use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts};
 use memory::{DiskBlock, Event, Frame, GuestMemory, ReadView};
+
+use crate::host_cache;
 
 use super::frames_to_bytes;
 use super::log::CacheLog;
@@ -24,6 +27,7 @@ pub(super) struct Cache {
     tracker: CacheTracker,
     ghosts: Ghosts,
     log: Option<CacheLog>,
+    host_cache: Option<Arc<HostCache>>,
     /// Inserts, evictions, frames read.
     rates: Rates<3>,
     read: u64,
@@ -32,7 +36,11 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(memory: &Arc<GuestMemory>, log: Option<Arc<File>>) -> Self {
+    pub(super) fn new(
+        memory: &Arc<GuestMemory>,
+        log: Option<Arc<File>>,
+        host_cache: Option<Arc<HostCache>>,
+    ) -> Self {
         let contents = Box::new(ReadView::new(Arc::clone(memory)));
         let frames = memory.layout().frames();
         // Memory twice as large again is as far as anybody wants to see.
@@ -41,6 +49,7 @@ impl Cache {
             tracker: CacheTracker::new(frames, contents),
             ghosts: Ghosts::new(ghosts as usize, STEPS),
             log: log.map(CacheLog::new),
+            host_cache,
             rates: Rates::default(),
             read: 0,
             ghost_hits: 0,
@@ -63,6 +72,9 @@ impl Cache {
         memory.watch(self.tracker.take_watch());
         let changes = self.tracker.take_events();
         changes.iter().for_each(|change| self.changed(*change));
+        if let Some(host_cache) = &self.host_cache {
+            host_cache::tell(host_cache, &changes);
+        }
         if let Some(log) = &mut self.log {
             log.write(&changes);
         }
@@ -96,8 +108,9 @@ impl Cache {
         }
     }
 
-    pub(super) fn has_log(&self) -> bool {
-        self.log.is_some()
+    /// Whether somebody wants to know at once.
+    pub(super) fn is_followed(&self) -> bool {
+        self.log.is_some() || self.host_cache.is_some()
     }
 
     pub(super) fn holds_block(&self, frame: Frame) -> bool {

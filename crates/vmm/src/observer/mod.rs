@@ -23,6 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use confine::Thread;
+use devices::virtio::block::HostCache;
 use insight::picture::{EpochAges, HistoryPoint, MemoryCurve, Part, Picture, WorkingSets, survey};
 use insight::{CacheCounts, WorkingSetSample, WorkingSetTracker};
 use memory::{EventStream, FRAME_SIZE, GuestMemory};
@@ -59,6 +60,8 @@ pub(crate) struct Task {
     pub(crate) always: bool,
     /// Where it is written which blocks come and go.
     pub(crate) log: Option<Arc<File>>,
+    /// Who wants to know the same at once.
+    pub(crate) host_cache: Option<Arc<HostCache>>,
     /// Called before each time that epochs begin to be ended: false where the memory cannot be measured now.
     pub(crate) prepare: Box<dyn Fn() -> bool + Send>,
 }
@@ -207,8 +210,8 @@ struct Epochs {
 
 impl Watch {
     fn new(memory: Arc<GuestMemory>, task: Task, shared: Arc<Shared>) -> Self {
-        let log = task.log.clone();
-        let cache = memory.events().is_some().then(|| Cache::new(&memory, log));
+        let (log, host_cache) = (task.log.clone(), task.host_cache.clone());
+        let cache = memory.events().is_some().then(|| Cache::new(&memory, log, host_cache));
         let now = Instant::now();
         let history = VecDeque::new();
         let (epochs, prepare_at, point_at) = (None, now, now);
@@ -347,7 +350,7 @@ impl Watch {
         let now = Instant::now();
         let mut until = self.point_at;
         if let Some(cache) = &self.cache {
-            until = until.min(now + if busy || cache.has_log() { TICK } else { IDLE_TICK });
+            until = until.min(now + if busy || cache.is_followed() { TICK } else { IDLE_TICK });
         }
         if let Some(epochs) = &self.epochs {
             until = until.min(epochs.begun + epochs.length);

@@ -5,7 +5,7 @@ use memory::{Access, DiskBlock, Event, Frame, Gpa, MappingObserver, Revocation};
 use super::*;
 
 fn task(always: bool) -> Task {
-    Task { zero: Instant::now(), always, log: None, prepare: Box::new(|| true) }
+    Task { zero: Instant::now(), always, log: None, host_cache: None, prepare: Box::new(|| true) }
 }
 
 /// An engine that takes its time to end an epoch, and tells when it began to and when it was done.

@@ -67,6 +67,7 @@ impl Host {
             report: None,
             cache_log: None,
             insight: true,
+            host_cache: None,
             gdb,
             vsock: Some(VsockConfig::new(3, self.path("vsock"))),
             translation: TranslationConfig::default(),

@@ -1,6 +1,7 @@
 //! Row `geiger`: what of a guest's page cache is seen from outside, against what its kernel says.
 
 mod disks;
+mod placement;
 mod score;
 mod truth;
 
@@ -53,9 +54,23 @@ pub(crate) struct GeigerArgs {
     memory: u64,
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u64,
+    /// Instead: hits of a host cache that takes what the guest evicts, beside one that takes what it reads. With --check,
+    /// fail where they are fewer, or less than 90 % of an ideal exclusive LRU's
+    #[arg(long, conflicts_with_all = ["truth_only", "loads", "program"])]
+    placement: bool,
+    /// With --placement: two loads at one size
+    #[arg(long, requires = "placement")]
+    quick: bool,
+    /// With --placement: also write all figures to this file, as one JSON object
+    #[arg(long, value_name = "FILE", requires = "placement")]
+    json: Option<std::path::PathBuf>,
 }
 
 pub(super) fn run(args: &GeigerArgs) -> Result<()> {
+    if args.placement {
+        let (quick, check, json) = (args.quick, args.check, args.json.clone());
+        return placement::run(&placement::Asked { quick, check, json });
+    }
     let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
     build_fathom()?;
     let disks = Disks::prepare(&kit, args.file_system)?;

@@ -5,11 +5,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
+use super::host_cache::{Cached, HostCache};
+use super::image::{Image, PageCache};
 use super::overlay::{self, Identity};
 use super::raw::Raw;
 use super::storage::Storage;
@@ -36,6 +39,8 @@ pub struct DiskConfig {
     pub serial: String,
     /// Which of the VM's disks it is, in what it tells of its transfers.
     pub number: u8,
+    /// Past the host's page cache, where that can be.
+    pub bypass_page_cache: bool,
 }
 
 /// A disk whose files are open, locked and checked.
@@ -45,6 +50,7 @@ pub struct DiskPlan {
     pub(super) read_only: bool,
     pub(super) id: [u8; ID_LEN],
     pub(super) number: u8,
+    pub(super) page_cache: PageCache,
 }
 
 impl DiskConfig {
@@ -57,11 +63,22 @@ impl DiskConfig {
             return Err(DiskError::ReadOnlyOverlay { path: self.path.clone() });
         }
         let shared = self.read_only || self.overlay.is_some();
-        let mut image = open(&self.path, !shared)?;
-        let size = size(&self.path, &mut image)?;
+        let mut file = open(&self.path, !shared)?;
+        let size = size(&self.path, &mut file)?;
+        let identity = Identity::of(&file, size).map_err(host(&self.path, "read attributes"))?;
+        let bypass = self.bypass_page_cache;
+        let (image, mut page_cache) = Image::new(&self.path, file, size, !shared, bypass);
         let storage: Box<dyn Storage> = match &self.overlay {
             None => Box::new(Raw(image)),
-            Some(path) => Box::new(self.overlay(path, image, size)?),
+            Some(path) => {
+                let failed = |source| DiskError::Overlay { path: path.clone(), source };
+                let (overlay, of_overlay) =
+                    overlay::open(path, image, identity, bypass).map_err(failed)?;
+                if page_cache == PageCache::Bypassed {
+                    page_cache = of_overlay;
+                }
+                Box::new(overlay)
+            }
         };
         Ok(DiskPlan {
             storage,
@@ -69,18 +86,8 @@ impl DiskConfig {
             read_only: self.read_only,
             id: id(&self.serial),
             number: self.number,
+            page_cache,
         })
-    }
-
-    fn overlay(
-        &self,
-        path: &Path,
-        image: File,
-        size: u64,
-    ) -> Result<overlay::Overlay<File>, DiskError> {
-        let identity = Identity::of(&image, size).map_err(host(&self.path, "read attributes"))?;
-        let failed = |source| DiskError::Overlay { path: path.to_path_buf(), source };
-        overlay::open(path, image, identity).map_err(failed)
     }
 }
 
@@ -132,6 +139,19 @@ fn host(path: &Path, operation: &'static str) -> impl FnOnce(std::io::Error) -> 
 }
 
 impl DiskPlan {
+    /// The same disk with `cache` before it, which it has in common with the VM's other disks.
+    #[must_use]
+    pub fn with_host_cache(mut self, cache: &Arc<HostCache>) -> Self {
+        let len = self.sectors * SECTOR;
+        self.storage = Box::new(Cached::new(self.storage, cache, self.number, len));
+        self
+    }
+
+    /// Whether the host's page cache has it, too.
+    pub fn page_cache(&self) -> &PageCache {
+        &self.page_cache
+    }
+
     /// Size in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.sectors

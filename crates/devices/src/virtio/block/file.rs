@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::virtio::queue::GuestBuffer;
 
 /// What storage needs of a file.
-pub(super) trait HostFile: Send {
+pub(super) trait HostFile: Send + Sync {
     /// Fills `to` from `offset` on; the end of the file is an error.
     fn read_guest(&self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()>;
 

@@ -8,6 +8,8 @@ mod config;
 mod device;
 mod events;
 mod file;
+mod host_cache;
+mod image;
 mod metrics;
 mod overlay;
 mod raw;
@@ -24,6 +26,8 @@ use thiserror::Error;
 
 pub use config::{DiskConfig, DiskPlan};
 pub use device::Disk;
+pub use host_cache::{HostCache, HostCacheCounts, HostCachePolicy, HostCacheStatus, Whereabouts};
+pub use image::PageCache;
 pub use metrics::DiskMetrics;
 pub use overlay::OverlayError;
 pub use state::DiskState;

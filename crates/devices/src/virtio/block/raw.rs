@@ -10,12 +10,20 @@ use crate::virtio::queue::GuestBuffer;
 pub(super) struct Raw<F>(pub(super) F);
 
 impl<F: HostFile> Storage for Raw<F> {
-    fn read(&mut self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
+    fn read(&self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
         self.0.read_guest(offset, to)
+    }
+
+    fn read_host(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.0.read_host(offset, to)
     }
 
     fn write(&mut self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()> {
         self.0.write_guest(offset, from)
+    }
+
+    fn write_host(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.0.write_host(offset, from)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -8,12 +8,18 @@ use crate::virtio::queue::GuestBuffer;
 ///
 /// As of a disk with a write-back cache: what was written survives a crash of the host only after
 /// a later [`flush`](Self::flush) has succeeded.
-pub(super) trait Storage: Send {
+pub(super) trait Storage: Send + Sync {
     /// Fills `to` from `offset` on.
-    fn read(&mut self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()>;
+    fn read(&self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()>;
+
+    /// As [`read`](Self::read), into the VMM's own memory.
+    fn read_host(&self, offset: u64, to: &mut [u8]) -> io::Result<()>;
 
     /// Writes `from` at `offset`.
     fn write(&mut self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()>;
+
+    /// As [`write`](Self::write), from the VMM's own memory.
+    fn write_host(&mut self, offset: u64, from: &[u8]) -> io::Result<()>;
 
     /// Makes everything written so far durable.
     fn flush(&mut self) -> io::Result<()>;

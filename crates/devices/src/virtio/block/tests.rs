@@ -283,11 +283,19 @@ fn a_disk_that_cannot_be_used_says_why() {
 struct Broken;
 
 impl Storage for Broken {
-    fn read(&mut self, _: u64, _: &GuestBuffer<'_>) -> io::Result<()> {
+    fn read(&self, _: u64, _: &GuestBuffer<'_>) -> io::Result<()> {
+        Err(ErrorKind::UnexpectedEof.into())
+    }
+
+    fn read_host(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
         Err(ErrorKind::UnexpectedEof.into())
     }
 
     fn write(&mut self, _: u64, _: &GuestBuffer<'_>) -> io::Result<()> {
+        Err(ErrorKind::StorageFull.into())
+    }
+
+    fn write_host(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
         Err(ErrorKind::StorageFull.into())
     }
 
@@ -312,6 +320,7 @@ fn the_guest_sees_the_hosts_errors() {
         read_only: false,
         id: [0; 20],
         number: 0,
+        page_cache: PageCache::Used,
     };
     let mut driver = Driver::ready(Disk::new(plan), 0);
     for (operation, len) in [(IN, 512), (OUT, 512), (FLUSH, 0)] {

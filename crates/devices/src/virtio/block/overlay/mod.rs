@@ -42,6 +42,15 @@ pub(super) struct Overlay<F: HostFile> {
     failed: bool,
 }
 
+/// A part of the disk that is in one file.
+struct Run {
+    /// Where it begins.
+    at: u64,
+    len: u64,
+    /// In the overlay.
+    here: bool,
+}
+
 impl<F: HostFile> Overlay<F> {
     fn new(image: F, file: F, header: Header, bitmap: Bitmap) -> Self {
         Self { image, file, header, bitmap, failed: false }
@@ -65,6 +74,16 @@ impl<F: HostFile> Overlay<F> {
     fn bytes_of(&self, cluster: u64) -> Range<u64> {
         let start = cluster * CLUSTER_LEN;
         start..(start + CLUSTER_LEN).min(self.header.disk_len)
+    }
+
+    /// The range, cut where it goes on in the other file.
+    fn runs(&self, offset: u64, len: u64) -> impl Iterator<Item = Run> {
+        let (mut at, end) = (offset, offset + len);
+        std::iter::from_fn(move || {
+            let (here, next) = (at < end).then(|| self.bitmap.run(at / CLUSTER_LEN))?;
+            let start = std::mem::replace(&mut at, next.saturating_mul(CLUSTER_LEN).min(end));
+            Some(Run { at: start, len: at - start, here })
+        })
     }
 
     /// Where the disk's `offset` is in the overlay file.
@@ -110,18 +129,24 @@ impl<F: HostFile> Overlay<F> {
 }
 
 impl<F: HostFile> Storage for Overlay<F> {
-    fn read(&mut self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
-        let (mut at, end) = (offset, offset + to.len());
-        while at < end {
-            let (here, next) = self.bitmap.run(at / CLUSTER_LEN);
-            let run_end = next.saturating_mul(CLUSTER_LEN).min(end);
-            let part = to.part(at - offset, run_end - at)?;
-            if here {
-                self.file.read_guest(self.place(at), &part)?;
-            } else {
-                self.image.read_guest(at, &part)?;
+    fn read(&self, offset: u64, to: &GuestBuffer<'_>) -> io::Result<()> {
+        for Run { at, len, here } in self.runs(offset, to.len()) {
+            let part = to.part(at - offset, len)?;
+            match here {
+                true => self.file.read_guest(self.place(at), &part)?,
+                false => self.image.read_guest(at, &part)?,
             }
-            at = run_end;
+        }
+        Ok(())
+    }
+
+    fn read_host(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        for Run { at, len, here } in self.runs(offset, to.len() as u64) {
+            let part = &mut to[(at - offset) as usize..][..len as usize];
+            match here {
+                true => self.file.read_host(self.place(at), part)?,
+                false => self.image.read_host(at, part)?,
+            }
         }
         Ok(())
     }
@@ -129,6 +154,13 @@ impl<F: HostFile> Storage for Overlay<F> {
     fn write(&mut self, offset: u64, from: &GuestBuffer<'_>) -> io::Result<()> {
         let touched = self.fill_ends(offset, from.len())?;
         self.file.write_guest(self.place(offset), from)?;
+        self.bitmap.set(touched);
+        Ok(())
+    }
+
+    fn write_host(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+        let touched = self.fill_ends(offset, from.len() as u64)?;
+        self.file.write_host(self.place(offset), from)?;
         self.bitmap.set(touched);
         Ok(())
     }

@@ -12,23 +12,27 @@ use super::bitmap::Bitmap;
 use super::header::{HEADER_LEN, Header, Identity};
 use super::{Overlay, OverlayError};
 use crate::virtio::block::file::HostFile;
+use crate::virtio::block::image::{Image, PageCache};
 
-/// Opens the overlay at `path` over `image`, or makes it.
+/// Opens the overlay at `path` over `image`, or makes it; past the host's page cache if `bypass` says so.
 ///
 /// # Errors
 /// It is in use, damaged, something else, or was made over another image; it is left as it is.
 pub(in super::super) fn open(
     path: &Path,
-    image: File,
+    image: Image,
     identity: Identity,
-) -> Result<Overlay<File>, OverlayError> {
+    bypass: bool,
+) -> Result<(Overlay<Image>, PageCache), OverlayError> {
     let file = OpenOptions::new().read(true).write(true).open(path);
-    match file {
-        Ok(file) if !is_empty(&file)? => open_existing(image, file, identity),
-        Ok(_) => create(path, image, identity),
-        Err(error) if error.kind() == ErrorKind::NotFound => create(path, image, identity),
-        Err(error) => Err(host("open")(error)),
-    }
+    let (file, header, bitmap) = match file {
+        Ok(file) if !is_empty(&file)? => open_existing(file, identity)?,
+        Ok(_) => create(path, identity)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => create(path, identity)?,
+        Err(error) => return Err(host("open")(error)),
+    };
+    let (file, page_cache) = Image::new(path, file, header.file_len(), true, bypass);
+    Ok((Overlay::new(image, file, header, bitmap), page_cache))
 }
 
 /// An empty file (as mktemp makes) holds nothing that could be lost.
@@ -40,11 +44,10 @@ fn is_empty(file: &File) -> Result<bool, OverlayError> {
     Ok(metadata.len() == 0)
 }
 
-fn open_existing(
-    image: File,
-    file: File,
-    identity: Identity,
-) -> Result<Overlay<File>, OverlayError> {
+/// What an overlay is made of, but for its image.
+type Parts = (File, Header, Bitmap);
+
+fn open_existing(file: File, identity: Identity) -> Result<Parts, OverlayError> {
     lock(&file)?;
     let mut bytes = [0; HEADER_LEN];
     file.read_host(0, &mut bytes).map_err(|_| OverlayError::NotAnOverlay)?;
@@ -61,11 +64,11 @@ fn open_existing(
         return Err(OverlayError::Damaged { what: "file too short" });
     }
     let bitmap = Bitmap::read(&header, &file).map_err(host("read bitmap"))?;
-    Ok(Overlay::new(image, file, header, bitmap))
+    Ok((file, header, bitmap))
 }
 
 /// Under another name first, so that there is never half an overlay at `path`.
-fn create(path: &Path, image: File, identity: Identity) -> Result<Overlay<File>, OverlayError> {
+fn create(path: &Path, identity: Identity) -> Result<Parts, OverlayError> {
     let draft = draft_path(path);
     let header = Header::new(identity);
     // Not truncated before it is ours: another VM may be making it right now.
@@ -75,7 +78,7 @@ fn create(path: &Path, image: File, identity: Identity) -> Result<Overlay<File>,
     let written = write_new(&file, &header).and_then(|()| fs::rename(&draft, path));
     written.and_then(|()| sync_folder(path)).map_err(host("create"))?;
     let bitmap = Bitmap::empty(&header);
-    Ok(Overlay::new(image, file, header, bitmap))
+    Ok((file, header, bitmap))
 }
 
 fn write_new(file: &File, header: &Header) -> io::Result<()> {
