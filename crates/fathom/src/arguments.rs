@@ -211,6 +211,9 @@ pub(crate) struct RunArguments {
     /// JSON each
     #[arg(long, value_name = "PATH")]
     cache_log: Option<PathBuf>,
+    /// For experiments: classify the guest's frames
+    #[arg(long, hide = true, conflicts_with = "cache_log")]
+    classes: bool,
     /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
@@ -285,6 +288,9 @@ pub(crate) struct InspectArguments {
     /// Show the size of a structure of the kernel, or size and offset of a member
     #[arg(long = "type", value_name = "STRUCTURE[.MEMBER]")]
     pub(crate) structure: Option<String>,
+    /// For experiments: classes as they are inferred against those of the kernel
+    #[arg(long, hide = true)]
+    pub(crate) classes: bool,
     /// Print JSON: an object
     #[arg(long)]
     pub(crate) json: bool,
@@ -341,6 +347,7 @@ impl From<RunArguments> for VmConfig {
             console,
             report,
             cache_log: arguments.cache_log,
+            classes: arguments.classes,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,

@@ -64,6 +64,9 @@ pub struct VmConfig {
     /// Where it is written which disk blocks come into the guest's memory and leave it.
     #[serde(default)]
     pub cache_log: Option<PathBuf>,
+    /// Whether the guest's frames are classified, for experiments.
+    #[serde(default)]
+    pub classes: bool,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

@@ -13,6 +13,7 @@ use insight::WorkingSetSample;
 use insight::kernel::Kernel;
 use memory::ReadView;
 
+use crate::class_clock::ClassCheck;
 use crate::config::{EngineKind, VmPlan};
 use crate::console::Console;
 use crate::debug::{Debugger, Finish};
@@ -203,6 +204,14 @@ impl VmHandle {
         let machine = Arc::clone(&self.0.lock().life.machine);
         machine.memory.catch_up();
         Ok(Kernel::find(&ReadView::new(Arc::clone(&machine.memory)))?)
+    }
+
+    /// What frames are for against what the guest's kernel says, for experiments; `None` where they are not
+    /// classified. `pause` before.
+    pub fn classes(&self) -> Result<Option<ClassCheck>, RequestError> {
+        let machine = Arc::clone(&self.0.lock().life.machine);
+        machine.memory.catch_up();
+        Ok(machine.classes().transpose()?)
     }
 
     /// Has the working set measured for the next minute, see [`VmStatus::working_set`].

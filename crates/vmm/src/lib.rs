@@ -12,6 +12,7 @@
 mod board;
 pub mod boot;
 mod cache_log;
+mod class_clock;
 pub mod config;
 mod console;
 mod console_writer;

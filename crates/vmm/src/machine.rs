@@ -7,11 +7,13 @@ use std::thread::JoinHandle;
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
+use insight::kernel::KernelError;
 use memory::{DeviceView, EventStream, FRAME_SIZE, GuestMemory};
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
 use crate::cache_log::CacheLog;
+use crate::class_clock::{ClassCheck, ClassClock};
 use crate::config::VmPlan;
 use crate::console::Console;
 use crate::control::Control;
@@ -33,6 +35,8 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for.
     cache: Option<CacheLog>,
+    /// The same.
+    classes: Option<ClassClock>,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -57,6 +61,8 @@ impl Machine {
         let log = outside.cache_log.clone();
         let cache = log.map(|log| CacheLog::start(Arc::clone(&memory), log)).transpose();
         let cache = cache.map_err(VmError::host("start the thread of the cache log"))?;
+        let classes = plan.classes.then(|| ClassClock::start(Arc::clone(&memory))).transpose();
+        let classes = classes.map_err(VmError::host("start the thread of the classes"))?;
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
@@ -87,7 +93,7 @@ impl Machine {
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
         let machine =
-            Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon, cache });
+            Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon, cache, classes });
         let vcpus = machine.spawn(&shared)?;
         Ok((machine, Threads { vcpus, io, transports: board.transports }))
     }
@@ -205,6 +211,11 @@ impl Machine {
             ("cached_at_end", u64::from(counts.cached)),
             ("events_lost", self.memory.events().map_or(0, EventStream::lost)),
         ])
+    }
+
+    /// What frames are for, where somebody asked, against what the guest's kernel says.
+    pub(crate) fn classes(&self) -> Option<Result<ClassCheck, KernelError>> {
+        self.classes.as_ref().map(|classes| classes.check(&self.memory))
     }
 
     /// CPU time of all vCPU threads.

@@ -124,7 +124,7 @@ impl CacheTracker {
             Event::Discarded { first, count } => self.discarded(at, first, count),
             Event::Changed { frame, user } => self.changed(at, frame, user),
             Event::Mapped { frame, writable: true } => self.mapped(at, frame),
-            Event::Mapped { .. } => {}
+            Event::Mapped { .. } | Event::AddressSpace { .. } | Event::Ring { .. } => {}
         }
     }
 

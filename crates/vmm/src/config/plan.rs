@@ -51,6 +51,8 @@ pub struct VmPlan {
     pub report: Option<PathBuf>,
     /// Was writable or could be created.
     pub cache_log: Option<PathBuf>,
+    /// Frames are classified, and no cache log is written.
+    pub classes: bool,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -173,6 +175,7 @@ impl VmPlan {
             engine,
             console,
             report,
+            classes: config.classes && cache_log.is_none(),
             cache_log,
             gdb,
             vsock,
