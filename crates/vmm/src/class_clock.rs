@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use confine::Thread;
 use insight::classes::truth::{self, Comparison};
 use insight::kernel::KernelError;
 use insight::{CacheTracker, ClassSummary, Classifier, ProcessSeen};
-use memory::{GuestMemory, ReadView};
+use memory::{Gpa, GuestMemory, ReadView};
 use serde::Serialize;
 
 /// How often events are taken in.
 const TICK: Duration = Duration::from_millis(10);
 
 /// How long an epoch lasts, with a sweep at its end.
-const EPOCH: Duration = Duration::from_secs(1);
+/// What programs get and give back meanwhile is not known yet.
+const EPOCH: Duration = Duration::from_millis(250);
 
 /// Events that may wait.
 const CAPACITY: usize = 1 << 16;
@@ -36,15 +37,17 @@ pub struct ClassCheck {
 }
 
 /// Classifies the frames of one machine. Dropping it ends the thread.
-#[derive(Debug)]
 pub(crate) struct ClassClock {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
+/// Where vCPUs have their page tables now; `None` once the machine has ended.
+type Roots = Box<dyn Fn() -> Option<Vec<Gpa>> + Send + Sync>;
+
 struct Shared {
     stop: AtomicBool,
+    roots: OnceLock<Roots>,
     state: Mutex<State>,
 }
 
@@ -69,12 +72,22 @@ impl ClassClock {
             longest_sweep: Duration::ZERO,
             sweeps: 0,
         };
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), state: Mutex::new(state) });
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            roots: OnceLock::new(),
+            state: Mutex::new(state),
+        });
         let of_thread = Arc::clone(&shared);
         let builder = thread::Builder::new().name("classes".into());
         let body = move || of_thread.run(&memory);
         let thread = confine::spawn(builder, Thread::WorkingSet, body)?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Where the engine does not tell of address spaces: asks `roots` at the end of each epoch.
+    pub(crate) fn ask_for_roots(&self, roots: Roots) {
+        // One machine asks once.
+        let _ = self.shared.roots.set(roots);
     }
 
     /// As frames are now known, with the events that were told.
@@ -113,7 +126,11 @@ impl Shared {
             state.take_events(memory);
             let now = Instant::now();
             if now >= epoch_ends {
+                drop(state);
+                let roots = self.roots.get().and_then(|roots| roots()).unwrap_or_default();
                 memory.advance_epoch();
+                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.saw(memory, &roots);
                 state.sweep();
                 epoch_ends = now + EPOCH;
             }
@@ -132,6 +149,13 @@ impl State {
         }
         memory.watch(self.tracker.take_watch());
         self.tracker.take_events();
+    }
+
+    fn saw(&mut self, memory: &GuestMemory, roots: &[Gpa]) {
+        let now = memory.events().map_or(Duration::ZERO, memory::EventStream::now);
+        for root in roots.iter().filter_map(|&root| memory.frame_of(root)) {
+            self.classifier.saw_root(root, now);
+        }
     }
 
     fn sweep(&mut self) {

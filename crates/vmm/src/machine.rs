@@ -1,14 +1,15 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
 use insight::kernel::KernelError;
-use memory::{DeviceView, EventStream, FRAME_SIZE, GuestMemory};
+use memory::{DeviceView, EventStream, FRAME_SIZE, Gpa, GuestMemory};
+use x86::paging;
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
@@ -92,8 +93,22 @@ impl Machine {
         let vcpus: Vec<SharedVcpu> =
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let machine =
-            Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon, cache, classes });
+        let machine = Arc::new(Self {
+            memory,
+            control,
+            vm,
+            vcpus,
+            facts,
+            balloon: board.balloon,
+            cache,
+            classes,
+        });
+        if let Some(classes) = &machine.classes
+            && engine.capabilities().access_tracking == Tracking::Sampled
+        {
+            let machine = Arc::downgrade(&machine);
+            classes.ask_for_roots(Box::new(move || machine.upgrade()?.roots()));
+        }
         let vcpus = machine.spawn(&shared)?;
         Ok((machine, Threads { vcpus, io, transports: board.transports }))
     }
@@ -216,6 +231,20 @@ impl Machine {
     /// What frames are for, where somebody asked, against what the guest's kernel says.
     pub(crate) fn classes(&self) -> Option<Result<ClassCheck, KernelError>> {
         self.classes.as_ref().map(|classes| classes.check(&self.memory))
+    }
+
+    /// Roots of the page tables that vCPUs go by. Stops them for a moment.
+    fn roots(&self) -> Option<Vec<Gpa>> {
+        if !self.can_be_watched() {
+            return None;
+        }
+        let read = || {
+            let states = self.vcpus.iter().filter_map(|vcpu| {
+                vcpu.lock().unwrap_or_else(PoisonError::into_inner).state().ok()
+            });
+            states.map(|state| Gpa(state.cr3 & paging::ADDRESS)).collect()
+        };
+        self.control.while_still(|| self.kick(), read)
     }
 
     /// CPU time of all vCPU threads.

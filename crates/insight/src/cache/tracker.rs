@@ -174,6 +174,12 @@ impl CacheTracker {
         self.blocks.location(frame)
     }
 
+    /// Whether the disk is a swap area.
+    #[must_use]
+    pub fn is_swap(&self, disk: u8) -> bool {
+        self.volumes.get(&disk) == Some(&Volume::Swap)
+    }
+
     /// See [`CacheCounts`].
     #[must_use]
     pub fn counts(&self) -> CacheCounts {

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use memory::{Epoch, Event, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView, Stamped};
+use memory::{
+    Epoch, Event, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView, Stamped,
+};
 
 use super::fingerprints::{Fingerprint, Fingerprints};
-use super::marks::{MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO};
+use super::marks::{
+    MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO,
+};
 use super::spaces::{ProcessSeen, Spaces};
 use super::summary::{ClassSummary, ClassUse, age_place};
 use super::walker::Walker;
@@ -17,8 +21,8 @@ use crate::CacheTracker;
 const TABLES: u32 = 8192;
 /// Frames visited by one sweep. Each must be visited within 256 epochs, so 16 GiB take a quarter of that.
 const VISITS: u32 = 1 << 18;
-/// Frames looked into by one sweep: 16 MiB.
-const LOOKS: u32 = 4096;
+/// Frames looked into by one sweep: 8 MiB.
+const LOOKS: u32 = 2048;
 /// Frames that nothing wrote to for so many epochs are looked into.
 const STABLE_EPOCHS: u32 = 2;
 
@@ -67,10 +71,11 @@ impl Classifier {
                 }
             }
             Event::Ring { frame } => self.marks.change(frame, |_| RING),
-            Event::Read { frame, .. } | Event::Written { frame, .. } => {
-                self.marks.change(frame, |mark| mark & !(VACATED | RING));
+            // Whatever it was before.
+            Event::Read { frame, .. } | Event::Freed { frame } => {
+                self.marks.change(frame, |_| 0);
             }
-            Event::Freed { frame } => self.marks.change(frame, |_| 0),
+            Event::Written { frame, .. } => self.marks.change(frame, |mark| mark & USERS),
             Event::PageTable { .. }
             | Event::Overwritten { .. }
             | Event::Discarded { .. }
@@ -126,8 +131,12 @@ impl Classifier {
         if mark & TABLE != 0 {
             return (FrameClass::PageTable, Evidence::Walked);
         }
-        if cache.location(frame).is_some() {
-            return (FrameClass::FileCache, Evidence::Located);
+        match cache.location(frame) {
+            Some(block) if cache.is_swap(block.disk) => {
+                return (FrameClass::Anonymous, Evidence::Swapped);
+            }
+            Some(_) => return (FrameClass::FileCache, Evidence::Located),
+            None => {}
         }
         if mark & MAPPED != 0 {
             let many = mark & SHARED != 0;
@@ -140,13 +149,19 @@ impl Classifier {
         if mark & VACATED != 0 && unused {
             return (FrameClass::Anonymous, Evidence::Vacated);
         }
+        if owners.is_users() {
+            return (FrameClass::Anonymous, Evidence::Used);
+        }
         if Marks::is_text(mark) {
             return (FrameClass::KernelText, Evidence::Executable);
         }
         if Marks::is_zero(mark) && facts.written < self.marks.date(frame, now) {
             return (FrameClass::Zero, Evidence::Contents);
         }
-        (FrameClass::Kernel, if owners.kernel_wrote() { Evidence::KernelWrote } else { Evidence::Rest })
+        (
+            FrameClass::Kernel,
+            if owners.kernel_wrote() { Evidence::KernelWrote } else { Evidence::Rest },
+        )
     }
 
     /// Programs as their address spaces show them, by the number of the root.
@@ -187,14 +202,7 @@ impl Classifier {
         let (looked_into, zeros) = self.prints.looked();
         let (processes_created, processes_gone) = self.spaces.created_and_gone();
         let processes = self.spaces.iter().count() as u64;
-        ClassSummary {
-            classes,
-            looked_into,
-            zeros,
-            processes,
-            processes_created,
-            processes_gone,
-        }
+        ClassSummary { classes, looked_into, zeros, processes, processes_created, processes_gone }
     }
 
     /// Takes back marks that are no longer true, of so many frames.
@@ -283,7 +291,8 @@ impl Classifier {
             self.prints.add(frame, Fingerprint::of(&bytes));
         }
         let mark = self.marks.of(frame);
-        let nobodys = mark & (USERS | TABLE | VACATED | TEXT) == 0 && cache.location(frame).is_none();
+        let nobodys =
+            mark & (USERS | TABLE | VACATED | TEXT) == 0 && cache.location(frame).is_none();
         if nobodys && (zeros || Marks::is_zero(mark)) {
             self.marks.set(frame, if zeros { ZERO } else { 0 }, now);
         }

@@ -20,8 +20,12 @@ impl Fingerprint {
     /// Of a frame's contents.
     #[must_use]
     pub fn of(bytes: &[u8; FRAME_SIZE]) -> Self {
-        const SEEDS: [u64; 4] =
-            [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
+        const SEEDS: [u64; 4] = [
+            0x243f_6a88_85a3_08d3,
+            0x1319_8a2e_0370_7344,
+            0xa409_3822_299f_31d0,
+            0x082e_fa98_ec4e_6c89,
+        ];
         // Four sums that do not wait for each other.
         let mut sums = SEEDS;
         for words in bytes.as_chunks::<32>().0 {
@@ -31,7 +35,9 @@ impl Fingerprint {
             }
         }
         let [a, b, c, d] = sums;
-        let mix = |sum: u64, other: u64| (sum ^ other.rotate_left(23)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mix = |sum: u64, other: u64| {
+            (sum ^ other.rotate_left(23)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+        };
         let sum = mix(mix(mix(a, b), c), d);
         Self(sum ^ sum >> 32)
     }
@@ -93,7 +99,10 @@ impl Fingerprints {
 
     /// Of the last complete round: each fingerprint, the first frame that has it, how many have it.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Fingerprint, Frame, u32)> + '_ {
-        self.last.kept.iter().map(|(&fingerprint, copies)| (fingerprint, copies.first, copies.count))
+        self.last
+            .kept
+            .iter()
+            .map(|(&fingerprint, copies)| (fingerprint, copies.first, copies.count))
     }
 
     /// So many fingerprints there are for each that was kept.

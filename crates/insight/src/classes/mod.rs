@@ -22,6 +22,8 @@ mod fingerprints;
 mod marks;
 mod spaces;
 mod summary;
+#[cfg(test)]
+mod tests;
 pub mod truth;
 mod walker;
 
@@ -111,7 +113,7 @@ pub enum Evidence {
     MappedByMany,
     /// It has a disk's block.
     Located,
-    /// It has a block of a swap area, or one that a program has a copy of.
+    /// It has a block of a swap area.
     Swapped,
     /// The kernel may run code there and not write.
     Executable,
@@ -119,6 +121,8 @@ pub enum Evidence {
     Contents,
     /// A program was the last to write there; no page table that is known leads there any more.
     Vacated,
+    /// A program's translation has led there, and the kernel has not written there by itself since.
+    Used,
     /// The kernel has written there last.
     KernelWrote,
     /// Nothing else fits.
@@ -141,6 +145,7 @@ impl Evidence {
             Self::Executable => "the kernel may run it and not write it",
             Self::Contents => "it holds nothing but zeros",
             Self::Vacated => "a program had it, and is gone or has let go of it",
+            Self::Used => "a program used it after the kernel had written there",
             Self::KernelWrote => "the kernel wrote there last",
             Self::Rest => "nothing else fits",
         }

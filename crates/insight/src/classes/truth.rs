@@ -72,6 +72,8 @@ pub fn compare(
             }
             FrameState::Untouched if facts.written == Epoch::NEVER => FrameClass::Untouched,
             _ if taken_for == FrameClass::DmaRing => FrameClass::DmaRing,
+            // In a CPU's list, and in nobody's count of free memory: the kernel's own, unless it was reported before.
+            _ if by_kernel == PageClass::CpuFree && taken_for == FrameClass::Free => taken_for,
             _ => known.class(&view, frame, by_kernel, facts.state),
         };
         comparison.matrix[is as usize][taken_for as usize] += 1;
@@ -153,10 +155,8 @@ impl Known {
     ) -> FrameClass {
         let kernels = |class| if is_zero(view, frame) { FrameClass::Zero } else { class };
         match by_kernel {
-            PageClass::Free | PageClass::CpuFree if state == FrameState::Resident => {
-                kernels(FrameClass::Free)
-            }
-            PageClass::Free | PageClass::CpuFree => FrameClass::Free,
+            PageClass::Free if state == FrameState::Resident => kernels(FrameClass::Free),
+            PageClass::Free => FrameClass::Free,
             PageClass::FileCache => FrameClass::FileCache,
             PageClass::SharedMemory
             | PageClass::Anonymous
@@ -166,9 +166,11 @@ impl Known {
             PageClass::PageTable => FrameClass::PageTable,
             _ if self.text.contains(&frame) => FrameClass::KernelText,
             _ if self.tables.contains(&frame) => FrameClass::PageTable,
-            PageClass::Slab | PageClass::Reserved | PageClass::Kernel | PageClass::Unknown => {
-                kernels(FrameClass::Kernel)
-            }
+            PageClass::Slab
+            | PageClass::Reserved
+            | PageClass::Kernel
+            | PageClass::CpuFree
+            | PageClass::Unknown => kernels(FrameClass::Kernel),
         }
     }
 }

@@ -6,7 +6,9 @@
 
 use memory::{Epoch, FRAME_SIZE, Frame, Gpa, ReadView};
 
-use super::marks::{MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO};
+use super::marks::{
+    MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO,
+};
 use super::spaces::Spaces;
 
 /// Page-table entries, Intel SDM volume 3, section 5.5.
@@ -110,13 +112,8 @@ impl Walker {
         let newest = spaces.newest().and_then(|root| Some((root, self.table(root)?)));
         self.kernel = newest.as_ref().map(|(_, entries)| used(entries[ENTRIES - 1]));
         if let Some((root, _)) = newest {
-            let kernel = Pending {
-                frame: root,
-                root: None,
-                level: TOP,
-                writable: true,
-                executable: true,
-            };
+            let kernel =
+                Pending { frame: root, root: None, level: TOP, writable: true, executable: true };
             self.pending.push(kernel);
         }
     }
@@ -218,7 +215,12 @@ impl Walker {
     }
 
     /// The frames of a page, as far as more may be marked.
-    fn frames(&mut self, first: Gpa, frames: u32, budget: usize) -> impl Iterator<Item = Frame> + use<> {
+    fn frames(
+        &mut self,
+        first: Gpa,
+        frames: u32,
+        budget: usize,
+    ) -> impl Iterator<Item = Frame> + use<> {
         let layout = *self.view.layout();
         let count = if frames == 1 { 1 } else { frames.min(self.large[budget]) };
         if frames > 1 {
