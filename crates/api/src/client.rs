@@ -129,6 +129,11 @@ impl Client {
         self.get(&format!("/fathom/vm/kernel/types/{}", in_path(wanted)))
     }
 
+    /// Its classes of frames against what its guest's kernel says, for experiments.
+    pub fn classes(&self) -> Result<serde_json::Value, ClientError> {
+        self.get("/fathom/vm/classes/check")
+    }
+
     /// Which version runs it.
     pub fn version(&self) -> Result<Version, ClientError> {
         self.get("/fathom/version")

@@ -17,6 +17,11 @@ pub trait VmControl: Send + Sync {
     fn kernel_symbol(&self, wanted: &str) -> Result<KernelSymbol, ControlError>;
     /// A structure of its guest's kernel, or a member: `page`, `page.lru`.
     fn kernel_type(&self, wanted: &str) -> Result<KernelType, ControlError>;
+    /// What each class of frames is held for, as inferred, against what the guest's kernel says: for experiments, of a
+    /// form that changes with them.
+    fn classes(&self) -> Result<serde_json::Value, ControlError> {
+        Err(ControlError::State("frames are not classified: run it with --classes".to_owned()))
+    }
     /// Has its working set measured for the next minute; the status has it from the next second on.
     fn watch(&self) -> Result<(), ControlError>;
     /// Stops every vCPU; no error if they stand still already.

@@ -55,6 +55,7 @@ impl System {
         };
         if let Some(events) = self.shared.memory.events() {
             events.note_access(frame, access, user, translation.writable);
+            events.note_owner(frame, access, kind == Kind::Fetch, translation.user);
         }
         let page = page.as_ptr() as usize;
         let code = self.shared.memory.is_code(frame);

@@ -31,6 +31,8 @@ pub(crate) struct Translation {
     pub(crate) gpa: u64,
     /// Writes are allowed and the dirty bit is set, so they need no further walk.
     pub(crate) writable: bool,
+    /// Users may use it, too.
+    pub(crate) user: bool,
     pub(crate) leaf: Leaf,
 }
 
@@ -68,7 +70,7 @@ pub(crate) fn translate(
     if !paging.enabled {
         let gpa = va & 0xffff_ffff;
         let leaf = Leaf { level: 0, global: false };
-        return Ok(Translation { gpa, writable: true, leaf });
+        return Ok(Translation { gpa, writable: true, user: false, leaf });
     }
     // A changed entry starts the walk over: another vCPU wrote it between our load and our update.
     loop {
@@ -137,6 +139,7 @@ fn attempt(
         return Ok(Some(Translation {
             gpa: entry & paging::ADDRESS & !(span - 1) | va & (span - 1),
             writable: may_write && (entry | dirty) & paging::DIRTY != 0,
+            user: user_page,
             leaf: Leaf { level, global: regs.global && entry & paging::GLOBAL != 0 },
         }));
     }

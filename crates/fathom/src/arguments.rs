@@ -234,6 +234,9 @@ pub(crate) struct RunArguments {
     /// know of working sets alone
     #[arg(long, value_enum, default_value_t = Insight::On)]
     insight: Insight,
+    /// For experiments: classify the guest's frames
+    #[arg(long, hide = true)]
+    classes: bool,
     /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
@@ -335,6 +338,9 @@ pub(crate) struct InspectArguments {
     /// Show the size of a structure of the kernel, or size and offset of a member
     #[arg(long = "type", value_name = "STRUCTURE[.MEMBER]")]
     pub(crate) structure: Option<String>,
+    /// For experiments: classes as they are inferred against those of the kernel
+    #[arg(long, hide = true)]
+    pub(crate) classes: bool,
     /// Print JSON: an object
     #[arg(long)]
     pub(crate) json: bool,
@@ -393,6 +399,7 @@ impl From<RunArguments> for VmConfig {
             cache_log: arguments.cache_log,
             insight: arguments.insight == Insight::On,
             host_cache: arguments.host_cache,
+            classes: arguments.classes,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,

@@ -30,6 +30,10 @@ const CLASSES: [(&str, &str); 13] = [
 pub(crate) fn inspect(arguments: &InspectArguments) -> Result<ExitCode, Failure> {
     let client = SocketDirectory::open()?.client(&arguments.name);
     let json = arguments.json;
+    if arguments.classes {
+        print(&text_of(&client.classes()?, true, |_| String::new())?);
+        return Ok(ExitCode::from(SUCCESS));
+    }
     let answer = match (&arguments.symbol, &arguments.structure) {
         (Some(wanted), _) => text_of(&client.kernel_symbol(wanted)?, json, symbol)?,
         (None, Some(wanted)) => text_of(&client.kernel_type(wanted)?, json, structure)?,

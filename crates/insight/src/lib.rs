@@ -18,10 +18,12 @@
 #![forbid(unsafe_code)]
 
 pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
+pub use classes::{ClassSummary, Classifier, Evidence, FrameClass, ProcessSeen};
 pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack};
 pub use working_set::{WorkingSetSample, WorkingSetTracker};
 
 mod cache;
+pub mod classes;
 mod curve;
 pub mod kernel;
 pub mod picture;

@@ -4,6 +4,7 @@
 //!   vCPUs: first write, first access by a user's mapping, use as a page table   (of watched frames)
 //!   disks: block read into a frame, written from it, discarded                   \
 //!   balloon: frames given back                                                    > queue > one listener
+//!   devices: frames with rings; vCPUs: roots of page tables, once each           /
 //! ```
 //!
 //! Nobody who tells ever waits: what the queue has no room for is lost and counted. Before somebody listens, an event
@@ -17,6 +18,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::address::{Access, FRAME_SIZE, Frame};
 use crate::guest_memory::GuestMemory;
+use crate::owners::{OwnerTable, Owners};
 use crate::revoke::Revocation;
 
 /// A place on one of a VM's disks: which disk, and which 4 KiB of it.
@@ -83,6 +85,18 @@ pub enum Event {
         /// The frame.
         frame: Frame,
     },
+    /// A vCPU goes by page tables of which this is the root. Told once, until [`EventStream::forget_root`].
+    AddressSpace {
+        /// Their root.
+        root: Frame,
+        /// Which vCPU.
+        vcpu: u32,
+    },
+    /// A part of a ring by which the guest and a device speak is in the frame.
+    Ring {
+        /// The frame.
+        frame: Frame,
+    },
 }
 
 /// An event and when it was told.
@@ -101,6 +115,7 @@ pub struct EventStream {
     queue: ArrayQueue<Stamped>,
     lost: AtomicU64,
     watched: Box<[AtomicU8]>,
+    owners: OwnerTable,
 }
 
 /// What is told of a watched frame, once each.
@@ -118,6 +133,7 @@ impl EventStream {
             queue: ArrayQueue::new(capacity.max(1)),
             lost: AtomicU64::new(0),
             watched: (0..frames).map(|_| AtomicU8::new(0)).collect(),
+            owners: OwnerTable::new(frames),
         }
     }
 
@@ -172,6 +188,35 @@ impl EventStream {
         if self.take_watch(watched, watch::TABLE) {
             self.tell(Event::PageTable { frame });
         }
+    }
+
+    /// A vCPU has walked its page tables to `frame`, by a translation for users or one of the kernel's alone.
+    #[inline]
+    pub fn note_owner(&self, frame: Frame, access: Access, fetch: bool, for_users: bool) {
+        self.owners.note(frame, access, fetch, for_users);
+    }
+
+    /// A vCPU begins to go by the page tables at `root`.
+    #[inline]
+    pub fn note_root(&self, root: Frame, vcpu: u32) {
+        if self.owners.is_new_root(root) {
+            self.tell(Event::AddressSpace { root, vcpu });
+        }
+    }
+
+    /// Tells of `root` again when it is used next.
+    pub fn forget_root(&self, root: Frame) {
+        self.owners.forget_root(root);
+    }
+
+    /// See [`Owners`].
+    pub fn owners(&self, frame: Frame) -> Owners {
+        self.owners.of(frame)
+    }
+
+    /// What the kernel writes from now on through translations of its own is told by [`Owners::kernel_wrote`].
+    pub fn forget_kernel_writes(&self, frame: Frame) {
+        self.owners.forget_kernel(frame);
     }
 
     fn take_watch(&self, watched: &AtomicU8, what: u8) -> bool {

@@ -72,6 +72,9 @@ pub struct VmConfig {
     /// A cache of the disks' blocks in this process.
     #[serde(default)]
     pub host_cache: Option<HostCacheConfig>,
+    /// Whether the guest's frames are classified, for experiments.
+    #[serde(default)]
+    pub classes: bool,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

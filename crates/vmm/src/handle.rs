@@ -20,12 +20,15 @@ use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
 use crate::host_cache::HostCacheReport;
 use crate::machine::{Machine, Threads};
-use crate::observer::{Observer, Task};
+use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
+
+/// An epoch where frames are classified for an experiment: what programs get and give back meanwhile is not known yet.
+const SHORT_EPOCH: Duration = Duration::from_millis(250);
 
 /// A running VM. Clones are the same VM; methods may be called from any thread.
 #[derive(Clone)]
@@ -188,13 +191,15 @@ fn begin(
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
     let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused)?;
-    let measured = Arc::clone(&machine);
+    let (measured, looked_at) = (Arc::clone(&machine), Arc::clone(&machine));
     let task = Task {
         zero: started,
-        always: plan.report.is_some(),
+        always: plan.report.is_some() || plan.classes,
         log: outside.cache_log.clone(),
         host_cache: machine.takes_evictions(),
         prepare: Box::new(move || measured.can_be_watched()),
+        roots: Box::new(move || looked_at.roots()),
+        epoch: if plan.classes { SHORT_EPOCH } else { observer::EPOCH },
     };
     let observer = Observer::start(Arc::clone(&machine.memory), task)
         .map_err(VmError::host("start the observer's thread"));
@@ -225,6 +230,14 @@ impl VmHandle {
         let machine = Arc::clone(&self.0.lock().life.machine);
         machine.memory.catch_up();
         Ok(Kernel::find(&ReadView::new(Arc::clone(&machine.memory)))?)
+    }
+
+    /// What frames are for against what the guest's kernel says, for experiments; `None` where they are not
+    /// classified. `pause` before.
+    pub fn classes(&self) -> Result<Option<ClassCheck>, RequestError> {
+        let life = self.0.lock().life.clone();
+        life.machine.memory.catch_up();
+        Ok(life.observer.check_classes().transpose()?)
     }
 
     /// Has the working set measured for the next minute, see [`VmStatus::working_set`].

@@ -37,6 +37,7 @@ pub use devices::virtio::block::{HostCacheCounts, HostCacheStatus, PageCache};
 pub use error::{RequestError, VmError};
 pub use handle::{VmHandle, start, start_with};
 pub use host_cache::HostCacheReport;
+pub use observer::ClassCheck;
 pub use outcome::Outcome;
 pub use outside::Outside;
 pub use status::{RunReport, VmStatus, WorkingSet, WorkingSetPoint};

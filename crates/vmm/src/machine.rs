@@ -1,14 +1,15 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
-use memory::{DeviceView, FRAME_SIZE, GuestMemory};
+use memory::{DeviceView, FRAME_SIZE, Gpa, GuestMemory};
+use x86::paging;
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
@@ -35,6 +36,8 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for, with what is below each disk.
     host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
+    /// Whether the engine tells of address spaces by itself.
+    tells_of_roots: bool,
     plan: VmPlan,
 }
 
@@ -61,7 +64,7 @@ impl Machine {
         let host_cache = host_cache::new(plan);
         let takes_evictions =
             host_cache.as_ref().is_some_and(|cache| cache.policy() == HostCachePolicy::Eviction);
-        if plan.insight || outside.cache_log.is_some() || takes_evictions {
+        if plan.insight || plan.classes || outside.cache_log.is_some() || takes_evictions {
             // From the guest's first access to a disk on; the observer takes them in.
             memory.listen(observer::CAPACITY);
         }
@@ -97,10 +100,17 @@ impl Machine {
         let vcpus: Vec<SharedVcpu> =
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let host_cache = host_cache.map(|cache| (cache, board.page_caches));
-        let (balloon, plan) = (board.balloon, plan.clone());
-        let machine =
-            Arc::new(Self { memory, control, vm, vcpus, facts, balloon, host_cache, plan });
+        let machine = Arc::new(Self {
+            memory,
+            control,
+            vm,
+            vcpus,
+            facts,
+            balloon: board.balloon,
+            host_cache: host_cache.map(|cache| (cache, board.page_caches)),
+            tells_of_roots: engine.capabilities().access_tracking != Tracking::Sampled,
+            plan: plan.clone(),
+        });
         let vcpus = machine.spawn(&shared)?;
         Ok((machine, Threads { vcpus, io, filler, transports: board.transports }))
     }
@@ -218,6 +228,20 @@ impl Machine {
     pub(crate) fn takes_evictions(&self) -> Option<Arc<HostCache>> {
         let (cache, _) = self.host_cache.as_ref()?;
         (cache.policy() == HostCachePolicy::Eviction).then(|| Arc::clone(cache))
+    }
+
+    /// Roots of the page tables that vCPUs go by, where the engine does not tell of them. Stops them for a moment.
+    pub(crate) fn roots(&self) -> Vec<Gpa> {
+        if self.tells_of_roots || !self.can_be_watched() {
+            return Vec::new();
+        }
+        let read = || {
+            let states = self.vcpus.iter().filter_map(|vcpu| {
+                vcpu.lock().unwrap_or_else(PoisonError::into_inner).state().ok()
+            });
+            states.map(|state| Gpa(state.cr3 & paging::ADDRESS)).collect()
+        };
+        self.control.while_still(|| self.kick(), read).unwrap_or_default()
     }
 
     /// CPU time of all vCPU threads.

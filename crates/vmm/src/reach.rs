@@ -164,6 +164,7 @@ mod tests {
                 cache_log: None,
                 insight: true,
                 host_cache: None,
+                classes: false,
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
                 vsock: Some(VsockConfig::new(3, self.path("vsock"))),
                 translation: TranslationConfig::default(),

@@ -5,6 +5,7 @@
 mod geiger;
 mod paths;
 mod profile;
+mod self_e;
 mod translate;
 
 use crate::dots::Dots;
@@ -25,6 +26,9 @@ pub(crate) enum Reproduce {
     Paths(RowArgs),
     /// What comes into a guest's page cache and what is evicted, seen from outside (Geiger, 2006)
     Geiger(geiger::GeigerArgs),
+    /// What each frame of a guest is for, seen from outside, against its kernel's word (SELF-e, 2019)
+    #[command(name = "self-e")]
+    SelfE(self_e::SelfEArgs),
 }
 
 #[derive(Args)]
@@ -67,6 +71,7 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
         Reproduce::Profile(args) => publish(&profile::measure(args)?, args),
         Reproduce::Paths(args) => publish(&paths::measure(args)?, args),
         Reproduce::Geiger(args) => geiger::run(args),
+        Reproduce::SelfE(args) => self_e::run(args),
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) enum FathomCall {
     Kernel,
     KernelSymbol(String),
     KernelType(String),
+    Classes,
     Watch,
     Pause,
     Resume,
@@ -32,6 +33,7 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
             get(request, FathomCall::KernelSymbol((*name).to_owned()))
         }
         ["vm", "kernel", "types", name] => get(request, FathomCall::KernelType((*name).to_owned())),
+        ["vm", "classes", "check"] => get(request, FathomCall::Classes),
         ["vm", "watch"] => put(request, FathomCall::Watch),
         ["vm", "pause"] => put(request, FathomCall::Pause),
         ["vm", "resume"] => put(request, FathomCall::Resume),

@@ -107,6 +107,10 @@ fn answer(
             Ok(symbol) => return connection.write_json(&symbol, keep_alive),
             Err(error) => Err(error),
         },
+        FathomCall::Classes => match control.classes() {
+            Ok(classes) => return connection.write_json(&classes, keep_alive),
+            Err(error) => Err(error),
+        },
         FathomCall::KernelType(name) => match control.kernel_type(&name) {
             Ok(kind) => return connection.write_json(&kind, keep_alive),
             Err(error) => Err(error),

@@ -128,12 +128,22 @@ fn set_cr3(core: &mut Core, value: u64) -> Result<(), Stop> {
         return Err(core.machine.gp(0));
     }
     core.machine.regs.cr3 = value;
+    tell_root(core, value);
     core.machine.switch_space();
     if !keep {
         let asid = core.machine.regs.asid();
         core.machine.tlb.flush_asid(asid);
     }
     Ok(())
+}
+
+fn tell_root(core: &Core, cr3: u64) {
+    let memory = &core.machine.shared.memory;
+    if let Some(events) = memory.events()
+        && let Some(root) = memory.frame_of(memory::Gpa(cr3 & paging::ADDRESS))
+    {
+        events.note_root(root, core.machine.id);
+    }
 }
 
 fn set_cr4(core: &mut Core, value: u64) -> Result<(), Stop> {

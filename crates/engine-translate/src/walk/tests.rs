@@ -200,5 +200,5 @@ fn without_paging_addresses_are_physical_and_short() {
     let regs = Paging { enabled: false, ..LONG };
     let walked = translate(&tables.0, regs, 0x1_0000_1234, Kind::Write, false);
     let leaf = Leaf { level: 0, global: false };
-    assert_eq!(walked, Ok(Translation { gpa: 0x1234, writable: true, leaf }));
+    assert_eq!(walked, Ok(Translation { gpa: 0x1234, writable: true, user: false, leaf }));
 }

@@ -68,6 +68,12 @@ impl VmControl for HandleControl {
         kernel::type_of(&self.vm.kernel().map_err(|error| refusal(&error))?, wanted)
     }
 
+    fn classes(&self) -> Result<serde_json::Value, ControlError> {
+        let not_asked = || ControlError::State("no classes: run it with --classes".to_owned());
+        let classes = self.vm.classes().map_err(|error| refusal(&error))?.ok_or_else(not_asked)?;
+        serde_json::to_value(classes).map_err(|error| ControlError::Failed(error.to_string()))
+    }
+
     fn watch(&self) -> Result<(), ControlError> {
         self.vm.watch();
         Ok(())

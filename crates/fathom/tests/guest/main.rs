@@ -16,6 +16,7 @@
 #[path = "../sandbox/mod.rs"]
 mod sandbox;
 
+mod classes;
 mod confined;
 mod console;
 mod control;

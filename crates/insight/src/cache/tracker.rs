@@ -124,7 +124,7 @@ impl CacheTracker {
             Event::Discarded { first, count } => self.discarded(at, first, count),
             Event::Changed { frame, user } => self.changed(at, frame, user),
             Event::Mapped { frame, writable: true } => self.mapped(at, frame),
-            Event::Mapped { .. } => {}
+            Event::Mapped { .. } | Event::AddressSpace { .. } | Event::Ring { .. } => {}
         }
     }
 
@@ -172,6 +172,12 @@ impl CacheTracker {
     #[must_use]
     pub fn location(&self, frame: Frame) -> Option<DiskBlock> {
         self.blocks.location(frame)
+    }
+
+    /// Whether the disk is a swap area.
+    #[must_use]
+    pub fn is_swap(&self, disk: u8) -> bool {
+        self.volumes.get(&disk) == Some(&Volume::Swap)
     }
 
     /// See [`CacheCounts`].

@@ -55,6 +55,8 @@ pub struct VmPlan {
     pub insight: bool,
     /// 1 MiB or more, whole blocks, less than the host's memory; there is a disk.
     pub host_cache: Option<HostCacheConfig>,
+    /// Whether the guest's frames are classified all the time.
+    pub classes: bool,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -165,7 +167,7 @@ impl VmPlan {
             uses.add_output("profile-out", path)?;
         }
         let VmConfig { kernel, initrd, cpu_model, console, report, cache_log, .. } = config;
-        let VmConfig { insight, gdb, vsock, .. } = config;
+        let VmConfig { classes, insight, gdb, vsock, .. } = config;
         Ok(Self {
             name,
             kernel,
@@ -179,6 +181,7 @@ impl VmPlan {
             engine,
             console,
             report,
+            classes,
             cache_log,
             insight,
             host_cache,

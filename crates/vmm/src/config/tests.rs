@@ -42,6 +42,7 @@ impl Host {
             cache_log: None,
             insight: true,
             host_cache: None,
+            classes: false,
             gdb: None,
             vsock: None,
             translation: TranslationConfig::default(),

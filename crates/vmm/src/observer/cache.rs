@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devices::virtio::block::HostCache;
-use insight::picture::{CacheFigures, MemoryCurve, Rates};
+use insight::kernel::KernelError;
+use insight::picture::{CacheFigures, MemoryCurve, Part, Rates};
 use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts};
-use memory::{DiskBlock, Event, Frame, GuestMemory, ReadView};
+use memory::{Event, Frame, Gpa, GuestMemory, ReadView};
 
 use crate::host_cache;
 
+use super::classes::{ClassCheck, Classes};
 use super::frames_to_bytes;
 use super::log::CacheLog;
 
@@ -25,6 +27,7 @@ const BATCH: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Cache {
     tracker: CacheTracker,
+    classes: Classes,
     ghosts: Ghosts,
     log: Option<CacheLog>,
     host_cache: Option<Arc<HostCache>>,
@@ -47,6 +50,7 @@ impl Cache {
         let ghosts = (u64::from(frames) * 2).min(GHOSTS);
         Self {
             tracker: CacheTracker::new(frames, contents),
+            classes: Classes::new(memory),
             ghosts: Ghosts::new(ghosts as usize, STEPS),
             log: log.map(CacheLog::new),
             host_cache,
@@ -66,7 +70,7 @@ impl Cache {
         {
             taken += 1;
             self.read += u64::from(matches!(stamped.event, Event::Read { .. }));
-            // The place for `Classifier::tell`, which is to see an event before the tracker does.
+            self.classes.tell(&stamped);
             self.tracker.tell(stamped);
         }
         memory.watch(self.tracker.take_watch());
@@ -113,9 +117,33 @@ impl Cache {
         self.log.is_some() || self.host_cache.is_some()
     }
 
-    pub(super) fn holds_block(&self, frame: Frame) -> bool {
-        let location: Option<DiskBlock> = self.tracker.location(frame);
-        location.is_some()
+    /// At the end of an epoch. See [`Classes::sweep`].
+    pub(super) fn sweep(&mut self, memory: &GuestMemory, roots: &[Gpa]) {
+        self.classes.sweep(memory, &self.tracker, roots);
+    }
+
+    /// Whether it is known what frames are for that hold no block.
+    pub(super) fn is_classified(&self) -> bool {
+        self.classes.are_known()
+    }
+
+    pub(super) fn part(&self, frame: Frame) -> Part {
+        match self.tracker.location(frame) {
+            _ if self.is_classified() => self.classes.part(frame, &self.tracker),
+            Some(_) => Part::FileCache,
+            None => Part::Unknown,
+        }
+    }
+
+    /// Bytes that could be had again inside the VM, by part, where frames were looked into.
+    pub(super) fn shareable(&self) -> impl Iterator<Item = (Part, u64)> {
+        let known = self.is_classified().then(|| self.classes.shareable(&self.tracker));
+        known.into_iter().flatten().map(|(part, frames)| (part, frames_to_bytes(frames)))
+    }
+
+    /// What frames are for against what the guest's kernel says.
+    pub(super) fn check(&self, memory: &Arc<GuestMemory>) -> Result<ClassCheck, KernelError> {
+        self.classes.check(memory, &self.tracker)
     }
 
     pub(super) fn counts(&self) -> CacheCounts {

@@ -11,6 +11,7 @@
 //! this thread; what it is too slow for is lost and counted.
 
 mod cache;
+mod classes;
 mod log;
 #[cfg(test)]
 mod tests;
@@ -24,11 +25,13 @@ use std::time::{Duration, Instant};
 
 use confine::Thread;
 use devices::virtio::block::HostCache;
+use insight::kernel::KernelError;
 use insight::picture::{EpochAges, HistoryPoint, MemoryCurve, Part, Picture, WorkingSets, survey};
 use insight::{CacheCounts, WorkingSetSample, WorkingSetTracker};
-use memory::{EventStream, FRAME_SIZE, GuestMemory};
+use memory::{EventStream, FRAME_SIZE, Gpa, GuestMemory};
 
 use cache::Cache;
+pub use classes::ClassCheck;
 
 /// Events that may wait: some ticks of a fast disk.
 pub(crate) const CAPACITY: usize = 1 << 15;
@@ -38,7 +41,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// The same where nothing happens.
 const IDLE_TICK: Duration = Duration::from_millis(50);
 /// An epoch, unless the tick before it took long.
-const EPOCH: Duration = Duration::from_secs(1);
+pub(crate) const EPOCH: Duration = Duration::from_secs(1);
 /// Epochs last so many times what the tick before them took, at least. Most of a tick goes into frames that were
 /// accessed, and so does what the guest pays for it afterwards, on KVM some six times as much: a page fault or two
 /// for each of them. A guest on a slow or crowded host that pays each second does little else.
@@ -64,6 +67,10 @@ pub(crate) struct Task {
     pub(crate) host_cache: Option<Arc<HostCache>>,
     /// Called before each time that epochs begin to be ended: false where the memory cannot be measured now.
     pub(crate) prepare: Box<dyn Fn() -> bool + Send>,
+    /// Roots of the page tables that vCPUs go by, where the engine does not tell of them.
+    pub(crate) roots: Box<dyn Fn() -> Vec<Gpa> + Send>,
+    /// How long an epoch lasts, unless the tick before it took long.
+    pub(crate) epoch: Duration,
 }
 
 /// Observes one machine. Dropping it takes in what is left, and ends the thread.
@@ -71,6 +78,8 @@ pub(crate) struct Task {
 pub(crate) struct Observer {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    memory: Arc<GuestMemory>,
+    cache: Option<Arc<Mutex<Cache>>>,
 }
 
 #[derive(Debug, Default)]
@@ -103,10 +112,12 @@ impl Observer {
         let shared = Arc::new(Shared::default());
         shared.lock().always = task.always;
         let of_thread = Arc::clone(&shared);
+        let watch = Watch::new(Arc::clone(&memory), task, of_thread);
+        let cache = watch.cache.clone();
         let builder = thread::Builder::new().name("observer".into());
-        let body = move || Watch::new(memory, task, of_thread).run();
+        let body = move || watch.run();
         let thread = confine::spawn(builder, Thread::WorkingSet, body)?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)), memory, cache })
     }
 
     /// Watch accesses for the next minute.
@@ -123,6 +134,14 @@ impl Observer {
     /// Every sample, with its time, where it was to watch always.
     pub(crate) fn samples(&self) -> Vec<(Duration, WorkingSetSample)> {
         self.shared.lock().samples.clone()
+    }
+
+    /// What frames are for against what the guest's kernel says, while the guest stands; `None` where disks are not
+    /// listened to.
+    pub(crate) fn check_classes(&self) -> Option<Result<ClassCheck, KernelError>> {
+        let mut cache = lock(self.cache.as_ref()?);
+        while cache.take_in(&self.memory, Duration::ZERO) {}
+        Some(cache.check(&self.memory))
     }
 
     /// Blocks that came and left; `None` where disks are not listened to.
@@ -190,8 +209,8 @@ struct Watch {
     memory: Arc<GuestMemory>,
     task: Task,
     shared: Arc<Shared>,
-    /// Where disks are listened to.
-    cache: Option<Cache>,
+    /// Where disks are listened to. Locked while something is done with it.
+    cache: Option<Arc<Mutex<Cache>>>,
     epochs: Option<Epochs>,
     /// No attempt to begin epochs before this.
     prepare_at: Instant,
@@ -211,7 +230,9 @@ struct Epochs {
 impl Watch {
     fn new(memory: Arc<GuestMemory>, task: Task, shared: Arc<Shared>) -> Self {
         let (log, host_cache) = (task.log.clone(), task.host_cache.clone());
-        let cache = memory.events().is_some().then(|| Cache::new(&memory, log, host_cache));
+        let cache = memory.events().is_some();
+        let cache = cache.then(|| Cache::new(&memory, log, host_cache));
+        let cache = cache.map(|cache| Arc::new(Mutex::new(cache)));
         let now = Instant::now();
         let history = VecDeque::new();
         let (epochs, prepare_at, point_at) = (None, now, now);
@@ -225,7 +246,8 @@ impl Watch {
                 (state.stop, state.wanted(Instant::now()), state.questions)
             };
             let at = self.task.zero.elapsed();
-            let busy = self.cache.as_mut().is_some_and(|cache| cache.take_in(&self.memory, at));
+            let cache = self.cache.as_ref();
+            let busy = cache.is_some_and(|cache| lock(cache).take_in(&self.memory, at));
             self.watch(wanted && !stop);
             let point = Instant::now() >= self.point_at;
             let asked = questions > self.shared.lock().answers;
@@ -235,8 +257,8 @@ impl Watch {
                 self.tell_counts();
             }
             if stop {
-                if let Some(cache) = &mut self.cache {
-                    cache.finish();
+                if let Some(cache) = &self.cache {
+                    lock(cache).finish();
                 }
                 return;
             }
@@ -261,13 +283,13 @@ impl Watch {
 
     fn begin_epochs(&mut self, now: Instant) {
         if !(self.task.prepare)() {
-            self.prepare_at = now + EPOCH;
+            self.prepare_at = now + self.task.epoch;
             return;
         }
-        let tracker = WorkingSetTracker::new(Arc::clone(&self.memory), EPOCH);
+        let tracker = WorkingSetTracker::new(Arc::clone(&self.memory), self.task.epoch);
         let ages = EpochAges::new(self.memory.epoch());
         let begun = Instant::now();
-        self.epochs = Some(Epochs { tracker, ages, begun, length: EPOCH, latest: None });
+        self.epochs = Some(Epochs { tracker, ages, begun, length: self.task.epoch, latest: None });
         self.point_at = begun + EPOCH;
     }
 
@@ -276,9 +298,12 @@ impl Watch {
         let elapsed = now - epochs.begun;
         let sample = epochs.tracker.tick(elapsed);
         epochs.ages.ended(elapsed, self.memory.epoch());
-        (epochs.begun, epochs.length) = (now, epoch_after(now.elapsed()));
         epochs.latest = Some(sample);
-        // Classes of frames are swept here, when there are any: the place for `Classifier::sweep`.
+        if let Some(cache) = &self.cache {
+            let roots = (self.task.roots)();
+            lock(cache).sweep(&self.memory, &roots);
+        }
+        (epochs.begun, epochs.length) = (now, epoch_after(now.elapsed(), self.task.epoch));
         let mut state = self.shared.lock();
         state.latest = Some(sample);
         if state.always {
@@ -310,18 +335,21 @@ impl Watch {
     }
 
     fn tell_counts(&self) {
-        self.shared.lock().counts = self.cache.as_ref().map(Cache::counts);
+        let counts = self.cache.as_ref().map(|cache| lock(cache).counts());
+        self.shared.lock().counts = counts;
     }
 
     fn look(&self) -> Picture {
         let at = self.task.zero.elapsed();
-        let (cache, epochs) = (self.cache.as_ref(), self.epochs.as_ref());
-        // The one place that knows what a frame is which the guest uses. A `Classifier` answers better.
-        let in_use = |frame| match cache {
-            Some(cache) if cache.holds_block(frame) => Part::FileCache,
-            _ => Part::Unknown,
-        };
-        let parts = survey(&self.memory, epochs.map(|epochs| &epochs.ages), in_use);
+        let cache = self.cache.as_ref().map(|cache| lock(cache));
+        let (cache, epochs) = (cache.as_deref(), self.epochs.as_ref());
+        let in_use = |frame| cache.map_or(Part::Unknown, |cache| cache.part(frame));
+        let mut parts = survey(&self.memory, epochs.map(|epochs| &epochs.ages), in_use);
+        for (part, bytes) in cache.into_iter().flat_map(Cache::shareable) {
+            if let Some(figures) = parts.get_mut(&part) {
+                figures.shareable_bytes = Some(bytes.min(figures.resident_bytes));
+            }
+        }
         let allocation = parts
             .iter()
             .filter(|(part, _)| **part != Part::Ballooned)
@@ -331,7 +359,7 @@ impl Watch {
             at_seconds: at.as_secs_f64(),
             memory_bytes: self.memory.bytes(),
             parts,
-            classified: false,
+            classified: cache.is_some_and(Cache::is_classified),
             watched_seconds: epochs.map(|epochs| epochs.ages.watched().as_secs_f64()),
             working_set: epochs.and_then(|epochs| epochs.latest).map(WorkingSets::from),
             cache: cache.map(Cache::figures),
@@ -350,7 +378,8 @@ impl Watch {
         let now = Instant::now();
         let mut until = self.point_at;
         if let Some(cache) = &self.cache {
-            until = until.min(now + if busy || cache.is_followed() { TICK } else { IDLE_TICK });
+            let followed = lock(cache).is_followed();
+            until = until.min(now + if busy || followed { TICK } else { IDLE_TICK });
         }
         if let Some(epochs) = &self.epochs {
             until = until.min(epochs.begun + epochs.length);
@@ -379,9 +408,14 @@ fn point_of(picture: &Picture) -> HistoryPoint {
     }
 }
 
-/// How long the epoch lasts that began with a tick which took `tick`.
-fn epoch_after(tick: Duration) -> Duration {
-    EPOCH.max(tick * EPOCH_PER_TICK)
+/// How long the epoch lasts, `epoch` at least, that began with a tick which took `tick`.
+fn epoch_after(tick: Duration, epoch: Duration) -> Duration {
+    epoch.max(tick * EPOCH_PER_TICK)
+}
+
+fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+    // A panic leaves wrong facts at worst.
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn frames_to_bytes(frames: u64) -> u64 {

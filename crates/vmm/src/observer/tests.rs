@@ -5,7 +5,15 @@ use memory::{Access, DiskBlock, Event, Frame, Gpa, MappingObserver, Revocation};
 use super::*;
 
 fn task(always: bool) -> Task {
-    Task { zero: Instant::now(), always, log: None, host_cache: None, prepare: Box::new(|| true) }
+    Task {
+        zero: Instant::now(),
+        always,
+        log: None,
+        host_cache: None,
+        prepare: Box::new(|| true),
+        roots: Box::new(Vec::new),
+        epoch: EPOCH,
+    }
 }
 
 /// An engine that takes its time to end an epoch, and tells when it began to and when it was done.
@@ -43,9 +51,9 @@ fn a_guest_has_most_of_its_time_between_ticks_that_take_long() {
 
 #[test]
 fn short_ticks_leave_the_epochs_as_they_are() {
-    assert_eq!(epoch_after(Duration::ZERO), EPOCH);
-    assert_eq!(epoch_after(EPOCH / EPOCH_PER_TICK), EPOCH);
-    assert_eq!(epoch_after(EPOCH), EPOCH * EPOCH_PER_TICK);
+    assert_eq!(epoch_after(Duration::ZERO, EPOCH), EPOCH);
+    assert_eq!(epoch_after(EPOCH / EPOCH_PER_TICK, EPOCH), EPOCH);
+    assert_eq!(epoch_after(EPOCH, EPOCH), EPOCH * EPOCH_PER_TICK);
 }
 
 #[test]

@@ -68,6 +68,7 @@ impl Host {
             cache_log: None,
             insight: true,
             host_cache: None,
+            classes: false,
             gdb,
             vsock: Some(VsockConfig::new(3, self.path("vsock"))),
             translation: TranslationConfig::default(),

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use memory::{Event, FRAME_SHIFT, Gpa};
+
 use super::registers::*;
 use super::state::TransportState;
 use super::status::{DRIVER_OK, EVENT_INDEX, FEATURES_OK, TRANSPORT_FEATURES, VERSION_1};
@@ -208,7 +210,24 @@ impl QueueSlot {
     pub(super) fn start(&mut self, memory: &DeviceView) -> Result<(), GuestError> {
         let queue = VirtQueue::new(&self.setup, self.max, memory)?;
         (self.queue, self.setup.ready) = (Some(queue), true);
+        tell_rings(&self.setup, memory);
         Ok(())
+    }
+}
+
+/// Tells which frames the rings are in (sizes: virtio 1.2, 2.7).
+fn tell_rings(setup: &QueueState, memory: &DeviceView) {
+    let Some(events) = memory.memory().events() else { return };
+    let size = u64::from(setup.size);
+    let rings =
+        [(setup.desc, 16 * size), (setup.driver, 6 + 2 * size), (setup.device, 6 + 8 * size)];
+    for (start, len) in rings {
+        // They lie in memory: the queue has been checked.
+        for page in start >> FRAME_SHIFT..=(start + len - 1) >> FRAME_SHIFT {
+            if let Some(frame) = memory.memory().frame_of(Gpa(page << FRAME_SHIFT)) {
+                events.tell(Event::Ring { frame });
+            }
+        }
     }
 }
 

@@ -1,0 +1,106 @@
+//! What frames are for, as the observer follows it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use insight::classes::truth::{self, Comparison};
+use insight::kernel::KernelError;
+use insight::picture::Part;
+use insight::{CacheTracker, ClassSummary, Classifier, FrameClass, ProcessSeen};
+use memory::{EventStream, Frame, Gpa, GuestMemory, Stamped};
+use serde::Serialize;
+
+/// Classes of a guest that stands, and what its kernel says.
+#[derive(Debug, Serialize)]
+pub struct ClassCheck {
+    summary: ClassSummary,
+    processes: Vec<ProcessSeen>,
+    comparison: Comparison,
+    events_lost: u64,
+    /// Time of the observer's processor spent on sweeps, and how many.
+    sweep_seconds: f64,
+    sweeps: u64,
+    longest_sweep_seconds: f64,
+}
+
+/// A classifier, and what it takes.
+#[derive(Debug)]
+pub(super) struct Classes {
+    classifier: Classifier,
+    sweep_time: Duration,
+    longest_sweep: Duration,
+    sweeps: u64,
+}
+
+impl Classes {
+    pub(super) fn new(memory: &Arc<GuestMemory>) -> Self {
+        let classifier = Classifier::new(Arc::clone(memory));
+        let none = Duration::ZERO;
+        Self { classifier, sweep_time: none, longest_sweep: none, sweeps: 0 }
+    }
+
+    /// Before the tracker is told.
+    pub(super) fn tell(&mut self, stamped: &Stamped) {
+        self.classifier.tell(stamped);
+    }
+
+    /// At the end of an epoch. `roots`: of the page tables that vCPUs go by, where no event tells of them.
+    pub(super) fn sweep(&mut self, memory: &GuestMemory, tracker: &CacheTracker, roots: &[Gpa]) {
+        let now = memory.events().map_or(Duration::ZERO, EventStream::now);
+        for root in roots.iter().filter_map(|&root| memory.frame_of(root)) {
+            self.classifier.saw_root(root, now);
+        }
+        let begun = Instant::now();
+        self.classifier.sweep(tracker);
+        let took = begun.elapsed();
+        self.sweep_time += took;
+        self.longest_sweep = self.longest_sweep.max(took);
+        self.sweeps += 1;
+    }
+
+    /// Whether all page tables that are known have been looked at.
+    pub(super) fn are_known(&self) -> bool {
+        self.classifier.has_walked()
+    }
+
+    pub(super) fn part(&self, frame: Frame, tracker: &CacheTracker) -> Part {
+        part_of(self.classifier.class(frame, tracker).0)
+    }
+
+    /// Frames that could be had again inside the VM, by part.
+    pub(super) fn shareable(&self, tracker: &CacheTracker) -> impl Iterator<Item = (Part, u64)> {
+        let summary = self.classifier.summary(tracker);
+        summary.classes.into_iter().map(|of_class| (part_of(of_class.class), of_class.shareable))
+    }
+
+    pub(super) fn check(
+        &self,
+        memory: &Arc<GuestMemory>,
+        tracker: &CacheTracker,
+    ) -> Result<ClassCheck, KernelError> {
+        Ok(ClassCheck {
+            summary: self.classifier.summary(tracker),
+            processes: self.classifier.processes().collect(),
+            comparison: truth::compare(memory, &self.classifier, tracker)?,
+            events_lost: memory.events().map_or(0, EventStream::lost),
+            sweep_seconds: self.sweep_time.as_secs_f64(),
+            sweeps: self.sweeps,
+            longest_sweep_seconds: self.longest_sweep.as_secs_f64(),
+        })
+    }
+}
+
+fn part_of(class: FrameClass) -> Part {
+    match class {
+        FrameClass::PageTable => Part::PageTable,
+        FrameClass::FileCache => Part::FileCache,
+        FrameClass::Anonymous => Part::Anonymous,
+        FrameClass::KernelText => Part::KernelText,
+        FrameClass::Kernel => Part::Kernel,
+        FrameClass::DmaRing => Part::DmaRing,
+        FrameClass::Free => Part::Free,
+        FrameClass::Zero => Part::Zero,
+        FrameClass::Ballooned => Part::Ballooned,
+        FrameClass::Untouched => Part::Untouched,
+    }
+}

@@ -1,0 +1,232 @@
+//! Row `self-e`: what each frame of a guest is for, seen from outside, against what its kernel says.
+
+mod score;
+
+use crate::kit::{self, Kit};
+use crate::machine::{Guest, Next, Running, Vmm, build_fathom, fathom_program};
+use anyhow::{Context, Result, bail};
+use score::{Scores, Sums};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// A load of the guest program, and how long it goes on at most.
+struct Load {
+    name: &'static str,
+    words: &'static str,
+}
+
+const LOADS: [Load; 6] = [
+    Load { name: "idle", words: "fathom.run=boot" },
+    Load {
+        name: "files",
+        words: "\"fathom.run=disk:/bin/bash -c 'cat /usr/bin/* /usr/lib/x86_64-linux-gnu/* >/dev/null'\"",
+    },
+    Load { name: "anonymous", words: "fathom.run=phases:60,20,100 fathom.seconds=4" },
+    Load { name: "processes", words: "fathom.run=bench:fork,exec,python3-start fathom.scale=300" },
+    Load { name: "build", words: "fathom.run=bench:gcc fathom.scale=400" },
+    Load { name: "sqlite", words: "fathom.run=bench:sqlite3,shell fathom.scale=400" },
+];
+
+/// Has the guest's kernel report single free pages, where it would report blocks of 2 MiB.
+const REPORT_PAGES: &str = "\"fathom.run=exec:/bin/busybox sh -c 'echo 0 >/sys/module/page_reporting/parameters/page_reporting_order'\" ";
+/// Throws away what is in memory for the start only, as a distribution does when it goes over to its disk.
+const LEAVE_START: &str = "\"fathom.run=exec:/bin/busybox rm -rf /modules /bin\" ";
+/// In which the figure of a load is measured for the cost.
+const TIMED: &str = "fathom.run=bench:gcc fathom.scale=200";
+const NAME: &str = "self-e";
+const FIRST_WORD: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(300);
+
+#[derive(clap::Args)]
+pub(crate) struct SelfEArgs {
+    /// Fail where a used page is called free, or the score is low
+    #[arg(long)]
+    check: bool,
+    /// Also write all figures to this file, as one JSON object
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Loads, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "LOAD")]
+    loads: Vec<String>,
+    /// Looks at each load
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
+    looks: u64,
+    /// Between two looks
+    #[arg(long, default_value_t = 3, value_name = "SECONDS")]
+    every: u64,
+    /// Which free memory the guest reports: blocks of 2 MiB, Linux's default, or every page
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["pages", "blocks"])]
+    report: Vec<Report>,
+    /// Pairs of runs with and without, for the cost
+    #[arg(long, default_value_t = 5)]
+    pairs: u64,
+    /// Memory of the guest
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    memory: u64,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Report {
+    Pages,
+    Blocks,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    paper: &'static str,
+    runs: Vec<Row>,
+    cost: Option<Cost>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    report: Report,
+    load: &'static str,
+    sums: Sums,
+    scores: Scores,
+}
+
+/// Nanoseconds of the guest's work, run by run.
+#[derive(Serialize)]
+struct Cost {
+    without: Vec<u64>,
+    with: Vec<u64>,
+}
+
+const PAPER: &str = "SELF-e (BigComp 2019): classes and sharing by page-access tracing, \"without significant\" \
+     slowdown; no accuracy and no cost were published. Antfarm (USENIX 2006): processes by address space";
+
+pub(super) fn run(args: &SelfEArgs) -> Result<()> {
+    let loads = chosen(&args.loads)?;
+    let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
+    build_fathom()?;
+    println!("self-e\npaper: {PAPER}");
+    let mut outcome = Outcome { paper: PAPER, runs: Vec::new(), cost: None };
+    for &report in &args.report {
+        println!("\nthe guest reports free {report:?}, {} looks at each load", args.looks);
+        println!("{}", Scores::head());
+        let mut all = Sums::default();
+        for load in &loads {
+            let sums =
+                look(&kit, args, load, report).with_context(|| format!("load {}", load.name))?;
+            let scores = sums.scores();
+            println!("{}", scores.row(load.name, &sums));
+            all.add(&sums);
+            outcome.runs.push(Row { report, load: load.name, sums, scores });
+        }
+        let scores = all.scores();
+        println!("{}\n\n{}", scores.row("all", &all), all.matrix_table());
+        println!("{}", all.costs());
+        if args.check {
+            scores.check(&all, report == Report::Pages)?;
+        }
+    }
+    if args.pairs > 0 {
+        outcome.cost = Some(cost(&kit, args)?);
+    }
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&outcome)?;
+        std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Load>> {
+    if names.is_empty() {
+        return Ok(LOADS.iter().collect());
+    }
+    let known = || LOADS.map(|load| load.name).join(" ");
+    let find = |name: &String| {
+        LOADS
+            .iter()
+            .find(|load| load.name == name)
+            .with_context(|| format!("load {name}: there is none such: choose among {}", known()))
+    };
+    names.iter().map(find).collect()
+}
+
+/// Looks at a load while it runs, and after it.
+fn look(kit: &Kit, args: &SelfEArgs, load: &Load, report: Report) -> Result<Sums> {
+    let prepare = if report == Report::Pages { REPORT_PAGES } else { "" };
+    let words = format!("quiet {prepare}{LEAVE_START}{} fathom.end=stay", load.words);
+    let mut running = guest(kit, args, &words, true)?.start(Vmm::Fathom)?;
+    await_first_word(&mut running)?;
+    let mut sums = Sums::default();
+    for _ in 0..args.looks {
+        await_time(&mut running, Duration::from_secs(args.every))?;
+        tell("pause")?;
+        let answer = fathom(&["inspect", NAME, "--classes"]);
+        tell("resume")?;
+        sums.take(&serde_json::from_str(&answer?)?)?;
+    }
+    tell("stop")?;
+    Ok(sums)
+}
+
+fn guest(kit: &Kit, args: &SelfEArgs, words: &str, classes: bool) -> Result<Guest> {
+    let mut options = vec!["--name".to_owned(), NAME.to_owned()];
+    if classes {
+        options.push("--classes".to_owned());
+    }
+    let guest = Guest::new(kit, words).memory(args.memory).cpus(args.cpus).options(&options);
+    Ok(guest.disk(&kit.compiler_disk()?))
+}
+
+fn await_first_word(running: &mut Running) -> Result<()> {
+    match running.next(FIRST_WORD) {
+        Next::Event(_) => Ok(()),
+        Next::Quiet | Next::Ended => bail!(running.complaint("said nothing")),
+    }
+}
+
+/// Reads what the guest says for so long.
+fn await_time(running: &mut Running, time: Duration) -> Result<()> {
+    let until = running.elapsed() + time;
+    while running.elapsed() < until {
+        if matches!(running.next(until.saturating_sub(running.elapsed())), Next::Ended) {
+            bail!(running.complaint("ended"));
+        }
+    }
+    Ok(())
+}
+
+fn tell(verb: &str) -> Result<()> {
+    fathom(&[verb, NAME]).map(|_| ())
+}
+
+fn fathom(words: &[&str]) -> Result<String> {
+    let output = Command::new(fathom_program()).args(words).output()?;
+    if !output.status.success() {
+        bail!("fathom {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The same work with and without, by turns.
+fn cost(kit: &Kit, args: &SelfEArgs) -> Result<Cost> {
+    let mut cost = Cost { without: Vec::new(), with: Vec::new() };
+    let timed = |classes| -> Result<u64> {
+        let running = guest(kit, args, &format!("quiet {TIMED}"), classes)?.start(Vmm::Fathom)?;
+        let events = running.finish(LONGEST)?;
+        let ended = events.iter().find(|event| event.is("bench") && event.text("state") == "end");
+        Ok(ended.context("the guest has not said how long it took")?.number("nanoseconds"))
+    };
+    for _ in 0..args.pairs {
+        cost.without.push(timed(false)?);
+        cost.with.push(timed(true)?);
+    }
+    let [without, with] = [&cost.without, &cost.with].map(|times| score::median(times));
+    println!(
+        "a build of {:.2} s takes {:.2} s while frames are classified, the medians of {} runs each: {:+.1} %",
+        without / 1e9,
+        with / 1e9,
+        args.pairs,
+        (with / without - 1.0) * 100.0
+    );
+    Ok(cost)
+}
