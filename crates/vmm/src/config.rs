@@ -65,7 +65,7 @@ pub struct VmConfig {
     #[serde(default)]
     pub cache_log: Option<PathBuf>,
     /// Whether the guest's page cache is followed from its start on.
-    #[serde(default = "yes")]
+    #[serde(default)]
     pub insight: bool,
     /// Where a debugger is awaited.
     #[serde(default)]
@@ -76,10 +76,6 @@ pub struct VmConfig {
     /// How the translator's engine is to work.
     #[serde(default)]
     pub translation: TranslationConfig,
-}
-
-const fn yes() -> bool {
-    true
 }
 
 /// A debugger as asked for: gdb, over a UNIX socket.
