@@ -52,7 +52,7 @@ const TOP_AFTER: &str = "\
 Keys: q leaves, the arrows move, Enter shows one VM: what its memory was over time, how long it has been idle, its
 miss-ratio curve; Esc leads back.
 
-CACHE is what the guest has of its disks, FREE what it never used or has given back, IDLE what the host holds and
+CACHE is what the guest has of its disks (run --insight on), FREE what it never used or has given back, IDLE what the host holds and
 the guest has not touched for a minute, EVICT/s how many blocks of its disks a second it had to forget and may
 want again. What is not known shows -.
 
@@ -72,8 +72,8 @@ Example:
   fathom explain web --json";
 
 const CURVE_AFTER: &str = "\
-The curve is learnt from blocks of disks that the guest had evicted and read again, from its start on: it says
-what more memory would have saved.
+The curve is learnt from blocks of disks that the guest had evicted and read again, from its start on, if it was
+started with --insight on: it says what more memory would have saved.
 
 Example:
   fathom curve web
@@ -230,9 +230,9 @@ pub(crate) struct RunArguments {
     /// JSON each
     #[arg(long, value_name = "PATH")]
     cache_log: Option<PathBuf>,
-    /// Whether the guest's page cache is followed from its start on, as `top`, `explain` and `curve` show it. Off, they
-    /// know of working sets alone
-    #[arg(long, value_enum, default_value_t = Insight::On)]
+    /// Whether the guest's page cache is followed from its start on, for `top`, `explain` and `curve`, which know of
+    /// working sets and free memory anyway. It takes host CPU time by what the guest reads from its disks
+    #[arg(long, value_enum, default_value_t = Insight::Off)]
     insight: Insight,
     /// For experiments: classify the guest's frames
     #[arg(long, hide = true)]
@@ -454,7 +454,7 @@ mod tests {
             "fathom run --kernel k --initrd i --cmdline -quiet --memory 1G --cpus 2 --disk a \
              --net passt,mtu=1500 --net tap=tap0 --cpu-model common --disk b,ro --engine translate --name web \
              --console none --report r.json --gdb g --vsock cid=3,socket=v --translate interpret \
-             --translate-stats --insight off",
+             --translate-stats --insight on",
         );
         assert_eq!(config.kernel, PathBuf::from("k"));
         assert_eq!(config.initrd, Some(PathBuf::from("i")));
@@ -470,7 +470,7 @@ mod tests {
         assert_eq!(config.report, Some(PathBuf::from("r.json")));
         assert_eq!(config.gdb, Some(GdbConfig { socket: "g".into(), wait: true }));
         assert_eq!(config.vsock, Some(VsockConfig::new(3, "v")));
-        assert!(config.translation.interpret && config.translation.stats && !config.insight);
+        assert!(config.translation.interpret && config.translation.stats && config.insight);
     }
 
     #[test]
@@ -480,7 +480,7 @@ mod tests {
         assert_eq!(config.console, ConsoleConfig::Stdio);
         assert_eq!((config.engine, config.cpu_model), (EngineChoice::Auto, CpuModel::Full));
         assert_eq!(config.translation, TranslationConfig::default());
-        assert!(config.insight);
+        assert!(!config.insight);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(crate) fn curve(arguments: &CurveArguments) -> Result<ExitCode, Failure> {
 
 fn shown(curve: &MemoryCurve) -> String {
     if curve.points.is_empty() {
-        return "Nothing is known yet of other sizes of memory: the guest has read nothing from its disks.\n".to_owned();
+        return "Nothing is known yet of other sizes of memory: the guest has read nothing from its disks, or was not started with --insight on.\n".to_owned();
     }
     let lines = plot::lines(curve, WIDTH, HEIGHT).join("\n");
     format!("{}\n{lines}\n{}", what(curve), words(curve))

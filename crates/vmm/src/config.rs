@@ -67,7 +67,7 @@ pub struct VmConfig {
     #[serde(default)]
     pub cache_log: Option<PathBuf>,
     /// Whether the guest's page cache is followed from its start on.
-    #[serde(default = "yes")]
+    #[serde(default)]
     pub insight: bool,
     /// A cache of the disks' blocks in this process.
     #[serde(default)]
@@ -84,10 +84,6 @@ pub struct VmConfig {
     /// How the translator's engine is to work.
     #[serde(default)]
     pub translation: TranslationConfig,
-}
-
-const fn yes() -> bool {
-    true
 }
 
 /// A debugger as asked for: gdb, over a UNIX socket.

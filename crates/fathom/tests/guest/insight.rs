@@ -21,7 +21,8 @@ fn a_guests_memory_is_accounted_for() {
     let disk = File::create(sandbox.path("disk")).expect("a disk");
     disk.set_len((READ_MIB + 8) * MIB).expect("a disk");
     let disk = format!("{},ro", sandbox.path("disk").display());
-    let mut vm = Guest::new("fathom.run=sh").disk(disk).start(&sandbox);
+    let mut vm =
+        Guest::new("fathom.run=sh").disk(disk).arguments(&["--insight", "on"]).start(&sandbox);
     vm.wait_for_shell();
     vm.shell("exec 3</dev/vda");
     let read = format!("dd if=/dev/vda of=/dev/null bs=1M count={READ_MIB} 2>/dev/null");
