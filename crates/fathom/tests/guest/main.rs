@@ -23,6 +23,7 @@ mod debugger;
 mod disk;
 mod ends;
 mod engine;
+mod host_cache;
 mod jail;
 mod kernel;
 mod kit;
