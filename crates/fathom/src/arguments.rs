@@ -187,7 +187,7 @@ pub(crate) struct RunArguments {
     cpu_model: CpuModelArgument,
     /// A raw image or block device; may be given several times. With `ro` it is never written; with an
     /// overlay, what the guest writes goes there, so that many VMs can share one image
-    #[arg(long = "disk", value_name = "PATH[,ro][,overlay=PATH]", value_parser = disk::parse)]
+    #[arg(long = "disk", value_name = "PATH[,ro][,overlay=PATH][,no-host-cache]", value_parser = disk::parse)]
     disks: Vec<DiskConfig>,
     /// A cache of the disks' blocks in the VM's process, so large, beside what the guest caches itself. policy=eviction:
     /// a block enters when the guest is seen to evict it, so that it is in one of the two; policy=demand: when the guest

@@ -274,6 +274,7 @@ fn disk(
 ) -> Result<(Disk, PageCache), VmError> {
     // A board has room for fewer.
     let number = u8::try_from(number).unwrap_or(u8::MAX);
+    let host_cache = host_cache.filter(|_| plan.host_cache);
     let bypass_page_cache = host_cache.is_some();
     let disk = DiskConfig { number, bypass_page_cache, ..disk_config(plan) }.plan()?;
     let page_cache = disk.page_cache().clone();

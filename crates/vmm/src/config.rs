@@ -104,6 +104,9 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// Takes the guest's writes in place of `path`; created when it is not there.
     pub overlay: Option<PathBuf>,
+    /// The host cache, where there is one, is not for this disk.
+    #[serde(default)]
+    pub no_host_cache: bool,
 }
 
 /// Which engine the user asked for.

@@ -65,11 +65,9 @@ pub struct HostCacheReport {
 
 impl HostCacheReport {
     pub(crate) fn new(cache: &HostCache, plan: &VmPlan, page_caches: &[PageCache]) -> Self {
-        let paths = plan.disks.iter().map(|disk| disk.path.clone());
-        Self {
-            status: cache.status(),
-            page_caches: paths.zip(page_caches.iter().cloned()).collect(),
-        }
+        let disks = plan.disks.iter().zip(page_caches).filter(|(disk, _)| disk.host_cache);
+        let disks = disks.map(|(disk, page_cache)| (disk.path.clone(), page_cache.clone()));
+        Self { status: cache.status(), page_caches: disks.collect() }
     }
 
     /// With the counts of an earlier life.

@@ -139,6 +139,7 @@ mod tests {
                 path: self.path(image),
                 read_only,
                 overlay: overlay.map(|name| self.path(name)),
+                no_host_cache: false,
             };
             VmPlan::new(VmConfig {
                 name: None,

@@ -62,6 +62,8 @@ struct Disk {
     writable: bool,
     /// For Fathom only: where writes go.
     overlay: Option<PathBuf>,
+    /// For Fathom only: no part of a host cache.
+    uncached: bool,
 }
 
 /// Guests have so much memory unless said otherwise.
@@ -126,12 +128,19 @@ impl Guest {
     /// For Fathom only: a raw disk of which what the guest writes goes to another file.
     pub(crate) fn overlay(mut self, path: &Path, overlay: &Path) -> Self {
         let overlay = Some(overlay.to_owned());
-        self.disks.push(Disk { path: path.to_owned(), writable: true, overlay });
+        self.disks.push(Disk { path: path.to_owned(), writable: true, overlay, uncached: false });
+        self
+    }
+
+    /// For Fathom only: a raw disk that the guest may write to, and that is no part of a host cache.
+    pub(crate) fn uncached_disk(mut self, path: &Path) -> Self {
+        let path = path.to_owned();
+        self.disks.push(Disk { path, writable: true, overlay: None, uncached: true });
         self
     }
 
     fn with_disk(mut self, path: &Path, writable: bool) -> Self {
-        self.disks.push(Disk { path: path.to_owned(), writable, overlay: None });
+        self.disks.push(Disk { path: path.to_owned(), writable, overlay: None, uncached: false });
         self
     }
 
@@ -172,11 +181,12 @@ impl Guest {
         command.args(["--cmdline", &self.cmdline, "--engine", engine]);
         command.args(["--memory", &format!("{}M", self.memory_mib)]);
         command.args(["--cpus", &self.cpus.to_string()]);
-        for Disk { path, writable, overlay } in &self.disks {
+        for Disk { path, writable, overlay, uncached } in &self.disks {
             let read_only = if *writable { "" } else { ",ro" };
+            let uncached = if *uncached { ",no-host-cache" } else { "" };
             let overlay = overlay.as_ref().map(|file| format!(",overlay={}", file.display()));
             let overlay = overlay.unwrap_or_default();
-            command.arg("--disk").arg(format!("{}{read_only}{overlay}", path.display()));
+            command.arg("--disk").arg(format!("{}{read_only}{overlay}{uncached}", path.display()));
         }
         if let Some((name, report)) = &self.named {
             command.args(["--name", name]).arg("--report").arg(report);

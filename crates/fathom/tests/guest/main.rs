@@ -25,6 +25,7 @@ mod disk;
 mod ends;
 mod engine;
 mod insight;
+mod host_cache;
 mod jail;
 mod kernel;
 mod kit;

@@ -80,6 +80,8 @@ pub struct DiskPlan {
     pub length: u64,
     /// Where writes go.
     pub access: DiskAccess,
+    /// The host cache, where there is one, is for this disk, too.
+    pub host_cache: bool,
 }
 
 /// Where the guest's writes to a disk go.
@@ -274,7 +276,7 @@ fn disks(
 }
 
 fn disk(config: DiskConfig, uses: &mut Uses) -> Result<DiskPlan, ConfigError> {
-    let DiskConfig { path, read_only, overlay } = config;
+    let DiskConfig { path, read_only, overlay, no_host_cache } = config;
     let access = match overlay {
         Some(overlay) => DiskAccess::Overlay(overlay),
         None if read_only => DiskAccess::ReadOnly,
@@ -289,7 +291,7 @@ fn disk(config: DiskConfig, uses: &mut Uses) -> Result<DiskPlan, ConfigError> {
     if let DiskAccess::Overlay(overlay) = &access {
         uses.add_output("overlay", overlay)?;
     }
-    Ok(DiskPlan { path, length: found.length, access })
+    Ok(DiskPlan { path, length: found.length, access, host_cache: !no_host_cache })
 }
 
 /// The files used so far, so that none that is written is used twice.

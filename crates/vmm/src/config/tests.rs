@@ -50,7 +50,7 @@ impl Host {
     }
 
     fn disk(&self, name: &str) -> DiskConfig {
-        DiskConfig { path: self.path(name), read_only: false, overlay: None }
+        DiskConfig { path: self.path(name), read_only: false, overlay: None, no_host_cache: false }
     }
 }
 

@@ -51,6 +51,7 @@ impl Host {
             path: self.path("disk"),
             read_only: true,
             overlay: Some(self.path("overlay")),
+            no_host_cache: false,
         };
         let config = VmConfig {
             cpu_model: CpuModel::default(),

@@ -58,7 +58,7 @@ pub(crate) struct GeigerArgs {
     /// fail where they are fewer, or less than 90 % of an ideal exclusive LRU's
     #[arg(long, conflicts_with_all = ["truth_only", "loads", "program"])]
     placement: bool,
-    /// With --placement: two loads at one size
+    /// With --placement: one size
     #[arg(long, requires = "placement")]
     quick: bool,
     /// With --placement: also write all figures to this file, as one JSON object

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// Of the guest program.
 const LOADS: [&str; 3] = ["loop", "skew", "database"];
-const SIZES_MIB: [u64; 3] = [16, 48, 96];
+const SIZES_MIB: [u64; 3] = [32, 64, 96];
 /// Small, so that caches beside it are, too.
 const MEMORY_MIB: u64 = 96;
 const LONGEST: Duration = Duration::from_secs(600);
@@ -48,7 +48,7 @@ pub(super) fn run(asked: &Asked) -> Result<()> {
     build_fathom()?;
     let disks = Disks::prepare(&kit, FileSystem::Ext4)?;
     let (loads, sizes): (&[_], &[_]) =
-        if asked.quick { (&LOADS[..2], &SIZES_MIB[1..2]) } else { (&LOADS, &SIZES_MIB) };
+        if asked.quick { (&LOADS, &SIZES_MIB[1..2]) } else { (&LOADS, &SIZES_MIB) };
     let mut placement = Placement::default();
     for load in loads {
         for &size_mib in sizes {
@@ -125,7 +125,7 @@ fn measure(kit: &Kit, disks: &Disks, load: &str, size_mib: u64, policy: &str) ->
         .initramfs(&disks.initramfs)
         .memory(MEMORY_MIB)
         .overlay(&disks.scratch, &disks.overlay)
-        .writable_disk(&trace)
+        .uncached_disk(&trace)
         .writable_disk(&disks.swap)
         .named("placement", &report)
         .options(&options);

@@ -13,7 +13,7 @@ const PIECE: usize = 256;
 const NONE: u32 = u32::MAX;
 
 /// At most `capacity` blocks with their contents, which take exactly 4 KiB each. Beside them a block takes 16 bytes for
-/// its place in the order, up to 39 in the index, and 4 while its place is empty.
+/// its place in the order, 20 to 39 in the index, and up to 8 once its place was empty.
 pub(super) struct Blocks {
     /// At most `NONE`.
     capacity: u32,
@@ -23,14 +23,33 @@ pub(super) struct Blocks {
     entries: Vec<Entry>,
     /// Slots without a block.
     free: Vec<u32>,
-    index: HashMap<DiskBlock, u32>,
+    index: HashMap<Key, u32>,
     newest: u32,
     oldest: u32,
 }
 
+/// A block in 8 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key(u64);
+
+impl Key {
+    const SHIFT: u32 = 56;
+
+    /// None for a block that no disk has: its offset would not be a number of 64 bits.
+    fn of(block: DiskBlock) -> Option<Self> {
+        let fits = block.block >> Self::SHIFT == 0;
+        fits.then_some(Self(u64::from(block.disk) << Self::SHIFT | block.block))
+    }
+
+    fn block(self) -> DiskBlock {
+        let block = self.0 & ((1 << Self::SHIFT) - 1);
+        DiskBlock { disk: (self.0 >> Self::SHIFT) as u8, block }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Entry {
-    block: DiskBlock,
+    key: Key,
     newer: u32,
     older: u32,
 }
@@ -50,10 +69,14 @@ pub(super) enum Put {
 
 impl Blocks {
     pub(super) fn new(capacity: u32) -> Self {
+        let capacity = capacity.min(NONE - 1);
+        let mut entries = Vec::new();
+        // Once, so that it need not be copied as it grows. If there is no room now there may be later.
+        let _ = entries.try_reserve_exact(capacity as usize);
         Self {
-            capacity: capacity.min(NONE - 1),
+            capacity,
             pieces: Vec::new(),
-            entries: Vec::new(),
+            entries,
             free: Vec::new(),
             index: HashMap::new(),
             newest: NONE,
@@ -66,16 +89,20 @@ impl Blocks {
     }
 
     pub(super) fn contains(&self, block: DiskBlock) -> bool {
-        self.index.contains_key(&block)
+        self.slot_of(block).is_some()
     }
 
     pub(super) fn get(&self, block: DiskBlock) -> Option<&[u8]> {
-        self.index.get(&block).map(|&slot| self.bytes(slot))
+        self.slot_of(block).map(|slot| self.bytes(slot))
+    }
+
+    fn slot_of(&self, block: DiskBlock) -> Option<u32> {
+        self.index.get(&Key::of(block)?).copied()
     }
 
     /// `block` was used.
     pub(super) fn touch(&mut self, block: DiskBlock) {
-        if let Some(&slot) = self.index.get(&block) {
+        if let Some(slot) = self.slot_of(block) {
             self.unlink(slot);
             self.link(slot);
         }
@@ -83,8 +110,8 @@ impl Blocks {
 
     /// `block` has these contents, and is the newest.
     pub(super) fn put(&mut self, block: DiskBlock, bytes: &[u8; BLOCK]) -> Put {
-        if self.index.contains_key(&block) {
-            self.replace(block, bytes);
+        let Some(key) = Key::of(block) else { return Put::Refused };
+        if self.replace(block, bytes) {
             self.touch(block);
             return Put::Replaced;
         }
@@ -95,23 +122,25 @@ impl Blocks {
                 None => return Put::Refused,
             },
         };
-        self.entries[slot as usize].block = block;
+        self.entries[slot as usize].key = key;
         self.bytes_mut(slot).copy_from_slice(bytes);
-        self.index.insert(block, slot);
+        self.index.insert(key, slot);
         self.link(slot);
         put
     }
 
     /// New contents for `block`, if it is there; its age stays.
     pub(super) fn replace(&mut self, block: DiskBlock, bytes: &[u8; BLOCK]) -> bool {
-        let Some(&slot) = self.index.get(&block) else { return false };
+        let Some(slot) = self.slot_of(block) else { return false };
         self.bytes_mut(slot).copy_from_slice(bytes);
         true
     }
 
     /// Whether it was there.
     pub(super) fn remove(&mut self, block: DiskBlock) -> bool {
-        let Some(slot) = self.index.remove(&block) else { return false };
+        let Some(slot) = Key::of(block).and_then(|key| self.index.remove(&key)) else {
+            return false;
+        };
         self.unlink(slot);
         self.free.push(slot);
         true
@@ -120,7 +149,7 @@ impl Blocks {
     /// Those of which `is_wanted` says no; how many there were.
     pub(super) fn retain(&mut self, is_wanted: impl Fn(DiskBlock) -> bool) -> u64 {
         let unwanted: Vec<_> =
-            self.index.keys().copied().filter(|&block| !is_wanted(block)).collect();
+            self.index.keys().map(|key| key.block()).filter(|&block| !is_wanted(block)).collect();
         unwanted.iter().for_each(|&block| _ = self.remove(block));
         unwanted.len() as u64
     }
@@ -138,17 +167,16 @@ impl Blocks {
             let blocks = PIECE.min(self.capacity as usize - slot);
             self.pieces.push(piece(blocks * BLOCK)?);
         }
-        let block = DiskBlock { disk: 0, block: 0 };
-        self.entries.push(Entry { block, newer: NONE, older: NONE });
+        self.entries.push(Entry { key: Key(0), newer: NONE, older: NONE });
         Some(slot as u32)
     }
 
     /// Its slot, which has no block any more.
     fn remove_oldest(&mut self) -> Option<u32> {
         let slot = self.oldest;
-        let block = self.entries.get(slot as usize)?.block;
+        let key = self.entries.get(slot as usize)?.key;
         self.unlink(slot);
-        self.index.remove(&block);
+        self.index.remove(&key);
         Some(slot)
     }
 
@@ -277,6 +305,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_block_that_no_disk_has_is_never_there() {
+        let mut blocks = Blocks::new(2);
+        let nowhere = DiskBlock { disk: 1, block: 1 << 56 };
+        blocks.put(DiskBlock { disk: 2, block: 0 }, &[1; BLOCK]);
+        assert_eq!(blocks.put(nowhere, &[2; BLOCK]), Put::Refused);
+        assert!(!blocks.contains(nowhere) && !blocks.remove(nowhere) && blocks.len() == 1);
     }
 
     #[test]

@@ -176,14 +176,15 @@ impl HostCache {
         }
     }
 
-    /// Takes in where blocks are, in the order in which they got there. Nothing with policy `demand`. Does not wait for
+    /// Takes in where blocks are, in the order in which they got there; of disks that it caches. Nothing with policy `demand`. Does not wait for
     /// the image: [`fill`](Self::fill) does, on another thread.
     pub fn tell(&self, moves: impl IntoIterator<Item = (DiskBlock, Whereabouts)>) {
         if self.policy == HostCachePolicy::Demand {
             return;
         }
+        let disks: Vec<u8> = self.sources().keys().copied().collect();
         let mut state = self.lock();
-        for (block, whereabouts) in moves {
+        for (block, whereabouts) in moves.into_iter().filter(|(at, _)| disks.contains(&at.disk)) {
             match whereabouts {
                 Whereabouts::Guest => state.is_back(block),
                 Whereabouts::Evicted if state.blocks.contains(block) => {}
