@@ -53,8 +53,10 @@ impl System {
         let Ok(page) = self.shared.memory.resolve(frame, access) else {
             return Err(self.lost_memory(gpa));
         };
-        if let Some(events) = self.shared.memory.events() {
-            events.note_access(frame, access, user, translation.writable);
+        if let Some(events) = self.shared.memory.events()
+            && events.note_access(frame, access, user, translation.writable)
+        {
+            self.traced.remember(va);
         }
         let page = page.as_ptr() as usize;
         let code = self.shared.memory.is_code(frame);

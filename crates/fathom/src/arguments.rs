@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod disk;
+mod estimate;
 mod gdb;
 mod net;
 mod translate;
@@ -12,8 +13,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
-    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig,
-    NetConfig, TranslationConfig, VmConfig, VsockConfig,
+    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, EstimateLogConfig,
+    GdbConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -211,6 +212,10 @@ pub(crate) struct RunArguments {
     /// JSON each
     #[arg(long, value_name = "PATH")]
     cache_log: Option<PathBuf>,
+    /// Write what the estimators of the guest's working set find, a line of JSON a second; for experiments, not beside
+    /// --report
+    #[arg(long, value_name = "PATH[,methods=METHODS][,accesses=PATH]", value_parser = estimate::parse, hide = true)]
+    estimate_log: Option<EstimateLogConfig>,
     /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
@@ -341,6 +346,7 @@ impl From<RunArguments> for VmConfig {
             console,
             report,
             cache_log: arguments.cache_log,
+            estimate_log: arguments.estimate_log,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,

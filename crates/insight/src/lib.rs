@@ -18,10 +18,12 @@
 #![forbid(unsafe_code)]
 
 pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
-pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack};
+pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack, splice};
+pub use estimate::{Demand, DemandFacts, DemandReason, Estimate, Estimator, EstimatorSet, demand};
 pub use working_set::{WorkingSetSample, WorkingSetTracker};
 
 mod cache;
 mod curve;
+pub mod estimate;
 pub mod kernel;
 mod working_set;

@@ -6,6 +6,7 @@
 
 mod bytes;
 mod error;
+mod estimate;
 mod files;
 mod network;
 mod plan;
@@ -25,6 +26,7 @@ pub use devices::virtio::net::{
 };
 pub use engine_translate::Options as TranslationOptions;
 pub use error::ConfigError;
+pub use estimate::{EstimateLogConfig, EstimateMethods};
 pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
 pub use translation::{Paths, ProfileConfig, TranslationConfig};
@@ -64,6 +66,9 @@ pub struct VmConfig {
     /// Where it is written which disk blocks come into the guest's memory and leave it.
     #[serde(default)]
     pub cache_log: Option<PathBuf>,
+    /// Where it is written what estimators of the working set find.
+    #[serde(default)]
+    pub estimate_log: Option<EstimateLogConfig>,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

@@ -17,6 +17,7 @@ use crate::console::Console;
 use crate::control::Control;
 use crate::debug::Desk;
 use crate::error::VmError;
+use crate::estimate_log::EstimateLog;
 use crate::guest_ram::LoaderRam;
 use crate::io_thread::IoThread;
 use crate::outcome::End;
@@ -33,6 +34,8 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for.
     cache: Option<CacheLog>,
+    /// The same; it ends with the machine.
+    _estimates: Option<EstimateLog>,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -57,6 +60,10 @@ impl Machine {
         let log = outside.cache_log.clone();
         let cache = log.map(|log| CacheLog::start(Arc::clone(&memory), log)).transpose();
         let cache = cache.map_err(VmError::host("start the thread of the cache log"))?;
+        let estimates = outside.estimates.clone();
+        let estimates =
+            estimates.map(|files| EstimateLog::start(Arc::clone(&memory), files)).transpose();
+        let estimates = estimates.map_err(VmError::host("start the thread of the estimate log"))?;
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
@@ -86,8 +93,16 @@ impl Machine {
         let vcpus: Vec<SharedVcpu> =
             vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         let facts: Vec<Arc<VcpuFacts>> = vcpus.iter().map(|_| Arc::default()).collect();
-        let machine =
-            Arc::new(Self { memory, control, vm, vcpus, facts, balloon: board.balloon, cache });
+        let machine = Arc::new(Self {
+            memory,
+            control,
+            vm,
+            vcpus,
+            facts,
+            balloon: board.balloon,
+            cache,
+            _estimates: estimates,
+        });
         let vcpus = machine.spawn(&shared)?;
         Ok((machine, Threads { vcpus, io, transports: board.transports }))
     }

@@ -162,6 +162,7 @@ mod tests {
                 console: ConsoleConfig::File(self.path("console")),
                 report: Some(self.path("report")),
                 cache_log: None,
+                estimate_log: None,
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
                 vsock: Some(VsockConfig::new(3, self.path("vsock"))),
                 translation: TranslationConfig::default(),

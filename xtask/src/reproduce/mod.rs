@@ -6,6 +6,7 @@ mod geiger;
 mod paths;
 mod profile;
 mod translate;
+mod wss;
 
 use crate::dots::Dots;
 use crate::workspace;
@@ -25,6 +26,8 @@ pub(crate) enum Reproduce {
     Paths(RowArgs),
     /// What comes into a guest's page cache and what is evicted, seen from outside (Geiger, 2006)
     Geiger(geiger::GeigerArgs),
+    /// How much memory a guest uses, by several methods at once (ESX, 2002, and others)
+    Wss(wss::WssArgs),
 }
 
 #[derive(Args)]
@@ -67,6 +70,7 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
         Reproduce::Profile(args) => publish(&profile::measure(args)?, args),
         Reproduce::Paths(args) => publish(&paths::measure(args)?, args),
         Reproduce::Geiger(args) => geiger::run(args),
+        Reproduce::Wss(args) => wss::run(args),
     }
 }
 

@@ -6,7 +6,8 @@ use super::files::{self, FileId};
 use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, NetPlan, ProfileConfig, TranslationOptions, VmConfig, VsockConfig,
+    EstimateLogConfig, GdbConfig, NetPlan, ProfileConfig, TranslationOptions, VmConfig,
+    VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -51,6 +52,8 @@ pub struct VmPlan {
     pub report: Option<PathBuf>,
     /// Was writable or could be created.
     pub cache_log: Option<PathBuf>,
+    /// Its files were writable or could be created.
+    pub estimate_log: Option<EstimateLogConfig>,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -141,6 +144,12 @@ impl VmPlan {
         if let Some(path) = &config.cache_log {
             uses.add_output("cache-log", path)?;
         }
+        if let Some(log) = &config.estimate_log {
+            uses.add_output("estimate-log", &log.path)?;
+            if let Some(path) = &log.accesses {
+                uses.add_output("estimate-log accesses", path)?;
+            }
+        }
         if let Some(gdb) = &config.gdb {
             files::socket("gdb", &gdb.socket)?;
         }
@@ -158,8 +167,8 @@ impl VmPlan {
         if let Some(path) = &profile_out {
             uses.add_output("profile-out", path)?;
         }
-        let VmConfig { kernel, initrd, cpu_model, console, report, cache_log, gdb, vsock, .. } =
-            config;
+        let VmConfig { kernel, initrd, cpu_model, console, report, .. } = config;
+        let VmConfig { cache_log, estimate_log, gdb, vsock, .. } = config;
         Ok(Self {
             name,
             kernel,
@@ -174,6 +183,7 @@ impl VmPlan {
             console,
             report,
             cache_log,
+            estimate_log,
             gdb,
             vsock,
             translation,

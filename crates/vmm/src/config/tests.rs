@@ -40,6 +40,7 @@ impl Host {
             console: ConsoleConfig::Stdio,
             report: None,
             cache_log: None,
+            estimate_log: None,
             gdb: None,
             vsock: None,
             translation: TranslationConfig::default(),

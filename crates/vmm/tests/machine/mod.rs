@@ -66,6 +66,7 @@ impl Host {
             console: ConsoleConfig::File(self.path("console")),
             report: None,
             cache_log: None,
+            estimate_log: None,
             gdb,
             vsock: Some(VsockConfig::new(3, self.path("vsock"))),
             translation: TranslationConfig::default(),
