@@ -9,7 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use confine::Thread;
-use insight::estimate::{AccessCurveConfig, EstimatorSetConfig, SamplingConfig};
+use insight::estimate::{
+    AccessCurve, AccessCurveConfig, EstimatorSetConfig, Sampling, SamplingConfig,
+};
 use insight::{Demand, DemandFacts, Estimate, EstimatorSet, MissRatioCurve, demand};
 use memory::{GuestMemory, Tracer};
 use serde::Serialize;
@@ -22,9 +24,10 @@ const ACCESS_TICK: Duration = Duration::from_millis(2);
 const ACCESS_CAPACITY: usize = 1 << 17;
 /// In the log of accesses: what follows is the time, in 64 bits.
 const MARK: u32 = u32::MAX;
-/// As ESX, but for the period, which is shorter than an experiment's phases.
+/// As ESX, but for the period, which is shorter than an experiment's phases, and ten times as many frames: here one
+/// costs a look at the table.
 const SAMPLING: SamplingConfig =
-    SamplingConfig { frames: 100, period: Duration::from_secs(3), slow: 0.2, fast: 0.6, seed: 1 };
+    SamplingConfig { frames: 1000, period: Duration::from_secs(3), slow: 0.2, fast: 0.6, seed: 1 };
 /// Frames whose order is kept.
 const ORDER: usize = 1 << 16;
 /// Epochs between two lines with a curve.
@@ -53,6 +56,8 @@ struct Line {
     unix_ns: u64,
     resident_bytes: u64,
     estimates: BTreeMap<&'static str, Estimate>,
+    /// Part of the frames of sampling's last period that was accessed.
+    last_sample: Option<f64>,
     demand: Demand,
     references_per_second: Option<f64>,
     rate: Option<f64>,
@@ -163,8 +168,8 @@ impl<'a> Run<'a> {
 
     fn write(&mut self, with_curve: bool) -> io::Result<()> {
         let curve = self.set.curve();
-        let known = curve.and_then(insight::estimate::AccessCurve::curve);
-        let references = curve.and_then(insight::estimate::AccessCurve::references_per_second);
+        let known = curve.and_then(AccessCurve::curve);
+        let references = curve.and_then(AccessCurve::references_per_second);
         let census = self.set.census().latest();
         let facts = DemandFacts {
             allocation_bytes: self.memory.bytes(),
@@ -181,9 +186,10 @@ impl<'a> Run<'a> {
             unix_ns: unix_ns(),
             resident_bytes: facts.resident_bytes,
             estimates: estimates.collect(),
+            last_sample: self.set.sampling().and_then(Sampling::last_period),
             demand: demand(&facts),
             references_per_second: references,
-            rate: curve.map(insight::estimate::AccessCurve::rate),
+            rate: curve.map(AccessCurve::rate),
             curve: known.filter(|_| with_curve),
             busy_ns: self.busy.as_nanos() as u64,
         };

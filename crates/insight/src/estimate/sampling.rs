@@ -46,6 +46,8 @@ pub struct Sampling {
     spent: Duration,
     /// Part of `chosen` accessed up to now.
     touched: f64,
+    /// The same of the last finished period.
+    finished: Option<f64>,
     /// Over finished periods.
     averages: Option<Averages>,
 }
@@ -69,6 +71,7 @@ impl Sampling {
             since: Epoch::NEVER,
             spent: Duration::ZERO,
             touched: 0.0,
+            finished: None,
             averages: None,
         };
         new.begin();
@@ -86,6 +89,7 @@ impl Sampling {
 
     fn end(&mut self) {
         let SamplingConfig { slow, fast, .. } = self.config;
+        self.finished = Some(self.touched);
         self.averages = Some(match self.averages {
             None => Averages { slow: self.touched, fast: self.touched },
             Some(old) => Averages {
@@ -93,6 +97,12 @@ impl Sampling {
                 fast: old.fast + fast * (self.touched - old.fast),
             },
         });
+    }
+
+    /// The part of the last finished period's frames that was accessed: no average.
+    #[must_use]
+    pub fn last_period(&self) -> Option<f64> {
+        self.finished
     }
 
     /// The part of memory that is active, 0 to 1.

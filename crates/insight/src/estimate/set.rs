@@ -107,6 +107,12 @@ impl EstimatorSet {
         &self.census
     }
 
+    /// Sampling, if it runs.
+    #[must_use]
+    pub fn sampling(&self) -> Option<&Sampling> {
+        self.sampling.as_ref()
+    }
+
     /// The scan, if it runs.
     #[must_use]
     pub fn scan(&self) -> Option<&Scan> {

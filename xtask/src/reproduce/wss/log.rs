@@ -14,6 +14,8 @@ pub(super) struct Line {
     pub(super) unix_ns: u64,
     pub(super) estimates: BTreeMap<String, Estimate>,
     pub(super) demand: Demand,
+    /// Of sampling's last period alone, a part of all memory.
+    pub(super) last_sample: Option<f64>,
     pub(super) rate: Option<f64>,
     curve: Option<Ratios>,
 }

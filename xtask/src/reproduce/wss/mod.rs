@@ -1,5 +1,6 @@
 //! Row `wss`: how much memory a guest uses, by several methods at once, against a log of all its accesses.
 
+mod above;
 mod cost;
 mod loads;
 mod log;
@@ -11,6 +12,7 @@ mod truth;
 use super::folder;
 use crate::kit;
 use crate::machine::{MEMORY_MIB, build_fathom};
+use above::Above;
 use anyhow::{Context, Result, bail};
 use cost::Cost;
 use loads::{LOADS, Load};
@@ -26,6 +28,9 @@ const PAPER: &str = "errors: census of the guest's own tables 0.4-2.1 %, cost 0.
 const RUN: &str = "all methods at once in a guest without KVM, against a log of all accesses by 2 ms; cost in runs of \
      their own";
 
+/// Of the curve above the allocation.
+const ABOVE_MOST: f64 = 0.05;
+
 #[derive(clap::Args)]
 pub(crate) struct WssArgs {
     /// Loads, separated by commas
@@ -40,6 +45,9 @@ pub(crate) struct WssArgs {
     /// Runs with and without each method, by turns, for the cost; 0: none
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: u64,
+    /// Also the curve above the allocation, against runs with more memory
+    #[arg(long)]
+    above: bool,
     /// Memory of the guest
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB)]
     memory: u64,
@@ -55,6 +63,7 @@ struct Figures<'a> {
     run: &'static str,
     scores: &'a [Score],
     costs: &'a [Cost],
+    above: &'a [Above],
 }
 
 pub(super) fn run(args: &WssArgs) -> Result<()> {
@@ -74,15 +83,25 @@ pub(super) fn run(args: &WssArgs) -> Result<()> {
     }
     let runs = if args.quick { 0 } else { args.runs };
     let costs = if runs == 0 { Vec::new() } else { cost::measure(&kit, runs, logs.path())? };
-    print!("{}", cost_table(&costs));
+    let above = if args.above { above::measure(&kit, logs.path())? } else { Vec::new() };
+    print!("{}{}", cost_table(&costs), above::table(&above));
     println!("pictures: {}", pictures.join("wss-*.svg").display());
     if let Some(file) = &args.json {
-        let figures =
-            Figures { row: "wss", paper: PAPER, run: RUN, scores: &scores, costs: &costs };
+        let figures = Figures {
+            row: "wss",
+            paper: PAPER,
+            run: RUN,
+            scores: &scores,
+            costs: &costs,
+            above: &above,
+        };
         let text = serde_json::to_string_pretty(&figures)?;
         fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
     }
-    let troubles: Vec<String> = scores.iter().flat_map(Score::troubles).collect();
+    let mut troubles: Vec<String> = scores.iter().flat_map(Score::troubles).collect();
+    if let Some(off) = above::error(&above).filter(|off| *off > ABOVE_MOST) {
+        troubles.push(format!("above the allocation: off by {off:.3}, not {ABOVE_MOST}"));
+    }
     troubles.iter().for_each(|trouble| println!("! {trouble}"));
     if args.check && !troubles.is_empty() {
         bail!("{} figures miss their targets", troubles.len());
@@ -110,7 +129,8 @@ fn head() -> String {
         "known %",
         "order %",
         "scan %",
-        "sampl pts",
+        "sample pts",
+        "averaged",
         "curve",
         "c. 2 ms",
         "rate %",
@@ -123,8 +143,14 @@ fn head() -> String {
 
 fn row(score: &Score) -> String {
     let mut row = format!("{:9}{:>10}{:>10.1}", score.load, score.epochs, score.largest_mib);
-    let percents =
-        [score.census, score.census_known, score.order, score.scan, score.sampling_points];
+    let percents = [
+        score.census,
+        score.census_known,
+        score.order,
+        score.scan,
+        score.sample_points,
+        score.sampling_points,
+    ];
     for figure in percents {
         let _ = write!(row, "{:>10}", shown(figure, 2));
     }

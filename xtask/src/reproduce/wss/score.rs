@@ -16,6 +16,9 @@ pub(super) struct Score {
     pub(super) census: Option<f64>,
     pub(super) order: Option<f64>,
     pub(super) scan: Option<f64>,
+    /// Of each period's sample against that period.
+    pub(super) sample_points: Option<f64>,
+    /// Of the largest of three averages, which is slow to fall.
     pub(super) sampling_points: Option<f64>,
     /// Of the census against what the load says it touches, with page tables and what an idle guest touches, worst
     /// phase.
@@ -68,6 +71,7 @@ pub(super) fn score(load: &str, recording: &Recording) -> Score {
         census: errors("census", 0),
         order: errors("order", 0),
         scan: scan_error(recording, &judged),
+        sample_points: sample_error(recording, &judged),
         sampling_points: mean(points.collect()),
         census_known: known(recording),
         curve: off(&recording.truth.curve),
@@ -85,7 +89,7 @@ impl Score {
         let limits = [
             ("census", self.census, EXACT_MOST),
             ("order", self.order, EXACT_MOST),
-            ("sampling", self.sampling_points, POINTS_MOST),
+            ("sampling", self.sample_points, POINTS_MOST),
             ("curve", self.curve, CURVE_MOST),
         ];
         let over = limits.iter().filter_map(|(what, found, most)| match found {
@@ -118,6 +122,17 @@ fn scan_error(recording: &Recording, judged: &[usize]) -> Option<f64> {
         let before = recording.lines[epoch.checked_sub(1)?].pages("scan");
         let there = f64::from(recording.truth.epochs[epoch][1]);
         (before != Some(found)).then(|| 100.0 * (found - there).abs() / there)
+    });
+    mean(fresh.collect())
+}
+
+/// A sample's as well: of the last three epochs.
+fn sample_error(recording: &Recording, judged: &[usize]) -> Option<f64> {
+    let fresh = judged.iter().filter_map(|&epoch| {
+        let found = recording.lines[epoch].last_sample?;
+        let before = recording.lines[epoch.checked_sub(1)?].last_sample;
+        let there = f64::from(recording.truth.epochs[epoch][1]) / recording.memory_pages as f64;
+        (before != Some(found)).then(|| 100.0 * (found - there).abs())
     });
     mean(fresh.collect())
 }
@@ -155,7 +170,7 @@ mod tests {
         let good = Score {
             census: Some(0.1),
             order: Some(2.0),
-            sampling_points: Some(4.9),
+            sample_points: Some(4.9),
             curve: Some(0.01),
             ..Score::default()
         };

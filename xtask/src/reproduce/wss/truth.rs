@@ -18,8 +18,6 @@ pub(super) struct Truth {
     pub(super) curve: MissRatioCurve,
     /// The same misses as seen by 2 ms, by the references of 20 ms.
     pub(super) fine: MissRatioCurve,
-    /// In intervals of 20 ms.
-    pub(super) references: f64,
 }
 
 pub(super) fn replay(
@@ -106,7 +104,6 @@ impl Replay {
             epochs: self.epochs,
             curve: self.coarse.curve()?,
             fine: MissRatioCurve::from_ratios(step, ratios),
-            references,
         })
     }
 
@@ -150,7 +147,6 @@ mod tests {
         let truth = Replay::new(16).run(accesses, &ends).unwrap();
         assert_eq!(truth.epochs, [[4, 4], [1, 5], [0, 5]]);
         // 1, 2, 3 in the first 20 ms, then 1 at distance 2, then 5 and 6.
-        assert_eq!(truth.references, 6.0);
         assert_eq!(truth.curve.miss_ratio(2), 1.0);
         assert_eq!(truth.curve.miss_ratio(3), 5.0 / 6.0);
         // 2 again at distance 0, which is no miss even in one page.
