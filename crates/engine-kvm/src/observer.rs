@@ -57,7 +57,8 @@ impl MappingObserver for Observer {
     /// that is listed and not told yet would later make the frame pass for resident, so the list is
     /// taken now. An epoch has ended already.
     fn revoke(&self, revoked: Revocation<'_>) {
-        if matches!(revoked, Revocation::Epoch(_)) {
+        // Accesses are not told one by one here, so there is nothing to take back for who traces them.
+        if matches!(revoked, Revocation::Epoch(_) | Revocation::Traced) {
             return;
         }
         let Some(vm) = self.vm.get().and_then(Weak::upgrade) else { return };

@@ -54,8 +54,10 @@ impl System {
             return Err(self.lost_memory(gpa));
         };
         if let Some(events) = self.shared.memory.events() {
-            events.note_access(frame, access, user, translation.writable);
             events.note_owner(frame, access, kind == Kind::Fetch, translation.user);
+            if events.note_access(frame, access, user, translation.writable) {
+                self.traced.remember(va);
+            }
         }
         let page = page.as_ptr() as usize;
         let code = self.shared.memory.is_code(frame);

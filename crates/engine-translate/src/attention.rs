@@ -26,6 +26,8 @@ pub(crate) struct Attention {
     /// The generation whose revocations this vCPU has carried out.
     seen: AtomicU64,
     kicked: AtomicBool,
+    /// Translations to traced frames are wanted back.
+    traced: AtomicBool,
     /// The vCPU sleeps or is about to: it sets this and then looks at `pending`, a waker does it the other way
     /// round, so one of them sees the other.
     asleep: AtomicBool,
@@ -109,6 +111,16 @@ impl Attention {
     /// Whether the vCPU uses no translation from before `generation` any more.
     pub(crate) fn has_dropped(&self, generation: u64) -> bool {
         !self.inside.load(Ordering::SeqCst) || self.seen.load(Ordering::SeqCst) >= generation
+    }
+
+    /// Wants the translations to traced frames back. Who sleeps gives them up when it wakes: it uses none.
+    pub(crate) fn raise_traced(&self) {
+        self.traced.store(true, Ordering::SeqCst);
+        self.pending.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn take_traced(&self) -> bool {
+        self.traced.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn kick(&self) {

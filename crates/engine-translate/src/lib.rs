@@ -42,6 +42,7 @@ mod state;
 mod system;
 mod threshold;
 mod tlb;
+mod traced;
 mod vcpu;
 mod vm;
 mod walk;

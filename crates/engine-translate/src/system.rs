@@ -17,6 +17,7 @@ use crate::breakpoints::Breakpoints;
 use crate::lockstep::Journal;
 use crate::registers::Registers;
 use crate::tlb::Tlb;
+use crate::traced::Traced;
 use crate::vm::Shared;
 use crate::{clock, host, instructions};
 
@@ -29,6 +30,8 @@ pub(crate) struct System {
     pub(crate) id: u32,
     pub(crate) regs: Registers,
     pub(crate) tlb: Tlb,
+    /// Of the TLB, what an inference wants back.
+    pub(crate) traced: Traced,
     pub(crate) apic: LocalApic,
     pub(crate) cpuid: Table,
     /// A copy of the core's, for the gate.
@@ -89,6 +92,7 @@ impl System {
             id,
             regs,
             tlb: Tlb::new(),
+            traced: Traced::default(),
             apic,
             cpuid: processor.cpuid,
             xcr0: 1,
@@ -130,7 +134,19 @@ impl System {
     /// Forgets all translations, data and instruction.
     pub(crate) fn flush_all(&mut self) {
         self.tlb.flush();
+        self.traced.clear();
         self.end = true;
+    }
+
+    /// Forgets the translations to frames that are traced: the next access to each is walked for.
+    pub(crate) fn forget_traced(&mut self) {
+        if self.traced.is_incomplete() {
+            self.flush_all();
+            return;
+        }
+        for va in self.traced.drain() {
+            self.tlb.forget_page(va);
+        }
     }
 
     /// Takes up a change of CR3 or CR4 in the TLB.

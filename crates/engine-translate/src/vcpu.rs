@@ -108,6 +108,10 @@ impl TranslateVcpu {
             self.core.machine.flush_all();
             self.core.machine.end = false;
         }
+        if peer.attention.take_traced() {
+            self.core.machine.forget_traced();
+            self.core.machine.end = false;
+        }
         if peer.inbox.take_init() {
             self.init();
         }

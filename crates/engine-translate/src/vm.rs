@@ -309,6 +309,7 @@ impl MappingObserver for Observer {
             Revocation::Epoch(_) => {
                 shared.generation.advance(shared.attentions());
             }
+            Revocation::Traced => shared.attentions().for_each(Attention::raise_traced),
             Revocation::All => {
                 shared.blocks.clear();
                 shared.revoke_all();

@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod disk;
+mod estimate;
 mod gdb;
 mod host_cache;
 mod net;
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::config::{
-    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, GdbConfig,
-    HostCacheConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
+    Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, EstimateLogConfig,
+    GdbConfig, HostCacheConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
 };
 
 const EXAMPLES: &str = "\
@@ -237,6 +238,10 @@ pub(crate) struct RunArguments {
     /// For experiments: classify the guest's frames
     #[arg(long, hide = true)]
     classes: bool,
+    /// Write what the estimators of the guest's working set find, a line of JSON a second; for experiments, not beside
+    /// --report
+    #[arg(long, value_name = "PATH[,methods=METHODS][,accesses=PATH]", value_parser = estimate::parse, hide = true)]
+    estimate_log: Option<EstimateLogConfig>,
     /// Await gdb on a UNIX socket made here, before the guest's first instruction; with `nowait`, at any
     /// time. `gdb -ex 'target remote SOCKET'` attaches
     #[arg(long, value_name = "SOCKET[,nowait]", value_parser = gdb::parse)]
@@ -400,6 +405,7 @@ impl From<RunArguments> for VmConfig {
             insight: arguments.insight == Insight::On,
             host_cache: arguments.host_cache,
             classes: arguments.classes,
+            estimate_log: arguments.estimate_log,
             gdb: arguments.gdb,
             vsock: arguments.vsock,
             translation,

@@ -19,12 +19,14 @@
 
 pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
 pub use classes::{ClassSummary, Classifier, Evidence, FrameClass, ProcessSeen};
-pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack};
+pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack, splice};
+pub use estimate::{Demand, DemandFacts, DemandReason, Estimate, Estimator, EstimatorSet, demand};
 pub use working_set::{WorkingSetSample, WorkingSetTracker};
 
 mod cache;
 pub mod classes;
 mod curve;
+pub mod estimate;
 pub mod kernel;
 pub mod picture;
 mod working_set;

@@ -87,10 +87,22 @@ impl WorkingSetTracker {
     ///
     /// A late tick makes its epoch longer, and the windows take that into account.
     pub fn tick(&mut self, elapsed: Duration) -> WorkingSetSample {
+        let memory = Arc::clone(&self.memory);
+        let seen = memory.end_epoch_after(|| self.look());
+        self.note(elapsed, seen)
+    }
+
+    /// What the table says just before an epoch ends.
+    pub(crate) fn look(&self) -> Vec<u32> {
+        self.memory.accesses_by_age((self.lengths.len() + 1).min(self.limit))
+    }
+
+    /// The epoch that was looked at has ended, and lasted `elapsed`.
+    pub(crate) fn note(&mut self, elapsed: Duration, seen: Vec<u32>) -> WorkingSetSample {
         self.lengths.push_front(elapsed);
         self.lengths.truncate(self.limit);
         self.tracked += elapsed;
-        self.ages = self.memory.end_epoch(self.lengths.len());
+        self.ages = seen;
         let sample = self.sample();
         if self.history.len() == HISTORY {
             self.history.pop_front();

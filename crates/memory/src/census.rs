@@ -23,11 +23,16 @@ impl GuestMemory {
     /// that ends, its own accesses at 0: counted first and ended second, so that an access meanwhile
     /// is still one of the epoch that ends.
     pub fn end_epoch(&self, ages: usize) -> Vec<u32> {
+        self.end_epoch_after(|| self.accesses_by_age(ages))
+    }
+
+    /// As [`GuestMemory::end_epoch`], with any look at the epoch that ends: the engine has told what it knows of it.
+    pub fn end_epoch_after<T>(&self, look: impl FnOnce() -> T) -> T {
         self.ask(|observer| observer.end_epoch());
-        let counts = self.accesses_by_age(ages);
+        let seen = look();
         let epoch = self.table.advance_epoch();
         self.revoke(Revocation::Epoch(epoch));
-        counts
+        seen
     }
 
     /// Has the engine tell what it knows of accesses up to now. Before a question about the running

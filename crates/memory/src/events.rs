@@ -7,6 +7,8 @@
 //!   devices: frames with rings; vCPUs: roots of page tables, once each           /
 //! ```
 //!
+//! Accesses as such are told beside that, to who traces them: [`crate::Tracer`].
+//!
 //! Nobody who tells ever waits: what the queue has no room for is lost and counted. Before somebody listens, an event
 //! costs one load.
 
@@ -20,6 +22,7 @@ use crate::address::{Access, FRAME_SIZE, Frame};
 use crate::guest_memory::GuestMemory;
 use crate::owners::{OwnerTable, Owners};
 use crate::revoke::Revocation;
+use crate::touches::{self, Touches};
 
 /// A place on one of a VM's disks: which disk, and which 4 KiB of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,8 +117,9 @@ pub struct EventStream {
     zero: Instant,
     queue: ArrayQueue<Stamped>,
     lost: AtomicU64,
-    watched: Box<[AtomicU8]>,
+    pub(crate) watched: Box<[AtomicU8]>,
     owners: OwnerTable,
+    pub(crate) touches: Touches,
 }
 
 /// What is told of a watched frame, once each.
@@ -134,6 +138,7 @@ impl EventStream {
             lost: AtomicU64::new(0),
             watched: (0..frames).map(|_| AtomicU8::new(0)).collect(),
             owners: OwnerTable::new(frames),
+            touches: Touches::default(),
         }
     }
 
@@ -143,7 +148,7 @@ impl EventStream {
         if let Event::Read { frame, .. } | Event::Written { frame, .. } = event
             && let Some(watched) = self.watched.get(frame.index())
         {
-            watched.store(watch::ALL, Ordering::Relaxed);
+            watched.fetch_or(watch::ALL, Ordering::Relaxed);
         }
         if self.queue.push(Stamped { at: self.zero.elapsed(), event }).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -166,12 +171,13 @@ impl EventStream {
     }
 
     /// A vCPU has walked its page tables for an access to `frame`, `user` by a translation for users that is
-    /// `writable`.
+    /// `writable`. True: the translation is one of those that [`Revocation::Traced`] takes back.
     #[inline]
-    pub fn note_access(&self, frame: Frame, access: Access, user: bool, writable: bool) {
-        let Some(watched) = self.watched.get(frame.index()) else { return };
-        if watched.load(Ordering::Relaxed) == 0 {
-            return;
+    pub fn note_access(&self, frame: Frame, access: Access, user: bool, writable: bool) -> bool {
+        let Some(watched) = self.watched.get(frame.index()) else { return false };
+        let asked = watched.load(Ordering::Relaxed);
+        if asked == 0 {
+            return false;
         }
         if access == Access::Write && self.take_watch(watched, watch::WRITE) {
             self.tell(Event::Changed { frame, user });
@@ -179,12 +185,29 @@ impl EventStream {
         if user && self.take_watch(watched, watch::USER) {
             self.tell(Event::Mapped { frame, writable });
         }
+        if asked & touches::ARMED != 0 {
+            self.touches.tell(frame, watched);
+        }
+        asked & touches::TRACED != 0
+    }
+
+    /// A device has accessed `frame`.
+    #[inline]
+    pub(crate) fn note_device(&self, frame: Frame) {
+        if let Some(watched) = self.watched.get(frame.index())
+            && watched.load(Ordering::Relaxed) & touches::ARMED != 0
+        {
+            self.touches.tell(frame, watched);
+        }
     }
 
     /// A vCPU has walked through `frame`.
     #[inline]
     pub fn note_table(&self, frame: Frame) {
         let Some(watched) = self.watched.get(frame.index()) else { return };
+        if watched.load(Ordering::Relaxed) & touches::ARMED != 0 {
+            self.touches.tell(frame, watched);
+        }
         if self.take_watch(watched, watch::TABLE) {
             self.tell(Event::PageTable { frame });
         }
@@ -246,7 +269,7 @@ impl GuestMemory {
         let mut any = false;
         for frame in frames {
             if let Some(watched) = events.watched.get(frame.index()) {
-                watched.store(watch::ALL, Ordering::Relaxed);
+                watched.fetch_or(watch::ALL, Ordering::Relaxed);
                 any = true;
             }
         }

@@ -180,6 +180,9 @@ impl GuestMemory {
         let _pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
         self.make_resident(frame, true)?;
         self.table.note_access(frame, access);
+        if let Some(events) = self.events() {
+            events.note_device(frame);
+        }
         Ok(())
     }
 

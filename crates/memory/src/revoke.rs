@@ -14,6 +14,9 @@ pub enum Revocation<'a> {
     /// is seen. May be asynchronous: each vCPU does it at its next safe point. Decoded code stays
     /// valid.
     Epoch(Epoch),
+    /// The translations that [`crate::EventStream::note_access`] called traced, or more: so that the next access to
+    /// each of these frames is seen. Asynchronous, as an epoch.
+    Traced,
 }
 
 impl Revocation<'_> {
@@ -21,7 +24,7 @@ impl Revocation<'_> {
     pub fn covers(&self, frame: Frame) -> bool {
         match self {
             Revocation::Frames(ranges) => ranges.iter().any(|range| range.contains(frame)),
-            Revocation::All | Revocation::Epoch(_) => true,
+            Revocation::All | Revocation::Epoch(_) | Revocation::Traced => true,
         }
     }
 }
@@ -35,7 +38,7 @@ impl Revocation<'_> {
 /// never makes it wait for a revocation, so that neither waits for the other.
 pub trait MappingObserver: Send + Sync {
     /// Returns when no vCPU uses, and none will use again without a new `resolve`, a translation
-    /// to what is revoked ([`Revocation::Epoch`] may return at once). Running code decoded from a
+    /// to what is revoked ([`Revocation::Epoch`] and [`Revocation::Traced`] may return at once). Running code decoded from a
     /// frame is a use of it.
     fn revoke(&self, revoked: Revocation<'_>);
 

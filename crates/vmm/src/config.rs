@@ -6,6 +6,7 @@
 
 mod bytes;
 mod error;
+mod estimate;
 mod files;
 mod host_cache;
 mod network;
@@ -26,6 +27,7 @@ pub use devices::virtio::net::{
 };
 pub use engine_translate::Options as TranslationOptions;
 pub use error::ConfigError;
+pub use estimate::{EstimateLogConfig, EstimateMethods};
 pub use host_cache::{HostCacheConfig, HostCachePolicy};
 pub use network::NetConfig;
 pub use plan::{DiskAccess, DiskPlan, EngineKind, EnginePlan, VmPlan, default_name};
@@ -75,6 +77,9 @@ pub struct VmConfig {
     /// Whether the guest's frames are classified, for experiments.
     #[serde(default)]
     pub classes: bool,
+    /// Where it is written what estimators of the working set find.
+    #[serde(default)]
+    pub estimate_log: Option<EstimateLogConfig>,
     /// Where a debugger is awaited.
     #[serde(default)]
     pub gdb: Option<GdbConfig>,

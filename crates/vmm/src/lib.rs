@@ -17,6 +17,7 @@ mod console_writer;
 mod control;
 mod debug;
 mod error;
+mod estimate_log;
 mod exit_ring;
 mod guest_ram;
 mod handle;

@@ -18,6 +18,7 @@ use crate::console::Console;
 use crate::control::Control;
 use crate::debug::Desk;
 use crate::error::VmError;
+use crate::estimate_log::EstimateLog;
 use crate::guest_ram::LoaderRam;
 use crate::host_cache::{self, Filler, HostCacheReport};
 use crate::io_thread::IoThread;
@@ -38,6 +39,8 @@ pub(crate) struct Machine {
     host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
     /// Whether the engine tells of address spaces by itself.
     tells_of_roots: bool,
+    /// Where that is asked for; it ends with the machine.
+    _estimates: Option<EstimateLog>,
     plan: VmPlan,
 }
 
@@ -68,6 +71,10 @@ impl Machine {
             // From the guest's first access to a disk on; the observer takes them in.
             memory.listen(observer::CAPACITY);
         }
+        let estimates = outside.estimates.clone();
+        let estimates =
+            estimates.map(|files| EstimateLog::start(Arc::clone(&memory), files)).transpose();
+        let estimates = estimates.map_err(VmError::host("start the thread of the estimate log"))?;
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
@@ -109,6 +116,7 @@ impl Machine {
             balloon: board.balloon,
             host_cache: host_cache.map(|cache| (cache, board.page_caches)),
             tells_of_roots: engine.capabilities().access_tracking != Tracking::Sampled,
+            _estimates: estimates,
             plan: plan.clone(),
         });
         let vcpus = machine.spawn(&shared)?;

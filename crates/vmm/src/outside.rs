@@ -3,15 +3,16 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use devices::virtio::net::{NetConfig, NetPlan};
 use devices::virtio::vsock::VsockListener;
 use engine_translate::{Profile, ProfileError};
 
-use crate::config::VmPlan;
+use crate::config::{EstimateLogConfig, VmPlan};
 use crate::error::VmError;
+use crate::estimate_log::EstimateFiles;
 
 /// What a VM has of the host beside files, open. It outlives a reboot of the guest, and is closed at the VM's
 /// end.
@@ -29,6 +30,8 @@ pub struct Outside {
     pub(crate) profile_out: Option<Arc<File>>,
     /// Where it is written which blocks come and go.
     pub(crate) cache_log: Option<Arc<File>>,
+    /// Where it is written what estimators of the working set find.
+    pub(crate) estimates: Option<EstimateFiles>,
 }
 
 impl VmPlan {
@@ -45,7 +48,8 @@ impl VmPlan {
         let profile_out = self.profile_out.as_deref().map(make_profile).transpose()?.map(Arc::new);
         let cache_log = self.cache_log.as_deref().map(make_cache_log).transpose()?.map(Arc::new);
         let vsock = vsock.map(Arc::new);
-        Ok(Outside { networks, vsock, perf_map, profile, profile_out, cache_log })
+        let estimates = self.estimate_log.as_ref().map(make_estimate_log).transpose()?;
+        Ok(Outside { networks, vsock, perf_map, profile, profile_out, cache_log, estimates })
     }
 }
 
@@ -66,6 +70,20 @@ fn read_profile(path: &Path) -> Result<Profile, VmError> {
 fn make_cache_log(path: &Path) -> Result<File, VmError> {
     let made = File::create(path);
     made.map_err(|error| VmError::Host(format!("make {}, the cache log", path.display()), error))
+}
+
+fn make_estimate_log(config: &EstimateLogConfig) -> Result<EstimateFiles, VmError> {
+    let make = |path: &PathBuf| match File::create(path) {
+        Ok(file) => Ok(Arc::new(file)),
+        Err(error) => {
+            Err(VmError::Host(format!("make {}, the estimate log", path.display()), error))
+        }
+    };
+    Ok(EstimateFiles {
+        estimates: make(&config.path)?,
+        methods: config.methods,
+        accesses: config.accesses.as_ref().map(make).transpose()?,
+    })
 }
 
 fn make_profile(path: &Path) -> Result<File, VmError> {

@@ -166,6 +166,7 @@ mod tests {
                 insight: true,
                 host_cache: None,
                 classes: false,
+                estimate_log: None,
                 gdb: Some(GdbConfig { socket: self.path("gdb"), wait: true }),
                 vsock: Some(VsockConfig::new(3, self.path("vsock"))),
                 translation: TranslationConfig::default(),

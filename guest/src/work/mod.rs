@@ -4,6 +4,7 @@ mod alloc_free;
 mod integer;
 mod phases;
 pub(crate) mod program;
+mod reuse;
 mod smp;
 mod sweep;
 mod verify;
@@ -14,7 +15,8 @@ use crate::selftest;
 use crate::{bench, cache, litmus, patching};
 
 /// For the usage line.
-pub(crate) const NAMES: &str = "boot phases:MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB verify:MIB,OPERATIONS \
+pub(crate) const NAMES: &str = "boot phases:MIB,... reuse:step|cycle|skew,MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
+    verify:MIB,OPERATIONS \
      smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list cache:LOAD[,MIB] selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
@@ -31,6 +33,7 @@ fn run(work: &Work, request: &Request) -> bool {
         // Being here is all that was asked.
         "boot" => true,
         "phases" => phases::run(&work.numbers(), request),
+        "reuse" => reuse::run(work, request),
         "integer" => integer::run(work.number_or(100)),
         "sweep" => sweep::run(work.number_or(64)),
         "alloc-free" => alloc_free::run(work.number_or(64), request.phase),

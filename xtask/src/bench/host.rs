@@ -11,7 +11,7 @@ const SHORTEST_SECONDS: f64 = 0.5;
 
 /// Processor time of all children that have ended: fields 16 and 17 of /proc/self/stat; the name
 /// in field 2 may hold spaces.
-pub(super) fn children_cpu_seconds() -> Result<f64> {
+pub(crate) fn children_cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
     let ticks = fields.skip(13).take(2).filter_map(|field| field.parse::<u64>().ok());

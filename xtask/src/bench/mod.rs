@@ -8,6 +8,8 @@ mod lab_boot;
 mod lab_measure;
 mod mips;
 
+pub(crate) use host::children_cpu_seconds;
+
 use anyhow::Result;
 use clap::Subcommand;
 

@@ -30,6 +30,13 @@ impl Kit {
         Ok(image)
     }
 
+    /// The disk image that has all programs whose memory is looked at; made when first asked for.
+    pub(crate) fn loads_disk(&self) -> Result<PathBuf> {
+        let image = self.bench_folder()?.join("loads.img");
+        disk::build(self, &disk::LOADS, &image, false)?;
+        Ok(image)
+    }
+
     /// A folder beside an image with all that is on it: copied from it when first asked for, and
     /// again when the image is another.
     pub(crate) fn unpacked_disk(&self, image: &Path) -> Result<PathBuf> {

@@ -16,6 +16,7 @@
 //! .kit/lab/kernel/          the cloud kernel again, with the modules of a host
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
 //! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
+//! .kit/bench/loads.img      as that, and redis
 //! .kit/bench/compiler/      what is on it, for programs of the host
 //! .kit/bench/linux          Debian's User-Mode Linux
 //! .kit/bench/qemu-backports/  QEMU of Debian's backports, with all that it needs

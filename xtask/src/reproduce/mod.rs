@@ -7,6 +7,7 @@ mod paths;
 mod profile;
 mod self_e;
 mod translate;
+mod wss;
 
 use crate::dots::Dots;
 use crate::workspace;
@@ -29,6 +30,8 @@ pub(crate) enum Reproduce {
     /// What each frame of a guest is for, seen from outside, against its kernel's word (SELF-e, 2019)
     #[command(name = "self-e")]
     SelfE(self_e::SelfEArgs),
+    /// How much memory a guest uses, by several methods at once (ESX, 2002, and others)
+    Wss(wss::WssArgs),
 }
 
 #[derive(Args)]
@@ -72,6 +75,7 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
         Reproduce::Paths(args) => publish(&paths::measure(args)?, args),
         Reproduce::Geiger(args) => geiger::run(args),
         Reproduce::SelfE(args) => self_e::run(args),
+        Reproduce::Wss(args) => wss::run(args),
     }
 }
 

@@ -146,6 +146,16 @@ impl Context {
         self.second.clear_region(page);
     }
 
+    /// Forgets the page of `va`, of a large page nothing else.
+    pub(super) fn forget_page(&mut self, va: u64) {
+        self.forget_data(va);
+        let page = Region::around(va, 0);
+        self.fetches.clear_region(page);
+        if let Some(guards) = self.guards.get_mut() {
+            guards.clear_region(page);
+        }
+    }
+
     /// No store to the host page hits any more.
     pub(super) fn drop_writes(&mut self, host_page: usize) {
         let drop = |entry: &mut Translation| {

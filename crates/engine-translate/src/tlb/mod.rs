@@ -204,6 +204,12 @@ impl Tlb {
         self.contexts().for_each(|context| context.forget_data(va));
     }
 
+    /// Sends the next access to the page of `va`, fetches too, to a walk, whatever the address space. Less than
+    /// [`Tlb::flush_page`]: other pieces of a large page stay.
+    pub(crate) fn forget_page(&mut self, va: u64) {
+        self.contexts().for_each(|context| context.forget_page(va));
+    }
+
     /// No store to the host page goes unseen any more: its frame becomes code.
     pub(crate) fn drop_writes(&mut self, host_page: usize) {
         self.contexts().for_each(|context| context.drop_writes(host_page));

@@ -327,3 +327,24 @@ fn tables_follow_privilege_and_address_space() {
     tlb.set_user(false);
     assert_eq!(at(&tlb), kernel);
 }
+
+#[test]
+fn a_page_is_forgotten_in_every_space_and_its_neighbours_are_not() {
+    let mut tlb = Tlb::new();
+    for (asid, user) in (0..3).flat_map(|asid| [(asid, true), (asid, false)]) {
+        tlb.set_asid(asid);
+        tlb.set_user(user);
+        fill(&mut tlb, 0x20_1000, LARGE);
+        fill(&mut tlb, 0x20_2000, LARGE);
+    }
+    tlb.forget_page(0x20_1abc);
+    for (asid, user) in (0..3).flat_map(|asid| [(asid, true), (asid, false)]) {
+        tlb.set_asid(asid);
+        tlb.set_user(user);
+        assert_unknown(&tlb, 0x20_1000);
+        if user || asid == 2 {
+            // Nothing else of its large page goes; what is local of the kernel's went with its address space.
+            assert_known(&tlb, 0x20_2000);
+        }
+    }
+}

@@ -49,6 +49,13 @@ impl DistanceHistogram {
         }
     }
 
+    /// Multiplies all counts.
+    pub(super) fn scale(&mut self, factor: f64) {
+        self.counts.iter_mut().for_each(|count| *count *= factor);
+        self.beyond *= factor;
+        self.first *= factor;
+    }
+
     /// The curve. `None` where there were no references.
     #[must_use]
     pub fn curve(&self) -> Option<MissRatioCurve> {
@@ -76,6 +83,27 @@ pub struct MissRatioCurve {
 }
 
 impl MissRatioCurve {
+    /// `ratios` at no memory, at `step` pages, and so on. At least one; none of them is no misses at all.
+    #[must_use]
+    pub fn from_ratios(step: u64, mut ratios: Vec<f64>) -> Self {
+        if ratios.is_empty() {
+            ratios.push(0.0);
+        }
+        Self { step: step.max(1), ratios }
+    }
+
+    /// The largest size of which something is known, in pages.
+    #[must_use]
+    pub fn last_size(&self) -> u64 {
+        (self.ratios.len() as u64 - 1) * self.step
+    }
+
+    /// What misses with all memory that it knows of.
+    #[must_use]
+    pub fn floor(&self) -> f64 {
+        self.ratios.iter().copied().fold(1.0, f64::min)
+    }
+
     /// Which part of references misses with `pages` of memory, between 0 and 1. Beyond the last size it stays what it
     /// is there.
     #[must_use]

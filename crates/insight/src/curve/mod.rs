@@ -9,15 +9,17 @@
 //!                  \                        |                         /
 //!                   +-------------> DistanceHistogram <--------------+
 //!                                           |
-//!                                    MissRatioCurve
+//!                                    MissRatioCurve, and splice: one of two
 //! ```
 
 mod ghosts;
 mod histogram;
 mod shards;
+mod splice;
 mod stack;
 
 pub use ghosts::Ghosts;
 pub use histogram::{DistanceHistogram, MissRatioCurve};
 pub use shards::Shards;
+pub use splice::splice;
 pub use stack::Stack;

@@ -21,6 +21,9 @@ pub struct Shards {
     /// All references, and those of the sample by weight.
     references: u64,
     sampled: f64,
+    pages_of_curve: u64,
+    /// No distance is this or more.
+    below: u64,
 }
 
 impl Shards {
@@ -41,7 +44,16 @@ impl Shards {
             histogram: DistanceHistogram::new(pages, steps),
             references: 0,
             sampled: 0.0,
+            pages_of_curve: pages,
+            below: u64::MAX,
         }
+    }
+
+    /// There are no more pages at all than the curve goes to, so that a distance which the sample makes longer is cut.
+    #[must_use]
+    pub fn of_no_more_pages(mut self) -> Self {
+        self.below = self.pages_of_curve.max(1);
+        self
     }
 
     /// Whether `page` is in the sample now: others need not be told of but by [`Shards::skip`].
@@ -65,7 +77,8 @@ impl Shards {
         let rate = self.threshold as f64 / MODULUS as f64;
         let distance = self.stack.reference(page);
         self.sampled += 1.0 / rate;
-        self.histogram.note(distance.map(|distance| (distance as f64 / rate) as u64), 1.0 / rate);
+        let scaled = |distance: u64| ((distance as f64 / rate) as u64).min(self.below - 1);
+        self.histogram.note(distance.map(scaled), 1.0 / rate);
         if distance.is_none() {
             self.by_hash.push((hash, page));
             self.shrink();
@@ -84,24 +97,54 @@ impl Shards {
         self.threshold as f64 / MODULUS as f64
     }
 
+    /// References in the sample, each for as many as it stands for.
+    #[must_use]
+    pub fn sampled(&self) -> f64 {
+        self.sampled
+    }
+
     /// The curve of all references up to now.
     #[must_use]
     pub fn curve(&self) -> Option<MissRatioCurve> {
+        self.curve_of(self.references as f64)
+    }
+
+    /// The curve where all references are known, or estimated, to be so many.
+    #[must_use]
+    pub fn curve_of(&self, references: f64) -> Option<MissRatioCurve> {
         let mut corrected = self.histogram.clone();
-        corrected.correct(self.references as f64 - self.sampled);
+        corrected.correct(references - self.sampled);
         corrected.curve()
+    }
+
+    /// What was noted up to now counts less, by `factor`; distances are still known.
+    pub fn decay(&mut self, factor: f64) {
+        self.histogram.scale(factor);
+        self.sampled *= factor;
+        self.references = (self.references as f64 * factor) as u64;
+    }
+
+    /// Follows only the part `rate` of all pages from now on, unless it is less already.
+    pub fn lower_rate(&mut self, rate: f64) {
+        let threshold = ((rate.clamp(0.0, 1.0) * MODULUS as f64) as u64).max(1);
+        self.threshold = self.threshold.min(threshold);
+        self.drop_unsampled();
     }
 
     fn shrink(&mut self) {
         while self.stack.len() > self.most {
             let Some(&(largest, _)) = self.by_hash.peek() else { return };
             self.threshold = largest;
-            while let Some(&(hash, page)) = self.by_hash.peek()
-                && hash >= largest
-            {
-                self.by_hash.pop();
-                self.stack.remove(page);
-            }
+            self.drop_unsampled();
+        }
+    }
+
+    fn drop_unsampled(&mut self) {
+        while let Some(&(hash, page)) = self.by_hash.peek()
+            && hash >= self.threshold
+        {
+            self.by_hash.pop();
+            self.stack.remove(page);
         }
     }
 }

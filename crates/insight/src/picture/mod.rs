@@ -19,6 +19,7 @@ use memory::FRAME_SIZE;
 use serde::{Deserialize, Serialize};
 
 use crate::curve::MissRatioCurve;
+use crate::estimate::Demand;
 use crate::working_set::WorkingSetSample;
 
 pub use ages::{EpochAges, IDLE_SECONDS};
@@ -169,6 +170,12 @@ pub struct Recommendation {
     pub why: String,
 }
 
+impl From<Demand> for Recommendation {
+    fn from(Demand { bytes, confidence, why }: Demand) -> Self {
+        Self { bytes, confidence, why: why.words().to_owned() }
+    }
+}
+
 /// A point of a [`MemoryCurve`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
@@ -210,19 +217,28 @@ impl MemoryCurve {
     /// The curve of [`crate::Ghosts`]: what would be left of today's misses with more than `allocation_bytes`.
     #[must_use]
     pub fn above(allocation_bytes: u64, curve: Option<&MissRatioCurve>) -> Self {
-        let points = curve.map(|curve| {
-            let pages = curve.points().last().map_or(0, |(pages, _)| pages);
-            let step = pages.div_ceil(CURVE_POINTS).max(1);
-            let sizes = (0..=pages.div_ceil(step)).map(|n| n * step);
-            let point = |pages: u64| CurvePoint {
-                bytes: allocation_bytes.saturating_add(pages * FRAME_SIZE as u64),
-                miss_ratio: curve.miss_ratio(pages),
-            };
-            sizes.map(point).collect()
-        });
-        let points = points.unwrap_or_default();
+        let points = curve.map(|curve| points(curve, allocation_bytes)).unwrap_or_default();
         Self { allocation_bytes, of: CurveOf::Misses, points, recommendation: None }
     }
+
+    /// The curve of [`crate::splice`], from no memory on.
+    #[must_use]
+    pub fn whole(allocation_bytes: u64, curve: &MissRatioCurve) -> Self {
+        let points = points(curve, 0);
+        Self { allocation_bytes, of: CurveOf::References, points, recommendation: None }
+    }
+}
+
+/// A few of the curve's, whose sizes begin at `from`.
+fn points(curve: &MissRatioCurve, from: u64) -> Vec<CurvePoint> {
+    let pages = curve.last_size();
+    let step = pages.div_ceil(CURVE_POINTS).max(1);
+    let sizes = (0..=pages.div_ceil(step)).map(|n| n * step);
+    let point = |pages: u64| CurvePoint {
+        bytes: from.saturating_add(pages * FRAME_SIZE as u64),
+        miss_ratio: curve.miss_ratio(pages),
+    };
+    sizes.map(point).collect()
 }
 
 /// What was at one time. See [`Picture`].

@@ -6,7 +6,8 @@ use super::files::{self, FileId};
 use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    GdbConfig, HostCacheConfig, NetPlan, ProfileConfig, TranslationOptions, VmConfig, VsockConfig,
+    EstimateLogConfig, GdbConfig, HostCacheConfig, NetPlan, ProfileConfig, TranslationOptions,
+    VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -57,6 +58,8 @@ pub struct VmPlan {
     pub host_cache: Option<HostCacheConfig>,
     /// Whether the guest's frames are classified all the time.
     pub classes: bool,
+    /// Its files were writable or could be created.
+    pub estimate_log: Option<EstimateLogConfig>,
     /// The socket's name is short enough, its folder there; nothing is there that it must not replace.
     pub gdb: Option<GdbConfig>,
     /// Its numbers are in range; nobody listened at its path.
@@ -150,6 +153,12 @@ impl VmPlan {
         if let Some(path) = &config.cache_log {
             uses.add_output("cache-log", path)?;
         }
+        if let Some(log) = &config.estimate_log {
+            uses.add_output("estimate-log", &log.path)?;
+            if let Some(path) = &log.accesses {
+                uses.add_output("estimate-log accesses", path)?;
+            }
+        }
         if let Some(gdb) = &config.gdb {
             files::socket("gdb", &gdb.socket)?;
         }
@@ -169,7 +178,7 @@ impl VmPlan {
             uses.add_output("profile-out", path)?;
         }
         let VmConfig { kernel, initrd, cpu_model, console, report, cache_log, .. } = config;
-        let VmConfig { classes, insight, gdb, vsock, .. } = config;
+        let VmConfig { estimate_log, classes, insight, gdb, vsock, .. } = config;
         Ok(Self {
             name,
             kernel,
@@ -187,6 +196,7 @@ impl VmPlan {
             cache_log,
             insight,
             host_cache,
+            estimate_log,
             gdb,
             vsock,
             translation,

@@ -43,6 +43,7 @@ impl Host {
             insight: true,
             host_cache: None,
             classes: false,
+            estimate_log: None,
             gdb: None,
             vsock: None,
             translation: TranslationConfig::default(),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
-use insight::picture::{CacheFigures, MemoryCurve, Part, Rates};
-use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts};
+use insight::picture::{CacheFigures, Part, Rates};
+use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts, MissRatioCurve};
 use memory::{Event, Frame, Gpa, GuestMemory, ReadView};
 
 use crate::host_cache;
@@ -31,8 +31,8 @@ pub(super) struct Cache {
     ghosts: Ghosts,
     log: Option<CacheLog>,
     host_cache: Option<Arc<HostCache>>,
-    /// Inserts, evictions, frames read.
-    rates: Rates<3>,
+    /// Inserts, evictions, bytes read, blocks read again.
+    rates: Rates<4>,
     read: u64,
     ghost_hits: u64,
     lost: u64,
@@ -83,7 +83,8 @@ impl Cache {
             log.write(&changes);
         }
         let counts = self.tracker.counts();
-        self.rates.note(at, [counts.inserted, counts.evicted, frames_to_bytes(self.read)]);
+        let read = frames_to_bytes(self.read);
+        self.rates.note(at, [counts.inserted, counts.evicted, read, self.ghost_hits]);
         let lost = events.lost();
         if lost != self.lost {
             // Once: what follows is in the picture.
@@ -152,8 +153,8 @@ impl Cache {
 
     pub(super) fn figures(&self) -> CacheFigures {
         let counts = self.tracker.counts();
-        let [inserts_per_second, evictions_per_second, _] = self.rates.per_second();
-        let [_, _, disk_read_peak_bytes_per_second] = self.rates.peaks();
+        let [inserts_per_second, evictions_per_second, ..] = self.rates.per_second();
+        let [_, _, disk_read_peak_bytes_per_second, _] = self.rates.peaks();
         CacheFigures {
             cached_bytes: frames_to_bytes(counts.cached.into()),
             inserted: counts.inserted,
@@ -166,7 +167,14 @@ impl Cache {
         }
     }
 
-    pub(super) fn curve(&self, allocation_bytes: u64) -> MemoryCurve {
-        MemoryCurve::above(allocation_bytes, self.ghosts.curve().as_ref())
+    /// What would be left of today's misses with more memory.
+    pub(super) fn curve(&self) -> Option<MissRatioCurve> {
+        self.ghosts.curve()
+    }
+
+    /// Blocks that came in a second, and of these the ones that had been evicted.
+    pub(super) fn misses_per_second(&self) -> (f64, f64) {
+        let [inserts, _, _, again] = self.rates.per_second();
+        (inserts, again)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   memory.events() --> CacheTracker --> Ghosts, cache log            always, where the VM is to be understood
-//!   epochs          --> WorkingSetTracker, EpochAges                  while somebody asks: they cost the guest
+//!   epochs          --> EstimatorSet, EpochAges, classes              while somebody asks: they cost the guest
 //!   both            --> Picture                                       when somebody asks, and for its history
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! else until [`LINGER`] after the last question. And where it takes long, it happens less often. No vCPU ever waits for
 //! this thread; what it is too slow for is lost and counted.
 
+mod accesses;
 mod cache;
 mod classes;
 mod log;
@@ -26,10 +27,11 @@ use std::time::{Duration, Instant};
 use confine::Thread;
 use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
-use insight::picture::{EpochAges, HistoryPoint, MemoryCurve, Part, Picture, WorkingSets, survey};
-use insight::{CacheCounts, WorkingSetSample, WorkingSetTracker};
+use insight::picture::{HistoryPoint, MemoryCurve, Part, Picture, WorkingSets, survey};
+use insight::{CacheCounts, WorkingSetSample};
 use memory::{EventStream, FRAME_SIZE, Gpa, GuestMemory};
 
+use accesses::Accesses;
 use cache::Cache;
 pub use classes::ClassCheck;
 
@@ -211,20 +213,11 @@ struct Watch {
     shared: Arc<Shared>,
     /// Where disks are listened to. Locked while something is done with it.
     cache: Option<Arc<Mutex<Cache>>>,
-    epochs: Option<Epochs>,
+    accesses: Option<Accesses>,
     /// No attempt to begin epochs before this.
     prepare_at: Instant,
     history: VecDeque<HistoryPoint>,
     point_at: Instant,
-}
-
-/// While accesses are watched.
-struct Epochs {
-    tracker: WorkingSetTracker,
-    ages: EpochAges,
-    begun: Instant,
-    length: Duration,
-    latest: Option<WorkingSetSample>,
 }
 
 impl Watch {
@@ -235,8 +228,8 @@ impl Watch {
         let cache = cache.map(|cache| Arc::new(Mutex::new(cache)));
         let now = Instant::now();
         let history = VecDeque::new();
-        let (epochs, prepare_at, point_at) = (None, now, now);
-        Self { memory, task, shared, cache, epochs, prepare_at, history, point_at }
+        let (accesses, prepare_at, point_at) = (None, now, now);
+        Self { memory, task, shared, cache, accesses, prepare_at, history, point_at }
     }
 
     fn run(mut self) {
@@ -269,12 +262,12 @@ impl Watch {
     /// Begins to watch accesses, goes on or ends it.
     fn watch(&mut self, wanted: bool) {
         let now = Instant::now();
-        match &mut self.epochs {
+        match &mut self.accesses {
             Some(_) if !wanted => {
-                self.epochs = None;
+                self.accesses = None;
                 self.shared.lock().latest = None;
             }
-            Some(epochs) if now >= epochs.begun + epochs.length => self.tick(now),
+            Some(accesses) if now >= accesses.next_tick() => self.tick(now),
             Some(_) => {}
             None if wanted && now >= self.prepare_at => self.begin_epochs(now),
             None => {}
@@ -286,24 +279,18 @@ impl Watch {
             self.prepare_at = now + self.task.epoch;
             return;
         }
-        let tracker = WorkingSetTracker::new(Arc::clone(&self.memory), self.task.epoch);
-        let ages = EpochAges::new(self.memory.epoch());
-        let begun = Instant::now();
-        self.epochs = Some(Epochs { tracker, ages, begun, length: self.task.epoch, latest: None });
-        self.point_at = begun + EPOCH;
+        self.accesses = Some(Accesses::begin(&self.memory, self.task.epoch));
+        self.point_at = Instant::now() + EPOCH;
     }
 
     fn tick(&mut self, now: Instant) {
-        let Some(epochs) = &mut self.epochs else { return };
-        let elapsed = now - epochs.begun;
-        let sample = epochs.tracker.tick(elapsed);
-        epochs.ages.ended(elapsed, self.memory.epoch());
-        epochs.latest = Some(sample);
+        let Some(accesses) = &mut self.accesses else { return };
+        let Some(sample) = accesses.tick(&self.memory, now) else { return };
         if let Some(cache) = &self.cache {
             let roots = (self.task.roots)();
             lock(cache).sweep(&self.memory, &roots);
         }
-        (epochs.begun, epochs.length) = (now, epoch_after(now.elapsed(), self.task.epoch));
+        accesses.set_epoch(epoch_after(now.elapsed(), self.task.epoch));
         let mut state = self.shared.lock();
         state.latest = Some(sample);
         if state.always {
@@ -323,7 +310,7 @@ impl Watch {
                 self.history.pop_front();
             }
             self.history.push_back(point_of(&picture));
-            let every = if self.epochs.is_some() { EPOCH } else { UNWATCHED_POINT };
+            let every = if self.accesses.is_some() { EPOCH } else { UNWATCHED_POINT };
             self.point_at = Instant::now() + every;
         }
         picture.history = self.history.iter().cloned().collect();
@@ -342,9 +329,9 @@ impl Watch {
     fn look(&self) -> Picture {
         let at = self.task.zero.elapsed();
         let cache = self.cache.as_ref().map(|cache| lock(cache));
-        let (cache, epochs) = (cache.as_deref(), self.epochs.as_ref());
+        let (cache, accesses) = (cache.as_deref(), self.accesses.as_ref());
         let in_use = |frame| cache.map_or(Part::Unknown, |cache| cache.part(frame));
-        let mut parts = survey(&self.memory, epochs.map(|epochs| &epochs.ages), in_use);
+        let mut parts = survey(&self.memory, accesses.map(Accesses::ages), in_use);
         for (part, bytes) in cache.into_iter().flat_map(Cache::shareable) {
             if let Some(figures) = parts.get_mut(&part) {
                 figures.shareable_bytes = Some(bytes.min(figures.resident_bytes));
@@ -360,17 +347,31 @@ impl Watch {
             memory_bytes: self.memory.bytes(),
             parts,
             classified: cache.is_some_and(Cache::is_classified),
-            watched_seconds: epochs.map(|epochs| epochs.ages.watched().as_secs_f64()),
-            working_set: epochs.and_then(|epochs| epochs.latest).map(WorkingSets::from),
+            watched_seconds: accesses.map(|accesses| accesses.ages().watched().as_secs_f64()),
+            working_set: accesses.and_then(Accesses::latest).map(WorkingSets::from),
             cache: cache.map(Cache::figures),
-            // The place for the part of the curve below the allocation, and for `demand`.
-            curve: cache.map_or_else(
-                || MemoryCurve::above(allocation, None),
-                |cache| cache.curve(allocation),
-            ),
+            curve: self.curve(allocation, cache),
             history: Vec::new(),
             lost_events: self.memory.events().map_or(0, EventStream::lost),
         }
+    }
+
+    /// Below the allocation by accesses, above it by what is read again, as far as either is known.
+    fn curve(&self, allocation_bytes: u64, cache: Option<&Cache>) -> MemoryCurve {
+        let above = cache.and_then(Cache::curve);
+        let Some(accesses) = &self.accesses else {
+            return MemoryCurve::above(allocation_bytes, above.as_ref());
+        };
+        let (misses, again) = cache.map_or((0.0, 0.0), Cache::misses_per_second);
+        let whole = accesses.curve(allocation_bytes, above.as_ref(), misses);
+        let mut curve = match &whole {
+            Some(whole) => MemoryCurve::whole(allocation_bytes, whole),
+            None => MemoryCurve::above(allocation_bytes, above.as_ref()),
+        };
+        let resident_bytes = self.memory.resident_bytes();
+        curve.recommendation =
+            accesses.demand(allocation_bytes, resident_bytes, whole.as_ref(), again);
+        curve
     }
 
     /// Until the next thing to do, or a question.
@@ -381,11 +382,11 @@ impl Watch {
             let followed = lock(cache).is_followed();
             until = until.min(now + if busy || followed { TICK } else { IDLE_TICK });
         }
-        if let Some(epochs) = &self.epochs {
-            until = until.min(epochs.begun + epochs.length);
+        if let Some(accesses) = &self.accesses {
+            until = until.min(accesses.next_tick());
         }
         let state = self.shared.lock();
-        let begin = self.epochs.is_none() && state.wanted(now);
+        let begin = self.accesses.is_none() && state.wanted(now);
         if begin {
             until = until.min(self.prepare_at);
         }

@@ -70,6 +70,7 @@ impl Host {
             insight: true,
             host_cache: None,
             classes: false,
+            estimate_log: None,
             gdb,
             vsock: Some(VsockConfig::new(3, self.path("vsock"))),
             translation: TranslationConfig::default(),
