@@ -58,10 +58,10 @@ fn explain_knows_the_cache(vm: &mut Vm<'_>) {
     };
     let cached = kib(&meminfo, "Buffers") + kib(&meminfo, "Cached") - kib(&meminfo, "Shmem");
     announce(&format!("file cache: {} KiB, by meminfo {cached}", part("file_cache") / 1024));
-    assert!(cached * 1024 >= READ_MIB * MIB, "{meminfo}");
-    // What the kernel took for something else is seen when it is used.
+    assert!(cached * 1024 >= (READ_MIB - 16) * MIB, "{meminfo}");
+    // The kernel drops some when it likes, and what it has dropped is seen when it is used for something else.
     let off = part("file_cache").abs_diff(cached * 1024);
-    assert!(off <= cached * 1024 / 50, "{} is not {cached} KiB", part("file_cache"));
+    assert!(off <= cached * 1024 / 20, "{} is not {cached} KiB", part("file_cache"));
     let text = vm.tell("explain", &[]);
     for line in ["VM `guest` has 256M", "file cache", "never used", "  To take it: ", "all  "] {
         assert!(text.contains(line), "{line}: {text}");
