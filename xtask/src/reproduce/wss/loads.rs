@@ -33,7 +33,7 @@ pub(super) const LOADS: [Load; 7] = [
     },
     Load {
         name: "gcc",
-        words: "\"fathom.run=disk:/bin/bash -c 'for i in {1..2500}; do echo int f$i\\(int \
+        words: "\"fathom.run=disk:/bin/bash -c 'for i in {1..300}; do echo int f$i\\(int \
                 x\\){for\\(int i=0\\;i\\<x\\;i++\\)x+=x/$i+i\\;return x\\;} ; done > /tmp/a.c; gcc -O2 -c \
                 /tmp/a.c -o /tmp/a.o'\"",
         needs_disk: true,
