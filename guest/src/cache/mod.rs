@@ -25,6 +25,7 @@ mod kernel;
 mod memory;
 mod place;
 mod program;
+mod servers;
 mod tracer;
 
 use crate::report::emit;
@@ -39,8 +40,14 @@ struct Load {
     run: fn(&Place) -> Result<()>,
 }
 
-const LOADS: [&[Load]; 5] =
-    [&files::LOADS, &memory::LOADS, &direct::LOADS, &kernel::LOADS, &program::LOADS];
+const LOADS: [&[Load]; 6] = [
+    &files::LOADS,
+    &memory::LOADS,
+    &direct::LOADS,
+    &kernel::LOADS,
+    &servers::LOADS,
+    &program::LOADS,
+];
 
 /// Run a load, and say what the kernel did; false if that failed or something was lost.
 pub(crate) fn run(work: &Work, request: &Request) -> bool {

@@ -16,6 +16,9 @@
 //!   block discarded                   nobody wants it any more: what is dropped was not evicted
 //! ```
 //!
+//! What goes to the journal has a descriptor before it that says where its home is, so that a block is known before it is
+//! written there. A frame that takes part in transfers of different blocks in short order is a program's buffer.
+//!
 //! What a frame has when it goes may not be wanted any more: a deleted file's block, by ext4's bitmap in the guest's own
 //! cache; a place in a swap area, once a program has changed what was read from it.
 //!
@@ -25,6 +28,9 @@
 mod blocks;
 mod ext4;
 mod journal;
+#[cfg(test)]
+mod tests;
 mod tracker;
+mod volume;
 
 pub use tracker::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
