@@ -11,6 +11,8 @@
 //!   changed by a vCPU, then           anonymous memory: a copy, or cleared
 //!       in a user's writable mapping
 //!   walked through                    a page table
+//!   changed by the kernel, and full   the kernel's own
+//!       of its pointers soon after
 //!   given back to the host            free
 //!   block read into another frame     its first copy had been evicted
 //!   block discarded                   nobody wants it any more: what is dropped was not evicted
@@ -28,6 +30,7 @@
 mod blocks;
 mod ext4;
 mod journal;
+mod suspects;
 #[cfg(test)]
 mod tests;
 mod tracker;

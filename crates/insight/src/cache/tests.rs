@@ -244,3 +244,30 @@ fn frames_that_take_other_blocks_at_once_are_buffers() {
     }
     assert_eq!(tell(read(FRAME, A)), [(Insert, FRAME)]);
 }
+
+#[test]
+fn what_the_kernel_fills_with_its_pointers_is_its_own() {
+    #[derive(Debug)]
+    struct Slab;
+    impl Contents for Slab {
+        fn of(&self, frame: Frame) -> Option<[u8; FRAME_SIZE]> {
+            let mut bytes = [0; FRAME_SIZE];
+            for (at, word) in bytes.chunks_mut(8).enumerate().filter(|_| frame == FRAME) {
+                word.copy_from_slice(&(0xffff_8881_0000_0000 + at as u64 * 64).to_le_bytes());
+            }
+            Some(bytes)
+        }
+    }
+    let mut tracker = CacheTracker::new(16, Box::new(Slab));
+    let file = Frame(6);
+    let of_file = Event::Changed { frame: file, user: false };
+    for (ms, event) in [(0, read(FRAME, A)), (0, read(file, B)), (1, BY_KERNEL), (1, of_file)] {
+        tracker.tell(Stamped { at: Duration::from_millis(ms), event });
+    }
+    assert_eq!(tracker.take_events().len(), 2);
+    tracker
+        .tell(Stamped { at: Duration::from_millis(20), event: Event::Freed { frame: Frame(9) } });
+    let events = tracker.take_events();
+    let changes: Vec<_> = events.iter().map(|event| (event.change, event.frame)).collect();
+    assert_eq!(changes, [(Evict, FRAME)]);
+}

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::blocks::Blocks;
 use super::journal::{JBD2, Journals};
+use super::suspects::Suspects;
 use super::volume::{self, Volumes};
 
 /// What became of a block.
@@ -108,6 +109,9 @@ pub struct CacheTracker {
     since: Box<[u8]>,
     /// Frames of the latest transfers.
     recent: VecDeque<Frame>,
+    suspects: Suspects,
+    /// Of the latest event.
+    now: Duration,
     counts: CacheCounts,
     events: Vec<CacheEvent>,
     /// Frames of which more should be told.
@@ -125,6 +129,8 @@ impl CacheTracker {
             journals: Journals::default(),
             since: vec![0; frames as usize].into(),
             recent: VecDeque::new(),
+            suspects: Suspects::default(),
+            now: Duration::ZERO,
             counts: CacheCounts::default(),
             events: Vec::new(),
             watch: Vec::new(),
@@ -133,6 +139,7 @@ impl CacheTracker {
 
     /// Takes in what happened next. Frames that there are not are nobody's.
     pub fn tell(&mut self, Stamped { at, event }: Stamped) {
+        self.now = self.now.max(at);
         match event {
             Event::Read { frame, from } => self.read(at, frame, from),
             Event::Written { frame, to, starts } => self.written(at, frame, to, starts),
@@ -151,6 +158,9 @@ impl CacheTracker {
         if user && self.blocks.location(frame).is_some_and(swapped) {
             // The copy in the swap area is of no use any more.
             self.go(at, frame, CacheChange::Drop);
+        }
+        if !user && self.blocks.location(frame).is_some() {
+            self.suspects.add(at, frame);
         }
         if let Some(since) = self.since.get_mut(frame.index()) {
             *since = match user {
@@ -176,8 +186,20 @@ impl CacheTracker {
         }
     }
 
-    /// Blocks that came and left since this was last asked.
+    /// Blocks that came and left since this was last asked. To be asked some hundred times a second: what the guest's
+    /// kernel took for its own is looked for here.
     pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        let (blocks, contents, since) = (&self.blocks, &self.contents, &self.since);
+        let found = self.suspects.found(self.now, |frame| {
+            // What a disk has had since is a file's.
+            let changed = since.get(frame.index())? & since::CHANGED != 0;
+            let block = blocks.location(frame).filter(|_| changed)?;
+            let file = self.volumes.in_journal(block) != Some(true);
+            file.then(|| contents.of(frame)).flatten()
+        });
+        for frame in found {
+            self.go(self.now, frame, CacheChange::Evict);
+        }
         std::mem::take(&mut self.events)
     }
 
