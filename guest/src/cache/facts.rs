@@ -105,11 +105,13 @@ pub(super) fn text(
 
 /// By /proc/kpageflags, eight bytes a frame (Linux, Documentation/admin-guide/mm/pagemap.rst).
 fn free(text: &mut String) -> Result<()> {
-    /// `KPF_BUDDY`.
+    /// `KPF_BUDDY`. What a CPU keeps for its next allocations has no flag at all, nor has some of the kernel's own
+    /// memory, hardly any of which is taken while a load runs.
     const FREE: u64 = 1 << 10;
     let flags = fs::read("/proc/kpageflags")?;
     let frames = flags.chunks_exact(8).map(|of| {
-        of.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)) & FREE != 0
+        let flags = of.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        flags == 0 || flags & FREE != 0
     });
     let (mut first, mut count) = (0, 0);
     for (frame, free) in frames.chain([false]).enumerate() {

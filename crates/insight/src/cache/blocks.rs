@@ -91,7 +91,7 @@ impl Blocks {
     fn home(&self, block: Packed) -> usize {
         // Fibonacci hashing: 2^64 divided by the golden ratio; its upper half as a fraction of all places.
         let mixed = whole(block).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        (mixed * self.frames.len() as u64 >> 32) as usize
+        ((mixed * self.frames.len() as u64) >> 32) as usize
     }
 
     fn next(&self, at: usize) -> usize {
