@@ -329,4 +329,18 @@ mod tests {
         let scores = score(&recording(&truth), &inferred(&seen));
         assert_eq!((scores.evictions.wrong, scores.dropped), (1, 1));
     }
+
+    #[test]
+    fn what_lies_free_at_the_end_nobody_can_see() {
+        let truth = [(200, Kind::Insert), (300, Kind::Evict)];
+        let seen = inferred(&[(200, Change::Insert)]);
+        let mut recording = recording(&truth);
+        assert_eq!(score(&recording, &seen).evictions.missed, 1);
+        recording.free = vec![0..2, 3..4];
+        let evictions = score(&recording, &seen).evictions;
+        assert_eq!((evictions.missed, evictions.late, evictions.faults.len()), (0, 1, 0));
+        // Had it been used again meanwhile, it would have shown.
+        recording.events.push(Truth { tsc: HZ, frame: 3, block: None, ..recording.events[0] });
+        assert_eq!(score(&recording, &seen).evictions.missed, 1);
+    }
 }
