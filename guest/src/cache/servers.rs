@@ -59,6 +59,7 @@ const BOXES: u64 = 40;
 /// Messages are delivered, each a file that is on disk before it has its name; boxes are read as a whole, and the
 /// oldest messages deleted.
 fn mail_spool(place: &Place) -> Result<()> {
+    place.fill()?;
     let mut numbers = Numbers::new();
     let mut boxes: Vec<Vec<PathBuf>> = Vec::new();
     for number in 0..BOXES {
@@ -66,7 +67,7 @@ fn mail_spool(place: &Place) -> Result<()> {
         boxes.push(Vec::new());
     }
     let (mut delivered, mut messages) = (0, 0);
-    while delivered < place.size_or(110) {
+    while delivered < place.size_or(40) {
         let which = numbers.below(BOXES);
         let bytes = 2000 + numbers.below(60_000);
         let new = place.path(&format!("mail/{which}/new"));

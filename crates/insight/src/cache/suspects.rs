@@ -65,22 +65,28 @@ impl Suspects {
     }
 }
 
-/// Whether it has at least so many different pointers into the kernel's half, at places for pointers.
+/// Whether it has some different pointers into one part of the kernel's half, at places for pointers. Numbers below zero
+/// lie at the half's end, where Linux has no memory of its own but its image (Documentation/arch/x86/x86_64/mm.rst); words of
+/// a bitmap have little in common.
 fn is_kernels(bytes: &Bytes) -> bool {
-    const LEAST: usize = 4;
-    let mut seen = [0; LEAST];
-    let mut count = 0;
+    const LEAST: u8 = 4;
+    /// 64 GiB, of which all are one part.
+    const PART: u32 = 36;
+    let mut parts = [(0, 0, 0u8); 4];
     for word in bytes.chunks_exact(8) {
         let word = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| word[at]));
-        // From where Linux has all of its memory mapped to the end of its image and modules (Documentation/arch/x86/
-        // x86_64/mm.rst, for tables of four levels); numbers below zero, sign-extended, lie behind.
-        let pointer = (0xffff_8880_0000_0000..0xffff_ffff_ff00_0000).contains(&word);
-        if pointer && !seen[..count].contains(&word) {
-            seen[count] = word;
-            count += 1;
-            if count == LEAST {
-                return true;
-            }
+        let part = word >> PART;
+        if word >> 47 != 0x1_ffff || part & 0xfff == 0xfff || word % 8 != 0 {
+            continue;
+        }
+        // The first that is this part's, or nobody's yet.
+        let of = parts.iter_mut().find(|(known, _, count)| *known == part || *count == 0);
+        let Some((known, last, count)) = of else { continue };
+        if *count == 0 || *last != word {
+            (*known, *last, *count) = (part, word, *count + 1);
+        }
+        if *count == LEAST {
+            return true;
         }
     }
     false
@@ -111,6 +117,9 @@ mod tests {
         assert!(!is_kernels(&pointers(&OWN[..3])));
         assert!(!is_kernels(&pointers(&[OWN[0]; 400])));
         assert!(!is_kernels(&[0xff; 4096]));
+        // A bitmap's words.
+        let bitmap: Vec<u64> = (0..64).flat_map(|n| [u64::MAX << n, !(1 << n)]).collect();
+        assert!(!is_kernels(&pointers(&bitmap)));
         let small: Vec<u64> = (1..100i64).map(|n| (-n).cast_unsigned()).collect();
         assert!(!is_kernels(&pointers(&small)));
     }
