@@ -16,7 +16,7 @@ use truth::{Kind, Owner, Recording, Run, Truth};
 
 /// Loads of the guest program (`fathom.run=cache:LOAD`), most for one way in which pages come and go; and programs of
 /// Debian's.
-const LOADS: [&str; 20] = [
+const LOADS: [&str; 18] = [
     "read",
     "read-random",
     "write",
@@ -35,8 +35,6 @@ const LOADS: [&str; 20] = [
     "file-server",
     "mail-spool",
     "sqlite3",
-    "grep",
-    "gcc",
 ];
 
 #[derive(clap::Args)]
@@ -83,10 +81,7 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
             None if args.program.is_empty() => load.replace(':', ","),
             None => format!("program {load}"),
         };
-        let disk = match program {
-            Some(program) if program.compiler => kit.compiler_disk()?,
-            _ => kit.disk(),
-        };
+        let disk = kit.disk();
         let memory_mib = program.map_or(args.memory, |program| program.memory_mib);
         let (load, command) = (load.as_str(), command.as_str());
         let run =

@@ -9,11 +9,9 @@ pub(super) struct Program {
     command: &'static str,
     /// Less than what it uses.
     pub(super) memory_mib: u64,
-    /// It is on the disk with a compiler.
-    pub(super) compiler: bool,
 }
 
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 1] = [
     // A database larger than memory, filled and then asked for rows without order.
     Program {
         name: "sqlite3",
@@ -24,25 +22,6 @@ const PROGRAMS: [Program; 3] = [
             WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n<20000) \
             SELECT sum((SELECT length(v) FROM t WHERE k=1+(abs(random())+c.n)%160000)) FROM c;'",
         memory_mib: 128,
-        compiler: false,
-    },
-    // Every file of a system with a compiler and its headers.
-    Program {
-        name: "grep",
-        command: "/bin/sh -c 'for n in 1 2; do grep -r -c -e fathom_is_nowhere /usr | tail -n 1; done'",
-        memory_mib: 128,
-        compiler: true,
-    },
-    Program {
-        name: "gcc",
-        command: "/bin/sh -c 'cd /tmp/scratch && for n in 1 2 3 4 5 6; do \
-            (echo \\#include \\<stdio.h\\>; for i in $(seq 1 250); do \
-            echo int f${n}_$i\\(int a, int b\\) { return a * $i + b / \\(a + $i\\)\\; }; done) >f$n.c; \
-            gcc -O2 -c f$n.c -o f$n.o; cat big >/dev/null; done; \
-            echo int main\\(void\\) { return f1_1\\(1, 2\\)\\; } >main.c; \
-            gcc -O2 -o all main.c f?.o'",
-        memory_mib: 128,
-        compiler: true,
     },
 ];
 
