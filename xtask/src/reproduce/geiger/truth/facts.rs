@@ -135,7 +135,7 @@ mod tests {
         let text = "begin 5 6\nend 7 8\nvmstat begin pgpgin 3\nvmstat end pgpgin 9\nlost 0\n\
                     event add 497 common_type:0:2 pfn:8:8 order:16:1\nsymbol f ff10 ff20\n\
                     disk vdb 266338320\ndisk loop0 7340032\nmount 266338320 ext4 /scratch\n\
-                    free 7 3\nswap 0 266338352\nextent 266338320 12 99 0 1000 5\n";
+                    free 7 3\nfree 12 1\nswap 0 266338352\nextent 266338320 12 99 0 1000 5\n";
         let facts = Facts::parse(text).unwrap();
         assert_eq!(
             (facts.begin.tsc, facts.end.nanoseconds, facts.counters["pgpgin"]),
@@ -147,7 +147,7 @@ mod tests {
             facts.extents[&(266_338_320, 12)],
             [Extent { tsc: 99, first: 0, block: 1000, count: 5 }]
         );
-        assert_eq!(facts.free, [7..10]);
+        assert_eq!(facts.free, [7..10, 12..13]);
         assert_eq!((facts.swaps[&0], facts.file_system.as_str()), (266_338_352, "ext4"));
         let mut data = [0; 17];
         (data[8], data[9], data[16]) = (0x34, 0x12, 9);
