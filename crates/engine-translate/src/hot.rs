@@ -142,7 +142,10 @@ mod tests {
         hot.add(&path, 5, source, &made.emitted);
         hot.sample(made.emitted.addresses().start);
         let text = hot.text();
-        assert!(text.contains("guest 0x5fff, 1 instructions:\n") && text.contains("inc rax"), "{text}");
+        assert!(
+            text.contains("guest 0x5fff, 1 instructions:\n") && text.contains("inc rax"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! mount DEVICE KIND FOLDER
 //! swap NUMBER DEVICE
 //! extent DEVICE INODE TSC PAGE BLOCK COUNT
+//! free FRAME COUNT                 frames that nobody had after the end
 //! vmstat begin|end NAME VALUE
 //! ```
 
@@ -84,6 +85,7 @@ pub(super) fn text(
             let _ = writeln!(text, "vmstat {state} {name} {value}");
         }
     }
+    free(&mut text)?;
     let _ = writeln!(text, "lost {}", traced.lost);
     for name in EVENTS {
         text += &event(name).map_err(Error::other)?;
@@ -99,6 +101,29 @@ pub(super) fn text(
         extents::of_folder(folder, fs::metadata(folder)?.dev(), &mut text)?;
     }
     Ok(text)
+}
+
+/// By /proc/kpageflags, eight bytes a frame (Linux, Documentation/admin-guide/mm/pagemap.rst).
+fn free(text: &mut String) -> Result<()> {
+    /// `KPF_BUDDY`. What a CPU keeps for its next allocations has no flag at all, nor has some of the kernel's own
+    /// memory, hardly any of which is taken while a load runs.
+    const FREE: u64 = 1 << 10;
+    let flags = fs::read("/proc/kpageflags")?;
+    let frames = flags.chunks_exact(8).map(|of| {
+        let flags = of.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        flags == 0 || flags & FREE != 0
+    });
+    let (mut first, mut count) = (0, 0);
+    for (frame, free) in frames.chain([false]).enumerate() {
+        if free {
+            first = if count == 0 { frame } else { first };
+            count += 1;
+        } else if count > 0 {
+            let _ = writeln!(text, "free {first} {count}");
+            count = 0;
+        }
+    }
+    Ok(())
 }
 
 fn event(name: &str) -> std::result::Result<String, String> {

@@ -26,6 +26,7 @@ mod memory;
 mod place;
 mod program;
 mod reuse;
+mod servers;
 mod tracer;
 
 use crate::report::emit;
@@ -40,8 +41,15 @@ struct Load {
     run: fn(&Place) -> Result<()>,
 }
 
-const LOADS: [&[Load]; 6] =
-    [&files::LOADS, &memory::LOADS, &direct::LOADS, &kernel::LOADS, &program::LOADS, &reuse::LOADS];
+const LOADS: [&[Load]; 7] = [
+    &files::LOADS,
+    &memory::LOADS,
+    &direct::LOADS,
+    &kernel::LOADS,
+    &servers::LOADS,
+    &program::LOADS,
+    &reuse::LOADS,
+];
 
 /// Run a load, and say what the kernel did; false if that failed or something was lost.
 pub(crate) fn run(work: &Work, request: &Request) -> bool {

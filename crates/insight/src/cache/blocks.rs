@@ -1,31 +1,29 @@
-//! Which frame has which block: both ways, in 16 bytes a frame.
+//! Which frame has which block: both ways, in 11 bytes a frame.
 
 use memory::{DiskBlock, Frame};
 
-/// Nothing, in either table.
-const NONE: u64 = 0;
+/// A block, packed: its disk and one more than its number, below 2^40; or nothing.
+type Packed = [u8; 6];
+const NONE: Packed = [0; 6];
 const EMPTY: u32 = 0;
 
-const DISK_SHIFT: u32 = 56;
-/// Of 512 bytes or more, so that the last byte of each has a number, there are not so many.
-const BLOCK_MAX: u64 = (1 << 55) - 1;
+const DISK_SHIFT: u32 = 40;
+/// Of 4 KiB: 4 PiB.
+const BLOCK_MAX: u64 = (1 << DISK_SHIFT) - 2;
 
 /// The location of each frame, and the frame of each block that is some frame's location.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// By frame: the block, packed, or `NONE`.
-    locations: Box<[u64]>,
-    /// By the block's hash: one more than the number of its frame. Twice as many as frames, so that half are empty.
+    /// By frame: the block, or `NONE`.
+    locations: Box<[Packed]>,
+    /// By the block's hash: one more than the number of its frame. A quarter more than frames, so that a fifth are empty.
     frames: Box<[u32]>,
 }
 
 impl Blocks {
     pub(super) fn new(frames: u32) -> Self {
-        let places = (frames as usize * 2).next_power_of_two();
-        Self {
-            locations: vec![NONE; frames as usize].into(),
-            frames: vec![EMPTY; places.max(2)].into(),
-        }
+        let places = frames as usize + frames as usize / 4 + 2;
+        Self { locations: vec![NONE; frames as usize].into(), frames: vec![EMPTY; places].into() }
     }
 
     /// Whether the frame can have the block.
@@ -39,41 +37,38 @@ impl Blocks {
 
     /// The frame whose location is `block`.
     pub(super) fn frame(&self, block: DiskBlock) -> Option<Frame> {
-        let found = self.frames[self.place(packed(block))];
+        let found = self.frames[self.place(packed(block)?)];
         (found != EMPTY).then(|| Frame(found - 1))
     }
 
     /// `frame` has `block`, and no other frame has it.
     pub(super) fn put(&mut self, frame: Frame, block: DiskBlock) {
-        if !self.can_have(frame, block) {
-            return;
-        }
+        let Some(packed) = packed(block).filter(|_| self.can_have(frame, block)) else { return };
         self.remove(frame);
         if let Some(other) = self.frame(block) {
             self.remove(other);
         }
-        self.locations[frame.index()] = packed(block);
-        let place = self.place(packed(block));
+        self.locations[frame.index()] = packed;
+        let place = self.place(packed);
         self.frames[place] = frame.0 + 1;
     }
 
     /// `frame` has no block. Answers the one that it had.
     pub(super) fn remove(&mut self, frame: Frame) -> Option<DiskBlock> {
         let block = self.location(frame)?;
-        let mut hole = self.place(packed(block));
+        let mut hole = self.place(self.locations[frame.index()]);
         self.locations[frame.index()] = NONE;
         self.frames[hole] = EMPTY;
         // Whoever was put behind it because it stood here moves up.
-        let mask = self.frames.len() - 1;
         let mut at = hole;
         loop {
-            at = (at + 1) & mask;
+            at = self.next(at);
             let moved = self.frames[at];
             if moved == EMPTY {
                 return Some(block);
             }
             let home = self.home(self.locations[moved as usize - 1]);
-            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+            if self.behind(home, at) >= self.behind(hole, at) {
                 self.frames[hole] = moved;
                 self.frames[at] = EMPTY;
                 hole = at;
@@ -82,32 +77,46 @@ impl Blocks {
     }
 
     /// Where `block` is, or would be put.
-    fn place(&self, block: u64) -> usize {
-        let mask = self.frames.len() - 1;
+    fn place(&self, block: Packed) -> usize {
         let mut at = self.home(block);
         loop {
             let found = self.frames[at];
             if found == EMPTY || self.locations[found as usize - 1] == block {
                 return at;
             }
-            at = (at + 1) & mask;
+            at = self.next(at);
         }
     }
 
-    fn home(&self, block: u64) -> usize {
-        // Fibonacci hashing: 2^64 divided by the golden ratio.
-        let mixed = (block ^ block >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 32) as usize & (self.frames.len() - 1)
+    fn home(&self, block: Packed) -> usize {
+        // Fibonacci hashing: 2^64 divided by the golden ratio; its upper half as a fraction of all places.
+        let mixed = whole(block).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        ((mixed * self.frames.len() as u64) >> 32) as usize
+    }
+
+    fn next(&self, at: usize) -> usize {
+        if at + 1 == self.frames.len() { 0 } else { at + 1 }
+    }
+
+    /// How far `at` is behind `from`, going round.
+    fn behind(&self, from: usize, at: usize) -> usize {
+        if at >= from { at - from } else { at + self.frames.len() - from }
     }
 }
 
-fn packed(block: DiskBlock) -> u64 {
-    // A number beyond what can be had is no frame's.
-    let number = block.block.min(BLOCK_MAX + 1) + 1;
-    u64::from(block.disk) << DISK_SHIFT | number
+/// `None`: a number beyond what can be had.
+fn packed(block: DiskBlock) -> Option<Packed> {
+    let number = Some(block.block).filter(|&number| number <= BLOCK_MAX)? + 1;
+    let [a, b, c, d, e, f, ..] = (u64::from(block.disk) << DISK_SHIFT | number).to_le_bytes();
+    Some([a, b, c, d, e, f])
 }
 
-fn unpacked(packed: u64) -> Option<DiskBlock> {
+fn whole([a, b, c, d, e, f]: Packed) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+fn unpacked(packed: Packed) -> Option<DiskBlock> {
+    let packed = whole(packed);
     let block = (packed & ((1 << DISK_SHIFT) - 1)).checked_sub(1)?;
     Some(DiskBlock { disk: (packed >> DISK_SHIFT) as u8, block })
 }

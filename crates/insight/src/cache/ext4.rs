@@ -3,17 +3,19 @@
 //! The superblock, the group descriptors and the bitmaps of what is in use stay in the guest's cache while it is
 //! mounted. Layout: Documentation/filesystems/ext4 (super.rst, group_descr.rst, bitmaps.rst).
 
-use memory::DiskBlock;
+use super::journal::Log;
 
 /// 4 KiB of a disk.
 pub(super) type Bytes = [u8; 4096];
 
-/// What is where.
+/// What is where. All numbers are the file system's own: it may be in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ext4 {
     blocks: u64,
     blocks_per_group: u64,
     descriptor_bytes: usize,
+    /// Whose bitmaps lie together.
+    groups_together: u64,
 }
 
 /// Of the superblock in block 0.
@@ -21,11 +23,30 @@ const SUPERBLOCK: usize = 1024;
 const MAGIC: u16 = 0xef53;
 /// `s_log_block_size` of 4 KiB.
 const BLOCKS_OF_4_KIB: u32 = 2;
-/// Incompatible features: group descriptors elsewhere (`META_BG`), of 64 bytes (`64BIT`).
+/// Incompatible features: group descriptors elsewhere (`META_BG`), of 64 bytes (`64BIT`), bitmaps of several groups
+/// together (`FLEX_BG`).
 const META_BG: u32 = 0x10;
 const WIDE: u32 = 0x80;
+const FLEX: u32 = 0x200;
 /// The bitmap was never made: `EXT4_BG_BLOCK_UNINIT`.
 const UNINITIALISED: u16 = 2;
+/// `EXT4_MAX_BLOCKS` is less.
+const MOST_BLOCKS: u64 = 1 << 48;
+/// Of two to the power of so many groups that have their bitmaps together, one is looked for.
+const MOST_TOGETHER: u32 = 7;
+/// `EXT3_JNL_BACKUP_BLOCKS`: there is a copy of what the journal's inode has for its blocks.
+const JOURNAL_COPIED: u8 = 1;
+
+/// Reads so many bytes of one of the file system's blocks, from an offset on, as memory has them.
+pub(super) trait Read: Fn(u64, usize, &mut [u8]) -> bool {}
+impl<F: Fn(u64, usize, &mut [u8]) -> bool> Read for F {}
+
+/// A group of blocks, with the bitmap of what is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) first: u64,
+    pub(super) count: u64,
+}
 
 impl Ext4 {
     /// By the superblock in the file system's first block. `None`: it is none, or of a kind that is not understood.
@@ -35,10 +56,13 @@ impl Ext4 {
         let incompatible = word(0x60);
         let wide = incompatible & WIDE != 0;
         let high = if wide { u64::from(word(0x150)) << 32 } else { 0 };
+        let flex = incompatible & FLEX != 0;
+        let together = if flex { u32::from(first[SUPERBLOCK + 0x174]) } else { 0 };
         let found = Self {
             blocks: u64::from(word(0x4)) | high,
             blocks_per_group: word(0x20).into(),
             descriptor_bytes: if wide { half(0xfe).into() } else { 32 },
+            groups_together: 1 << together.min(MOST_TOGETHER),
         };
         let plain = half(0x38) == MAGIC
             && word(0x18) == BLOCKS_OF_4_KIB
@@ -46,33 +70,59 @@ impl Ext4 {
             && incompatible & META_BG == 0;
         // A bitmap is one block, and no descriptor lies in two.
         let sane = (1..=8 * 4096).contains(&found.blocks_per_group)
+            && found.blocks <= MOST_BLOCKS
             && found.descriptor_bytes.is_power_of_two()
             && (32..=1024).contains(&found.descriptor_bytes);
         (plain && sane).then_some(found)
     }
 
-    /// Whether `block` belongs to a file or to the file system. `None`: memory does not tell; `read` answers what it
-    /// has of a disk.
-    pub(super) fn is_used(
-        &self,
-        DiskBlock { disk, block }: DiskBlock,
-        read: impl Fn(DiskBlock) -> Option<Bytes>,
-    ) -> Option<bool> {
+    /// Where its journal is, if the superblock has a copy of that.
+    pub(super) fn log(first: &Bytes) -> Log {
+        let copy = &first[SUPERBLOCK + 0x10c..][..60];
+        match copy.try_into() {
+            Ok(copy) if first[SUPERBLOCK + 0xfd] == JOURNAL_COPIED => Log::of(copy),
+            _ => Log::default(),
+        }
+    }
+
+    /// Whether `block` belongs to a file or to the file system. `None`: memory does not tell.
+    pub(super) fn is_used(&self, block: u64, read: impl Read) -> Option<bool> {
         if block >= self.blocks {
             return None;
         }
         let (group, bit) =
             (block / self.blocks_per_group, (block % self.blocks_per_group) as usize);
+        let mut bits = [0];
+        read(self.bitmap(group, &read)?, bit / 8, &mut bits).then(|| bits[0] >> (bit % 8) & 1 != 0)
+    }
+
+    /// The group of which `block` is the bitmap.
+    pub(super) fn group_of_bitmap(&self, block: u64, read: impl Read) -> Option<Group> {
+        if block >= self.blocks {
+            return None;
+        }
+        // Where several groups have theirs together, it is in the first of them.
+        let near = (block / self.blocks_per_group) & !(self.groups_together - 1);
+        let groups = self.blocks.div_ceil(self.blocks_per_group);
+        let found = (near..groups.min(near + self.groups_together))
+            .find(|&group| self.bitmap(group, &read) == Some(block))?;
+        let first = found * self.blocks_per_group;
+        Some(Group { first, count: self.blocks_per_group.min(self.blocks - first) })
+    }
+
+    /// Where a group has its bitmap; none while that was not made.
+    fn bitmap(&self, group: u64, read: &impl Read) -> Option<u64> {
         let place = group * self.descriptor_bytes as u64;
-        let table = read(DiskBlock { disk, block: 1 + place / 4096 })?;
-        let descriptor = &table[(place % 4096) as usize..][..self.descriptor_bytes];
-        if u16_at(descriptor, 0x12) & UNINITIALISED != 0 {
+        let mut descriptor = [0; 64];
+        let descriptor = &mut descriptor[..self.descriptor_bytes.min(64)];
+        if !read(1 + place / 4096, (place % 4096) as usize, descriptor)
+            || u16_at(descriptor, 0x12) & UNINITIALISED != 0
+        {
             return None;
         }
         let high =
             if descriptor.len() >= 64 { u64::from(u32_at(descriptor, 0x20)) << 32 } else { 0 };
-        let bitmap = read(DiskBlock { disk, block: u64::from(u32_at(descriptor, 0)) | high })?;
-        Some(bitmap[bit / 8] >> (bit % 8) & 1 != 0)
+        Some(u64::from(u32_at(descriptor, 0)) | high)
     }
 }
 
@@ -116,16 +166,41 @@ mod tests {
         HashMap::from([(0, first), (1, table), (7, bitmap)])
     }
 
+    fn reader(disk: &HashMap<u64, Bytes>) -> impl Read {
+        |block: u64, at: usize, into: &mut [u8]| match disk.get(&block) {
+            Some(bytes) => {
+                into.copy_from_slice(&bytes[at..at + into.len()]);
+                true
+            }
+            None => false,
+        }
+    }
+
     #[test]
     fn a_bit_tells_whether_a_block_is_used() {
         let disk = disk();
         let ext4 = Ext4::of(&disk[&0]).expect("a superblock");
-        let read = |DiskBlock { block, .. }: DiskBlock| disk.get(&block).copied();
-        let used = |block| ext4.is_used(DiskBlock { disk: 0, block }, read);
+        let used = |block| ext4.is_used(block, reader(&disk));
         assert_eq!([used(109), used(110), used(111)], [Some(false), Some(true), Some(false)]);
         // A bitmap that was never made, and no block of the file system.
         assert_eq!([used(3), used(200), used(u64::MAX)], [None; 3]);
-        assert_eq!(ext4.is_used(DiskBlock { disk: 0, block: 110 }, |_| None), None);
+        assert_eq!(ext4.is_used(110, reader(&HashMap::new())), None);
+    }
+
+    #[test]
+    fn a_bitmap_is_of_one_group() {
+        let mut disk = disk();
+        let group = |disk: &HashMap<u64, Bytes>, block| {
+            let ext4 = Ext4::of(&disk[&0]).expect("a superblock");
+            ext4.group_of_bitmap(block, reader(disk))
+        };
+        // By its place it is the first group's, unless bitmaps of several lie together.
+        assert_eq!(group(&disk, 7), None);
+        let first = disk.get_mut(&0).expect("it is there");
+        put(first, SUPERBLOCK + 0x60, &(WIDE | FLEX).to_le_bytes());
+        put(first, SUPERBLOCK + 0x174, &[4]);
+        assert_eq!(group(&disk, 7), Some(Group { first: 100, count: 100 }));
+        assert_eq!((group(&disk, 8), group(&disk, u64::MAX)), (None, None));
     }
 
     #[test]
@@ -150,7 +225,14 @@ mod tests {
             let mut first = disk()[&0];
             at.into_iter().for_each(|(at, byte)| first[SUPERBLOCK + at] = byte);
             if let Some(ext4) = Ext4::of(&first) {
-                let _ = ext4.is_used(DiskBlock { disk: 0, block }, |_| Some([table; 4096]));
+                let read = |_, at: usize, into: &mut [u8]| {
+                    assert!(at + into.len() <= 4096);
+                    into.fill(table);
+                    true
+                };
+                let _ = ext4.is_used(block, read);
+                let _ = ext4.group_of_bitmap(block, read);
+                let _ = Ext4::log(&first);
             }
         }
     }

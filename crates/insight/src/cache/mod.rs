@@ -11,10 +11,15 @@
 //!   changed by a vCPU, then           anonymous memory: a copy, or cleared
 //!       in a user's writable mapping
 //!   walked through                    a page table
+//!   changed by the kernel, and full   the kernel's own
+//!       of its pointers soon after
 //!   given back to the host            free
 //!   block read into another frame     its first copy had been evicted
 //!   block discarded                   nobody wants it any more: what is dropped was not evicted
 //! ```
+//!
+//! What goes to the journal has a descriptor before it that says where its home is, so that a block is known before it is
+//! written there. A frame that takes part in transfers of different blocks in short order is a program's buffer.
 //!
 //! What a frame has when it goes may not be wanted any more: a deleted file's block, by ext4's bitmap in the guest's own
 //! cache; a place in a swap area, once a program has changed what was read from it.
@@ -25,6 +30,10 @@
 mod blocks;
 mod ext4;
 mod journal;
+mod suspects;
+#[cfg(test)]
+mod tests;
 mod tracker;
+mod volume;
 
 pub use tracker::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};

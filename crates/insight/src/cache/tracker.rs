@@ -1,16 +1,16 @@
 //! The rules.
 
-use std::time::Duration;
-
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use memory::{DiskBlock, Event, FRAME_SIZE, Frame, ReadView, Stamped};
 use serde::Serialize;
 
 use super::blocks::Blocks;
-use super::ext4::{self, Ext4};
 use super::journal::{JBD2, Journals};
+use super::suspects::Suspects;
+use super::volume::{self, Volumes};
 
 /// What became of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,12 +58,30 @@ mod since {
     pub(super) const SHARED: u8 = 2;
     /// It was a program's memory when a disk last had to do with it.
     pub(super) const PAST_CACHE: u8 = 4;
+    /// It is one of the frames that a disk last had to do with.
+    pub(super) const RECENT: u8 = 8;
+    /// It has been one of those since it had another block.
+    pub(super) const BUFFER: u8 = 16;
+    /// What lasts when a frame is like its block again.
+    pub(super) const LASTING: u8 = RECENT | BUFFER;
 }
+
+/// So many transfers are recent, at most, and such a part of all frames. No cache gives up what has come as lately,
+/// unless it is told to.
+const RECENT: usize = 512;
+const RECENT_PART: usize = 64;
 
 /// What frames hold, for looking only.
 pub trait Contents: Debug + Send {
     /// What `frame` holds now, if that can be told.
     fn of(&self, frame: Frame) -> Option<[u8; FRAME_SIZE]>;
+
+    /// Part of that, from byte `at` on; false if it cannot be told.
+    fn part(&self, frame: Frame, at: usize, into: &mut [u8]) -> bool {
+        let all = self.of(frame);
+        let part = all.as_ref().and_then(|all| all.get(at..at.checked_add(into.len())?));
+        part.map(|part| into.copy_from_slice(part)).is_some()
+    }
 }
 
 impl Contents for ReadView {
@@ -72,13 +90,12 @@ impl Contents for ReadView {
         self.read(self.layout().gpa_of(frame)?, &mut bytes).ok()?;
         Some(bytes)
     }
-}
 
-/// What a disk is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Volume {
-    Ext4(Ext4),
-    Swap,
+    fn part(&self, frame: Frame, at: usize, into: &mut [u8]) -> bool {
+        let inside = at.checked_add(into.len()).is_some_and(|end| end <= FRAME_SIZE);
+        let gpa = self.layout().gpa_of(frame).filter(|_| inside);
+        gpa.is_some_and(|gpa| self.read(memory::Gpa(gpa.0 + at as u64), into).is_ok())
+    }
 }
 
 /// Follows the guest's page cache. See the module.
@@ -87,10 +104,14 @@ pub struct CacheTracker {
     contents: Box<dyn Contents>,
     blocks: Blocks,
     journals: Journals,
-    /// By disk, where it is understood.
-    volumes: HashMap<u8, Volume>,
+    volumes: Volumes,
     /// By frame: of [`since`].
     since: Box<[u8]>,
+    /// Frames of the latest transfers.
+    recent: VecDeque<Frame>,
+    suspects: Suspects,
+    /// Of the latest event.
+    now: Duration,
     counts: CacheCounts,
     events: Vec<CacheEvent>,
     /// Frames of which more should be told.
@@ -103,10 +124,13 @@ impl CacheTracker {
     pub fn new(frames: u32, contents: Box<dyn Contents>) -> Self {
         Self {
             contents,
-            volumes: HashMap::new(),
+            volumes: Volumes::default(),
             blocks: Blocks::new(frames),
             journals: Journals::default(),
             since: vec![0; frames as usize].into(),
+            recent: VecDeque::new(),
+            suspects: Suspects::default(),
+            now: Duration::ZERO,
             counts: CacheCounts::default(),
             events: Vec::new(),
             watch: Vec::new(),
@@ -115,8 +139,9 @@ impl CacheTracker {
 
     /// Takes in what happened next. Frames that there are not are nobody's.
     pub fn tell(&mut self, Stamped { at, event }: Stamped) {
+        self.now = self.now.max(at);
         match event {
-            Event::Read { frame, from } => self.come(at, frame, from),
+            Event::Read { frame, from } => self.read(at, frame, from),
             Event::Written { frame, to, starts } => self.written(at, frame, to, starts),
             Event::Overwritten { frame } | Event::PageTable { frame } | Event::Freed { frame } => {
                 self.go(at, frame, CacheChange::Evict);
@@ -129,10 +154,13 @@ impl CacheTracker {
     }
 
     fn changed(&mut self, at: Duration, frame: Frame, user: bool) {
-        let swapped = |block: DiskBlock| self.volumes.get(&block.disk) == Some(&Volume::Swap);
+        let swapped = |block| self.volumes.is_swap(block);
         if user && self.blocks.location(frame).is_some_and(swapped) {
             // The copy in the swap area is of no use any more.
             self.go(at, frame, CacheChange::Drop);
+        }
+        if !user && self.blocks.location(frame).is_some() {
+            self.suspects.add(at, frame);
         }
         if let Some(since) = self.since.get_mut(frame.index()) {
             *since = match user {
@@ -145,21 +173,33 @@ impl CacheTracker {
     /// A user has it, and may write.
     fn mapped(&mut self, at: Duration, frame: Frame) {
         let Some(block) = self.blocks.location(frame) else { return };
-        match self.since[frame.index()] {
+        match self.since[frame.index()] & !since::LASTING {
             // Cleared or copied by the kernel, and then a user's own. Who writes to a file's mapping does it the other
             // way round.
             since::CHANGED => self.go(at, frame, CacheChange::Evict),
             // A file's page may be written after a first write only.
-            0 if self.volumes.get(&block.disk) != Some(&Volume::Swap) => {
+            0 if !self.volumes.is_swap(block) => {
                 self.go(at, frame, CacheChange::Drop);
-                self.since[frame.index()] = since::PAST_CACHE;
+                self.since[frame.index()] |= since::PAST_CACHE;
             }
             _ => {}
         }
     }
 
-    /// Blocks that came and left since this was last asked.
+    /// Blocks that came and left since this was last asked. To be asked some hundred times a second: what the guest's
+    /// kernel took for its own is looked for here.
     pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        let (blocks, contents, since) = (&self.blocks, &self.contents, &self.since);
+        let found = self.suspects.found(self.now, |frame| {
+            // What a disk has had since is a file's.
+            let changed = since.get(frame.index())? & since::CHANGED != 0;
+            let block = blocks.location(frame).filter(|_| changed)?;
+            let file = self.volumes.in_journal(block) != Some(true);
+            file.then(|| contents.of(frame)).flatten()
+        });
+        for frame in found {
+            self.go(self.now, frame, CacheChange::Evict);
+        }
         std::mem::take(&mut self.events)
     }
 
@@ -174,10 +214,10 @@ impl CacheTracker {
         self.blocks.location(frame)
     }
 
-    /// Whether the disk is a swap area.
+    /// Whether the block is in a swap area.
     #[must_use]
-    pub fn is_swap(&self, disk: u8) -> bool {
-        self.volumes.get(&disk) == Some(&Volume::Swap)
+    pub fn is_swap(&self, block: DiskBlock) -> bool {
+        self.volumes.is_swap(block)
     }
 
     /// See [`CacheCounts`].
@@ -186,20 +226,109 @@ impl CacheTracker {
         self.counts
     }
 
-    fn written(&mut self, at: Duration, frame: Frame, to: DiskBlock, starts: [u8; 4]) {
-        if starts == JBD2 {
-            self.journals.learn(to);
-            // A buffer of the journal's own.
-            return self.go(at, frame, CacheChange::Evict);
+    fn read(&mut self, at: Duration, frame: Frame, from: DiskBlock) {
+        if !self.is_buffer(frame, from) {
+            return self.come(at, frame, from);
         }
-        if self.journals.contains(to) {
-            // A copy on its way to its place.
+        // It is read as it is on the disk, and what is in the cache stays there.
+        self.go(at, frame, CacheChange::Drop);
+    }
+
+    fn written(&mut self, at: Duration, frame: Frame, to: DiskBlock, starts: [u8; 4]) {
+        let in_journal = self.volumes.in_journal(to);
+        if starts == JBD2 && in_journal != Some(false) {
+            return self.journal_written(at, frame, to);
+        }
+        if in_journal.unwrap_or_else(|| self.journals.contains(to)) {
+            if let Some(home) = self.journals.copy(frame, to) {
+                self.copied(at, frame, home);
+            }
             return;
         }
         if self.blocks.location(frame) == Some(to) {
             self.settle(frame);
+        } else if self.is_buffer(frame, to) {
+            self.go(at, frame, CacheChange::Drop);
+            // The kernel takes it out of its cache, if it is there.
+            if let Some(other) = self.blocks.frame(to) {
+                self.go(at, other, CacheChange::Evict);
+            }
+        } else {
+            if self.volumes.is_swap(to) {
+                self.swapped_out(at, frame, to);
+            }
+            self.come(at, frame, to);
+        }
+    }
+
+    /// A place in a swap area is another page's only when whose it was is done with it; and a page gets another place
+    /// when it has given up its own. Both give up copies that nobody wants.
+    fn swapped_out(&mut self, at: Duration, frame: Frame, to: DiskBlock) {
+        if let Some(other) = self.blocks.frame(to) {
+            self.go(at, other, CacheChange::Drop);
+        }
+        if self.blocks.location(frame).is_some_and(|before| self.volumes.is_swap(before)) {
+            self.go(at, frame, CacheChange::Drop);
+        }
+    }
+
+    /// Whether a frame that takes part in a transfer of `block` is a buffer of a program's, past the cache: a frame
+    /// that had another block a few transfers ago. Frames of deleted files are also used again soon.
+    fn is_buffer(&mut self, frame: Frame, block: DiskBlock) -> bool {
+        let Some(&since) = self.since.get(frame.index()) else { return false };
+        if since & since::RECENT != 0 {
+            let before = self.blocks.location(frame);
+            let other = before.is_some_and(|before| before != block && self.is_live(before));
+            if other && !self.volumes.is_swap(block) {
+                self.since[frame.index()] |= since::BUFFER;
+            }
+            return self.since[frame.index()] & since::BUFFER != 0;
+        }
+        let most = RECENT.min(self.since.len() / RECENT_PART);
+        if most == 0 {
+            return false;
+        }
+        if self.recent.len() >= most
+            && let Some(old) = self.recent.pop_front()
+        {
+            self.since[old.index()] &= !since::LASTING;
+        }
+        self.recent.push_back(frame);
+        self.since[frame.index()] |= since::RECENT;
+        false
+    }
+
+    /// A block of the journal's own.
+    fn journal_written(&mut self, at: Duration, frame: Frame, to: DiskBlock) {
+        self.journals.learn(to);
+        if self.blocks.location(frame) == Some(to) {
+            self.settle(frame);
         } else {
             self.come(at, frame, to);
+        }
+        let Some(bytes) = self.contents.of(frame) else { return };
+        let read = reader(&self.blocks, &*self.contents);
+        let tags = self.volumes.tags(to, &bytes, read);
+        for (frame, home) in self.journals.expect(&tags) {
+            self.copied(at, frame, home);
+        }
+    }
+
+    /// `frame` was written to a journal, on its way to `home`.
+    fn copied(&mut self, at: Duration, frame: Frame, home: DiskBlock) {
+        if self.blocks.location(frame) != Some(home) {
+            if self.blocks.frame(home).is_none() {
+                self.come(at, frame, home);
+            } else {
+                // A copy of the journal's own, for the block is being changed.
+                self.go(at, frame, CacheChange::Evict);
+            }
+        }
+        let freed = self.volumes.freed(home, reader(&self.blocks, &*self.contents));
+        for block in freed {
+            if let Some(frame) = self.blocks.frame(block) {
+                self.go(at, frame, CacheChange::Drop);
+            }
         }
     }
 
@@ -219,34 +348,23 @@ impl CacheTracker {
         self.counts.cached += 1;
         self.note(at, CacheChange::Insert, frame, block);
         self.settle(frame);
-        if block.block == 0 {
-            self.look_at(block.disk, frame);
-        }
-    }
-
-    /// `frame` has the disk's first block.
-    fn look_at(&mut self, disk: u8, frame: Frame) {
-        let Some(first) = self.contents.of(frame) else { return };
-        let volume = match Ext4::of(&first) {
-            Some(ext4) => Some(Volume::Ext4(ext4)),
-            None => ext4::is_swap(&first).then_some(Volume::Swap),
-        };
-        if let Some(volume) = volume {
-            self.volumes.insert(disk, volume);
+        if self.volumes.begins_at(block)
+            && let Some(first) = self.contents.of(frame)
+        {
+            self.volumes.look(block, &first);
         }
     }
 
     /// Whether the guest may want the block again.
     fn is_live(&self, block: DiskBlock) -> bool {
-        let Some(Volume::Ext4(ext4)) = self.volumes.get(&block.disk) else { return true };
-        let read = |block| self.contents.of(self.blocks.frame(block)?);
-        ext4.is_used(block, read).unwrap_or(true)
+        let read = reader(&self.blocks, &*self.contents);
+        self.volumes.is_used(block, read).unwrap_or(true)
     }
 
     /// Frame and block are alike.
     fn settle(&mut self, frame: Frame) {
         if let Some(since) = self.since.get_mut(frame.index()) {
-            *since = 0;
+            *since &= since::LASTING;
             self.watch.push(frame);
         }
     }
@@ -290,208 +408,9 @@ impl CacheTracker {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::CacheChange::{Drop, Evict, Insert};
-    use super::*;
-
-    /// What a guest can make the machine tell.
-    fn any_event() -> impl Strategy<Value = Event> {
-        let frame = prop_oneof![0u32..20, any::<u32>()].prop_map(Frame);
-        let block = || {
-            (0u8..3, prop_oneof![0u64..30, any::<u64>()])
-                .prop_map(|(disk, block)| DiskBlock { disk, block })
-        };
-        let starts = prop_oneof![Just([0; 4]), Just(JBD2)];
-        let count = prop_oneof![0u64..40, any::<u64>()];
-        (0..8, frame, block(), starts, count, any::<bool>()).prop_map(
-            |(kind, frame, block, starts, count, bit)| match kind {
-                0 => Event::Read { frame, from: block },
-                1 => Event::Written { frame, to: block, starts },
-                2 => Event::Overwritten { frame },
-                3 => Event::Discarded { first: block, count },
-                4 => Event::Changed { frame, user: bit },
-                5 => Event::Mapped { frame, writable: bit },
-                6 => Event::PageTable { frame },
-                _ => Event::Freed { frame },
-            },
-        )
-    }
-
-    proptest! {
-        /// Whatever a guest does, what is told of each block is in order and the sums are right.
-        #[test]
-        fn each_block_comes_before_it_goes(events in proptest::collection::vec(any_event(), 0..400)) {
-            let mut tracker = CacheTracker::new(16, Box::new(Nothing));
-            let mut cached = std::collections::HashMap::new();
-            for event in events {
-                tracker.tell(Stamped { at: Duration::ZERO, event });
-                for CacheEvent { change, frame, block, .. } in tracker.take_events() {
-                    let before = match change {
-                        Insert => cached.insert(block, frame),
-                        Evict | Drop => cached.remove(&block),
-                    };
-                    prop_assert_eq!(before, (change != Insert).then_some(frame));
-                }
-                let frames = (0..16).filter_map(|n| tracker.location(Frame(n)));
-                prop_assert_eq!(frames.count(), cached.len());
-                prop_assert_eq!(tracker.counts().cached as usize, cached.len());
-            }
-        }
-    }
-
-    /// Nothing can be told.
-    #[derive(Debug)]
-    struct Nothing;
-
-    impl Contents for Nothing {
-        fn of(&self, _: Frame) -> Option<[u8; FRAME_SIZE]> {
-            None
-        }
-    }
-
-    const A: DiskBlock = DiskBlock { disk: 0, block: 10 };
-    const B: DiskBlock = DiskBlock { disk: 0, block: 70_000 };
-    const FRAME: Frame = Frame(5);
-
-    /// What the events come to, for `FRAME` and those after it.
-    fn follow(events: &[Event]) -> Vec<(CacheChange, Frame, DiskBlock)> {
-        let mut tracker = CacheTracker::new(16, Box::new(Nothing));
-        for (n, &event) in events.iter().enumerate() {
-            tracker.tell(Stamped { at: Duration::from_millis(n as u64), event });
-        }
-        let events = tracker.take_events();
-        let came = events.iter().filter(|event| event.change == Insert).count();
-        assert_eq!(tracker.counts().cached as usize, 2 * came - events.len());
-        events.iter().map(|event| (event.change, event.frame, event.block)).collect()
-    }
-
-    fn read(frame: Frame, from: DiskBlock) -> Event {
-        Event::Read { frame, from }
-    }
-
-    fn written(frame: Frame, to: DiskBlock) -> Event {
-        Event::Written { frame, to, starts: [0; 4] }
-    }
-
-    const BY_KERNEL: Event = Event::Changed { frame: FRAME, user: false };
-    const MAPPED: Event = Event::Mapped { frame: FRAME, writable: true };
-    const IN: (CacheChange, Frame, DiskBlock) = (Insert, FRAME, A);
-    const OUT: (CacheChange, Frame, DiskBlock) = (Evict, FRAME, A);
-
-    #[test]
-    fn a_frame_that_is_read_into_again_had_been_given_up() {
-        assert_eq!(follow(&[read(FRAME, A), read(FRAME, B)]), [IN, OUT, (Insert, FRAME, B)]);
-        // Also for the same block: why else should it be read?
-        assert_eq!(follow(&[read(FRAME, A), read(FRAME, A)]), [IN, OUT, IN]);
-    }
-
-    #[test]
-    fn a_block_that_is_read_elsewhere_had_been_given_up() {
-        let other = Frame(6);
-        assert_eq!(follow(&[read(FRAME, A), read(other, A)]), [IN, OUT, (Insert, other, A)]);
-    }
-
-    #[test]
-    fn a_file_is_changed_and_written_in_place() {
-        assert_eq!(follow(&[read(FRAME, A), BY_KERNEL, written(FRAME, A)]), [IN]);
-        assert_eq!(follow(&[BY_KERNEL, written(FRAME, A), BY_KERNEL, written(FRAME, A)]), [IN]);
-        let elsewhere = [read(FRAME, A), BY_KERNEL, written(FRAME, B)];
-        assert_eq!(follow(&elsewhere), [IN, OUT, (Insert, FRAME, B)]);
-    }
-
-    #[test]
-    fn what_the_kernel_clears_and_a_user_gets_is_anonymous() {
-        assert_eq!(follow(&[read(FRAME, A), BY_KERNEL, MAPPED]), [IN, OUT]);
-        let after_writing = [read(FRAME, A), BY_KERNEL, written(FRAME, A), BY_KERNEL, MAPPED];
-        assert_eq!(follow(&after_writing), [IN, OUT]);
-    }
-
-    #[test]
-    fn a_file_that_is_mapped_stays() {
-        let by_user = Event::Changed { frame: FRAME, user: true };
-        let to_read = Event::Mapped { frame: FRAME, writable: false };
-        let later = [read(FRAME, A), to_read, by_user, MAPPED, BY_KERNEL];
-        assert_eq!(follow(&later), [IN]);
-        assert_eq!(follow(&[read(FRAME, A), to_read, to_read]), [IN]);
-        assert_eq!(follow(&[read(FRAME, A), by_user, MAPPED, written(FRAME, A)]), [IN]);
-        assert_eq!(follow(&[read(FRAME, A), BY_KERNEL, to_read]), [IN]);
-    }
-
-    #[test]
-    fn what_is_read_past_the_cache_is_none() {
-        let again = [read(FRAME, A), MAPPED, read(FRAME, B), MAPPED, read(FRAME, A)];
-        assert_eq!(follow(&again), [IN, (Drop, FRAME, A)]);
-        let then_cached = [read(FRAME, A), MAPPED, BY_KERNEL, read(FRAME, B)];
-        assert_eq!(follow(&then_cached), [IN, (Drop, FRAME, A), (Insert, FRAME, B)]);
-    }
-
-    #[test]
-    fn a_place_in_a_swap_area_is_given_up_with_the_first_change() {
-        #[derive(Debug)]
-        struct Signature;
-        impl Contents for Signature {
-            fn of(&self, _: Frame) -> Option<[u8; FRAME_SIZE]> {
-                let mut bytes = [0; FRAME_SIZE];
-                bytes[4086..].copy_from_slice(b"SWAPSPACE2");
-                Some(bytes)
-            }
-        }
-        let mut tracker = CacheTracker::new(16, Box::new(Signature));
-        let by_user = Event::Changed { frame: FRAME, user: true };
-        let first = DiskBlock { block: 0, ..A };
-        for event in [read(Frame(1), first), read(FRAME, A), MAPPED, by_user, read(FRAME, B)] {
-            tracker.tell(Stamped { at: Duration::ZERO, event });
-        }
-        let events = tracker.take_events();
-        let changes: Vec<_> = events.iter().map(|event| event.change).collect();
-        assert_eq!(changes, [Insert, Insert, Drop, Insert]);
-    }
-
-    #[test]
-    fn the_journal_has_it_for_a_while_only() {
-        let descriptor = Event::Written { frame: Frame(9), to: B, starts: JBD2 };
-        let copy = written(FRAME, DiskBlock { block: B.block + 1, ..B });
-        assert_eq!(follow(&[read(FRAME, A), descriptor, copy, written(FRAME, A)]), [IN]);
-    }
-
-    #[test]
-    fn page_tables_and_free_memory_are_no_cache() {
-        for event in [Event::PageTable { frame: FRAME }, Event::Freed { frame: FRAME }] {
-            assert_eq!(follow(&[read(FRAME, A), event, event]), [IN, OUT]);
-        }
-    }
-
-    #[test]
-    fn what_is_discarded_is_dropped() {
-        for count in [1, 3, 1 << 40, u64::MAX] {
-            let first = DiskBlock { block: 9, ..A };
-            let (first, count) = if count == 1 { (A, 1) } else { (first, count) };
-            let events = [read(FRAME, A), Event::Discarded { first, count }];
-            assert_eq!(follow(&events), [IN, (Drop, FRAME, A)]);
-        }
-        let others = Event::Discarded { first: DiskBlock { disk: 1, ..A }, count: 1 << 40 };
-        assert_eq!(follow(&[read(FRAME, A), others]), [IN]);
-    }
-
-    #[test]
-    fn frames_that_there_are_not_are_nobodys() {
-        let nowhere = Frame(u32::MAX);
-        let events = [read(nowhere, A), written(nowhere, A), Event::Freed { frame: nowhere }];
-        assert_eq!(follow(&events), []);
-    }
-
-    #[test]
-    fn what_is_like_its_block_is_to_be_watched() {
-        let mut tracker = CacheTracker::new(16, Box::new(Nothing));
-        let mut tell = |event| {
-            tracker.tell(Stamped { at: Duration::ZERO, event });
-            tracker.take_watch()
-        };
-        assert_eq!(tell(read(FRAME, A)), [FRAME]);
-        assert_eq!(tell(BY_KERNEL), []);
-        assert_eq!(tell(written(FRAME, A)), [FRAME]);
+/// Reads what is cached of a disk.
+fn reader(blocks: &Blocks, contents: &dyn Contents) -> impl volume::Read {
+    |block, at, into: &mut [u8]| {
+        blocks.frame(block).is_some_and(|frame| contents.part(frame, at, into))
     }
 }

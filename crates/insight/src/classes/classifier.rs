@@ -138,7 +138,7 @@ impl Classifier {
             return (FrameClass::PageTable, Evidence::Walked);
         }
         match cache.location(frame) {
-            Some(block) if cache.is_swap(block.disk) => {
+            Some(block) if cache.is_swap(block) => {
                 return (FrameClass::Anonymous, Evidence::Swapped);
             }
             Some(_) => return (FrameClass::FileCache, Evidence::Located),

@@ -1,7 +1,9 @@
 //! Row `geiger`: what of a guest's page cache is seen from outside, against what its kernel says.
 
 mod disks;
+mod faults;
 mod placement;
+mod programs;
 mod score;
 mod truth;
 
@@ -13,8 +15,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use truth::{Kind, Owner, Recording, Run, Truth};
 
-/// Loads of the guest program (`fathom.run=cache:LOAD`), each for one way in which pages come and go.
-const LOADS: [&str; 15] = [
+/// Loads of the guest program (`fathom.run=cache:LOAD`), most for one way in which pages come and go; and programs of
+/// Debian's.
+const LOADS: [&str; 18] = [
     "read",
     "read-random",
     "write",
@@ -30,6 +33,9 @@ const LOADS: [&str; 15] = [
     "direct-read",
     "direct-write",
     "slab",
+    "file-server",
+    "mail-spool",
+    "sqlite3",
 ];
 
 #[derive(clap::Args)]
@@ -43,6 +49,9 @@ pub(crate) struct GeigerArgs {
     /// Loads, separated by commas; LOAD:MIB for one of another size
     #[arg(long, value_delimiter = ',', value_name = "LOAD", default_values = LOADS)]
     loads: Vec<String>,
+    /// Also count what is wrong or missed, by what the kernel says before and after
+    #[arg(long, conflicts_with = "truth_only")]
+    faults: bool,
     /// Instead: a program of the kit's disk, with its arguments; single quotes hold a word together
     #[arg(long, value_name = "COMMAND", conflicts_with = "loads")]
     program: Vec<String>,
@@ -81,7 +90,17 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
         false => vec!["--cache-log".to_owned(), log.display().to_string()],
     };
     for (number, load) in asked(args).iter().enumerate() {
-        let run = Run { load, memory_mib: args.memory, cpus: args.cpus, options: &options };
+        let program = programs::named(load);
+        let command = match program {
+            Some(program) => program.load(),
+            None if args.program.is_empty() => load.replace(':', ","),
+            None => format!("program {load}"),
+        };
+        let disk = kit.disk();
+        let memory_mib = program.map_or(args.memory, |program| program.memory_mib);
+        let (load, command) = (load.as_str(), command.as_str());
+        let run =
+            Run { load: command, disk: &disk, memory_mib, cpus: args.cpus, options: &options };
         let recording = truth::record(&kit, &disks, &run)?;
         if number == 0 {
             let columns = if args.truth_only { head(&recording) } else { scores_head(&recording) };
@@ -92,6 +111,9 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
         } else {
             let scores = score::score(&recording, &score::read(&log)?);
             println!("{}", scores_row(load, &scores));
+            if args.faults {
+                print!("{}", faults::counted(&recording, &scores));
+            }
             if args.check {
                 scores.check().with_context(|| format!("load {load}"))?;
             }
@@ -109,6 +131,7 @@ fn scores_head(recording: &Recording) -> String {
         "evictions",
         "right",
         "found",
+        "late",
         "dropped",
         "lag 50",
         "lag 95 ms",
@@ -133,16 +156,14 @@ fn scores_row(load: &str, scores: &score::Scores) -> String {
         Some(lag) => format!("{:.1}", lag * 1e3),
         None => "-".to_owned(),
     };
-    let _ = write!(row, "{:>10}{:>10}{:>10}", scores.dropped, lag(50), lag(95));
+    let (late, dropped) = (scores.evictions.late, scores.dropped);
+    let _ = write!(row, "{late:>10}{dropped:>10}{:>10}{:>10}", lag(50), lag(95));
     row
 }
 
-/// As the guest program has it.
-fn asked(args: &GeigerArgs) -> Vec<String> {
-    if args.program.is_empty() {
-        return args.loads.iter().map(|load| load.replace(':', ",")).collect();
-    }
-    args.program.iter().map(|program| format!("program {program}")).collect()
+/// Names of loads, or commands.
+fn asked(args: &GeigerArgs) -> &[String] {
+    if args.program.is_empty() { &args.loads } else { &args.program }
 }
 
 /// How many events there were of which kind, and of what.

@@ -47,8 +47,22 @@ pub(super) struct Score {
     pub(super) wrong: u64,
     /// It says so, and nothing was inferred.
     pub(super) missed: u64,
+    /// Of what the kernel says and was not inferred, what nobody could see: the frame was left, and is free at the end.
+    pub(super) late: u64,
     /// How much later than the kernel, in seconds, of those that are right; rising.
     pub(super) lags: Vec<f64>,
+    /// What was wrong, and what was missed.
+    pub(super) faults: Vec<Fault>,
+}
+
+/// One inference that is wrong, or an event without one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Fault {
+    pub(super) block: Block,
+    pub(super) frame: u64,
+    /// In seconds of the guest's time-stamp counter.
+    pub(super) at: f64,
+    pub(super) missed: bool,
 }
 
 /// Of one load.
@@ -131,7 +145,16 @@ pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
         }
     }
     let mut scores = Scores::default();
-    places.values().for_each(|place| place.add_to(&mut scores));
+    let mut last: HashMap<u64, u64> = HashMap::new();
+    for truth in &recording.events {
+        last.insert(truth.frame, truth.tsc);
+    }
+    let left = |frame: u64, at: f64| {
+        recording.is_free(frame) && last.get(&frame).is_some_and(|&tsc| seconds(tsc) <= at)
+    };
+    for (&(block, frame), place) in &places {
+        place.add_to(&mut scores, block, frame, &left);
+    }
     for score in [&mut scores.inserts, &mut scores.evictions] {
         score.lags.sort_by(f64::total_cmp);
     }
@@ -161,7 +184,13 @@ fn clocks(recording: &Recording, inferred: &[Inferred]) -> Option<f64> {
 }
 
 impl Place {
-    fn add_to(&self, scores: &mut Scores) {
+    fn add_to(
+        &self,
+        scores: &mut Scores,
+        block: Block,
+        frame: u64,
+        left: &impl Fn(u64, f64) -> bool,
+    ) {
         let of =
             |kind| self.truth.iter().filter(move |&&(_, found)| found == kind).map(|&(at, _)| at);
         let by = |change| {
@@ -169,35 +198,61 @@ impl Place {
         };
         let [inserted, evicted, dropped]: [Vec<f64>; 3] =
             [Kind::Insert, Kind::Evict, Kind::Drop].map(|kind| of(kind).collect());
-        matched(&inserted, by(Change::Insert), &mut scores.inserts);
-        let wrong = matched(&evicted, by(Change::Evict), &mut scores.evictions);
         let before = |at: f64| dropped.iter().any(|&dropped| dropped <= at + SLACK);
-        scores.dropped += wrong.into_iter().filter(|&at| before(at)).count() as u64;
+        let (inserts, evictions) =
+            (matched(&inserted, by(Change::Insert)), matched(&evicted, by(Change::Evict)));
+        scores.dropped += evictions.wrong.iter().filter(|&&at| before(at)).count() as u64;
+        // A frame that is free had its last page only.
+        let fault = |at, missed| Fault { block, frame, at, missed };
+        for (score, found, ends) in
+            [(&mut scores.inserts, inserts, false), (&mut scores.evictions, evictions, true)]
+        {
+            score.right += found.lags.len() as u64;
+            score.wrong += found.wrong.len() as u64;
+            score.lags.extend(found.lags);
+            score.faults.extend(found.wrong.into_iter().map(|at| fault(at, false)));
+            for at in found.missed {
+                if ends && left(frame, at) {
+                    score.late += 1;
+                } else {
+                    score.missed += 1;
+                    score.faults.push(fault(at, true));
+                }
+            }
+        }
     }
 }
 
-/// Each inference with the latest event before it that no other one told of; answers the times of those without.
-fn matched(events: &[f64], inferred: impl Iterator<Item = f64>, score: &mut Score) -> Vec<f64> {
+/// Of one kind, at one place.
+#[derive(Default)]
+struct Matched {
+    /// Of those that are right, how much later they were.
+    lags: Vec<f64>,
+    /// Inferences without an event, and events without an inference.
+    wrong: Vec<f64>,
+    missed: Vec<f64>,
+}
+
+/// Each inference with the latest event before it that no other one told of.
+fn matched(events: &[f64], inferred: impl Iterator<Item = f64>) -> Matched {
+    let mut found = Matched::default();
     let mut open: Vec<f64> = Vec::new();
     let mut events = events.iter().copied().peekable();
-    let mut wrong = Vec::new();
     for at in inferred {
         while let Some(event) = events.next_if(|&event| event <= at + SLACK) {
             open.push(event);
         }
         match open.pop() {
             Some(event) => {
-                score.right += 1;
-                score.lags.push((at - event).max(0.0));
+                found.lags.push((at - event).max(0.0));
                 // Earlier ones were missed.
-                score.missed += open.drain(..).count() as u64;
+                found.missed.append(&mut open);
             }
-            None => wrong.push(at),
+            None => found.wrong.push(at),
         }
     }
-    score.missed += (open.len() + events.count()) as u64;
-    score.wrong += wrong.len() as u64;
-    wrong
+    found.missed.extend(open.into_iter().chain(events));
+    found
 }
 
 #[cfg(test)]
@@ -225,6 +280,7 @@ mod tests {
             counters: BTreeMap::new(),
             contradictions: 0,
             elsewhere: 0,
+            free: Vec::new(),
         }
     }
 
@@ -272,5 +328,19 @@ mod tests {
         let seen = [(200, Change::Insert), (400, Change::Evict)];
         let scores = score(&recording(&truth), &inferred(&seen));
         assert_eq!((scores.evictions.wrong, scores.dropped), (1, 1));
+    }
+
+    #[test]
+    fn what_lies_free_at_the_end_nobody_can_see() {
+        let truth = [(200, Kind::Insert), (300, Kind::Evict)];
+        let seen = inferred(&[(200, Change::Insert)]);
+        let mut recording = recording(&truth);
+        assert_eq!(score(&recording, &seen).evictions.missed, 1);
+        recording.free = vec![0..2, 3..4];
+        let evictions = score(&recording, &seen).evictions;
+        assert_eq!((evictions.missed, evictions.late, evictions.faults.len()), (0, 1, 0));
+        // Had it been used again meanwhile, it would have shown.
+        recording.events.push(Truth { tsc: HZ, frame: 3, block: None, ..recording.events[0] });
+        assert_eq!(score(&recording, &seen).evictions.missed, 1);
     }
 }

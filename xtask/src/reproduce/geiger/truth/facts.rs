@@ -43,6 +43,8 @@ pub(super) struct Facts {
     pub(super) extents: BTreeMap<(u64, u64), Vec<Extent>>,
     /// The kernel's counters when the load began and when it ended.
     pub(super) counters: BTreeMap<String, [u64; 2]>,
+    /// Frames that nobody had after the end.
+    pub(super) free: Vec<Range<u64>>,
 }
 
 impl Layout {
@@ -94,6 +96,7 @@ impl Facts {
                 };
                 self.extents.entry((number(1)?, number(2)?)).or_default().push(extent);
             }
+            "free" => self.free.push(number(1)?..number(1)?.checked_add(number(2)?)?),
             "vmstat" => {
                 let counter = self.counters.entry((*words.get(2)?).to_owned()).or_default();
                 counter[usize::from(*words.get(1)? == "end")] = number(3)?;
@@ -132,7 +135,7 @@ mod tests {
         let text = "begin 5 6\nend 7 8\nvmstat begin pgpgin 3\nvmstat end pgpgin 9\nlost 0\n\
                     event add 497 common_type:0:2 pfn:8:8 order:16:1\nsymbol f ff10 ff20\n\
                     disk vdb 266338320\ndisk loop0 7340032\nmount 266338320 ext4 /scratch\n\
-                    swap 0 266338352\nextent 266338320 12 99 0 1000 5\n";
+                    free 7 3\nfree 12 1\nswap 0 266338352\nextent 266338320 12 99 0 1000 5\n";
         let facts = Facts::parse(text).unwrap();
         assert_eq!(
             (facts.begin.tsc, facts.end.nanoseconds, facts.counters["pgpgin"]),
@@ -144,6 +147,7 @@ mod tests {
             facts.extents[&(266_338_320, 12)],
             [Extent { tsc: 99, first: 0, block: 1000, count: 5 }]
         );
+        assert_eq!(facts.free, [7..10, 12..13]);
         assert_eq!((facts.swaps[&0], facts.file_system.as_str()), (266_338_352, "ext4"));
         let mut data = [0; 17];
         (data[8], data[9], data[16]) = (0x34, 0x12, 9);
@@ -155,9 +159,15 @@ mod tests {
 
     #[test]
     fn a_line_that_is_none_is_told() {
-        for line in
-            ["begin 5", "what 1", "event add x", "event add 1 pfn:8", "extent 1 2 3", "swap a b"]
-        {
+        for line in [
+            "begin 5",
+            "what 1",
+            "event add x",
+            "event add 1 pfn:8",
+            "extent 1 2 3",
+            "swap a b",
+            "free 1",
+        ] {
             assert!(Facts::parse(line).is_err(), "{line}");
         }
     }

@@ -29,6 +29,7 @@ use facts::Facts;
 pub(super) use facts::Moment;
 use residents::Residents;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -84,6 +85,8 @@ pub(super) struct Truth {
 /// What to run.
 pub(super) struct Run<'a> {
     pub(super) load: &'a str,
+    /// With Debian's programs.
+    pub(super) disk: &'a Path,
     pub(super) memory_mib: u64,
     pub(super) cpus: u64,
     /// For Fathom, besides what the guest needs.
@@ -104,6 +107,8 @@ pub(super) struct Recording {
     pub(super) contradictions: u64,
     /// Pages of what lies on no disk.
     pub(super) elsewhere: u64,
+    /// Frames that nobody had soon after the end, rising.
+    pub(super) free: Vec<Range<u64>>,
 }
 
 pub(super) fn record(kit: &Kit, disks: &Disks, run: &Run<'_>) -> Result<Recording> {
@@ -113,7 +118,7 @@ pub(super) fn record(kit: &Kit, disks: &Disks, run: &Run<'_>) -> Result<Recordin
         .initramfs(&disks.initramfs)
         .memory(run.memory_mib)
         .cpus(run.cpus)
-        .disk(&kit.disk())
+        .disk(run.disk)
         .overlay(&disks.scratch, &disks.overlay)
         .writable_disk(&trace)
         .writable_disk(&disks.swap)
@@ -147,8 +152,14 @@ impl Recording {
             residents.step(step);
         }
         let Residents { events, contradictions, elsewhere, .. } = residents;
-        let Facts { begin, end, file_system, counters, .. } = facts;
-        Ok(Self { begin, end, events, file_system, counters, contradictions, elsewhere })
+        let Facts { begin, end, file_system, counters, free, .. } = facts;
+        Ok(Self { begin, end, events, file_system, counters, contradictions, elsewhere, free })
+    }
+
+    /// Whether nobody had the frame soon after the end.
+    pub(super) fn is_free(&self, frame: u64) -> bool {
+        let before = self.free.partition_point(|free| free.start <= frame);
+        before.checked_sub(1).is_some_and(|last| self.free[last].contains(&frame))
     }
 
     /// How much one of the kernel's counters rose.
