@@ -28,7 +28,7 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     vm.shell("cat /mnt/bin/* >/dev/null");
     // Programs come and go, and two stay.
     vm.shell("for n in 1 2 3 4 5 6 7 8; do busybox awk 'BEGIN { for (n = 0; n < 20000; n++) a[n] = n }'; done");
-    vm.shell("busybox sleep 1000 & busybox sleep 1000 &");
+    vm.shell("(busybox sleep 1000 & busybox sleep 1000 &)");
     vm.shell("busybox sleep 6");
     let check = check(&vm);
     let comparison = &check["comparison"];
