@@ -28,7 +28,7 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     vm.shell("cat /mnt/bin/* >/dev/null");
     // Programs come and go, and two stay.
     vm.shell("for n in 1 2 3 4 5 6 7 8; do busybox awk 'BEGIN { for (n = 0; n < 20000; n++) a[n] = n }'; done");
-    vm.shell("busybox sleep 1000 & busybox sleep 1000 &");
+    vm.shell("(busybox sleep 1000 & busybox sleep 1000 &)");
     vm.shell("busybox sleep 6");
     let check = check(&vm);
     let comparison = &check["comparison"];
@@ -37,12 +37,12 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     let matrix: [[u64; CLASSES]; CLASSES] =
         serde_json::from_value(comparison["matrix"].clone()).expect("a matrix");
     let scores = [PAGE_TABLE, FILE_CACHE, ANONYMOUS, KERNEL_TEXT, KERNEL, FREE];
-    // By precision and recall of each. What KVM does not tell of is in docs/insight.md.
+    // By precision and recall of each: pages that programs just gave back are in a CPU's list of free ones. What KVM does not tell of is in docs/insight.md.
     let least: [[f64; 2]; 6] = match Engine::under_test() {
         Engine::Translate => {
-            [[0.85, 0.9], [0.97, 0.97], [0.9, 0.3], [0.99, 0.99], [0.85, 0.97], [1.0, 0.5]]
+            [[0.75, 0.9], [0.97, 0.97], [0.6, 0.5], [0.99, 0.99], [0.9, 0.9], [1.0, 0.5]]
         }
-        Engine::Kvm => [[0.8, 0.6], [0.8, 0.97], [0.7, 0.2], [0.95, 0.95], [0.7, 0.8], [1.0, 0.3]],
+        Engine::Kvm => [[0.75, 0.6], [0.8, 0.97], [0.6, 0.2], [0.95, 0.95], [0.7, 0.8], [1.0, 0.3]],
     };
     for (class, [precision, recall]) in scores.into_iter().zip(least) {
         let right = matrix[class][class] as f64;
@@ -54,7 +54,9 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     if Engine::under_test() == Engine::Translate {
         let spaces: (u64, u64, u64) =
             serde_json::from_value(comparison["spaces"].clone()).expect("counts");
-        assert!(spaces.0 >= 3 && spaces.1 == spaces.0 && spaces.2 == spaces.0, "{comparison}");
+        // One that ended since the last sweep may still be seen.
+        let (told, seen, both) = spaces;
+        assert!(told >= 3 && both == told && seen <= told + 2, "{comparison}");
         assert!(check["summary"]["processes_gone"].as_u64() >= Some(1), "{check}");
     }
     vm.type_line("poweroff -f");
