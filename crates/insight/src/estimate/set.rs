@@ -173,6 +173,7 @@ mod tests {
             }),
             scan: Some(Duration::from_secs(2)),
             order: Some(4096),
+            curve: Some(AccessCurveConfig { per_interval: 640, ..AccessCurveConfig::default() }),
             ..EstimatorSetConfig::default()
         };
         let mut set = EstimatorSet::new(Arc::clone(&memory), config);
