@@ -36,7 +36,7 @@ impl Owners {
         self.0 & USER_WROTE != 0
     }
 
-    /// The kernel has written to it by itself, since [`OwnerTable::forget_kernel`].
+    /// The kernel has written to it by itself, since that was last forgotten.
     #[must_use]
     pub fn kernel_wrote(self) -> bool {
         self.0 & KERNEL_WROTE != 0

@@ -64,7 +64,13 @@ fn metrics_are_text_of_their_type() {
     assert!(answer.contains("Content-Type: text/plain; version=0.0.4"), "{answer}");
     assert!(answer.contains("fathom_memory_resident_bytes{name=\"fake\"} 104857600\n"), "{answer}");
     let text = running.directory.client("fake").metrics().expect("metrics");
-    assert!(answer.ends_with(&text));
+    // Figures rise from one answer to the next.
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let names = |text: &str| -> Vec<String> {
+        let name = |line: &str| line.rsplit_once(' ').map(|(name, _)| name.to_owned());
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(name).collect()
+    };
+    assert_eq!(names(body), names(&text));
 }
 
 #[test]

@@ -111,6 +111,26 @@ fn a_space_shows_its_tables_and_what_programs_map() {
 }
 
 #[test]
+fn the_last_program_that_ran_may_be_gone() {
+    for (number, entry) in [(511, 0), (511, 700 << 12 | PRESENT | WRITE)] {
+        let mut rig = Rig::new();
+        for (root, frame) in [(10, 100), (20, 101), (30, 102)] {
+            rig.space(root, frame, TABLE);
+            rig.access(frame, Access::Write, false);
+        }
+        // Its root has become something else before anybody looked.
+        rig.entry(30, number, entry);
+        for _ in 0..2 {
+            rig.epoch();
+            let mut roots: Vec<_> =
+                rig.classifier.processes().map(|process| process.root >> 12).collect();
+            roots.sort_unstable();
+            assert_eq!(roots, [10, 20]);
+        }
+    }
+}
+
+#[test]
 fn what_a_program_let_go_of_is_vacated_until_somebody_uses_it() {
     let mut rig = Rig::new();
     rig.space(10, 100, TABLE);

@@ -4,6 +4,8 @@
 //! themselves costs no more than one that has as many. A large page's frames are marked one by one, no more in a pass
 //! than there are frames, for users and for the kernel each.
 
+use std::collections::HashMap;
+
 use memory::{Epoch, FRAME_SIZE, Frame, Gpa, ReadView};
 
 use super::marks::{
@@ -109,13 +111,35 @@ impl Walker {
         self.roots = spaces.roots();
         self.began = Some(now);
         self.large = [marks.len(); 2];
-        let newest = spaces.newest().and_then(|root| Some((root, self.table(root)?)));
-        self.kernel = newest.as_ref().map(|(_, entries)| used(entries[ENTRIES - 1]));
-        if let Some((root, _)) = newest {
+        if let Some((root, kernel)) = self.find_kernel(spaces.newest()) {
+            self.kernel = Some(kernel);
             let kernel =
                 Pending { frame: root, root: None, level: TOP, writable: true, executable: true };
             self.pending.push(kernel);
         }
+    }
+
+    /// What most roots end with, and one that does: the last that was loaded may be a program's that is gone.
+    fn find_kernel(&self, newest: Option<Frame>) -> Option<(Frame, u64)> {
+        let mut found = HashMap::<u64, (u32, Frame)>::new();
+        let besides = newest.filter(|newest| self.roots.binary_search(newest).is_err());
+        for &root in self.roots.iter().chain(&besides) {
+            if let Some(entry) = self.last_entry(root) {
+                let (roots, holder) = found.entry(entry).or_insert((0, root));
+                (*roots, *holder) = (*roots + 1, root);
+            }
+        }
+        let order =
+            |&(entry, (roots, _)): &(u64, (u32, Frame))| (roots, Some(entry) == self.kernel, entry);
+        found.into_iter().max_by_key(order).map(|(entry, (_, root))| (root, entry))
+    }
+
+    /// The last entry of the root, where it leads anywhere.
+    fn last_entry(&self, root: Frame) -> Option<u64> {
+        let mut bytes = [0; 8];
+        let gpa = Gpa(self.view.layout().gpa_of(root)?.0 + (FRAME_SIZE - bytes.len()) as u64);
+        self.view.read(gpa, &mut bytes).ok()?;
+        Some(used(u64::from_le_bytes(bytes))).filter(|entry| entry & PRESENT != 0)
     }
 
     /// Begins the next space. False: there is none.

@@ -41,7 +41,7 @@ impl Default for AccessCurveConfig {
     fn default() -> Self {
         Self {
             frames: 4096,
-            per_interval: 64,
+            per_interval: 256,
             steps: 1024,
             half_life: Some(Duration::from_secs(120)),
         }

@@ -337,8 +337,9 @@ mod tests {
         let hits = |capacity| (exclusive_lru(&steps, capacity), optimum(&steps, capacity));
         assert_eq!(hits(0), (0, 0));
         let (lru, best) = hits(1);
-        assert!(lru == 0 && best >= 13, "{best}");
-        assert_eq!(hits(2), (27, 27));
+        assert_eq!((lru, best), (0, 9));
+        // A block is evicted before another is read: for a moment all three are below.
+        assert_eq!((hits(2), hits(3)), ((0, 18), (27, 27)));
     }
 
     #[test]

@@ -98,7 +98,8 @@ pub(super) fn run(args: &WssArgs) -> Result<()> {
         let text = serde_json::to_string_pretty(&figures)?;
         fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
     }
-    let mut troubles: Vec<String> = scores.iter().flat_map(Score::troubles).collect();
+    let mut troubles: Vec<String> =
+        scores.iter().flat_map(|score| score.troubles(args.quick)).collect();
     if let Some(off) = above::error(&above).filter(|off| *off > ABOVE_MOST) {
         troubles.push(format!("above the allocation: off by {off:.3}, not {ABOVE_MOST}"));
     }

@@ -84,13 +84,14 @@ pub(super) fn score(load: &str, recording: &Recording) -> Score {
 }
 
 impl Score {
-    /// What misses its target.
-    pub(super) fn troubles(&self) -> Vec<String> {
+    /// What misses its target; a `quick` run is so short a sample that what samples say may be off twice as far.
+    pub(super) fn troubles(&self, quick: bool) -> Vec<String> {
+        let slack = if quick { 2.0 } else { 1.0 };
         let limits = [
             ("census", self.census, EXACT_MOST),
             ("order", self.order, EXACT_MOST),
-            ("sampling", self.sample_points, POINTS_MOST),
-            ("curve", self.curve, CURVE_MOST),
+            ("sampling", self.sample_points, POINTS_MOST * slack),
+            ("curve", self.curve, CURVE_MOST * slack),
         ];
         let over = limits.iter().filter_map(|(what, found, most)| match found {
             Some(found) if found <= most => None,
@@ -174,8 +175,8 @@ mod tests {
             curve: Some(0.01),
             ..Score::default()
         };
-        assert!(good.troubles().is_empty());
+        assert!(good.troubles(false).is_empty());
         let bad = Score { census: Some(2.1), curve: None, ..good };
-        assert_eq!(bad.troubles().len(), 2);
+        assert_eq!(bad.troubles(false).len(), 2);
     }
 }
