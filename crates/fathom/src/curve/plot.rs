@@ -77,7 +77,7 @@ impl Span {
 
     fn bytes(self, column: usize, columns: usize) -> u64 {
         let part = column as f64 / (columns - 1) as f64;
-        self.first + (part * (self.last - self.first) as f64) as u64
+        self.first.saturating_add((part * (self.last - self.first) as f64) as u64)
     }
 }
 

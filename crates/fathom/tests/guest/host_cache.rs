@@ -43,7 +43,8 @@ fn verified(cache: &str, overlay: bool) -> impl Fn(&str) -> u64 {
     assert_eq!(told.len(), 1, "{}", ended.console);
     assert_eq!(told[0]["error"], "", "{}", ended.console);
     let cache = ended.report.host_cache.expect("a host cache in the report");
-    assert!(cache.cached_bytes <= cache.size_bytes && cache.cached_bytes > 0);
+    // At the end all of it was read past the cache: blocks that came back are no longer below, and nothing was evicted.
+    assert!(cache.cached_bytes <= cache.size_bytes, "{cache:?}");
     assert!(cache.disks.len() == 1 && cache.disks[0].page_cache == cache.disks[0].why.is_some());
     announce(&format!("host cache, {}: {:?}", cache.policy, cache.counts));
     move |name| cache.counts.get(name).copied().expect(name)

@@ -2,10 +2,10 @@
 
 use std::fs::File;
 
-use api::{MemoryCurve, Part, Picture};
+use api::{CurveOf, MemoryCurve, Part, Picture};
 use serde_json::Value;
 
-use crate::engine::announce;
+use crate::engine::{Engine, announce};
 use crate::sandbox::Sandbox;
 use crate::vm::{Guest, Vm};
 
@@ -38,7 +38,8 @@ fn a_guests_memory_is_accounted_for() {
     vm.type_line("poweroff -f");
     let ended = vm.ended().well();
     sums_up(&ended.report.memory);
-    assert!(ended.report.memory.history.len() > 3, "one a second");
+    let history = &ended.report.memory.history;
+    assert!(history.len() >= 2, "one a second: {history:?}");
     assert_eq!(ended.report.cache["events_lost"], ended.report.memory.lost_events);
 }
 
@@ -79,9 +80,20 @@ fn curve_knows_what_was_read_again(vm: &Vm<'_>, sandbox: &Sandbox) {
     assert_eq!(curve.allocation_bytes, MEMORY);
     let first = curve.points.first().expect("misses");
     let last = curve.points.last().expect("misses");
-    assert_eq!((first.bytes, first.miss_ratio), (MEMORY, 1.0));
-    assert!(last.miss_ratio < 0.95, "more memory would have helped: {curve:?}");
-    announce(&format!("misses left with much more memory: {:.2}", last.miss_ratio));
+    match curve.of {
+        // Accesses are seen one by one.
+        CurveOf::References => assert!(first.bytes == 0 && first.miss_ratio > 0.5, "{first:?}"),
+        CurveOf::Misses => assert_eq!((first.bytes, first.miss_ratio), (MEMORY, 1.0)),
+    }
+    let expected =
+        if Engine::under_test() == Engine::Kvm { CurveOf::Misses } else { CurveOf::References };
+    assert_eq!(curve.of, expected);
+    let now = curve.points.iter().rfind(|point| point.bytes <= MEMORY).expect("the present size");
+    let left = last.miss_ratio / now.miss_ratio;
+    assert!(left < 0.95, "more memory would have helped: {curve:?}");
+    announce(&format!("misses left with much more memory: {left:.2} of today's"));
+    let recommended = curve.recommendation.expect("watched for some seconds");
+    assert!(recommended.bytes > 8 * MIB && recommended.bytes <= 2 * MEMORY, "{recommended:?}");
     assert!(vm.tell("curve", &[]).contains("The guest has 256M now"));
     let svg = sandbox.path("curve.svg");
     vm.tell("curve", &["--svg", svg.to_str().expect("text")]);

@@ -4,27 +4,52 @@
 
 use memory::DiskBlock;
 
+use super::shards::hash;
 use super::{DistanceHistogram, MissRatioCurve, Stack};
 
+/// Blocks in mind at most: where more are asked for, a part of all blocks stands for the rest, by hash.
+const IN_MIND: usize = 1 << 14;
+
 /// Evicted blocks in LRU order, at most so many, and at which depth they were wanted again.
+///
+/// Of more than 16,384 blocks, one in two, four, eight... is followed, and counts for as many: that part of all depths is
+/// the depth among that part of all blocks (SHARDS: Waldspurger, Park, Garthwaite and Ahmad, FAST 2015).
 #[derive(Clone, Debug)]
 pub struct Ghosts {
+    /// Of the blocks that are followed.
     most: usize,
+    /// A power of two.
+    one_in: u64,
     stack: Stack<DiskBlock>,
     histogram: DistanceHistogram,
 }
 
 impl Ghosts {
-    /// Keeps at most `most` blocks in mind; the curve has at most `steps` steps.
+    /// Looks back on `most` blocks; the curve has at most `steps` steps.
     #[must_use]
     pub fn new(most: usize, steps: usize) -> Self {
         let most = most.max(1);
         let histogram = DistanceHistogram::new(most as u64, steps);
-        Self { most, stack: Stack::default(), histogram }
+        let one_in = most.div_ceil(IN_MIND).next_power_of_two();
+        let (most, one_in) = (most.div_ceil(one_in), one_in as u64);
+        Self { most, one_in, stack: Stack::default(), histogram }
+    }
+
+    /// One in so many blocks is followed.
+    #[must_use]
+    pub fn one_in(&self) -> u64 {
+        self.one_in
+    }
+
+    fn follows(&self, DiskBlock { disk, block }: DiskBlock) -> bool {
+        self.one_in == 1 || hash(u64::from(disk) << 56 ^ block) & (self.one_in - 1) == 0
     }
 
     /// `block` left the guest's memory.
     pub fn evicted(&mut self, block: DiskBlock) {
+        if !self.follows(block) {
+            return;
+        }
         self.stack.reference(block);
         // Some at once: to find the oldest takes a look at all.
         if self.stack.len() > self.most + self.most / 16 {
@@ -32,15 +57,21 @@ impl Ghosts {
         }
     }
 
-    /// `block` came into the guest's memory. Answers at which depth it was, if it had been evicted.
+    /// `block` came into the guest's memory. Answers at which depth it was, if it had been evicted and is followed.
     pub fn inserted(&mut self, block: DiskBlock) -> Option<u64> {
-        let depth = self.stack.remove(block);
-        self.histogram.note(depth, 1.0);
+        if !self.follows(block) {
+            return None;
+        }
+        let depth = self.stack.remove(block).map(|depth| depth * self.one_in);
+        self.histogram.note(depth, self.one_in as f64);
         depth
     }
 
     /// `block` is not wanted any more.
     pub fn dropped(&mut self, block: DiskBlock) {
+        if !self.follows(block) {
+            return;
+        }
         self.stack.remove(block);
     }
 
@@ -94,6 +125,21 @@ mod tests {
         assert!(curve.miss_ratio(39) > 0.99, "{}", curve.miss_ratio(39));
         // The first round misses whatever there is.
         assert!((curve.miss_ratio(40) - 1.0 / 20.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_part_of_the_blocks_tells_the_curve() {
+        let mut ghosts = Ghosts::new(1 << 17, 256);
+        assert_eq!(ghosts.one_in(), 8);
+        // Round and round through 60,000 blocks: each is as deep as all others together.
+        for at in (0..4).flat_map(|_| 0..60_000) {
+            ghosts.inserted(block(at));
+            ghosts.evicted(block(at));
+        }
+        assert!(ghosts.len() < 10_000);
+        let curve = ghosts.curve().expect("misses");
+        assert!(curve.miss_ratio(56_000) > 0.99, "{}", curve.miss_ratio(56_000));
+        assert!((curve.miss_ratio(64_000) - 0.25).abs() < 0.01, "{}", curve.miss_ratio(64_000));
     }
 
     #[test]

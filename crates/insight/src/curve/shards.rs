@@ -150,7 +150,7 @@ impl Shards {
 }
 
 /// Below `MODULUS`.
-fn hash(page: u64) -> u64 {
+pub(super) fn hash(page: u64) -> u64 {
     // The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     let mut mixed = page.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

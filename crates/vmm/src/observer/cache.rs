@@ -99,7 +99,9 @@ impl Cache {
     fn changed(&mut self, CacheEvent { change, block, .. }: CacheEvent) {
         match change {
             CacheChange::Insert => {
-                self.ghost_hits += u64::from(self.ghosts.inserted(block).is_some());
+                if self.ghosts.inserted(block).is_some() {
+                    self.ghost_hits += self.ghosts.one_in();
+                }
             }
             CacheChange::Evict => self.ghosts.evicted(block),
             CacheChange::Drop => self.ghosts.dropped(block),
