@@ -191,14 +191,14 @@ fn begin(
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
     let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused)?;
-    let (measured, looked_at) = (Arc::clone(&machine), Arc::clone(&machine));
+    let measured = Arc::clone(&machine);
     let task = Task {
         zero: started,
         always: plan.report.is_some() || plan.classes,
         log: outside.cache_log.clone(),
         host_cache: machine.takes_evictions(),
         prepare: Box::new(move || measured.can_be_watched()),
-        roots: Box::new(move || looked_at.roots()),
+        tells_accesses: machine.tells_accesses(),
         epoch: if plan.classes { SHORT_EPOCH } else { observer::EPOCH },
     };
     let observer = Observer::start(Arc::clone(&machine.memory), task)

@@ -1,15 +1,14 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
-use memory::{DeviceView, FRAME_SIZE, Gpa, GuestMemory};
-use x86::paging;
+use memory::{DeviceView, FRAME_SIZE, GuestMemory};
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
@@ -37,8 +36,8 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for, with what is below each disk.
     host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
-    /// Whether the engine tells of address spaces by itself.
-    tells_of_roots: bool,
+    /// See [`Machine::tells_accesses`].
+    tells_accesses: bool,
     /// Where that is asked for; it ends with the machine.
     _estimates: Option<EstimateLog>,
     plan: VmPlan,
@@ -115,7 +114,7 @@ impl Machine {
             facts,
             balloon: board.balloon,
             host_cache: host_cache.map(|cache| (cache, board.page_caches)),
-            tells_of_roots: engine.capabilities().access_tracking != Tracking::Sampled,
+            tells_accesses: engine.capabilities().access_tracking != Tracking::Sampled,
             _estimates: estimates,
             plan: plan.clone(),
         });
@@ -238,18 +237,9 @@ impl Machine {
         (cache.policy() == HostCachePolicy::Eviction).then(|| Arc::clone(cache))
     }
 
-    /// Roots of the page tables that vCPUs go by, where the engine does not tell of them. Stops them for a moment.
-    pub(crate) fn roots(&self) -> Vec<Gpa> {
-        if self.tells_of_roots || !self.can_be_watched() {
-            return Vec::new();
-        }
-        let read = || {
-            let states = self.vcpus.iter().filter_map(|vcpu| {
-                vcpu.lock().unwrap_or_else(PoisonError::into_inner).state().ok()
-            });
-            states.map(|state| Gpa(state.cr3 & paging::ADDRESS)).collect()
-        };
-        self.control.while_still(|| self.kick(), read).unwrap_or_default()
+    /// Whether vCPUs tell of accesses and address spaces one by one.
+    pub(crate) fn tells_accesses(&self) -> bool {
+        self.tells_accesses
     }
 
     /// CPU time of all vCPU threads.

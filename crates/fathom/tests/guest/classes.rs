@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, announce};
 use crate::kit;
 use crate::sandbox::Sandbox;
 use crate::vm::{Guest, Vm};
@@ -17,6 +17,12 @@ const CLASSES: usize = 10;
 
 #[test]
 fn frames_are_what_the_guests_kernel_has_them_for() {
+    if Engine::under_test() == Engine::Kvm {
+        announce(
+            "*** NOT TESTED: classes of frames on KVM, which does not tell of address spaces ***",
+        );
+        return;
+    }
     let sandbox = Sandbox::new();
     let disk = format!("{},ro", kit::disk_image());
     let guest = Guest::new("fathom.run=sh").disk(disk).arguments(&["--classes"]);
@@ -38,12 +44,8 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
         serde_json::from_value(comparison["matrix"].clone()).expect("a matrix");
     let scores = [PAGE_TABLE, FILE_CACHE, ANONYMOUS, KERNEL_TEXT, KERNEL, FREE];
     // By precision and recall of each: pages that programs just gave back are in a CPU's list of free ones. What KVM does not tell of is in docs/insight.md.
-    let least: [[f64; 2]; 6] = match Engine::under_test() {
-        Engine::Translate => {
-            [[0.75, 0.9], [0.97, 0.97], [0.6, 0.5], [0.99, 0.99], [0.9, 0.9], [1.0, 0.5]]
-        }
-        Engine::Kvm => [[0.75, 0.6], [0.8, 0.97], [0.6, 0.2], [0.95, 0.95], [0.7, 0.8], [1.0, 0.3]],
-    };
+    let least: [[f64; 2]; 6] =
+        [[0.75, 0.9], [0.97, 0.97], [0.6, 0.5], [0.99, 0.99], [0.9, 0.9], [1.0, 0.5]];
     for (class, [precision, recall]) in scores.into_iter().zip(least) {
         let right = matrix[class][class] as f64;
         let is = matrix[class].iter().sum::<u64>() as f64;
@@ -51,14 +53,12 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
         let enough = right >= precision * taken && right >= recall * is;
         assert!(enough, "class {class}: {right} of {is} found, among {taken}: {comparison}");
     }
-    if Engine::under_test() == Engine::Translate {
-        let spaces: (u64, u64, u64) =
-            serde_json::from_value(comparison["spaces"].clone()).expect("counts");
-        // One that ended since the last sweep may still be seen.
-        let (told, seen, both) = spaces;
-        assert!(told >= 3 && both == told && seen <= told + 2, "{comparison}");
-        assert!(check["summary"]["processes_gone"].as_u64() >= Some(1), "{check}");
-    }
+    let spaces: (u64, u64, u64) =
+        serde_json::from_value(comparison["spaces"].clone()).expect("counts");
+    // One that ended since the last sweep may still be seen.
+    let (told, seen, both) = spaces;
+    assert!(told >= 3 && both == told && seen <= told + 2, "{comparison}");
+    assert!(check["summary"]["processes_gone"].as_u64() >= Some(1), "{check}");
     vm.type_line("poweroff -f");
     vm.ended().well();
 }

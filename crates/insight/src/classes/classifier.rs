@@ -1,7 +1,6 @@
 //! Events and looks put together.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use memory::{
     Epoch, Event, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView, Stamped,
@@ -84,15 +83,10 @@ impl Classifier {
         }
     }
 
-    /// A vCPU was seen to go by the page tables at `root`, on an engine that does not tell of it.
-    pub fn saw_root(&mut self, root: Frame, at: Duration) {
-        self.spaces.loaded(root, at);
-    }
-
-    /// Whether all page tables that were known at some time have been looked at.
+    /// Whether page tables are known, and all that were at some time have been looked at.
     #[must_use]
     pub fn has_walked(&self) -> bool {
-        self.walker.complete().is_some()
+        self.walker.complete().is_some() && self.walker.knows_kernel()
     }
 
     /// At the end of each epoch: goes on with what it does a piece at a time.

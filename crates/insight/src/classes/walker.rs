@@ -78,6 +78,11 @@ impl Walker {
         self.complete
     }
 
+    /// Whether some root led to a kernel.
+    pub(super) fn knows_kernel(&self) -> bool {
+        self.kernel.is_some()
+    }
+
     /// Reads at most `tables` tables. True where a pass came to its end.
     pub(super) fn walk(
         &mut self,

@@ -20,9 +20,9 @@ pub(super) struct Accesses {
 }
 
 impl Accesses {
-    /// Begins an epoch. Accesses are told one by one only where somebody listens to the memory already.
-    pub(super) fn begin(memory: &Arc<GuestMemory>, epoch: Duration) -> Self {
-        let told = memory.events().is_some();
+    /// Begins an epoch. Accesses are told one by one only where vCPUs do so and somebody listens to the memory already.
+    pub(super) fn begin(memory: &Arc<GuestMemory>, epoch: Duration, tells_accesses: bool) -> Self {
+        let told = tells_accesses && memory.events().is_some();
         let mut config = EstimatorSetConfig { epoch, ..EstimatorSetConfig::default() };
         config.curve = config.curve.filter(|_| told);
         let set = EstimatorSet::new(Arc::clone(memory), config);

@@ -8,7 +8,7 @@ use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
 use insight::picture::{CacheFigures, Part, Rates};
 use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts, MissRatioCurve};
-use memory::{Event, Frame, Gpa, GuestMemory, ReadView};
+use memory::{Event, Frame, GuestMemory, ReadView};
 
 use crate::host_cache;
 
@@ -121,8 +121,8 @@ impl Cache {
     }
 
     /// At the end of an epoch. See [`Classes::sweep`].
-    pub(super) fn sweep(&mut self, memory: &GuestMemory, roots: &[Gpa]) {
-        self.classes.sweep(memory, &self.tracker, roots);
+    pub(super) fn sweep(&mut self) {
+        self.classes.sweep(&self.tracker);
     }
 
     /// Whether it is known what frames are for that hold no block.

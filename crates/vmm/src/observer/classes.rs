@@ -7,7 +7,7 @@ use insight::classes::truth::{self, Comparison};
 use insight::kernel::KernelError;
 use insight::picture::Part;
 use insight::{CacheTracker, ClassSummary, Classifier, FrameClass, ProcessSeen};
-use memory::{EventStream, Frame, Gpa, GuestMemory, Stamped};
+use memory::{EventStream, Frame, GuestMemory, Stamped};
 use serde::Serialize;
 
 /// Classes of a guest that stands, and what its kernel says.
@@ -44,12 +44,8 @@ impl Classes {
         self.classifier.tell(stamped);
     }
 
-    /// At the end of an epoch. `roots`: of the page tables that vCPUs go by, where no event tells of them.
-    pub(super) fn sweep(&mut self, memory: &GuestMemory, tracker: &CacheTracker, roots: &[Gpa]) {
-        let now = memory.events().map_or(Duration::ZERO, EventStream::now);
-        for root in roots.iter().filter_map(|&root| memory.frame_of(root)) {
-            self.classifier.saw_root(root, now);
-        }
+    /// At the end of an epoch.
+    pub(super) fn sweep(&mut self, tracker: &CacheTracker) {
         let begun = Instant::now();
         self.classifier.sweep(tracker);
         let took = begun.elapsed();

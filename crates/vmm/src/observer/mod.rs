@@ -29,7 +29,7 @@ use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
 use insight::picture::{HistoryPoint, MemoryCurve, Part, Picture, WorkingSets, survey};
 use insight::{CacheCounts, WorkingSetSample};
-use memory::{EventStream, FRAME_SIZE, Gpa, GuestMemory};
+use memory::{EventStream, FRAME_SIZE, GuestMemory};
 
 use accesses::Accesses;
 use cache::Cache;
@@ -69,8 +69,8 @@ pub(crate) struct Task {
     pub(crate) host_cache: Option<Arc<HostCache>>,
     /// Called before each time that epochs begin to be ended: false where the memory cannot be measured now.
     pub(crate) prepare: Box<dyn Fn() -> bool + Send>,
-    /// Roots of the page tables that vCPUs go by, where the engine does not tell of them.
-    pub(crate) roots: Box<dyn Fn() -> Vec<Gpa> + Send>,
+    /// Whether vCPUs tell of accesses and address spaces one by one.
+    pub(crate) tells_accesses: bool,
     /// How long an epoch lasts, unless the tick before it took long.
     pub(crate) epoch: Duration,
 }
@@ -279,7 +279,8 @@ impl Watch {
             self.prepare_at = now + self.task.epoch;
             return;
         }
-        self.accesses = Some(Accesses::begin(&self.memory, self.task.epoch));
+        self.accesses =
+            Some(Accesses::begin(&self.memory, self.task.epoch, self.task.tells_accesses));
         self.point_at = Instant::now() + EPOCH;
     }
 
@@ -287,8 +288,7 @@ impl Watch {
         let Some(accesses) = &mut self.accesses else { return };
         let Some(sample) = accesses.tick(&self.memory, now) else { return };
         if let Some(cache) = &self.cache {
-            let roots = (self.task.roots)();
-            lock(cache).sweep(&self.memory, &roots);
+            lock(cache).sweep();
         }
         accesses.set_epoch(epoch_after(now.elapsed(), self.task.epoch));
         let mut state = self.shared.lock();

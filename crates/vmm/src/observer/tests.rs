@@ -11,7 +11,7 @@ fn task(always: bool) -> Task {
         log: None,
         host_cache: None,
         prepare: Box::new(|| true),
-        roots: Box::new(Vec::new),
+        tells_accesses: true,
         epoch: EPOCH,
     }
 }
