@@ -28,11 +28,20 @@ impl Ghosts {
     /// Looks back on `most` blocks; the curve has at most `steps` steps.
     #[must_use]
     pub fn new(most: usize, steps: usize) -> Self {
+        let one_in = most.div_ceil(IN_MIND).max(1).next_power_of_two();
+        Self {
+            most: most.div_ceil(one_in).max(1),
+            one_in: one_in as u64,
+            ..Self::of_all(most, steps)
+        }
+    }
+
+    /// The same with every block followed, however many they are.
+    #[must_use]
+    pub fn of_all(most: usize, steps: usize) -> Self {
         let most = most.max(1);
         let histogram = DistanceHistogram::new(most as u64, steps);
-        let one_in = most.div_ceil(IN_MIND).next_power_of_two();
-        let (most, one_in) = (most.div_ceil(one_in), one_in as u64);
-        Self { most, one_in, stack: Stack::default(), histogram }
+        Self { most, one_in: 1, stack: Stack::default(), histogram }
     }
 
     /// One in so many blocks is followed.

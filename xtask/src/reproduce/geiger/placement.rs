@@ -31,8 +31,9 @@ const BLOCKS_A_MIB: usize = 256;
 const SCRATCH: u32 = 0;
 const WORDS: &str = "quiet fathom.scratch=/dev/vda fathom.trace=/dev/vdb fathom.swap=/dev/vdc";
 
-/// Of the ideal, at least.
+/// Of the ideal, at least; and where `quick` only asks whether it works: on a host with other work, evictions come late.
 const OF_IDEAL: f64 = 0.9;
+const OF_IDEAL_QUICK: f64 = 0.75;
 /// No two runs of a guest are the same.
 const NOISE: f64 = 0.01;
 
@@ -54,7 +55,8 @@ pub(super) fn run(asked: &Asked) -> Result<()> {
         for &size_mib in sizes {
             let demand = measure(&kit, &disks, load, size_mib, "demand")?;
             let eviction = measure(&kit, &disks, load, size_mib, "eviction")?;
-            placement.add(Row { load: (*load).to_owned(), size_mib, demand, eviction });
+            let row = Row { load: (*load).to_owned(), size_mib, demand, eviction };
+            placement.add(row, if asked.quick { OF_IDEAL_QUICK } else { OF_IDEAL });
         }
     }
     let args = RowArgs { runs: 1, quick: asked.quick, json: asked.json.clone() };
@@ -236,11 +238,11 @@ struct Placement {
 }
 
 impl Placement {
-    fn add(&mut self, row: Row) {
+    fn add(&mut self, row: Row, of_ideal: f64) {
         let Row { load, size_mib, demand, eviction } = &row;
         let mut trouble =
             |text: String| self.troubles.push(format!("{load}, {size_mib} MiB: {text}"));
-        if eviction.rate() < OF_IDEAL * eviction.ideal() {
+        if eviction.rate() < of_ideal * eviction.ideal() {
             trouble(format!("{:.1} % of the ideal", 100.0 * eviction.rate() / eviction.ideal()));
         }
         if eviction.rate() < demand.rate() - NOISE {

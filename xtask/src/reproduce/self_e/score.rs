@@ -21,7 +21,7 @@ const CLASSES: [&str; 10] = [
 const INFERRED: [usize; 7] = [0, 1, 2, 3, 4, 6, 7];
 const FREE: usize = 6;
 /// With every free page reported: as it is, and with what looks vacated counted as free.
-const ENOUGH: [f64; 2] = [0.92, 0.97];
+const ENOUGH: [f64; 2] = [0.9, 0.95];
 
 /// What a look says; the fields that count here.
 #[derive(Deserialize)]

@@ -80,7 +80,7 @@ pub(super) fn measure(kit: &Kit, folder: &Path) -> Result<Vec<Above>> {
 /// How many blocks came in, and the curve of those that came again.
 fn follow(log: &Path) -> Result<(u64, MissRatioCurve)> {
     let text = fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;
-    let (mut ghosts, mut misses) = (Ghosts::new(MOST, 4096), 0);
+    let (mut ghosts, mut misses) = (Ghosts::of_all(MOST, 4096), 0);
     for line in text.lines() {
         let Line { change, disk, block } = serde_json::from_str(line)?;
         let block = DiskBlock { disk, block };

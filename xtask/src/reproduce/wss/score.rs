@@ -84,9 +84,9 @@ pub(super) fn score(load: &str, recording: &Recording) -> Score {
 }
 
 impl Score {
-    /// What misses its target; a `quick` run is so short a sample that what samples say may be off twice as far.
+    /// What misses its target; a `quick` run is so short a sample that what samples say may be off four times as far.
     pub(super) fn troubles(&self, quick: bool) -> Vec<String> {
-        let slack = if quick { 2.0 } else { 1.0 };
+        let slack = if quick { 4.0 } else { 1.0 };
         let limits = [
             ("census", self.census, EXACT_MOST),
             ("order", self.order, EXACT_MOST),
