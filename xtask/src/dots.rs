@@ -1,5 +1,6 @@
 //! A picture of figures of several kinds, many rows of them: a dot a figure, on a logarithmic scale.
 
+use crate::picture::{FONT, GRID, TEXT, legend};
 use anyhow::{Result, anyhow};
 use plotters::coord::combinators::LogCoord;
 use plotters::coord::types::RangedCoordf64;
@@ -8,9 +9,6 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::error::Error;
 use std::path::Path;
 
-const FONT: &str = "sans-serif";
-const TEXT: RGBColor = RGBColor(50, 50, 50);
-const GRID: RGBColor = RGBColor(232, 232, 232);
 const COLOURS: [RGBColor; 5] = [
     RGBColor(196, 52, 32),
     RGBColor(38, 84, 138),
@@ -77,13 +75,7 @@ impl Dots {
         for (number, name) in self.series.iter().enumerate() {
             self.dots(&mut chart, number, name)?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE)
-            .border_style(GRID)
-            .label_font((FONT, 13).with_color(TEXT))
-            .draw()?;
+        legend(&mut chart)?;
         root.present()?;
         Ok(())
     }

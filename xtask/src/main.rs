@@ -13,6 +13,7 @@ mod dots;
 mod kit;
 mod lab;
 mod machine;
+mod picture;
 mod reproduce;
 mod soak;
 mod test;

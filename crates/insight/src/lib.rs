@@ -28,5 +28,6 @@ pub mod classes;
 mod curve;
 pub mod estimate;
 pub mod kernel;
+mod mix;
 pub mod picture;
 mod working_set;

@@ -2,6 +2,7 @@
 
 use super::phases::Row;
 use super::report::Sample;
+use crate::picture::{FONT, GRID, TEXT};
 use anyhow::{Result, anyhow};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
@@ -10,13 +11,11 @@ use std::error::Error;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (1000, 500);
-const FONT: &str = "sans-serif";
 const TRUTH: RGBColor = RGBColor(214, 224, 236);
 const EDGE: RGBColor = RGBColor(132, 152, 178);
 const RESIDENT: RGBColor = RGBColor(150, 150, 150);
 const SECOND: RGBColor = RGBColor(196, 52, 32);
 const TEN: RGBColor = RGBColor(38, 84, 138);
-const TEXT: RGBColor = RGBColor(50, 50, 50);
 /// Above the highest bar, for the labels.
 const HEADROOM: f64 = 1.08;
 /// Of the boot, so much is shown at most.
@@ -50,7 +49,7 @@ fn render(file: &Path, rows: &[Row], samples: &[Sample]) -> Drawn {
         .x_label_formatter(&whole)
         .y_label_formatter(&whole)
         .disable_x_mesh()
-        .bold_line_style(RGBColor(232, 232, 232))
+        .bold_line_style(GRID)
         .light_line_style(WHITE)
         .label_style((FONT, 13).with_color(TEXT))
         .draw()?;

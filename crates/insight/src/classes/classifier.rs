@@ -178,6 +178,18 @@ impl Classifier {
         self.prints.iter()
     }
 
+    /// Frames that could be had again inside the VM by keeping equal ones once, an estimate: so many of a class for each
+    /// of the contents that several have. It costs by the fingerprints, not by the frames.
+    pub fn shareable<'a>(
+        &'a self,
+        cache: &'a CacheTracker,
+    ) -> impl Iterator<Item = (FrameClass, u64)> + 'a {
+        let each = self.prints.each_stands_for();
+        let several = self.prints.iter().filter(|&(_, _, count)| count > 1);
+        several
+            .map(move |(_, frame, count)| (self.class(frame, cache).0, u64::from(count - 1) * each))
+    }
+
     /// All frames, by class. One pass over the frame table.
     #[must_use]
     pub fn summary(&self, cache: &CacheTracker) -> ClassSummary {
@@ -194,10 +206,8 @@ impl Classifier {
                 of_class.idle[age_place(now.0.saturating_sub(facts.accessed.0))] += 1;
             }
         }
-        let each = self.prints.each_stands_for();
-        for (_, frame, count) in self.prints.iter().filter(|&(_, _, count)| count > 1) {
-            let (class, _) = self.class(frame, cache);
-            classes[class as usize].shareable += u64::from(count - 1) * each;
+        for (class, frames) in self.shareable(cache) {
+            classes[class as usize].shareable += frames;
         }
         let (looked_into, zeros) = self.prints.looked();
         let (processes_created, processes_gone) = self.spaces.created_and_gone();

@@ -4,6 +4,7 @@
 use std::collections::BinaryHeap;
 
 use super::{DistanceHistogram, MissRatioCurve, Stack};
+use crate::mix::mix;
 
 /// Values that a page's hash may have.
 const MODULUS: u64 = 1 << 24;
@@ -151,11 +152,7 @@ impl Shards {
 
 /// Below `MODULUS`.
 pub(super) fn hash(page: u64) -> u64 {
-    // The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-    let mut mixed = page.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed ^ mixed >> 31) % MODULUS
+    mix(page) % MODULUS
 }
 
 #[cfg(test)]

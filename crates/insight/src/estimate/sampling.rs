@@ -12,6 +12,7 @@ use std::time::Duration;
 use memory::{Epoch, FRAME_SIZE, Frame, GuestMemory};
 
 use super::{Estimate, Estimator};
+use crate::mix::{STEP, mix};
 
 /// What can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,13 +150,11 @@ impl Estimator for Sampling {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+/// A random number.
 fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
+    let number = mix(*state);
+    *state = state.wrapping_add(STEP);
+    number
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ impl Accesses {
         let told = tells_accesses && memory.events().is_some();
         let mut config = EstimatorSetConfig { epoch, ..EstimatorSetConfig::default() };
         config.curve = config.curve.filter(|_| told);
+        // Nobody looks at what these find.
+        (config.sampling, config.scan) = (None, None);
         let set = EstimatorSet::new(Arc::clone(memory), config);
         let ages = EpochAges::new(memory.epoch());
         let now = Instant::now();

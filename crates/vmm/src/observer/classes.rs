@@ -1,5 +1,6 @@
 //! What frames are for, as the observer follows it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,10 +64,14 @@ impl Classes {
         part_of(self.classifier.class(frame, tracker).0)
     }
 
-    /// Frames that could be had again inside the VM, by part.
-    pub(super) fn shareable(&self, tracker: &CacheTracker) -> impl Iterator<Item = (Part, u64)> {
-        let summary = self.classifier.summary(tracker);
-        summary.classes.into_iter().map(|of_class| (part_of(of_class.class), of_class.shareable))
+    /// Frames that could be had again inside the VM: of every class's part, once each.
+    pub(super) fn shareable(&self, tracker: &CacheTracker) -> BTreeMap<Part, u64> {
+        let mut frames: BTreeMap<Part, u64> =
+            FrameClass::ALL.map(|class| (part_of(class), 0)).into();
+        for (class, shareable) in self.classifier.shareable(tracker) {
+            *frames.entry(part_of(class)).or_default() += shareable;
+        }
+        frames
     }
 
     pub(super) fn check(

@@ -1,15 +1,13 @@
 //! Pictures of a load: working sets over time, and miss-ratio curves.
 
 use super::run::Recording;
+use crate::picture::{FONT, GRID, TEXT, legend};
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use std::error::Error;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (1000, 420);
-const FONT: &str = "sans-serif";
-const TEXT: RGBColor = RGBColor(50, 50, 50);
-const GRID: RGBColor = RGBColor(232, 232, 232);
 const COLOURS: [RGBColor; 5] = [
     RGBColor(150, 150, 150),
     RGBColor(196, 52, 32),
@@ -96,13 +94,7 @@ fn lines(
             .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], style));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE)
-        .border_style(GRID)
-        .label_font((FONT, 13).with_color(TEXT))
-        .draw()?;
+    legend(&mut chart)?;
     root.present()?;
     Ok(())
 }
