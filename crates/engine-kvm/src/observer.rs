@@ -58,7 +58,7 @@ impl MappingObserver for Observer {
     /// taken now. An epoch has ended already.
     fn revoke(&self, revoked: Revocation<'_>) {
         // Accesses are not told one by one here, so there is nothing to take back for who traces them.
-        if matches!(revoked, Revocation::Epoch(_) | Revocation::Traced) {
+        if revoked.is_asynchronous() {
             return;
         }
         let Some(vm) = self.vm.get().and_then(Weak::upgrade) else { return };

@@ -10,7 +10,7 @@
 //! A vCPU that is outside acknowledges when it next enters, before it uses anything. It is the quiescence
 //! rule of docs/decisions/0002.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -26,14 +26,29 @@ pub(crate) struct Attention {
     /// The generation whose revocations this vCPU has carried out.
     seen: AtomicU64,
     kicked: AtomicBool,
-    /// Translations to traced frames are wanted back.
-    traced: AtomicBool,
+    /// Which translations are wanted back: of [`Forget`].
+    forget: AtomicU8,
     /// The vCPU sleeps or is about to: it sets this and then looks at `pending`, a waker does it the other way
     /// round, so one of them sees the other.
     asleep: AtomicBool,
     /// Guards nothing but the sleep: a waker takes it after its change, so no wake-up is lost.
     sleep: Mutex<()>,
     woken: Condvar,
+}
+
+/// Translations that are wanted back so that what they lead to is seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Forget(u8);
+
+impl Forget {
+    /// Those to traced frames.
+    pub(crate) const TRACED: Self = Self(1);
+    /// Those through which watched frames are accessed untold.
+    pub(crate) const WATCHED: Self = Self(2);
+
+    pub(crate) fn has(self, what: Self) -> bool {
+        self.0 & what.0 != 0
+    }
 }
 
 impl Attention {
@@ -113,14 +128,14 @@ impl Attention {
         !self.inside.load(Ordering::SeqCst) || self.seen.load(Ordering::SeqCst) >= generation
     }
 
-    /// Wants the translations to traced frames back. Who sleeps gives them up when it wakes: it uses none.
-    pub(crate) fn raise_traced(&self) {
-        self.traced.store(true, Ordering::SeqCst);
+    /// Wants translations back. Who sleeps gives them up when it wakes: it uses none.
+    pub(crate) fn raise_forget(&self, what: Forget) {
+        self.forget.fetch_or(what.0, Ordering::SeqCst);
         self.pending.store(true, Ordering::SeqCst);
     }
 
-    pub(crate) fn take_traced(&self) -> bool {
-        self.traced.swap(false, Ordering::SeqCst)
+    pub(crate) fn take_forget(&self) -> Forget {
+        Forget(self.forget.swap(0, Ordering::SeqCst))
     }
 
     pub(crate) fn kick(&self) {

@@ -149,6 +149,15 @@ impl System {
         }
     }
 
+    /// Forgets what would let an access to a watched frame go untold.
+    pub(crate) fn forget_watched(&mut self) {
+        let memory = &self.shared.memory;
+        let Some(events) = memory.events() else { return };
+        self.tlb.forget_watched(|host_page, user| {
+            memory.frame_at(host_page).is_some_and(|frame| events.is_watched(frame, user))
+        });
+    }
+
     /// Takes up a change of CR3 or CR4 in the TLB.
     pub(crate) fn switch_space(&mut self) {
         self.tlb.set_asid(self.regs.asid());

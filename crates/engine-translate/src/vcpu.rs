@@ -8,7 +8,7 @@ use translator::{Cpu, Insn, InsnFlags, Machine, Outcome};
 use x86::model::Processor;
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, Forget};
 use crate::breakpoints::Begin;
 use crate::fetch::{Found, JumpCache};
 use crate::native::Native;
@@ -108,9 +108,13 @@ impl TranslateVcpu {
             self.core.machine.flush_all();
             self.core.machine.end = false;
         }
-        if peer.attention.take_traced() {
+        let forget = peer.attention.take_forget();
+        if forget.has(Forget::TRACED) {
             self.core.machine.forget_traced();
             self.core.machine.end = false;
+        }
+        if forget.has(Forget::WATCHED) {
+            self.core.machine.forget_watched();
         }
         if peer.inbox.take_init() {
             self.init();

@@ -12,7 +12,7 @@ use x86::model::CpuModel;
 
 use crate::Observers;
 use crate::apic::{Delivery, Inbox, IoApic, Message};
-use crate::attention::{Attention, Generation};
+use crate::attention::{Attention, Forget, Generation};
 use crate::cpuid;
 use crate::fetch::CodeWatch;
 use crate::kvmclock::KvmClock;
@@ -309,7 +309,12 @@ impl MappingObserver for Observer {
             Revocation::Epoch(_) => {
                 shared.generation.advance(shared.attentions());
             }
-            Revocation::Traced => shared.attentions().for_each(Attention::raise_traced),
+            Revocation::Traced => {
+                shared.attentions().for_each(|vcpu| vcpu.raise_forget(Forget::TRACED))
+            }
+            Revocation::Watched => {
+                shared.attentions().for_each(|vcpu| vcpu.raise_forget(Forget::WATCHED));
+            }
             Revocation::All => {
                 shared.blocks.clear();
                 shared.revoke_all();

@@ -242,6 +242,14 @@ impl EventStream {
         self.owners.forget_kernel(frame);
     }
 
+    /// Whether the next access to `frame` should be told, if it is a write or, with `user`, one by a translation for
+    /// users: for [`Revocation::Watched`].
+    #[inline]
+    pub fn is_watched(&self, frame: Frame, user: bool) -> bool {
+        let what = if user { watch::USER } else { watch::WRITE };
+        self.watched.get(frame.index()).is_some_and(|w| w.load(Ordering::Relaxed) & what != 0)
+    }
+
     fn take_watch(&self, watched: &AtomicU8, what: u8) -> bool {
         watched.load(Ordering::Relaxed) & what != 0
             && watched.fetch_and(!what, Ordering::Relaxed) & what != 0
@@ -274,7 +282,7 @@ impl GuestMemory {
             }
         }
         if any {
-            self.revoke(Revocation::Epoch(self.epoch()));
+            self.revoke(Revocation::Watched);
         }
     }
 }

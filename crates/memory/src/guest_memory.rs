@@ -152,6 +152,14 @@ impl GuestMemory {
         self.layout.gpa_of(frame)
     }
 
+    /// The frame whose page is at this address of the host, where [`GuestMemory::resolve`] says.
+    #[inline]
+    pub fn frame_at(&self, host_page: usize) -> Option<Frame> {
+        let offset = host_page.wrapping_sub(self.ram.page(Frame(0)).as_ptr() as usize);
+        let frame = offset / FRAME_SIZE;
+        (frame < self.table.len() as usize).then_some(Frame(frame as u32))
+    }
+
     /// Makes `frame` resident, whatever it was, records the access in the current epoch, and
     /// answers where its page is. The one fault path.
     ///

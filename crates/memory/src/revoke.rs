@@ -17,14 +17,24 @@ pub enum Revocation<'a> {
     /// The translations that [`crate::EventStream::note_access`] called traced, or more: so that the next access to
     /// each of these frames is seen. Asynchronous, as an epoch.
     Traced,
+    /// The translations through which a watched frame is accessed without its being told, or more. Asynchronous, as an
+    /// epoch.
+    Watched,
 }
 
 impl Revocation<'_> {
+    /// Whether it is only so that accesses are seen: nothing goes wrong where one is not.
+    pub fn is_asynchronous(&self) -> bool {
+        matches!(self, Revocation::Epoch(_) | Revocation::Traced | Revocation::Watched)
+    }
+
     /// Whether a translation to `frame` is revoked.
     pub fn covers(&self, frame: Frame) -> bool {
         match self {
             Revocation::Frames(ranges) => ranges.iter().any(|range| range.contains(frame)),
-            Revocation::All | Revocation::Epoch(_) | Revocation::Traced => true,
+            Revocation::All | Revocation::Epoch(_) | Revocation::Traced | Revocation::Watched => {
+                true
+            }
         }
     }
 }
@@ -38,8 +48,7 @@ impl Revocation<'_> {
 /// never makes it wait for a revocation, so that neither waits for the other.
 pub trait MappingObserver: Send + Sync {
     /// Returns when no vCPU uses, and none will use again without a new `resolve`, a translation
-    /// to what is revoked ([`Revocation::Epoch`] and [`Revocation::Traced`] may return at once). Running code decoded from a
-    /// frame is a use of it.
+    /// to what is revoked (what is asynchronous may return at once). Running code decoded from a frame is a use of it.
     fn revoke(&self, revoked: Revocation<'_>);
 
     /// Tells the table, through [`crate::GuestMemory::note`], of accesses that the guest made

@@ -35,7 +35,7 @@ impl Engine {
 impl MappingObserver for Engine {
     fn revoke(&self, revoked: Revocation<'_>) {
         let request = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
-        if matches!(revoked, Revocation::Epoch(_) | Revocation::Traced) {
+        if revoked.is_asynchronous() {
             return;
         }
         for seen in &self.seen {

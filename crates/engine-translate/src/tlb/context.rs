@@ -156,6 +156,21 @@ impl Context {
         }
     }
 
+    /// See [`Tlb::forget_watched`](super::Tlb::forget_watched).
+    pub(super) fn forget_watched(&mut self, user: bool, watched: &impl Fn(usize, bool) -> bool) {
+        let forget = |entry: &mut Translation| {
+            let nowhere = Translation::nowhere(entry.read);
+            if user && watched(entry.host, true) {
+                // Of no page any more: what is forgotten twice must not come back.
+                *entry = Translation { read: nowhere, write: nowhere, host: 0 };
+            } else if entry.write == entry.read && watched(entry.host, false) {
+                entry.write = nowhere;
+            }
+        };
+        self.data.change(forget);
+        self.second.change(|entry| forget(&mut entry.0));
+    }
+
     /// No store to the host page hits any more.
     pub(super) fn drop_writes(&mut self, host_page: usize) {
         let drop = |entry: &mut Translation| {

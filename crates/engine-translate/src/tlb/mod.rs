@@ -215,6 +215,13 @@ impl Tlb {
         self.contexts().for_each(|context| context.drop_writes(host_page));
     }
 
+    /// Sends to a walk the next access of each kind that `watched` wants to see, of a host page: writes, and with
+    /// `true` all by users. Fetches aside: what users run they had translated for fetches when it was mapped.
+    pub(crate) fn forget_watched(&mut self, watched: impl Fn(usize, bool) -> bool) {
+        self.supervisor.forget_watched(false, &watched);
+        self.spaces.contexts().for_each(|context| context.forget_watched(true, &watched));
+    }
+
     #[inline(always)]
     fn entry(&self, va: u64) -> &Translation {
         // SAFETY: as in `fetch`; `NOTHING` is at least as long.

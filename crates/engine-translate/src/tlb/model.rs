@@ -57,6 +57,7 @@ enum Step {
     FlushPage(u64),
     ForgetData(u64),
     DropWrites(usize),
+    ForgetWatched(usize, bool),
     Return(u64, bool),
 }
 
@@ -88,6 +89,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (page(), 0..4096u64).prop_map(|(va, offset)| Step::FlushPage(va + offset)),
         2 => page().prop_map(Step::ForgetData),
         2 => host().prop_map(Step::DropWrites),
+        4 => (host(), any::<bool>()).prop_map(|(host, user)| Step::ForgetWatched(host, user)),
         20 => (page(), any::<bool>()).prop_map(|(va, write)| Step::Return(va, write)),
     ]
 }
@@ -137,6 +139,14 @@ impl Model {
                 self.known.retain(|known| known.page != va || !doomed(known.what));
             }
             Step::Return(va, write) => put_back(&self.tlb, va, write),
+            Step::ForgetWatched(page, users) => {
+                self.tlb.forget_watched(|host, user| host == page && (!user || users));
+                self.known.retain_mut(|known| {
+                    let What::Data { host, write } = &mut known.what else { return true };
+                    *write &= *host != page;
+                    *host != page || !(known.user && users)
+                });
+            }
             Step::DropWrites(page) => {
                 self.tlb.drop_writes(page);
                 for known in &mut self.known {

@@ -265,6 +265,23 @@ fn a_dropped_write_can_still_be_read() {
 }
 
 #[test]
+fn what_is_watched_is_walked_for() {
+    let mut tlb = Tlb::new();
+    let (kernels, users) = (0x7f00_0000_5000, 0x7f00_0000_6000);
+    tlb.insert(0x1000, kernels, false, true, GLOBAL);
+    tlb.insert(0x2000, users, false, true, GLOBAL);
+    tlb.insert(0x3000, users, true, true, LEAF);
+    tlb.insert(0x4000, kernels, true, false, LEAF);
+    for _ in 0..2 {
+        tlb.forget_watched(|host, user| host == if user { users } else { kernels });
+        let reads = [(0x1000, false), (0x2000, false), (0x3000, true), (0x4000, true)];
+        let cached = |write| reads.map(|(va, user)| tlb.cached(va, 1, user, write).is_some());
+        assert_eq!(cached(false), [true, true, false, true]);
+        assert_eq!(cached(true), [false, true, false, false]);
+    }
+}
+
+#[test]
 fn forgotten_data_can_still_be_fetched() {
     let mut tlb = Tlb::new();
     fill(&mut tlb, 0x1000, GLOBAL);

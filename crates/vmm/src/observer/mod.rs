@@ -38,8 +38,10 @@ pub use classes::ClassCheck;
 /// Events that may wait: some ticks of a fast disk.
 pub(crate) const CAPACITY: usize = 1 << 15;
 
-/// How often events are taken in. Watching frames makes each vCPU refill its translations once.
+/// How often events are taken in where somebody follows them at once: a log, a host cache.
 const TICK: Duration = Duration::from_millis(10);
+/// The same where nobody does.
+const RELAXED_TICK: Duration = Duration::from_millis(25);
 /// The same where nothing happens.
 const IDLE_TICK: Duration = Duration::from_millis(50);
 /// An epoch, unless the tick before it took long.
@@ -380,7 +382,12 @@ impl Watch {
         let mut until = self.point_at;
         if let Some(cache) = &self.cache {
             let followed = lock(cache).is_followed();
-            until = until.min(now + if busy || followed { TICK } else { IDLE_TICK });
+            let tick = match (followed, busy) {
+                (true, _) => TICK,
+                (false, true) => RELAXED_TICK,
+                (false, false) => IDLE_TICK,
+            };
+            until = until.min(now + tick);
         }
         if let Some(accesses) = &self.accesses {
             until = until.min(accesses.next_tick());
