@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use machine::{Host, engine};
-use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan};
+use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
 use vmm::saved::{Draft, Saved};
 use vmm::{Outcome, VmError, VmHandle};
 use x86::Gpr;
@@ -124,8 +124,11 @@ fn changed_disks_are_refused() {
     let vm = host.start(ALPHABET);
     save(&host, &vm, "snapshot", false);
     // It has the disk still.
-    let refused = restore(&host, open(&host, "snapshot"), "console1", false).err();
-    assert!(refused.is_some(), "two VMs with one overlay");
+    let mut saved = open(&host, "snapshot");
+    saved.state.config.vsock = Some(VsockConfig::new(3, host.path("vsock1")));
+    let refused = restore(&host, saved, "console1", false).err();
+    let refused = refused.expect("two VMs with one overlay").to_string();
+    assert!(refused.contains("in use"), "{refused}");
     stop(&vm);
     let overlay = fs::OpenOptions::new().write(true).open(host.path("overlay")).expect("overlay");
     overlay.set_modified(std::time::SystemTime::now()).expect("touched");
