@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use machine::{Host, engine};
+use serde_json::Value;
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
 use vmm::saved::{Draft, Saved};
 use vmm::{Outcome, VmError, VmHandle};
@@ -207,4 +208,85 @@ fn hostile_states_are_refused_or_run() {
     printed(&host, "console2", 100);
     stop(&vm);
     assert_ne!(engine(), EngineChoice::Auto);
+}
+
+/// Any number of a state may be any other: it is refused, or the guest runs with it. Nothing panics.
+#[test]
+fn any_number_may_be_any_other() {
+    const CHANGES: u64 = 150;
+    let host = Host::new();
+    let vm = host.start(ALPHABET);
+    save(&host, &vm, "snapshot", true);
+    assert_eq!(vm.wait(), Ok(Outcome::Stopped));
+    let machine = host.path("snapshot").join("machine.json");
+    let good: Value = serde_json::from_slice(&fs::read(&machine).expect("state")).expect("json");
+    let mut random = 0x5eed;
+    let (mut refused, mut taken) = (0, 0);
+    for _ in 0..CHANGES {
+        let mut json = good.clone();
+        let path = change_a_number(&mut json, &mut random);
+        fs::write(&machine, json.to_string()).expect("written");
+        let restored = Saved::open(&host.path("snapshot")).map_err(VmError::from);
+        let restored = restored.and_then(|saved| {
+            let config = config(&saved, ConsoleConfig::None);
+            let plan = VmPlan::new(config).map_err(|error| {
+                VmError::Host(error.to_string(), std::io::ErrorKind::Other.into())
+            })?;
+            let outside = plan.open_outside()?;
+            vmm::restore_with(plan, outside, saved, false)
+        });
+        match restored {
+            Err(_) => refused += 1,
+            Ok(vm) => {
+                taken += 1;
+                thread::sleep(Duration::from_millis(2));
+                vm.stop();
+                let end = vm.wait();
+                assert!(!matches!(&end, Err(what) if what.contains("panic")), "{path}: {end:?}");
+            }
+        }
+    }
+    assert!(refused > 0 && taken > 0, "{refused} refused, {taken} taken");
+}
+
+/// Which.
+fn change_a_number(json: &mut Value, random: &mut u64) -> String {
+    let mut paths = Vec::new();
+    numbers(json, &mut String::new(), &mut paths);
+    let path = paths[next(random) as usize % paths.len()].clone();
+    let values = [0, 1, 7, 255, 4096, u64::from(u32::MAX), 1 << 63, u64::MAX, next(random)];
+    let value = values[next(random) as usize % values.len()];
+    *json.pointer_mut(&path).expect("a number is there") = value.into();
+    path
+}
+
+fn numbers(json: &Value, path: &mut String, found: &mut Vec<String>) {
+    let length = path.len();
+    let mut inside = |name: String, value: &Value| {
+        path.push('/');
+        path.push_str(&name);
+        numbers(value, path, found);
+        path.truncate(length);
+    };
+    match json {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| inside(name.clone(), value))
+        }
+        // The bytes of a vector register are all alike.
+        Value::Array(values) if values.len() > 100 => {}
+        Value::Array(values) => {
+            values.iter().enumerate().for_each(|(index, value)| inside(index.to_string(), value));
+        }
+        Value::Number(_) => found.push(path.clone()),
+        _ => {}
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *state;
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
 }
