@@ -42,7 +42,7 @@ pub(crate) fn save(vm: &VmFd) -> Result<IoApicState, EngineError> {
     // SAFETY: both members are the same 64 bits.
     let entries = state.redirtbl.iter().map(|entry| unsafe { entry.bits }).collect();
     let (select, id) = (state.ioregsel as u8, state.id as u8 & 0xf);
-    Ok(IoApicState { select, id, entries, high: state.irr & (1 << INPUTS) - 1 })
+    Ok(IoApicState { select, id, entries, high: state.irr & ((1 << INPUTS) - 1) })
 }
 
 /// Takes up a checked state.

@@ -97,6 +97,7 @@ impl Ending {
 
 impl Board {
     /// Builds the devices that `plan` asks for, COM1 as it was `saved`.
+    #[allow(clippy::too_many_arguments, reason = "what a board is wired to")]
     pub(crate) fn build(
         plan: &VmPlan,
         memory: &Arc<GuestMemory>,

@@ -270,7 +270,7 @@ fn numbers(json: &Value, path: &mut String, found: &mut Vec<String>) {
     };
     match json {
         Value::Object(fields) => {
-            fields.iter().for_each(|(name, value)| inside(name.clone(), value))
+            fields.iter().for_each(|(name, value)| inside(name.clone(), value));
         }
         // The bytes of a vector register are all alike.
         Value::Array(values) if values.len() > 100 => {}

@@ -296,10 +296,10 @@ fn a_state_belongs_to_an_interface_like_it() {
     other.run();
     // Switches learn where it is now: RFC 903.
     let frame = receive_frame(&mut other_end);
-    let mac = mac().bytes();
-    assert_eq!((frame.len(), &frame[..6], &frame[6..12]), (60, &[0xff; 6][..], &mac[..]));
+    let address = mac().bytes();
+    assert_eq!((frame.len(), &frame[..6], &frame[6..12]), (60, &[0xff; 6][..], &address[..]));
     assert_eq!(frame[12..22], [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-    assert_eq!((&frame[22..28], &frame[32..38]), (&mac[..], &mac[..]));
+    assert_eq!((&frame[22..28], &frame[32..38]), (&address[..], &address[..]));
     // Once.
     other.run();
     send_frame(&mut other_end, &frame);
