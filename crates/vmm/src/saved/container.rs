@@ -70,12 +70,12 @@ impl Draft {
     /// The files are written: gives the snapshot its name.
     ///
     /// # Errors
-    /// The host refuses; nothing is left.
+    /// The host refuses. What was written stays where it is, under the name in the error: its VM may have ended.
     pub fn finish(mut self) -> Result<(), SavedError> {
-        let failed = SavedError::file(&self.path);
+        self.whole = true;
+        let failed = SavedError::file(&self.folder);
         sync(&self.folder).map_err(&failed)?;
         fs::rename(&self.folder, &self.path).map_err(&failed)?;
-        self.whole = true;
         let parent = self.path.parent().filter(|parent| *parent != Path::new(""));
         sync(parent.unwrap_or(Path::new("."))).map_err(&failed)
     }

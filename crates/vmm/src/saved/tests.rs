@@ -111,6 +111,14 @@ fn a_draft_is_whole_or_gone() {
     drop(draft);
     assert_eq!(std::fs::read_dir(&folder).expect("folder").count(), 0);
     let (draft, _) = Draft::create(&path).expect("a draft");
+    // What cannot be given its name is not lost.
+    std::fs::create_dir_all(path.join("meanwhile")).expect("somebody else's");
+    let error = draft.finish().expect_err("something is there").to_string();
+    assert!(error.contains("web.new"), "{error}");
+    assert!(folder.path().join("web.new/memory.img").is_file());
+    std::fs::remove_dir_all(&path).expect("removed");
+    std::fs::remove_dir_all(folder.path().join("web.new")).expect("removed");
+    let (draft, _) = Draft::create(&path).expect("a draft");
     draft.finish().expect("whole");
     assert!(path.join("memory.img").is_file());
     let error = Draft::create(&path).expect_err("something is there").to_string();
