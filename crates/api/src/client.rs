@@ -1,6 +1,8 @@
 //! The client: one request a connection.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,7 +13,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde::de::DeserializeOwned;
 
 use crate::http::{Connection, ReadError, Response, read_response, write_request};
-use crate::wire::{BalloonTarget, Fault, KernelInfo, KernelSymbol, KernelType, Version, VmStatus};
+use crate::wire::{
+    BalloonTarget, Fault, KernelInfo, KernelSymbol, KernelType, SaveReport, SaveRequest, Version,
+    VmStatus,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -165,6 +170,20 @@ impl Client {
         self.put("/fathom/vm/balloon", Some(&body))
     }
 
+    /// Has it written into these files, open for reading and writing: the machine's state, and the image of its memory.
+    /// Give it a timeout for that.
+    pub fn save(
+        &self,
+        machine: &File,
+        memory: &File,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ClientError> {
+        let body = serde_json::to_vec(&request).map_err(|error| self.strange(error))?;
+        let descriptors = [machine.as_fd(), memory.as_fd()];
+        let response = self.ask_with("PUT", "/fathom/vm/save", Some(&body), &descriptors)?;
+        serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
+    }
+
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self.ask("GET", path, None)?;
         serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
@@ -176,10 +195,20 @@ impl Client {
 
     /// One request; anything but a success is an error.
     fn ask(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<Response, ClientError> {
+        self.ask_with(method, path, body, &[])
+    }
+
+    fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&[u8]>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Response, ClientError> {
         let deadline = Instant::now() + self.timeout;
         let mut connection = self.connect().map_err(|error| self.no_connection(error))?;
         // A server that refuses the connection answers and closes without reading: its answer counts.
-        let written = write_request(&mut connection, method, path, body);
+        let written = write_request(&mut connection, method, path, body, descriptors);
         let response = match (read_response(&mut connection, deadline), written) {
             (Ok(response), _) => response,
             (Err(_), Err(error)) => return Err(self.no_connection(error)),

@@ -1,8 +1,12 @@
 //! What the server asks of the VM.
 
+use std::fs::File;
+
 use insight::picture::Picture;
 
-use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, VmStatus};
+use crate::wire::{
+    BalloonTarget, KernelInfo, KernelSymbol, KernelType, SaveReport, SaveRequest, VmStatus,
+};
 
 /// A VM that can be looked at and driven. Called from many threads at a time; may block while the VM does
 /// what was asked, but not for longer than a client waits (3 s).
@@ -30,6 +34,16 @@ pub trait VmControl: Send + Sync {
     fn resume(&self) -> Result<(), ControlError>;
     /// Ends the VM. Returns as soon as that is certain.
     fn stop(&self) -> Result<(), ControlError>;
+    /// Writes it into files of the client's while it stands: its state, and the image of its memory. May take long.
+    fn save(
+        &self,
+        machine: File,
+        memory: File,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ControlError> {
+        let _ = (machine, memory, request);
+        Err(ControlError::State("it cannot be saved".to_owned()))
+    }
     /// Sets what the balloon is to hold. Returns at once; the guest needs time.
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError>;
 }

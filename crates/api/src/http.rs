@@ -4,10 +4,16 @@
 mod request;
 mod response;
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::Serialize;
 
 use crate::wire::Fault;
@@ -22,6 +28,9 @@ pub(crate) const REQUEST_BODY_MAX: usize = 51_200;
 /// Longest body of a response.
 const RESPONSE_BODY_MAX: usize = 1 << 20;
 const HEADERS_MAX: usize = 64;
+/// Descriptors that come with a request, at most.
+const DESCRIPTORS_MAX: usize = 2;
+const DESCRIPTORS_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 const JSON: &str = "application/json";
 /// Writing stops when the peer takes nothing for so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +40,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Connection {
     stream: UnixStream,
     buffer: Vec<u8>,
+    /// Those that came with what was read since somebody last took them; len <= DESCRIPTORS_MAX
+    descriptors: Vec<OwnedFd>,
 }
 
 /// Why a message could not be read.
@@ -68,7 +79,7 @@ impl From<Fail> for ReadError {
 impl Connection {
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(Self { stream, buffer: Vec::new(), descriptors: Vec::new() })
     }
 
     /// Reads at least one byte more.
@@ -81,7 +92,7 @@ impl Connection {
                 return Err(ReadError::Timeout { partial });
             }
             self.stream.set_read_timeout(Some(left)).map_err(ReadError::Io)?;
-            match self.stream.read(&mut chunk) {
+            match self.receive(&mut chunk) {
                 Ok(0) => return Err(ReadError::Closed { partial }),
                 Ok(length) => {
                     self.buffer.extend_from_slice(&chunk[..length]);
@@ -95,6 +106,42 @@ impl Connection {
                 },
             }
         }
+    }
+
+    /// As many bytes as there are, and the descriptors that come with them. More of those than there is room for, the
+    /// kernel closes.
+    fn receive(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); DESCRIPTORS_SPACE];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(chunk)];
+        let received = recvmsg(&self.stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+                self.descriptors.truncate(DESCRIPTORS_MAX);
+            }
+        }
+        Ok(received.bytes)
+    }
+
+    /// What came along with the request.
+    pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+
+    /// Sends all of `message`, `descriptors` with its first byte.
+    fn send(&mut self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if descriptors.is_empty() {
+            return self.stream.write_all(message);
+        }
+        let mut space = [MaybeUninit::uninit(); DESCRIPTORS_SPACE];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let sent =
+            sendmsg(&self.stream, &[IoSlice::new(message)], &mut control, SendFlags::empty())?;
+        self.stream.write_all(&message[sent..])
     }
 
     /// Takes `length` bytes off the front, reading what is missing.

@@ -12,6 +12,7 @@
 //! PUT /fathom/vm/watch                    -> 204 (its working set is measured for a minute)
 //! PUT /fathom/vm/pause | resume | stop    -> 204
 //! PUT /fathom/vm/balloon  BalloonTarget   -> 204
+//! PUT /fathom/vm/save     SaveRequest     -> 200 SaveReport (two descriptors come along)
 //!                              anything else -> 4xx, 5xx  Fault
 //! ```
 //!
@@ -85,5 +86,5 @@ pub use report::{Report, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
     BalloonTarget, Fault, GuestProcess, HostCache, HostCacheDisk, KernelInfo, KernelSymbol,
-    KernelType, MemoryUse, RunState, Version, VmStatus, WorkingSet,
+    KernelType, MemoryUse, RunState, SaveReport, SaveRequest, Version, VmStatus, WorkingSet,
 };

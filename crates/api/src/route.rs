@@ -41,7 +41,7 @@ fn wrong_method(request: &Request, right: &str) -> Fail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::BalloonTarget;
+    use crate::wire::{BalloonTarget, SaveRequest};
 
     fn ask(method: &str, path: &str, body: &str) -> Result<Call, u16> {
         let request = Request {
@@ -81,6 +81,11 @@ mod tests {
         }
         assert_eq!(ask("GET", "/metrics?name", ""), Ok(Call::Metrics));
         let target = BalloonTarget { target_bytes: 7 };
+        let request = SaveRequest { stop: true };
+        assert_eq!(
+            ask("PUT", "/fathom/vm/save", r#"{"stop":true}"#),
+            Ok(Call::Fathom(FathomCall::Save(request)))
+        );
         assert_eq!(
             ask("PUT", "/fathom/vm/balloon", r#"{"target_bytes":7}"#),
             Ok(Call::Fathom(FathomCall::Balloon(target)))
@@ -99,5 +104,7 @@ mod tests {
         assert_eq!(ask("PUT", "/fathom/vm/memory", ""), Err(405));
         assert_eq!(ask("PUT", "/metrics", ""), Err(405));
         assert_eq!(ask("PUT", "/fathom/vm/balloon", "7"), Err(400));
+        assert_eq!(ask("GET", "/fathom/vm/save", "{}"), Err(405));
+        assert_eq!(ask("PUT", "/fathom/vm/save", r#"{"halt":true}"#), Err(400));
     }
 }

@@ -1,11 +1,14 @@
 //! A VM for tests of whoever serves or asks one.
 
+use std::fs::File;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{
     BalloonTarget, CacheFigures, ControlError, CurveOf, CurvePoint, GuestProcess, HistoryPoint,
     KernelInfo, KernelSymbol, KernelType, MemoryCurve, MemoryUse, Part, PartFigures, Picture,
-    Recommendation, RunState, VmControl, VmStatus, WorkingSet, WorkingSets,
+    Recommendation, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
+    WorkingSets,
 };
 
 /// Of the guest, in bytes.
@@ -176,6 +179,21 @@ impl VmControl for FakeVm {
     fn resume(&self) -> Result<(), ControlError> {
         self.paused.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn save(
+        &self,
+        mut machine: File,
+        mut memory: File,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ControlError> {
+        let failed = |error: std::io::Error| ControlError::Failed(error.to_string());
+        machine.write_all(b"the machine").map_err(failed)?;
+        memory.write_all(b"its memory").map_err(failed)?;
+        if request.stop {
+            self.stop()?;
+        }
+        Ok(SaveReport { pause_seconds: 0.5, memory_bytes: MEMORY, written_bytes: 10 })
     }
 
     fn stop(&self) -> Result<(), ControlError> {

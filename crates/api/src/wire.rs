@@ -204,6 +204,27 @@ pub struct BalloonTarget {
     pub target_bytes: u64,
 }
 
+/// Body of `PUT /fathom/vm/save`. With its first byte come two descriptors (SCM_RIGHTS), open for reading and writing: of
+/// the file that takes the machine's state, and of the one that takes the image of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaveRequest {
+    /// Whether the VM ends then, without the guest having moved again.
+    #[serde(default)]
+    pub stop: bool,
+}
+
+/// Answer to it.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct SaveReport {
+    /// How long the guest stood.
+    pub pause_seconds: f64,
+    /// Size of its memory.
+    pub memory_bytes: u64,
+    /// What of it was not zero, and written.
+    pub written_bytes: u64,
+}
+
 /// Body of every answer that is not a success.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Fault {

@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use x86::cpuid::{EXTENDED, Leaf, Table};
-use x86::model::{Capability, CpuModel, Processor, Topology};
+use x86::model::{self, Capability, CpuModel, Difference, Processor, Topology};
 use x86::{Msr, msr};
 
 use crate::error::refused;
@@ -33,15 +33,8 @@ pub(crate) fn set(
     topology: Topology,
 ) -> Result<Processor, EngineError> {
     let id = topology.id;
-    let capability = Capability {
-        supported: &table(&host.supported_cpuid),
-        also: &ALSO,
-        arch_capabilities: arch_capabilities(host)?,
-        state_components: STATE_COMPONENTS,
-        tsc_khz: fd.get_tsc_khz().ok(),
-        apic_khz: APIC_KHZ,
-    };
-    let processor = model.processor(&capability, topology);
+    let supported = table(&host.supported_cpuid);
+    let processor = model.processor(&capability(fd, host, &supported)?, topology);
     let processor = processor.map_err(|error| EngineError::Unsupported(error.to_string()))?;
     let entries: Vec<_> = processor.cpuid.leaves.iter().map(entry).collect();
     let table = CpuId::from_entries(&entries)
@@ -50,6 +43,31 @@ pub(crate) fn set(
     set_msrs(fd, &processor.msrs)?;
     hide_paravirtual_msrs(fd);
     Ok(processor)
+}
+
+/// What of a processor that a guest was shown is not so here.
+pub(crate) fn differences(
+    fd: &VcpuFd,
+    host: &Host,
+    shown: &Processor,
+) -> Result<Vec<Difference>, EngineError> {
+    let supported = table(&host.supported_cpuid);
+    Ok(model::differences(shown, &capability(fd, host, &supported)?))
+}
+
+fn capability<'a>(
+    fd: &VcpuFd,
+    host: &Host,
+    supported: &'a Table,
+) -> Result<Capability<'a>, EngineError> {
+    Ok(Capability {
+        supported,
+        also: &ALSO,
+        arch_capabilities: arch_capabilities(host)?,
+        state_components: STATE_COMPONENTS,
+        tsc_khz: fd.get_tsc_khz().ok(),
+        apic_khz: APIC_KHZ,
+    })
 }
 
 fn table(supported: &CpuId) -> Table {

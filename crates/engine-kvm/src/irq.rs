@@ -5,15 +5,17 @@ use std::sync::OnceLock;
 use engine::EngineError;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
-    kvm_irq_routing_irqchip,
+    kvm_irq_routing_irqchip, kvm_irqchip,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use x86::{IO_APIC_INPUTS as INPUTS, IoApicState};
 
 use crate::error::{host, refused};
 
-/// Inputs of the IO-APIC.
-const INPUTS: usize = 24;
+/// Bits of a redirection entry.
+const DELIVERY_STATUS: u64 = 1 << 12;
+const LEVEL: u64 = 1 << 15;
 
 /// Wires every interrupt number to the IO-APIC's input of that number and to nothing else: the PIC that
 /// comes with the in-kernel controllers gets none.
@@ -29,6 +31,37 @@ fn entry(gsi: u32) -> kvm_irq_routing_entry {
         kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
     entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin: gsi };
     entry
+}
+
+/// The IO-APIC as KVM has it.
+pub(crate) fn save(vm: &VmFd) -> Result<IoApicState, EngineError> {
+    let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    vm.get_irqchip(&mut chip).map_err(refused("read the IO-APIC"))?;
+    // SAFETY: KVM has filled in the member that belongs to the chip that was asked for; any bytes are its values.
+    let state = unsafe { chip.chip.ioapic };
+    // SAFETY: both members are the same 64 bits.
+    let entries = state.redirtbl.iter().map(|entry| unsafe { entry.bits }).collect();
+    let (select, id) = (state.ioregsel as u8, state.id as u8 & 0xf);
+    Ok(IoApicState { select, id, entries, high: state.irr & ((1 << INPUTS) - 1) })
+}
+
+/// Takes up a checked state.
+pub(crate) fn load(vm: &VmFd, saved: &IoApicState) -> Result<(), EngineError> {
+    let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    // What is kept for nobody to see: the address.
+    vm.get_irqchip(&mut chip).map_err(refused("read the IO-APIC"))?;
+    // SAFETY: as in `save`.
+    let mut state = unsafe { chip.chip.ioapic };
+    (state.ioregsel, state.id, state.irr) = (saved.select.into(), saved.id.into(), 0);
+    for (input, (entry, &bits)) in state.redirtbl.iter_mut().zip(&saved.entries).enumerate() {
+        entry.bits = bits & !DELIVERY_STATUS;
+        // KVM would send an edge again that has been sent; a level that is in service it keeps back itself.
+        if bits & LEVEL != 0 {
+            state.irr |= saved.high & 1 << input;
+        }
+    }
+    chip.chip.ioapic = state;
+    vm.set_irqchip(&chip).map_err(refused("set the IO-APIC"))
 }
 
 /// An eventfd for each input, made when first used. A write to it is an edge: one system call, where

@@ -6,7 +6,7 @@ use engine::{Counters, DebugControl, DebugStop, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
 use x86::VcpuState;
-use x86::model::{Topology, saved_msrs};
+use x86::model::{Difference, Processor, Topology, saved_msrs};
 
 use crate::cpuid;
 use crate::debug;
@@ -21,6 +21,7 @@ use crate::vm::Inner;
 pub(crate) struct KvmVcpu {
     fd: VcpuFd,
     id: u32,
+    processor: Processor,
     /// Numbers of the MSRs that the guest has and a state holds.
     saved_msrs: Vec<u32>,
     kicker: Arc<Kicker>,
@@ -45,7 +46,17 @@ impl KvmVcpu {
         debug_assert!(known.is_ok(), "vcpu {id} is made twice");
         let (pending, debug) = (Pending::default(), DebugControl::default());
         let saved_msrs = saved_msrs(&processor.cpuid);
-        Ok(Self { fd, id, saved_msrs, kicker, vm: Arc::clone(vm), pending, debug, stepped: false })
+        Ok(Self {
+            fd,
+            id,
+            processor,
+            saved_msrs,
+            kicker,
+            vm: Arc::clone(vm),
+            pending,
+            debug,
+            stepped: false,
+        })
     }
 
     /// One KVM_RUN.
@@ -149,6 +160,30 @@ impl Vcpu for KvmVcpu {
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         self.finish_exit();
         state::load(&self.fd, self.id, state)
+    }
+
+    fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    fn differences(&self, shown: &Processor) -> Result<Vec<Difference>, EngineError> {
+        cpuid::differences(&self.fd, &self.vm.host, shown)
+    }
+
+    fn tsc_offset(&self) -> Option<u64> {
+        state::tsc_offset(&self.fd)
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), EngineError> {
+        state::set_tsc_offset(&self.fd, offset)
+    }
+
+    fn tell_stopped(&mut self) -> Result<(), EngineError> {
+        match self.fd.kvmclock_ctrl() {
+            // The guest has no kvmclock.
+            Err(errno) if errno.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(refused("tell a vcpu's guest that it stood still")),
+        }
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {

@@ -11,6 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::{Frame, FrameRange, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
+use x86::IoApicState;
 use x86::model::CpuModel;
 
 use crate::dirty::{Dirty, DirtyLog, DirtyRing};
@@ -261,6 +262,15 @@ impl Vm for KvmVm {
             .register_ioevent(event, &address, value)
             .map_err(refused(format!("register an ioeventfd at {gpa:#x}")))?;
         Ok(true)
+    }
+
+    fn io_apic(&self) -> Result<IoApicState, EngineError> {
+        irq::save(&self.inner.vm)
+    }
+
+    fn set_io_apic(&self, state: &IoApicState) -> Result<(), EngineError> {
+        state.check().map_err(|what| EngineError::State(format!("io-apic: {what}")))?;
+        irq::load(&self.inner.vm, state)
     }
 
     fn clock_ns(&self) -> Result<u64, EngineError> {

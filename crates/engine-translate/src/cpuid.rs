@@ -8,7 +8,7 @@
 use engine::EngineError;
 use translator::vector::{Features, host_features};
 use x86::cpuid::{Leaf, Table};
-use x86::model::{self, Capability, CpuModel, Processor, Topology};
+use x86::model::{self, Capability, CpuModel, Difference, Processor, Topology};
 
 use crate::{clock, walk};
 
@@ -79,17 +79,26 @@ const INTEGER: [&str; 52] = [
 /// vCPU's state: [`query`] fills them in.
 pub(crate) fn processor(model: CpuModel, id: u32, vcpus: u32) -> Result<Processor, EngineError> {
     let features = host_features();
-    let tsc_khz = u32::try_from(clock::tsc_hz() / 1000).unwrap_or(u32::MAX);
-    let capability = Capability {
-        supported: &supported(&features),
+    let processor =
+        model.processor(&capability(&features, &supported(&features)), Topology { vcpus, id });
+    processor.map_err(|error| EngineError::Unsupported(error.to_string()))
+}
+
+/// What of a processor that a guest was shown is not so here.
+pub(crate) fn differences(shown: &Processor) -> Vec<Difference> {
+    let features = host_features();
+    model::differences(shown, &capability(&features, &supported(&features)))
+}
+
+fn capability<'a>(features: &Features, supported: &'a Table) -> Capability<'a> {
+    Capability {
+        supported,
         also: &INTEGER,
         arch_capabilities: model::translator_capabilities(),
         state_components: features.xcr0,
-        tsc_khz: Some(tsc_khz),
+        tsc_khz: Some(u32::try_from(clock::tsc_hz() / 1000).unwrap_or(u32::MAX)),
         apic_khz: APIC_KHZ,
-    };
-    let processor = model.processor(&capability, Topology { vcpus, id });
-    processor.map_err(|error| EngineError::Unsupported(error.to_string()))
+    }
 }
 
 /// What CPUID answers, given the state it depends on.

@@ -12,6 +12,8 @@ use crate::host;
 /// `struct pvclock_vcpu_time_info`, 32 bytes.
 const TIME_INFO_SIZE: usize = 32;
 const TSC_STABLE: u8 = 1;
+/// The guest takes it back when it has seen it.
+const GUEST_STOPPED: u8 = 2;
 
 /// The clock of a VM. All records are of one line through one point, so that vCPUs never disagree, not even
 /// by rounding.
@@ -45,14 +47,15 @@ impl KvmClock {
         self.base_ns.store(base_ns, Ordering::SeqCst);
     }
 
-    /// Writes the system-time record of a vCPU whose TSC is the host's with `tsc_offset`; false if `gpa` is
-    /// not RAM. Odd versions tell readers that it is being written.
+    /// Writes the system-time record of a vCPU whose TSC is the host's with `tsc_offset`, and that the guest was
+    /// `stopped`; false if `gpa` is not RAM. Odd versions tell readers that it is being written.
     pub(crate) fn write_system_time(
         &self,
         memory: &GuestMemory,
         gpa: u64,
         tsc_offset: u64,
         version: u32,
+        stopped: bool,
     ) -> bool {
         let scale = Scale::of(tsc_hz());
         let mut record = [0; TIME_INFO_SIZE];
@@ -60,7 +63,7 @@ impl KvmClock {
         record[16..24].copy_from_slice(&self.base_ns.load(Ordering::SeqCst).to_le_bytes());
         record[24..28].copy_from_slice(&scale.multiplier.to_le_bytes());
         record[28] = scale.shift as u8;
-        record[29] = TSC_STABLE;
+        record[29] = TSC_STABLE | if stopped { GUEST_STOPPED } else { 0 };
         write(memory, gpa, &(version | 1).to_le_bytes())
             && write(memory, gpa + 4, &record[4..])
             && write(memory, gpa, &(version & !1).to_le_bytes())
@@ -151,7 +154,7 @@ mod tests {
         let clock = KvmClock::new();
         clock.set_ns(5_000_000_000_000);
         for tsc_offset in [clock.tsc_offset(), 0, 1 << 60] {
-            assert!(clock.write_system_time(&memory, 0x1000, tsc_offset, 6));
+            assert!(clock.write_system_time(&memory, 0x1000, tsc_offset, 6, false));
             let page = memory.resolve(memory.frame_of(Gpa(0x1000)).unwrap(), Access::Read).unwrap();
             let word = |at: usize| {
                 // SAFETY: inside a page that is resident; nobody else has it.
@@ -164,6 +167,6 @@ mod tests {
             let told = word(16).wrapping_add(scale.nanoseconds(ticks));
             assert!((before..=clock.now_ns()).contains(&told), "{told} after {before}");
         }
-        assert!(!clock.write_system_time(&memory, 1 << 40, 0, 2));
+        assert!(!clock.write_system_time(&memory, 1 << 40, 0, 2, false));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use engine::{Counters, DebugControl, EngineError, Exit, Vcpu};
 use translator::native::Left;
 use translator::{Cpu, Insn, InsnFlags, Machine, Outcome};
-use x86::model::Processor;
+use x86::model::{Difference, Processor};
 use x86::{Event, Exception, Gpr, VcpuState, Vector, rflags};
 
 use crate::attention::{Attention, Forget};
@@ -15,11 +15,12 @@ use crate::native::Native;
 use crate::poll::Poll;
 use crate::system::{Answer, Core, System};
 use crate::vm::{Shared, Work};
-use crate::{alarm, breakpoints, clock, exceptions, hot, state};
+use crate::{alarm, breakpoints, clock, cpuid, exceptions, hot, instructions, state};
 
 /// A vCPU of this engine.
 pub(crate) struct TranslateVcpu {
     pub(crate) core: Core,
+    processor: Processor,
     jumps: JumpCache,
     native: Option<Native>,
     /// The next instruction is to be interpreted.
@@ -32,11 +33,12 @@ pub(crate) struct TranslateVcpu {
 
 impl TranslateVcpu {
     pub(crate) fn new(shared: Arc<Shared>, id: u32, processor: Processor) -> Self {
-        let machine = System::new(shared, id, processor);
+        let machine = System::new(shared, id, processor.clone());
         let core = Core { cpu: Cpu::new(), machine };
         let native = Native::new(&core);
         let mut vcpu = Self {
             core,
+            processor,
             jumps: JumpCache::new(),
             native,
             interpret: false,
@@ -443,6 +445,28 @@ impl Vcpu for TranslateVcpu {
         state::load_msrs(&mut self.core, &state.msrs)?;
         state::load(&mut self.core, state);
         self.waiting_for_sipi = state.waiting_for_sipi;
+        Ok(())
+    }
+
+    fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    fn differences(&self, shown: &Processor) -> Result<Vec<Difference>, EngineError> {
+        Ok(cpuid::differences(shown))
+    }
+
+    fn tsc_offset(&self) -> Option<u64> {
+        Some(self.core.machine.regs.tsc_offset)
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), EngineError> {
+        instructions::set_tsc_offset(&mut self.core, offset);
+        Ok(())
+    }
+
+    fn tell_stopped(&mut self) -> Result<(), EngineError> {
+        instructions::tell_stopped(&mut self.core);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use engine::{EngineError, Vcpu, Vm, VmSpec};
 use memory::{FRAME_SIZE, FrameRange, Gpa, GuestMemory, MappingObserver, Revocation};
 use translator::BlockCache;
 use translator::native::Counts;
+use x86::IoApicState;
 use x86::model::CpuModel;
 
 use crate::Observers;
@@ -281,6 +282,17 @@ impl Vm for TranslateVm {
     fn pulse_irq(&self, gsi: u32) {
         let message = self.shared.io_apic().pulse(gsi);
         self.shared.send_all(message);
+    }
+
+    fn io_apic(&self) -> Result<IoApicState, EngineError> {
+        Ok(self.shared.io_apic().state())
+    }
+
+    fn set_io_apic(&self, state: &IoApicState) -> Result<(), EngineError> {
+        state.check().map_err(|what| EngineError::State(format!("io-apic: {what}")))?;
+        let messages = self.shared.io_apic().set_state(state);
+        self.shared.send_all(messages);
+        Ok(())
     }
 
     fn clock_ns(&self) -> Result<u64, EngineError> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
-use x86::VcpuState;
-use x86::model::CpuModel;
+use x86::model::{CpuModel, Difference, Processor};
+use x86::{IoApicState, VcpuState};
 
 use crate::debug::DebugControl;
 use crate::error::EngineError;
@@ -96,6 +96,19 @@ pub trait Vm: Send + Sync {
     /// [`EngineError::Host`] where the host does not take it.
     fn set_clock_ns(&self, ns: u64) -> Result<(), EngineError>;
 
+    /// The IO-APIC as it is. The vCPUs stand, and nobody sets inputs.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not hand it out.
+    fn io_apic(&self) -> Result<IoApicState, EngineError>;
+
+    /// Replaces the state of the IO-APIC, before any vCPU runs. Sends nothing but for level-triggered inputs that
+    /// are high and not in service.
+    ///
+    /// # Errors
+    /// [`EngineError::State`] where no IO-APIC is like that.
+    fn set_io_apic(&self, state: &IoApicState) -> Result<(), EngineError>;
+
     /// What became of guest code, by name, of an engine that translates it: sums since the VM was made, of each
     /// vCPU as of when its last run returned.
     fn translation(&self) -> BTreeMap<&'static str, u64> {
@@ -143,6 +156,33 @@ pub trait Vcpu: Send {
 
     /// Replaces all architectural state.
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError>;
+
+    /// What it shows its guest.
+    fn processor(&self) -> &Processor;
+
+    /// What of `shown`, the processor that a guest has seen elsewhere, is not so here.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not tell what it has.
+    fn differences(&self, shown: &Processor) -> Result<Vec<Difference>, EngineError>;
+
+    /// What makes the guest's TSC from the host's, modulo 2^64: equal on vCPUs whose TSCs are in step, which two
+    /// reads of them one after the other cannot tell. `None` where the host does not tell.
+    fn tsc_offset(&self) -> Option<u64>;
+
+    /// Changes it, after [`Vcpu::set_state`].
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not take it.
+    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), EngineError>;
+
+    /// Tells the guest by its kvmclock that it stood still, so that its watchdogs do not bark (PVCLOCK_GUEST_STOPPED,
+    /// Linux `Documentation/virt/kvm/x86/msr.rst`). Nothing to do for a guest that uses no kvmclock. After
+    /// [`Vcpu::set_state`].
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where the host does not do it.
+    fn tell_stopped(&mut self) -> Result<(), EngineError>;
 
     /// Where to stop for a debugger from the next run on; replaces what was set before.
     ///

@@ -105,6 +105,27 @@ The guest is not asked: as far as it can tell, the power fails. What it has flus
 Example:
   fathom stop web";
 
+const SAVE_AFTER: &str = "\
+The guest stands while it is written. Without --stop it goes on then, and what it writes to a disk that is not
+read-only makes the snapshot useless: use --stop, or an overlay that is copied beside it.
+
+Example:
+  fathom save web web.snapshot --stop
+  fathom restore web.snapshot";
+
+const RESTORE_AFTER: &str = "\
+The VM is as it was, with the disks, networks and sockets that it had, which nobody else may have now. Its clocks
+show the time of day, its random numbers are new where the kernel knows of generations (CONFIG_VMGENID), its
+networks announce themselves; connections over vsock and passt are gone. What the guest was shown of the processor
+must be here: --cpu-model common lets it go on on the other engine. A reboot of the guest starts from its kernel's file.
+
+Exit status: as of `run`.
+
+Example:
+  fathom save web web.snapshot --stop
+  fathom restore web.snapshot
+  fathom restore web.snapshot --name web2 --engine translate --console web2.log";
+
 const BALLOON_AFTER: &str = "\
 The guest gives up memory at its own pace, as much as it can spare; `fathom top` shows how far it has come.
 
@@ -157,6 +178,12 @@ pub(crate) enum Command {
     /// End a VM
     #[command(after_help = STOP_AFTER)]
     Stop(VmArgument),
+    /// Write a VM down while it stands, to go on later or elsewhere
+    #[command(after_help = SAVE_AFTER)]
+    Save(SaveArguments),
+    /// Run a VM that was saved until it ends
+    #[command(after_help = RESTORE_AFTER)]
+    Restore(RestoreArguments),
     /// Take memory from a VM, or give it back
     #[command(after_help = BALLOON_AFTER)]
     Balloon(BalloonArguments),
@@ -358,6 +385,52 @@ pub(crate) struct VmArgument {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SaveArguments {
+    /// Name of the VM
+    pub(crate) name: String,
+    /// Where the snapshot is made, a folder; nothing may be there
+    pub(crate) path: PathBuf,
+    /// End the VM then, before its guest moves again
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArguments {
+    /// The snapshot
+    pub(crate) path: PathBuf,
+    /// Name of the VM, for the other commands [default: the one it had]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// What runs the guest [default: what ran it]
+    #[arg(long, value_enum)]
+    engine: Option<EngineArgument>,
+    /// Guest's serial console: stdio, none, or a file that takes its output
+    #[arg(long, value_name = "stdio|PATH|none", default_value = "stdio", value_parser = console)]
+    console: ConsoleConfig,
+    /// Write a report of the run, in JSON, when it ends
+    #[arg(long, value_name = "PATH")]
+    report: Option<PathBuf>,
+    /// The guest stands until `fathom resume`
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// Whether the VM's process gives up what it will not need, as of `run`
+    #[arg(long, value_enum, default_value_t = Confinement::On)]
+    pub(crate) confine: Confinement,
+}
+
+impl RestoreArguments {
+    /// The configuration of a VM that was `saved`, as it is wanted now.
+    pub(crate) fn config(self, saved: &VmConfig) -> VmConfig {
+        let mut config = saved.clone();
+        config.name = self.name.or(config.name);
+        config.engine = self.engine.map_or(config.engine, EngineChoice::from);
+        (config.console, config.report) = (self.console, self.report);
+        config
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct BalloonArguments {
     /// Name of the VM
     pub(crate) name: String,
@@ -372,14 +445,20 @@ pub(crate) struct DoctorArguments {
     pub(crate) json: bool,
 }
 
+impl From<EngineArgument> for EngineChoice {
+    fn from(argument: EngineArgument) -> Self {
+        match argument {
+            EngineArgument::Auto => Self::Auto,
+            EngineArgument::Kvm => Self::Kvm,
+            EngineArgument::Translate => Self::Translate,
+        }
+    }
+}
+
 impl From<RunArguments> for VmConfig {
     fn from(arguments: RunArguments) -> Self {
         let RunArguments { kernel, initrd, cmdline, memory, cpus, disks, nets, .. } = arguments;
-        let engine = match arguments.engine {
-            EngineArgument::Auto => EngineChoice::Auto,
-            EngineArgument::Kvm => EngineChoice::Kvm,
-            EngineArgument::Translate => EngineChoice::Translate,
-        };
+        let engine = EngineChoice::from(arguments.engine);
         let cpu_model = match arguments.cpu_model {
             CpuModelArgument::Common => CpuModel::Common,
             CpuModelArgument::Full => CpuModel::Full,

@@ -10,6 +10,7 @@ mod inspect;
 mod list;
 mod log;
 mod run;
+mod save;
 mod text;
 mod top;
 mod verbs;
@@ -44,6 +45,8 @@ fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Pause(vm) => verbs::pause(&vm),
         Command::Resume(vm) => verbs::resume(&vm),
         Command::Stop(vm) => verbs::stop(&vm),
+        Command::Save(arguments) => save::save(&arguments),
+        Command::Restore(arguments) => run::restore(arguments),
         Command::Balloon(arguments) => verbs::balloon(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     }

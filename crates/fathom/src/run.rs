@@ -1,4 +1,4 @@
-//! `fathom run`: one VM, from what the user asked to the status that the shell sees.
+//! `fathom run` and `fathom restore`: one VM, from what the user asked to the status that the shell sees.
 
 mod confinement;
 mod control;
@@ -13,9 +13,10 @@ use std::sync::Arc;
 use api::{Server, SocketDirectory};
 use confine::{Jail, Thread};
 use vmm::config::{ConsoleConfig, VmConfig, VmPlan};
-use vmm::{Outcome, VmError, VmHandle};
+use vmm::saved::Saved;
+use vmm::{Outcome, Outside, VmError, VmHandle};
 
-use crate::arguments::RunArguments;
+use crate::arguments::{Confinement, RestoreArguments, RunArguments};
 use crate::failure::{Failure, GUEST_PANIC, SUCCESS};
 use control::HandleControl;
 use signals::StopSignals;
@@ -29,13 +30,37 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         Some(_) => SocketDirectory::at(Jail::SOCKETS.into()),
         None => SocketDirectory::open(),
     }?;
+    live(plan, sockets, confine, stats, vmm::start_with)
+}
+
+/// `fathom restore`.
+pub(crate) fn restore(arguments: RestoreArguments) -> Result<ExitCode, Failure> {
+    if arguments.confine == Confinement::On {
+        confine::close_inherited(&[]).map_err(Failure::host)?;
+    }
+    let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
+    let (confine, paused) = (arguments.confine, arguments.paused);
+    let plan = VmPlan::new(arguments.config(&saved.state.config)).map_err(Failure::usage)?;
+    live(plan, SocketDirectory::open()?, confine, false, move |plan, outside| {
+        vmm::restore_with(plan, outside, saved, paused)
+    })
+}
+
+/// From the plan to the end, whichever way the guest starts.
+fn live(
+    plan: VmPlan,
+    sockets: SocketDirectory,
+    confine: Confinement,
+    stats: bool,
+    start: impl FnOnce(VmPlan, Outside) -> Result<VmHandle, VmError>,
+) -> Result<ExitCode, Failure> {
     let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 
     // passt is started here, unconfined by our walls and with its own.
     let outside = plan.open_outside().map_err(blame)?;
     confinement::complete(confine, &plan, &sockets)?;
-    let vm = vmm::start_with(plan, outside).map_err(blame)?;
+    let vm = start(plan, outside).map_err(blame)?;
     let (outcome, written) = {
         let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;
         let control = Arc::new(HandleControl::new(vm.clone()));
@@ -91,6 +116,7 @@ fn blame(error: VmError) -> Failure {
         | VmError::Disk(_)
         | VmError::Net(_)
         | VmError::Vsock(_)
+        | VmError::Saved(_)
         | VmError::Console { .. } => Failure::usage(error),
         _ => Failure::host(error),
     }

@@ -27,17 +27,22 @@ pub(crate) fn resume(vm: &VmArgument) -> Result<ExitCode, Failure> {
 pub(crate) fn stop(vm: &VmArgument) -> Result<ExitCode, Failure> {
     let directory = SocketDirectory::open()?;
     directory.client(&vm.name).stop()?;
+    wait_for_end(&directory, &vm.name)?;
+    Ok(ExitCode::from(SUCCESS))
+}
+
+/// Waits until a VM that was told to end has given up its name.
+pub(crate) fn wait_for_end(directory: &SocketDirectory, name: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + END_TIMEOUT;
-    while directory.is_running(&vm.name) {
+    while directory.is_running(name) {
         if Instant::now() > deadline {
             let seconds = END_TIMEOUT.as_secs();
-            let name = &vm.name;
             let line = format!("VM `{name}` has not ended {seconds} s after it was told to");
             return Err(Failure::Host(line));
         }
         thread::sleep(END_POLL);
     }
-    Ok(ExitCode::from(SUCCESS))
+    Ok(())
 }
 
 pub(crate) fn balloon(arguments: &BalloonArguments) -> Result<ExitCode, Failure> {

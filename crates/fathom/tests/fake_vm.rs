@@ -39,6 +39,28 @@ fn verbs_reach_the_vm_of_that_name() {
 }
 
 #[test]
+fn a_save_is_whole_or_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    let (_web, _server) = sandbox.fake_vm("web");
+    let path = sandbox.path("web.snapshot");
+    let name = path.to_str().expect("text");
+    assert_eq!(sandbox.success(&["save", "web", name]), "10 of 256M; the guest stood for 500 ms\n");
+    assert_eq!(std::fs::read(path.join("machine.json")).expect("written"), b"the machine");
+    assert_eq!(std::fs::read(path.join("memory.img")).expect("written"), b"its memory");
+    let line = sandbox.refusal(2, &["save", "web", name]);
+    assert!(line.contains("name a path where nothing is"), "{line}");
+    assert_eq!(std::fs::read(path.join("machine.json")).expect("still there"), b"the machine");
+
+    let other = sandbox.path("other");
+    let other_name = other.to_str().expect("text");
+    let line = sandbox.refusal(1, &["save", "db", other_name]);
+    assert!(line.contains("no VM `db`"), "{line}");
+    assert!(!other.exists() && !sandbox.path("other.new").exists());
+    let line = sandbox.refusal(2, &["save", "web", "/nowhere/web"]);
+    assert!(line.contains("/nowhere/web"), "{line}");
+}
+
+#[test]
 fn inspect_shows_what_the_guests_kernel_says() {
     let sandbox = Sandbox::new();
     let (vm, _server) = sandbox.fake_vm("web");

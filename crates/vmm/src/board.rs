@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use devices::IrqLine;
 use devices::bus::{Bus, BusDevice};
 use devices::input::InputSink;
 use devices::output::Output;
@@ -10,7 +9,7 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::pvpanic::PvPanic;
 use devices::reset::{self, I8042, Reset};
 use devices::rtc::{self, Rtc};
-use devices::serial::{self, Serial};
+use devices::serial::{self, Serial, SerialState};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, FrameBalloon};
 use devices::virtio::block::{Disk, DiskConfig, HostCache, PageCache};
@@ -19,6 +18,7 @@ use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
+use devices::{IrqLine, Notifier};
 use engine::Vm;
 use memory::{DeviceView, FRAME_SIZE, GuestMemory};
 
@@ -31,6 +31,7 @@ use crate::io_thread::Subscriber;
 use crate::outcome::End;
 use crate::outside::Outside;
 use crate::panic_watch::{self, Seen};
+use crate::saved::{Devices, SavedError};
 
 /// Devices, wired and described.
 pub(crate) struct Board {
@@ -39,8 +40,12 @@ pub(crate) struct Board {
     pub(crate) subscribers: Vec<Subscriber>,
     pub(crate) platform: Platform,
     pub(crate) balloon: BalloonHandle,
-    /// For flushing at the end.
+    /// For flushing at the end, and for saving.
     pub(crate) transports: Vec<Arc<MmioTransport>>,
+    pub(crate) serial: Arc<Serial>,
+    pub(crate) rtc: Arc<Rtc>,
+    /// Guest memory as devices see it.
+    pub(crate) view: DeviceView,
     /// Of each disk.
     pub(crate) page_caches: Vec<PageCache>,
 }
@@ -91,7 +96,8 @@ impl Ending {
 }
 
 impl Board {
-    /// Builds the devices that `plan` asks for.
+    /// Builds the devices that `plan` asks for, COM1 as it was `saved`.
+    #[allow(clippy::too_many_arguments, reason = "what a board is wired to")]
     pub(crate) fn build(
         plan: &VmPlan,
         memory: &Arc<GuestMemory>,
@@ -100,9 +106,15 @@ impl Board {
         console: &Console,
         outside: &Outside,
         host_cache: Option<&Arc<HostCache>>,
+        saved: Option<&SerialState>,
     ) -> Result<Self, VmError> {
         let balloon = balloon(plan, memory)?;
+        let view = DeviceView::new(Arc::clone(memory));
+        let serial = Arc::new(serial(vm, ending, console, saved)?);
         let mut board = Self {
+            serial: Arc::clone(&serial),
+            rtc: Arc::new(Rtc::new()),
+            view: view.clone(),
             ports: Bus::port(),
             mmio: Bus::mmio(),
             subscribers: Vec::new(),
@@ -113,8 +125,7 @@ impl Board {
         };
         let typed = Typed::of(&plan.cmdline);
         board.add_power(ending);
-        board.add_serial(vm, ending, console, typed)?;
-        let view = DeviceView::new(Arc::clone(memory));
+        board.add_serial(serial, ending, console, typed)?;
         // Disks come first, so that their names do not depend on what else there is.
         for (number, disk) in plan.disks.iter().enumerate() {
             let (disk, page_cache) = self::disk(disk, number, host_cache)?;
@@ -146,20 +157,32 @@ impl Board {
             Arc::new(I8042::new(Arc::clone(&sink))),
         );
         self.port(layout::PVPANIC_PORT, 1, Arc::new(PvPanic::new(sink)));
-        self.port(rtc::INDEX_PORT, rtc::PORT_COUNT, Arc::new(Rtc::new()));
+        self.port(rtc::INDEX_PORT, rtc::PORT_COUNT, Arc::clone(&self.rtc) as Arc<_>);
+    }
+
+    /// Who is to be saved with it.
+    pub(crate) fn devices(&self) -> Devices {
+        Devices {
+            serial: Arc::downgrade(&self.serial),
+            rtc: Arc::downgrade(&self.rtc),
+            virtio: self.transports.iter().map(Arc::downgrade).collect(),
+        }
+    }
+
+    /// Raises the interrupts whose causes the guest has not acknowledged: what was on its way when it was saved may not
+    /// have arrived, and drivers bear one too many.
+    pub(crate) fn raise_again(&self) {
+        self.serial.raise_again();
+        self.transports.iter().for_each(|transport| transport.raise_again());
     }
 
     fn add_serial(
         &mut self,
-        vm: &Arc<dyn Vm>,
+        serial: Arc<Serial>,
         ending: &Ending,
         console: &Console,
         typed: Typed,
     ) -> Result<(), VmError> {
-        let output = ending.watched(console.output());
-        let serial = Serial::new(irq_line(vm, layout::SERIAL_GSI), output)
-            .map_err(VmError::host("create the serial port"))?;
-        let serial = Arc::new(serial);
         self.port(layout::SERIAL_PORT, serial::PORT_COUNT, Arc::clone(&serial) as Arc<_>);
         self.add_input(console, serial, ending, typed == Typed::Serial)
     }
@@ -222,6 +245,25 @@ impl Board {
     fn port(&mut self, base: u16, count: u64, device: Arc<dyn BusDevice>) {
         // The layout is ours: two devices at one port are a mistake in this file, found by any test.
         self.ports.insert(base.into(), count, device).expect("the port layout has no overlap");
+    }
+}
+
+fn serial(
+    vm: &Arc<dyn Vm>,
+    ending: &Ending,
+    console: &Console,
+    saved: Option<&SerialState>,
+) -> Result<Serial, VmError> {
+    let output = ending.watched(console.output());
+    let line = irq_line(vm, layout::SERIAL_GSI);
+    let failed = VmError::host("create the serial port");
+    match saved {
+        None => Serial::new(line, output).map_err(failed),
+        Some(saved) => {
+            let space = Notifier::new().map_err(failed)?;
+            let restored = Serial::restore(saved, line, output, space);
+            restored.map_err(|error| SavedError::field("board.serial", error).into())
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use devices::virtio::vsock::VsockError;
 use thiserror::Error;
 
 use crate::boot::BootError;
+use crate::saved::SavedError;
 
 /// A VM could not be started.
 #[derive(Debug, Error)]
@@ -25,6 +26,9 @@ pub enum VmError {
     /// Sockets between guest and host: the user's to mend.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// A saved machine cannot be taken up: the user's to mend.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
     /// The console cannot be opened.
     #[error("console {path}: {source}")]
     Console {
@@ -55,6 +59,9 @@ pub enum RequestError {
     /// The guest has ended.
     #[error("the VM has ended")]
     Ended,
+    /// The machine could not be written down; the guest goes on.
+    #[error("save: {0}")]
+    Save(String),
     /// The guest's kernel could not be understood.
     #[error("guest kernel: {0}")]
     Kernel(#[from] insight::kernel::KernelError),

@@ -23,6 +23,7 @@ use crate::machine::{Machine, Threads};
 use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
+use crate::saved::{SaveFiles, SaveReport, Saved};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -128,6 +129,26 @@ pub fn start(plan: VmPlan) -> Result<VmHandle, VmError> {
 
 /// The same with what [`VmPlan::open_outside`] has opened, which a process that is confined since could not.
 pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
+    start_from(plan, outside, None, false)
+}
+
+/// The same from a saved machine: the guest goes on, or stands until it is resumed. `plan` is of the saved configuration,
+/// but for what a restore may choose: name, engine, console, report.
+pub fn restore_with(
+    plan: VmPlan,
+    outside: Outside,
+    saved: Saved,
+    paused: bool,
+) -> Result<VmHandle, VmError> {
+    start_from(plan, outside, Some(saved), paused)
+}
+
+fn start_from(
+    plan: VmPlan,
+    outside: Outside,
+    saved: Option<Saved>,
+    paused: bool,
+) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
         EngineKind::Kvm => Box::new(engine_kvm::KvmEngine::new()?),
         EngineKind::Translate => Box::new(translator(&plan, &outside)?),
@@ -136,15 +157,18 @@ pub fn start_with(plan: VmPlan, outside: Outside) -> Result<VmHandle, VmError> {
     let started = Instant::now();
     // Its socket is the last that is opened before threads start.
     let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
+    let desk = debugger.as_ref();
     let (life, threads) =
-        begin(&plan, &*engine, &console, &outside, debugger.as_ref(), started, false)?;
+        begin(&plan, &*engine, &console, &outside, desk, started, paused, saved.as_ref())?;
+    let balloon_target_bytes = saved.as_ref().map_or(0, Saved::balloon_target_bytes);
+    drop(saved);
     let before = Totals::default();
     let state = State {
         life,
         before,
-        balloon_target_bytes: 0,
+        balloon_target_bytes,
         stopping: false,
-        paused: false,
+        paused,
         outcome: None,
         report: None,
     };
@@ -180,6 +204,7 @@ fn translator(plan: &VmPlan, outside: &Outside) -> Result<TranslateEngine, VmErr
     Ok(engine)
 }
 
+#[allow(clippy::too_many_arguments, reason = "what a life is made of")]
 fn begin(
     plan: &VmPlan,
     engine: &dyn Engine,
@@ -188,9 +213,10 @@ fn begin(
     debugger: Option<&Debugger>,
     started: Instant,
     paused: bool,
+    saved: Option<&Saved>,
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
-    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused)?;
+    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused, saved)?;
     let measured = Arc::clone(&machine);
     let task = Task {
         zero: started,
@@ -266,6 +292,21 @@ impl VmHandle {
     pub fn resume(&self) -> Result<(), RequestError> {
         self.0.lock().paused = false;
         self.0.in_some_life(|machine| machine.control.resume())
+    }
+
+    /// Writes the machine into `files` while all of it stands, and ends the VM then if it is to `stop`; else it goes on
+    /// as it was, standing or running. In the instant of a reboot it is the next life that is saved.
+    ///
+    /// # Errors
+    /// The VM has ended, or the host refused a write: the guest goes on.
+    pub fn save(&self, files: &SaveFiles, stop: bool) -> Result<SaveReport, RequestError> {
+        let mut saved = None;
+        self.0.in_some_life(|machine| {
+            saved = machine.save(files, stop);
+            saved.is_some()
+        })?;
+        let saved = saved.ok_or(RequestError::Ended)?;
+        saved.map_err(|error| RequestError::Save(chain(&error)))
     }
 
     /// Ends the VM at once, as if the power were cut.
@@ -350,8 +391,16 @@ impl Shared {
         let paused = self.lock().paused;
         // The next life writes to the same cache log.
         ended.observer.end();
-        let (life, threads) =
-            begin(&self.plan, &*self.engine, console, outside, debugger, self.started, paused)?;
+        let (life, threads) = begin(
+            &self.plan,
+            &*self.engine,
+            console,
+            outside,
+            debugger,
+            self.started,
+            paused,
+            None,
+        )?;
         let mut state = self.lock();
         if paused && !state.paused {
             // Resumed meanwhile, which reached only the life that had ended already.
@@ -446,7 +495,7 @@ impl Shared {
     }
 
     /// Does what a machine refuses once it has ended: now, or after the reboot that ended it.
-    fn in_some_life(&self, act: impl Fn(&Machine) -> bool) -> Result<(), RequestError> {
+    fn in_some_life(&self, mut act: impl FnMut(&Machine) -> bool) -> Result<(), RequestError> {
         let mut machine = Arc::clone(&self.lock().life.machine);
         while !act(&machine) {
             machine = self.machine_after(&machine).ok_or(RequestError::Ended)?;

@@ -1,6 +1,6 @@
 //! The thread on which devices work: queues, console input, wake-ups.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use confine::Thread;
@@ -15,6 +15,7 @@ pub(crate) type Subscriber = Arc<dyn EventSubscriber + Send + Sync>;
 /// The I/O thread of one life of the machine. Dropping it ends the thread.
 pub(crate) struct IoThread {
     stop: Notifier,
+    gate: Arc<Gate>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -27,11 +28,17 @@ impl IoThread {
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
-        events.add_subscriber(Arc::new(Stop(stop.clone())));
+        events.add_subscriber(Arc::new(Wake { notifier: stop.clone(), take: false }));
+        let gate = Gate::new().map_err(VmError::host("create an eventfd"))?;
+        events.add_subscriber(Arc::new(Wake { notifier: gate.knock.clone(), take: true }));
+        let gate = Arc::new(gate);
         let asked = stop.clone();
+        let passing = Arc::clone(&gate);
         let body = move || {
+            let _gone = Gone(&passing);
             // The stop notifier's subscriber leaves it signalled, so `take` sees it here.
             while !asked.take() {
+                passing.pass();
                 if let Err(error) = events.run() {
                     tracing::error!("event loop: {error}: devices no longer work");
                     return;
@@ -40,7 +47,85 @@ impl IoThread {
         };
         let thread = confine::spawn(thread::Builder::new().name("io".into()), Thread::Io, body)
             .map_err(VmError::host("start the I/O thread"))?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, gate, thread: Some(thread) })
+    }
+
+    /// By which others hold the thread.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+}
+
+/// Holds the thread between two turns of its devices: they use no guest memory then, and have no request in hand.
+pub(crate) struct Gate {
+    knock: Notifier,
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    /// How many want the thread to stand.
+    holders: u32,
+    stands: bool,
+    /// The thread has ended.
+    gone: bool,
+}
+
+impl Gate {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { knock: Notifier::new()?, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// Returns when the thread stands, or has ended; it goes on when the guard is dropped.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        let mut state = self.lock();
+        state.holders += 1;
+        self.knock.signal();
+        while !state.stands && !state.gone {
+            state = self.wait(state);
+        }
+        Held(self)
+    }
+
+    /// Called by the thread.
+    fn pass(&self) {
+        let mut state = self.lock();
+        while state.holders > 0 {
+            state.stands = true;
+            self.changed.notify_all();
+            state = self.wait(state);
+        }
+        state.stands = false;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        // Every change is one assignment: poisoning says nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, GateState>) -> MutexGuard<'a, GateState> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread stands while this lives.
+pub(crate) struct Held<'a>(&'a Gate);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.lock().holders -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// The last act of the thread: nobody waits for it.
+struct Gone<'a>(&'a Gate);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.lock().gone = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -55,14 +140,22 @@ impl Drop for IoThread {
 }
 
 /// Wakes the loop and nothing else.
-struct Stop(Notifier);
+struct Wake {
+    notifier: Notifier,
+    /// Whether it is asleep again afterwards.
+    take: bool,
+}
 
-impl EventSubscriber for Stop {
-    fn process(&self, _: Events, _: &mut EventOps<'_>) {}
+impl EventSubscriber for Wake {
+    fn process(&self, _: Events, _: &mut EventOps<'_>) {
+        if self.take {
+            self.notifier.take();
+        }
+    }
 
     fn init(&self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
-            tracing::error!("event loop: {error:?}: the machine will not stop by itself");
+        if let Err(error) = ops.add(Events::new(&self.notifier, EventSet::IN)) {
+            tracing::error!("event loop: {error:?}: the machine will not stop or be saved");
         }
     }
 }

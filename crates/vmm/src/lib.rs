@@ -3,6 +3,8 @@
 //! ```text
 //!   VmConfig --VmPlan::new--> VmPlan --start--> VmHandle --wait--> Outcome
 //!    asked                    checked            running
+//!                                 ^                 | save
+//!                                 +-- restore_with --+--> saved::MachineState, an image of memory
 //! ```
 //!
 //! What it is *not*: it knows no wire format and no command line, and it never looks into an engine: it
@@ -19,6 +21,7 @@ mod debug;
 mod error;
 mod estimate_log;
 mod exit_ring;
+mod generation;
 mod guest_ram;
 mod handle;
 mod host_cache;
@@ -30,13 +33,14 @@ mod outside;
 mod panic_watch;
 mod post_mortem;
 mod reach;
+pub mod saved;
 mod status;
 mod vcpu_thread;
 
 pub use control::RunState;
 pub use devices::virtio::block::{HostCacheCounts, HostCacheStatus, PageCache};
 pub use error::{RequestError, VmError};
-pub use handle::{VmHandle, start, start_with};
+pub use handle::{VmHandle, restore_with, start, start_with};
 pub use host_cache::HostCacheReport;
 pub use observer::ClassCheck;
 pub use outcome::Outcome;

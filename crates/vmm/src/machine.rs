@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
@@ -18,12 +19,14 @@ use crate::control::Control;
 use crate::debug::Desk;
 use crate::error::VmError;
 use crate::estimate_log::EstimateLog;
+use crate::generation;
 use crate::guest_ram::LoaderRam;
 use crate::host_cache::{self, Filler, HostCacheReport};
-use crate::io_thread::IoThread;
+use crate::io_thread::{Gate, IoThread};
 use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
+use crate::saved::{Devices, SaveFiles, SaveReport, Saved, Source};
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -36,6 +39,8 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for, with what is below each disk.
     host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
+    devices: Devices,
+    gate: Arc<Gate>,
     /// See [`Machine::tells_accesses`].
     tells_accesses: bool,
     /// Where that is asked for; it ends with the machine.
@@ -53,7 +58,8 @@ pub(crate) struct Threads {
 }
 
 impl Machine {
-    /// Builds the machine and starts its vCPUs, which a debugger at `desk` may want to stand first, or the user.
+    /// Builds the machine, as it was `saved` or to boot, and starts its vCPUs, which a debugger at `desk` may want to
+    /// stand first, or the user.
     pub(crate) fn start(
         plan: &VmPlan,
         engine: &dyn Engine,
@@ -61,7 +67,9 @@ impl Machine {
         outside: &Outside,
         desk: Option<&Arc<Desk>>,
         paused: bool,
+        saved: Option<&Saved>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
+        saved.map_or(Ok(()), |saved| saved.check(plan))?;
         let memory = Arc::new(guest_memory(plan, engine)?);
         let host_cache = host_cache::new(plan);
         let takes_evictions =
@@ -85,14 +93,33 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let board =
-            Board::build(plan, &memory, &vm, &ending, console, outside, host_cache.as_ref())?;
-        let boot =
-            boot::prepare(&source(plan), &board.platform, &mut LoaderRam(Arc::clone(&memory)))?;
-
+        saved.map_or(Ok(()), |saved| saved.fill(&memory))?;
+        let serial = saved.map(|saved| &saved.state.board.serial);
+        let board = Board::build(
+            plan,
+            &memory,
+            &vm,
+            &ending,
+            console,
+            outside,
+            host_cache.as_ref(),
+            serial,
+        )?;
         let mut vcpus =
             (0..plan.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        vcpus[0].set_state(&boot.vcpu_state())?;
+        match saved {
+            Some(saved) => {
+                saved.restore_devices(&board)?;
+                saved.restore_processors(&vm, &mut vcpus, &board)?;
+            }
+            None => {
+                let mut ram = LoaderRam(Arc::clone(&memory));
+                let boot = boot::prepare(&source(plan), &board.platform, &mut ram)?;
+                generation::begin(&board.view)?;
+                vcpus[0].set_state(&boot.vcpu_state())?;
+            }
+        }
+        let devices = board.devices();
         let filler = host_cache.as_ref().map(Filler::start).transpose();
         let filler = filler.map_err(VmError::host("start the thread of the host cache"))?.flatten();
         let io = IoThread::start(board.subscribers)?;
@@ -113,6 +140,8 @@ impl Machine {
             vcpus,
             facts,
             balloon: board.balloon,
+            devices,
+            gate: io.gate(),
             host_cache: host_cache.map(|cache| (cache, board.page_caches)),
             tells_accesses: engine.capabilities().access_tracking != Tracking::Sampled,
             _estimates: estimates,
@@ -176,6 +205,43 @@ impl Machine {
             }
             moved => moved.is_some(),
         }
+    }
+
+    /// Writes the machine into `files` while all of it stands, and ends it then if it is to `stop`. `None`: it has ended
+    /// before.
+    pub(crate) fn save(
+        &self,
+        files: &SaveFiles,
+        stop: bool,
+    ) -> Option<Result<SaveReport, VmError>> {
+        let begun = Instant::now();
+        let mut pause = Duration::ZERO;
+        let written = self.control.while_still(
+            || self.kick(),
+            || {
+                let _held = self.gate.hold();
+                let source = Source {
+                    plan: &self.plan,
+                    memory: &self.memory,
+                    vm: &self.vm,
+                    vcpus: &self.vcpus,
+                    devices: &self.devices,
+                };
+                let written = source.write(files);
+                if stop && written.is_ok() {
+                    // Before anybody moves again.
+                    self.control.end(End::Stopped);
+                }
+                pause = begun.elapsed();
+                written
+            },
+        );
+        let report = |frames_written| SaveReport {
+            pause,
+            frames_written,
+            frames: self.memory.layout().frames(),
+        };
+        written.map(|written| written.map(report))
     }
 
     /// Makes every vCPU leave guest code and look at the run state.

@@ -223,6 +223,7 @@ mod tests {
 
     use engine::DebugControl;
     use x86::VcpuState;
+    use x86::model::{Difference, Processor};
 
     use super::*;
 
@@ -249,6 +250,26 @@ mod tests {
 
         fn set_state(&mut self, _: &VcpuState) -> Result<(), EngineError> {
             unreachable!("no test sets it")
+        }
+
+        fn processor(&self) -> &Processor {
+            unreachable!("no test asks")
+        }
+
+        fn differences(&self, _: &Processor) -> Result<Vec<Difference>, EngineError> {
+            unreachable!("no test asks")
+        }
+
+        fn tsc_offset(&self) -> Option<u64> {
+            unreachable!("no test asks")
+        }
+
+        fn set_tsc_offset(&mut self, _: u64) -> Result<(), EngineError> {
+            unreachable!("no test sets it")
+        }
+
+        fn tell_stopped(&mut self) -> Result<(), EngineError> {
+            unreachable!("no test tells it")
         }
 
         fn set_debug(&mut self, _: &DebugControl) -> Result<(), EngineError> {

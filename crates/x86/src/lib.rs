@@ -23,4 +23,6 @@ mod state;
 
 pub use exception::{Exception, Vector};
 pub use segment::{DescriptorTable, Segment};
-pub use state::{ApicState, Event, Gpr, Msr, VcpuState, XSTATE_SIZE, cr0, cr4, efer};
+pub use state::{
+    ApicState, Event, Gpr, IO_APIC_INPUTS, IoApicState, Msr, VcpuState, XSTATE_SIZE, cr0, cr4, efer,
+};

@@ -109,6 +109,42 @@ pub struct ApicState {
     pub tsc_deadline: u64,
 }
 
+/// Inputs of the IO-APIC.
+pub const IO_APIC_INPUTS: usize = 24;
+
+/// The IO-APIC's registers, and what is at its inputs (Intel 82093AA data sheet).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IoApicState {
+    /// Which register the data window shows.
+    pub select: u8,
+    /// Its identifier; `<= 15`.
+    pub id: u8,
+    /// Redirection entries of inputs 0 and up; [`IO_APIC_INPUTS`] of them.
+    pub entries: Vec<u64>,
+    /// Inputs that are high, by bit.
+    pub high: u32,
+}
+
+impl IoApicState {
+    /// Whether there is such an IO-APIC.
+    ///
+    /// # Errors
+    /// What is wrong, with the field's name.
+    pub fn check(&self) -> Result<(), String> {
+        if self.entries.len() != IO_APIC_INPUTS {
+            let found = self.entries.len();
+            return Err(format!("entries: {found} of them, expected {IO_APIC_INPUTS}"));
+        }
+        if self.id > 15 {
+            return Err(format!("id {}: at most 15", self.id));
+        }
+        if self.high >> IO_APIC_INPUTS != 0 {
+            return Err(format!("high {:#x}: there are {IO_APIC_INPUTS} inputs", self.high));
+        }
+        Ok(())
+    }
+}
+
 /// All architectural state of one vCPU, independent of the engine that runs it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the registers'")]

@@ -1,6 +1,7 @@
 //! The client's side.
 
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use httparse::{EMPTY_HEADER, Status};
@@ -14,12 +15,13 @@ pub(crate) struct Response {
     pub(crate) body: Vec<u8>,
 }
 
-/// Sends a request, the only one on this connection.
+/// Sends a request, the only one on this connection, and descriptors with it.
 pub(crate) fn write_request(
     connection: &mut Connection,
     method: &str,
     path: &str,
     body: Option<&[u8]>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let mut message = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
@@ -32,7 +34,7 @@ pub(crate) fn write_request(
     }
     message.extend_from_slice(b"\r\n");
     message.extend_from_slice(body.unwrap_or_default());
-    connection.stream.write_all(&message)
+    connection.send(&message, descriptors)
 }
 
 /// Reads the answer to it.

@@ -2,7 +2,7 @@
 
 use super::{no_such_path, wrong_method};
 use crate::http::{Fail, Request};
-use crate::wire::BalloonTarget;
+use crate::wire::{BalloonTarget, SaveRequest};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FathomCall {
@@ -19,6 +19,7 @@ pub(crate) enum FathomCall {
     Resume,
     Stop,
     Balloon(BalloonTarget),
+    Save(SaveRequest),
 }
 
 /// `rest`: the segments of the path after `/fathom/`.
@@ -40,6 +41,8 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
         ["vm", "stop"] => put(request, FathomCall::Stop),
         ["vm", "balloon"] if request.method == "PUT" => balloon(request),
         ["vm", "balloon"] => Err(wrong_method(request, "PUT")),
+        ["vm", "save"] if request.method == "PUT" => save(request),
+        ["vm", "save"] => Err(wrong_method(request, "PUT")),
         _ => Err(no_such_path(&request.path)),
     }
 }
@@ -57,4 +60,11 @@ fn balloon(request: &Request) -> Result<FathomCall, Fail> {
         Fail::new(400, format!("body: {error}: send {{\"target_bytes\": NUMBER}}"))
     })?;
     Ok(FathomCall::Balloon(target))
+}
+
+fn save(request: &Request) -> Result<FathomCall, Fail> {
+    let request: SaveRequest = serde_json::from_slice(&request.body).map_err(|error| {
+        Fail::new(400, format!("body: {error}: send {{\"stop\": false}} or {{\"stop\": true}}"))
+    })?;
+    Ok(FathomCall::Save(request))
 }

@@ -1,6 +1,8 @@
 //! One connection: requests in turn, each answered.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use crate::control::{ControlError, VmControl};
 use crate::http::{Connection, Fail, ReadError, Request, read_request};
 use crate::metrics;
 use crate::route::{Call, FathomCall, route};
-use crate::wire::Version;
+use crate::wire::{SaveReport, SaveRequest, Version};
 
 /// Longest silence before a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,7 +46,8 @@ fn serve_one(
             }
         };
     let keep_alive = request.keep_alive && !stopping.load(Ordering::Acquire);
-    answer(connection, &request, control, keep_alive)?;
+    let descriptors = connection.take_descriptors();
+    answer(connection, &request, descriptors, control, keep_alive)?;
     Ok(keep_alive)
 }
 
@@ -69,6 +72,7 @@ fn answer_to(error: ReadError) -> Option<Fail> {
 fn answer(
     connection: &mut Connection,
     request: &Request,
+    descriptors: Vec<OwnedFd>,
     control: &dyn VmControl,
     keep_alive: bool,
 ) -> io::Result<()> {
@@ -115,6 +119,10 @@ fn answer(
             Ok(kind) => return connection.write_json(&kind, keep_alive),
             Err(error) => Err(error),
         },
+        FathomCall::Save(request) => match save(control, descriptors, request) {
+            Ok(report) => return connection.write_json(&report, keep_alive),
+            Err(error) => Err(error),
+        },
         FathomCall::Watch => control.watch(),
         FathomCall::Pause => control.pause(),
         FathomCall::Resume => control.resume(),
@@ -125,6 +133,18 @@ fn answer(
         Ok(()) => connection.write_done(keep_alive),
         Err(error) => connection.write_fail(&fail_of(&error), keep_alive),
     }
+}
+
+fn save(
+    control: &dyn VmControl,
+    descriptors: Vec<OwnedFd>,
+    request: SaveRequest,
+) -> Result<SaveReport, ControlError> {
+    let Ok([machine, memory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        let what = "two descriptors have to come along, of the machine's file and of the memory's";
+        return Err(ControlError::Invalid(what.to_owned()));
+    };
+    control.save(File::from(machine), File::from(memory), request)
 }
 
 fn fail_of(error: &ControlError) -> Fail {

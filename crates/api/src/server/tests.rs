@@ -5,7 +5,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::FakeVm;
-use crate::wire::{BalloonTarget, KernelInfo, KernelSymbol, KernelType, RunState, VmStatus};
+use crate::wire::{
+    BalloonTarget, KernelInfo, KernelSymbol, KernelType, RunState, SaveRequest, VmStatus,
+};
 use crate::{ClientError, ControlError, Picture, SocketDirectory};
 
 struct Running {
@@ -126,6 +128,25 @@ fn a_slow_peer_keeps_nobody_waiting() {
     let mut answer = String::new();
     slow.read_to_string(&mut answer).expect("read");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn files_come_along_with_a_request() {
+    let running = running();
+    let client = running.directory.client("fake");
+    let [machine, memory] = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
+    let request = SaveRequest { stop: false };
+    let report = client.save(machine.as_file(), memory.as_file(), request).expect("saved");
+    assert_eq!((report.pause_seconds, report.written_bytes), (0.5, 10));
+    assert_eq!(std::fs::read(machine.path()).expect("read"), b"the machine");
+    assert_eq!(std::fs::read(memory.path()).expect("read"), b"its memory");
+    // Without them it is refused.
+    let mut peer = running.connect();
+    let ask = "PUT /fathom/vm/save HTTP/1.1\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+    peer.write_all(ask.as_bytes()).expect("write");
+    let mut answer = String::new();
+    peer.read_to_string(&mut answer).expect("read");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("two descriptors"), "{answer}");
 }
 
 #[test]

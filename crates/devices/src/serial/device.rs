@@ -79,6 +79,14 @@ impl Serial {
         Self { space, gate, inner: Mutex::new(inner) }
     }
 
+    /// Raises the interrupt again if the guest has not asked for its cause yet.
+    pub fn raise_again(&self) {
+        let inner = lock(&self.inner);
+        if inner.uart.state().interrupt_identification & IIR_NONE == 0 || inner.transmit_pending {
+            inner.uart.interrupt_evt().0.trigger();
+        }
+    }
+
     /// The port as it is now.
     pub fn state(&self) -> SerialState {
         let inner = lock(&self.inner);

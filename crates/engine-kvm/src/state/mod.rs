@@ -17,6 +17,18 @@ use x86::{Msr, VcpuState, XSTATE_SIZE, msr};
 
 use crate::error::refused;
 
+/// What makes the guest's TSC from the host's.
+pub(crate) fn tsc_offset(fd: &VcpuFd) -> Option<u64> {
+    tsc::offset(fd)
+}
+
+pub(crate) fn set_tsc_offset(fd: &VcpuFd, offset: u64) -> Result<(), EngineError> {
+    tsc::set_offset(fd, offset).ok_or_else(|| EngineError::Host {
+        action: "set a vcpu's TSC offset".into(),
+        source: std::io::Error::last_os_error(),
+    })
+}
+
 /// IA32_APIC_BASE: global enable and x2APIC mode (SDM volume 3, 11.12.1).
 const X2APIC: u64 = 1 << 11 | 1 << 10;
 

@@ -27,7 +27,7 @@ pub(super) fn load(fd: &VcpuFd, id: u32, value: u64) -> Result<(), EngineError> 
 }
 
 /// `None` where this KVM does not tell.
-fn offset(fd: &VcpuFd) -> Option<u64> {
+pub(super) fn offset(fd: &VcpuFd) -> Option<u64> {
     let mut offset = 0u64;
     let attribute = attribute((&raw mut offset).addr() as u64);
     // SAFETY: KVM writes the eight bytes of `offset`, which lives on.
@@ -35,7 +35,7 @@ fn offset(fd: &VcpuFd) -> Option<u64> {
     (done == 0).then_some(offset)
 }
 
-fn set_offset(fd: &VcpuFd, offset: u64) -> Option<()> {
+pub(super) fn set_offset(fd: &VcpuFd, offset: u64) -> Option<()> {
     let attribute = attribute((&raw const offset).addr() as u64);
     // SAFETY: KVM reads the eight bytes of `offset`, which lives on.
     let done = unsafe { ioctl_with_ref(fd, KVM_SET_DEVICE_ATTR(), &attribute) };

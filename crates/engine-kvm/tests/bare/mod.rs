@@ -24,7 +24,8 @@ use engine::{
     Capabilities, Counters, DebugControl, Engine, EngineError, Exit, Tracking, Vcpu, Vm, VmSpec,
 };
 use memory::{DeviceView, Gpa};
-use x86::VcpuState;
+use x86::model::{Difference, Processor};
+use x86::{IoApicState, VcpuState};
 
 /// Where PCs have no RAM: video memory and firmware.
 const HOLE: Range<usize> = 0xa_0000..0x10_0000;
@@ -71,7 +72,12 @@ impl Vm for BareVm {
     fn create_vcpu(&self, _: u32) -> Result<Box<dyn Vcpu>, EngineError> {
         let mut state = VcpuState::reset();
         state.apic.registers = vec![0; 64];
-        Ok(Box::new(BareVcpu { view: self.view.clone(), state, exits: VecDeque::new() }))
+        Ok(Box::new(BareVcpu {
+            view: self.view.clone(),
+            state,
+            processor: Processor::default(),
+            exits: VecDeque::new(),
+        }))
     }
 
     fn set_irq(&self, _: u32, _: bool) {}
@@ -84,12 +90,21 @@ impl Vm for BareVm {
         Ok(())
     }
 
+    fn io_apic(&self) -> Result<IoApicState, EngineError> {
+        Err(EngineError::Unsupported("an IO-APIC of a bare processor".into()))
+    }
+
+    fn set_io_apic(&self, _: &IoApicState) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported("an IO-APIC of a bare processor".into()))
+    }
+
     fn kick(&self, _: u32) {}
 }
 
 struct BareVcpu {
     view: DeviceView,
     state: VcpuState,
+    processor: Processor,
     /// Of a run that has ended, those not told yet.
     exits: VecDeque<Exit>,
 }
@@ -112,6 +127,26 @@ impl Vcpu for BareVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         self.state = state.clone();
+        Ok(())
+    }
+
+    fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    fn differences(&self, _: &Processor) -> Result<Vec<Difference>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    fn tsc_offset(&self) -> Option<u64> {
+        None
+    }
+
+    fn set_tsc_offset(&mut self, _: u64) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported("the TSC of a bare processor".into()))
+    }
+
+    fn tell_stopped(&mut self) -> Result<(), EngineError> {
         Ok(())
     }
 

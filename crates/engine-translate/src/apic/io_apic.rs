@@ -1,5 +1,7 @@
 //! The IO-APIC: 24 inputs, each with a redirection entry.
 
+use x86::{IO_APIC_INPUTS as INPUTS, IoApicState};
+
 use super::message::{Delivery, Destination, Message};
 
 /// Guest-physical address of its registers.
@@ -7,7 +9,6 @@ pub(crate) const IO_APIC_BASE: u64 = 0xfec0_0000;
 /// Bytes of its registers.
 pub(crate) const IO_APIC_SIZE: u64 = 0x1000;
 
-const INPUTS: usize = 24;
 /// Version 0x20 has the EOI register.
 const VERSION: u32 = 0x20 | (INPUTS as u32 - 1) << 16;
 
@@ -15,8 +16,9 @@ const MASKED: u64 = 1 << 16;
 const LEVEL: u64 = 1 << 15;
 const REMOTE_IRR: u64 = 1 << 14;
 const LOGICAL: u64 = 1 << 11;
+const DELIVERY_STATUS: u64 = 1 << 12;
 /// Delivery status and remote IRR cannot be written.
-const READ_ONLY: u64 = REMOTE_IRR | 1 << 12;
+const READ_ONLY: u64 = REMOTE_IRR | DELIVERY_STATUS;
 
 /// Its state; the owner delivers the messages that its methods return.
 #[derive(Debug)]
@@ -67,6 +69,22 @@ impl IoApic {
                 self.level(input)
             })
             .collect()
+    }
+
+    pub(crate) fn state(&self) -> IoApicState {
+        let Self { select, id, entries, high } = self;
+        IoApicState { select: *select, id: *id as u8, entries: entries.to_vec(), high: *high }
+    }
+
+    /// Takes up a state that has been checked; returns what inputs send that are high.
+    pub(crate) fn set_state(&mut self, state: &IoApicState) -> Vec<Message> {
+        (self.select, self.id, self.high) = (state.select, state.id.into(), state.high);
+        for (entry, saved) in self.entries.iter_mut().zip(&state.entries) {
+            *entry = saved & !DELIVERY_STATUS;
+        }
+        let level = |input: &usize| self.entries[*input] & LEVEL != 0;
+        let inputs: Vec<usize> = (0..INPUTS).filter(level).collect();
+        inputs.into_iter().filter_map(|input| self.level(input)).collect()
     }
 
     pub(crate) fn read(&self, offset: u64) -> u32 {
@@ -208,6 +226,28 @@ mod tests {
         program(&mut apic, 9, MASKED | LEVEL | 0x40);
         assert!(apic.set_input(9, true).is_none());
         assert_eq!(program(&mut apic, 9, LEVEL | 0x40).len(), 1);
+    }
+
+    #[test]
+    fn its_state_goes_over() {
+        let mut apic = IoApic::default();
+        program(&mut apic, 4, 0x31);
+        program(&mut apic, 9, 3 << 56 | LEVEL | 0x40);
+        apic.set_input(9, true);
+        apic.set_input(4, true);
+        let state = apic.state();
+        assert_eq!(state.check(), Ok(()));
+        let mut other = IoApic::default();
+        // In service already: nothing is sent again.
+        assert!(other.set_state(&state).is_empty());
+        assert_eq!(other.state(), state);
+        // The edge has been told, too; the level is once more when it has been served.
+        assert!(other.set_input(4, true).is_none());
+        assert_eq!(other.end_of_interrupt(0x40).len(), 1);
+        // One that was not in service yet is sent.
+        let mut waiting = state;
+        waiting.entries[9] &= !REMOTE_IRR;
+        assert_eq!(IoApic::default().set_state(&waiting).len(), 1);
     }
 
     #[test]

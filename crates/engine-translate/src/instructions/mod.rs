@@ -10,7 +10,9 @@ mod syscall;
 mod transfer;
 
 pub(crate) use control::CR4_KNOWN;
-pub(crate) use msrs::{EFER_KNOWN, load as msr_load, read as msr_read};
+pub(crate) use msrs::{
+    EFER_KNOWN, load as msr_load, read as msr_read, set_tsc_offset, tell_stopped,
+};
 
 use std::sync::atomic::{Ordering, fence};
 

@@ -118,13 +118,13 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
             let old = set_tsc(core, value);
             let regs = &mut core.machine.regs;
             regs.tsc_adjust = regs.tsc_adjust.wrapping_add(value.wrapping_sub(old));
-            refresh_system_time(core);
+            refresh_system_time(core, false);
         }
         msr::TSC_ADJUST => {
             regs.tsc_offset = regs.tsc_offset.wrapping_add(value.wrapping_sub(regs.tsc_adjust));
             regs.tsc_adjust = value;
             core.machine.look = true;
-            refresh_system_time(core);
+            refresh_system_time(core, false);
         }
         // The mode cannot be left: there is no APIC page to fall back to.
         msr::APIC_BASE => return value == apic_base(id),
@@ -221,16 +221,28 @@ fn write_apic(core: &mut Core, register: u32, value: u64) -> bool {
 
 fn write_system_time(core: &mut Core, value: u64) -> bool {
     core.machine.regs.system_time = value;
-    refresh_system_time(core)
+    refresh_system_time(core, false)
 }
 
 /// Writes the record of kvmclock, where there is one; false if it is not in RAM.
-fn refresh_system_time(core: &mut Core) -> bool {
+fn refresh_system_time(core: &mut Core, stopped: bool) -> bool {
     let (regs, shared) = (&mut core.machine.regs, &core.machine.shared);
     if regs.system_time & 1 == 0 {
         return true;
     }
     regs.system_time_version = regs.system_time_version.wrapping_add(2);
     let (gpa, version) = (regs.system_time & !1, regs.system_time_version);
-    shared.clock.write_system_time(&shared.memory, gpa, regs.tsc_offset, version)
+    shared.clock.write_system_time(&shared.memory, gpa, regs.tsc_offset, version, stopped)
+}
+
+/// Puts the TSC where it is the host's with `offset`.
+pub(crate) fn set_tsc_offset(core: &mut Core, offset: u64) {
+    core.machine.regs.tsc_offset = offset;
+    core.machine.look = true;
+    refresh_system_time(core, false);
+}
+
+/// Has the record of kvmclock say that the guest stood still.
+pub(crate) fn tell_stopped(core: &mut Core) {
+    refresh_system_time(core, true);
 }

@@ -1,11 +1,13 @@
 //! The VM as the API server sees it.
 
+use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
 use api::{
     BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, MemoryUse, Picture,
-    RunState, VmControl, VmStatus, WorkingSet,
+    RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
 };
+use vmm::saved::SaveFiles;
 use vmm::{RequestError, VmHandle};
 
 use super::{kernel, report};
@@ -92,6 +94,22 @@ impl VmControl for HandleControl {
         Ok(())
     }
 
+    fn save(
+        &self,
+        machine: File,
+        memory: File,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ControlError> {
+        let files = SaveFiles { machine, memory };
+        let report = self.vm.save(&files, request.stop).map_err(|error| refusal(&error))?;
+        let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;
+        Ok(SaveReport {
+            pause_seconds: report.pause.as_secs_f64(),
+            memory_bytes: bytes(report.frames),
+            written_bytes: bytes(report.frames_written),
+        })
+    }
+
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
         self.vm.set_balloon(target.target_bytes).map_err(|error| refusal(&error))
     }
@@ -100,6 +118,7 @@ impl VmControl for HandleControl {
 fn refusal(error: &RequestError) -> ControlError {
     match error {
         RequestError::Ended | RequestError::Kernel(_) => ControlError::State(error.to_string()),
+        RequestError::Save(_) => ControlError::Failed(error.to_string()),
         RequestError::BalloonTarget { .. } => ControlError::Invalid(error.to_string()),
     }
 }

@@ -36,6 +36,7 @@ mod noise;
 mod patching;
 mod process;
 mod processor;
+mod saved;
 mod soak;
 mod stress;
 mod translation;

@@ -232,6 +232,33 @@ impl Vm<'_> {
         assert!(busy < 0.01, "a paused guest ran for {busy} s");
     }
 
+    /// Saves it, which ends its process, and has it go on in another one after `meanwhile`.
+    pub(crate) fn go_on_elsewhere(&mut self, name: &str, meanwhile: impl FnOnce(), more: &[&str]) {
+        let path = self.sandbox.path(name);
+        let path = path.to_str().expect("text");
+        let said = self.tell("save", &[path, "--stop"]);
+        announce(&format!("{name}: {}", said.trim_end()));
+        meanwhile();
+        self.begin_again(path, more);
+    }
+
+    /// Waits for the end of its process, and has it go on as it is in a snapshot.
+    pub(crate) fn begin_again(&mut self, path: &str, more: &[&str]) {
+        complain(&self.console.until_end());
+        let status = self.child.wait().expect("status").code();
+        assert_eq!(status, Some(0), "{}", self.errors.until_end());
+        let engine = Engine::under_test();
+        let mut command = self.sandbox.command(&["restore", path]);
+        command.args(more).arg("--report");
+        command.arg(self.sandbox.path(&format!("{}.json", self.name)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.child = command.spawn().expect("the program runs");
+        self.console = Console::read(self.child.stdout.take().expect("standard output"));
+        self.errors = Console::read(self.child.stderr.take().expect("standard error"));
+        self.console.give_up_on(&self.errors, "triple fault");
+        self.errors.wait_for(&format!("runs on engine {engine} "));
+    }
+
     /// Waits for the end.
     pub(crate) fn ended(mut self) -> Ended {
         let console = self.console.until_end();

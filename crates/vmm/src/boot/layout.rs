@@ -12,6 +12,7 @@
 //! 0x3_0000  │ free: the kernel puts its start-up trampoline for other processors here
 //! 0x9_fc00  ├──────────────────────────────┤ e820: reserved from here (EBDA_START)
 //! 0xe_0000  │ ACPI: RSDP first, then XSDT, FADT, MADT, DSDT (ACPI_START, ACPI_SIZE)
+//! 0xf_0000  │ the VM's generation (GENERATION_ID)
 //! 0xf_fff0  │ what a guest jumps to for a restart by firmware (RESET_VECTOR)
 //! 0x10_0000 ├──────────────────────────────┤ e820: RAM again (HIGH_MEMORY)
 //!           │ kernel, at the addresses it is linked for (Debian: 16 MiB)
@@ -54,6 +55,10 @@ pub const EBDA_START: u64 = 0x9_fc00;
 pub const ACPI_START: u64 = 0xe_0000;
 /// Room for the ACPI tables.
 pub const ACPI_SIZE: u64 = 0x1_0000;
+/// The VM's generation: see the DSDT's device of that name.
+pub const GENERATION_ID: u64 = 0xf_0000;
+/// Bytes of it.
+pub const GENERATION_ID_SIZE: u64 = 16;
 /// 16 bytes of real-mode code that restart the machine: f000:fff0, where a PC's firmware starts.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Start of the RAM that kernels and initrds are loaded into.
@@ -68,6 +73,8 @@ pub const DEVICE_HOLE_END: u64 = 1 << 32;
 pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
 /// Bytes of registers of one virtio-mmio slot.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Interrupt of the Generic Event Device (ACPI 6.5, 5.6.9), edge-triggered: the VM has a new generation.
+pub const EVENT_GSI: u32 = 3;
 /// Interrupt of the first virtio-mmio slot; slot n has `VIRTIO_MMIO_GSI + n`, edge-triggered.
 pub const VIRTIO_MMIO_GSI: u32 = 5;
 /// Virtio-mmio slots: the I/O APIC's inputs from [`VIRTIO_MMIO_GSI`] up.
@@ -135,7 +142,8 @@ pub const fn virtio_mmio(slot: u32) -> u64 {
     VIRTIO_MMIO_START + slot as u64 * VIRTIO_MMIO_SIZE
 }
 
-const _: () = assert!(ACPI_START + ACPI_SIZE <= RESET_VECTOR);
+const _: () = assert!(ACPI_START + ACPI_SIZE <= GENERATION_ID);
+const _: () = assert!(GENERATION_ID + GENERATION_ID_SIZE <= RESET_VECTOR);
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
@@ -164,6 +172,7 @@ mod tests {
             CMDLINE_START..CMDLINE_START + CMDLINE_SIZE,
             EBDA_START..ACPI_START,
             ACPI_START..ACPI_START + ACPI_SIZE,
+            GENERATION_ID..GENERATION_ID + GENERATION_ID_SIZE,
         ];
         assert!(areas.windows(2).all(|pair| pair[0].end <= pair[1].start));
     }

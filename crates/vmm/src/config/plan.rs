@@ -6,8 +6,8 @@ use super::files::{self, FileId};
 use super::network;
 use super::{
     Bytes, ConfigError, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice,
-    EstimateLogConfig, GdbConfig, HostCacheConfig, NetPlan, ProfileConfig, TranslationOptions,
-    VmConfig, VsockConfig,
+    EstimateLogConfig, GdbConfig, HostCacheConfig, NetConfig, NetPlan, ProfileConfig,
+    TranslationOptions, VmConfig, VsockConfig,
 };
 
 const MEMORY_MIN: Bytes = Bytes(16 << 20);
@@ -72,6 +72,8 @@ pub struct VmPlan {
     pub profile: Option<PathBuf>,
     /// Where its profile of this run goes; was writable or could be created.
     pub profile_out: Option<PathBuf>,
+    /// As asked.
+    asked: VmConfig,
 }
 
 /// A disk that can be opened.
@@ -129,6 +131,7 @@ impl EngineKind {
 impl VmPlan {
     /// Checks a configuration. Creates no file; leaves nothing open.
     pub fn new(config: VmConfig) -> Result<Self, ConfigError> {
+        let asked = config.clone();
         let engine = engine(config.engine)?;
         let name = name(config.name)?;
         let memory = memory(config.memory)?;
@@ -203,7 +206,60 @@ impl VmPlan {
             perf_map,
             profile,
             profile_out,
+            asked: pinned(asked),
         })
+    }
+
+    /// What a VM like this is built from later: with the name and the addresses that were chosen, without what is
+    /// only for this run (console, report, logs, debugger).
+    pub(crate) fn as_saved(&self) -> VmConfig {
+        let net = |net: &NetPlan| NetConfig {
+            backend: net.backend.clone(),
+            mac: Some(net.mac),
+            mtu: net.mtu,
+        };
+        VmConfig {
+            name: Some(self.name.clone()),
+            nets: self.nets.iter().map(net).collect(),
+            engine: match self.engine.kind {
+                EngineKind::Kvm => EngineChoice::Kvm,
+                EngineKind::Translate => EngineChoice::Translate,
+            },
+            console: ConsoleConfig::default(),
+            report: None,
+            cache_log: None,
+            classes: false,
+            estimate_log: None,
+            gdb: None,
+            ..self.asked.clone()
+        }
+    }
+}
+
+/// With absolute paths, for who is elsewhere later.
+fn pinned(config: VmConfig) -> VmConfig {
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    let disk = |disk: DiskConfig| DiskConfig {
+        path: absolute(disk.path),
+        overlay: disk.overlay.map(absolute),
+        ..disk
+    };
+    VmConfig {
+        kernel: absolute(config.kernel),
+        initrd: config.initrd.map(absolute),
+        disks: config.disks.into_iter().map(disk).collect(),
+        vsock: config.vsock.map(|vsock| VsockConfig { path: absolute(vsock.path), ..vsock }),
+        ..config
+    }
+}
+
+impl DiskPlan {
+    /// The file that the guest's writes change.
+    pub(crate) fn written(&self) -> &Path {
+        match &self.access {
+            DiskAccess::Overlay(path) => path,
+            DiskAccess::Write | DiskAccess::ReadOnly => &self.path,
+        }
     }
 }
 

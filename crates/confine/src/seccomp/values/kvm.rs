@@ -2,9 +2,9 @@
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_device_attr, kvm_dirty_log, kvm_enable_cap,
-    kvm_guest_debug, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqfd, kvm_lapic_state,
-    kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
-    kvm_xcrs, kvm_xsave,
+    kvm_guest_debug, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqchip, kvm_irqfd,
+    kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// Directions of ioctl numbers: include/uapi/asm-generic/ioctl.h.
@@ -38,6 +38,8 @@ const REQUESTS: &[(&str, u64)] = &[
     ("KVM_SET_IDENTITY_MAP_ADDR", of::<u64>(WRITE, 0x48)),
     ("KVM_CREATE_IRQCHIP", of::<()>(NONE, 0x60)),
     ("KVM_IRQ_LINE", of::<kvm_irq_level>(WRITE, 0x61)),
+    ("KVM_GET_IRQCHIP", of::<kvm_irqchip>(READ | WRITE, 0x62)),
+    ("KVM_SET_IRQCHIP", of::<kvm_irqchip>(READ, 0x63)),
     ("KVM_SET_GSI_ROUTING", of::<kvm_irq_routing>(WRITE, 0x6a)),
     ("KVM_IRQFD", of::<kvm_irqfd>(WRITE, 0x76)),
     ("KVM_IOEVENTFD", of::<kvm_ioeventfd>(WRITE, 0x79)),
@@ -67,6 +69,7 @@ const REQUESTS: &[(&str, u64)] = &[
     ("KVM_SET_XSAVE", of::<kvm_xsave>(WRITE, 0xa5)),
     ("KVM_GET_XCRS", of::<kvm_xcrs>(READ, 0xa6)),
     ("KVM_SET_XCRS", of::<kvm_xcrs>(WRITE, 0xa7)),
+    ("KVM_KVMCLOCK_CTRL", of::<()>(NONE, 0xad)),
     ("KVM_RESET_DIRTY_RINGS", of::<()>(NONE, 0xc7)),
     ("KVM_GET_XSAVE2", of::<kvm_xsave>(READ, 0xcf)),
     ("KVM_SET_DEVICE_ATTR", of::<kvm_device_attr>(WRITE, 0xe1)),

@@ -111,6 +111,13 @@ impl MmioTransport {
         restored
     }
 
+    /// Raises the interrupt again if the driver has not acknowledged all its causes.
+    pub fn raise_again(&self) {
+        if self.interrupt.status.load(Ordering::SeqCst) != 0 {
+            self.interrupt.line.trigger();
+        }
+    }
+
     /// Serves queue `index` for one turn. The I/O thread's loop calls this through the
     /// subscription; call it directly only where there is no loop.
     pub fn serve_queue(&self, index: usize) {

@@ -185,6 +185,9 @@ impl Inner {
             slot.setup = *saved;
             slot.queue =
                 saved.ready.then(|| VirtQueue::new(saved, slot.max, memory)).transpose()?;
+            if saved.ready {
+                tell_rings(saved, memory);
+            }
         }
         if self.status & DRIVER_OK != 0 {
             self.activate();

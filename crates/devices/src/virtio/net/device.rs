@@ -8,6 +8,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_S_LINK_UP,
 };
 
+use super::announce;
 use super::backend::{Backend, Sent};
 use super::config::{FRAME_MAX, FRAME_MIN, QUEUES, RECEIVE, TRANSMIT};
 use super::header::{HEADER_LEN, Header};
@@ -28,6 +29,8 @@ pub struct Net {
     features: u64,
     /// The driver is ready, and the backend does not know it yet.
     activated: bool,
+    /// The guest goes on after a restore, and its networks have not been told.
+    announce: bool,
     /// What the guest sees of the link.
     link_up: bool,
     /// The backend had no room for the oldest request.
@@ -46,6 +49,7 @@ impl Net {
             plan,
             features: 0,
             activated: false,
+            announce: false,
             link_up,
             waits: false,
             packet: Vec::with_capacity(HEADER_LEN + FRAME_MAX),
@@ -66,6 +70,11 @@ impl Net {
             backend.set_features(self.features);
             // What changed before this driver was there is told to nobody else.
             backend.attend();
+        }
+        if self.announce && backend.is_up() {
+            // Full is as lost as on the wire.
+            backend.send(&mut announce::packet(self.plan.mac));
+            self.announce = false;
         }
         let worked = work(self, backend, turn);
         backend.flush();
@@ -221,7 +230,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        (self.features, self.activated, self.waits) = (0, false, false);
+        (self.features, self.activated, self.announce, self.waits) = (0, false, false, false);
     }
 
     fn state(&self) -> DeviceState {
@@ -229,7 +238,9 @@ impl VirtioDevice for Net {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        self.state().must_equal(state)
+        self.state().must_equal(state)?;
+        self.announce = true;
+        Ok(())
     }
 
     fn metrics(&self) -> DeviceMetrics {

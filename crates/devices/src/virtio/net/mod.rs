@@ -13,6 +13,7 @@
 //! without buffers leaves frames in the backend, and nothing waits. A backend that vanishes takes
 //! the link down; the guest sees a cable pulled out and goes on.
 
+mod announce;
 mod backend;
 mod checksum;
 mod config;

@@ -291,8 +291,19 @@ fn a_state_belongs_to_an_interface_like_it() {
     let (driver, _theirs) = net(STATUS);
     let state = driver.transport.state();
     assert_eq!(state.device, DeviceState::Net(NetState { mac: mac(), mtu: Some(65520) }));
-    let (other, _other_end) = net(STATUS);
+    let (mut other, mut other_end) = net(STATUS);
     assert_eq!(other.transport.restore(&state), Ok(()));
+    other.run();
+    // Switches learn where it is now: RFC 903.
+    let frame = receive_frame(&mut other_end);
+    let address = mac().bytes();
+    assert_eq!((frame.len(), &frame[..6], &frame[6..12]), (60, &[0xff; 6][..], &address[..]));
+    assert_eq!(frame[12..22], [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    assert_eq!((&frame[22..28], &frame[32..38]), (&address[..], &address[..]));
+    // Once.
+    other.run();
+    send_frame(&mut other_end, &frame);
+    assert_eq!(metrics(&other).sent_frames, 0);
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let other_mtu = NetPlan::over_stream(ours, mac(), Some(1500)).unwrap();
     let other = Driver::ready(Net::new(other_mtu), STATUS);

@@ -13,7 +13,7 @@ use crate::conformance::payload::apic as register;
 
 moves!(
     "moves": computation, apic, timer, deadline, tsc, kvmclock, halted, waiting, events, nothing_is_lost,
-    real_mode,
+    real_mode, io_apic, tscs_in_step, standstill,
 );
 
 /// Where a payload waits to be looked at.
@@ -532,4 +532,101 @@ pub(super) fn image() -> Vec<u8> {
 pub(super) fn request(state: &mut VcpuState, vector: u8) {
     let word = 0x20 + usize::from(vector / 32);
     state.apic.registers[word] |= 1 << (vector % 32);
+}
+
+/// Where inputs lead and what is in service goes along.
+fn io_apic(from: &dyn Engine, to: &dyn Engine) {
+    const LEVEL: u32 = 1 << 15;
+    const REMOTE_IRR: u32 = 1 << 14;
+    const INPUT_REGISTER: u32 = 0x10 + 2 * 19;
+    let redirect = |a: &mut CodeAssembler, pin: u32, entry: u32| {
+        a.mov(ebx, IO_APIC as u32)?;
+        a.mov(dword_ptr(rbx), 0x11 + 2 * pin)?;
+        a.mov(dword_ptr(rbx + 0x10), 0)?;
+        a.mov(dword_ptr(rbx), 0x10 + 2 * pin)?;
+        a.mov(dword_ptr(rbx + 0x10), entry)
+    };
+    let mut rig = source(from, |a| {
+        a.enable_apic()?;
+        redirect(a, 18, 0x50)?;
+        redirect(a, 19, LEVEL | 0x60)?;
+        a.jmp(WAIT)
+    });
+    state_at_wait(&mut rig);
+    rig.vm.set_irq(19, true);
+    let mut state = state_at_wait(&mut rig);
+    state.rip = HANDLER + 0x100;
+    let chip = rig.vm.io_apic().expect("the io-apic");
+    assert_ne!(chip.entries[19] & u64::from(REMOTE_IRR), 0, "in service: {chip:?}");
+    let mut other = moved(to, &rig, &state);
+    other.vm.set_io_apic(&chip).expect("set the io-apic");
+    assert_eq!(other.vm.io_apic().expect("the io-apic"), chip);
+    other.vm.set_irq(19, false);
+    other.vm.pulse_irq(18);
+    other.load_payload(HANDLER + 0x100, |a| {
+        a.sti()?;
+        a.wait_for(FRAMES, 2)?;
+        a.cli()?;
+        a.mov(ebx, IO_APIC as u32)?;
+        a.mov(dword_ptr(rbx), INPUT_REGISTER)?;
+        a.mov(eax, dword_ptr(rbx + 0x10))?;
+        a.and(eax, REMOTE_IRR)?;
+        a.log_eax()
+    });
+    assert_eq!(other.run().log, [IRQ | 0x60, IRQ | 0x50, 0]);
+    let mut wrong = chip.clone();
+    wrong.entries.pop();
+    let refused = other.vm.set_io_apic(&wrong).expect_err("23 entries").to_string();
+    assert!(refused.contains("entries: 23"), "{refused}");
+    assert_eq!(other.vm.io_apic().expect("the io-apic").entries.len(), 24);
+}
+
+/// TSCs that were in step are so again, although they were read, and are set, one after the other.
+fn tscs_in_step(from: &dyn Engine, to: &dyn Engine) {
+    let [rig, mut other] = [from, to].map(|engine| Rig::showing(CpuModel::Common, engine, 2));
+    let offsets = rig.vcpus.iter().map(|vcpu| vcpu.tsc_offset()).collect::<Option<Vec<_>>>();
+    let Some(offsets) = offsets.filter(|_| other.vcpus[0].tsc_offset().is_some()) else {
+        skip("no offset of the TSC is told");
+    };
+    for (vcpu, from) in other.vcpus.iter_mut().zip(&rig.vcpus) {
+        vcpu.set_state(&from.state().expect("state")).expect("set state");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let apart = offsets[1].wrapping_sub(offsets[0]);
+    let first = other.vcpus[0].tsc_offset().expect("an offset");
+    other.vcpus[1].set_tsc_offset(first.wrapping_add(apart)).expect("set");
+    let after = [0, 1].map(|id| other.vcpus[id].tsc_offset().expect("an offset"));
+    assert_eq!(after[1].wrapping_sub(after[0]), apart);
+    let tsc = |id: usize| {
+        let state = other.vcpus[id].state().expect("state");
+        state.msrs.iter().find(|entry| entry.index == msr::TSC).expect("a TSC").value
+    };
+    let times = [tsc(0), tsc(1).wrapping_sub(apart), tsc(0)];
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+/// A guest is told that it stood, in its record of kvmclock and for as long as it does not take that back.
+fn standstill(from: &dyn Engine, to: &dyn Engine) {
+    const RECORD: u64 = DATA + 0x400;
+    const FLAGS: u64 = RECORD + 29;
+    if cpuid(from, 0x4000_0001, 0)[0] & 1 << 3 == 0 {
+        skip("no kvmclock");
+    }
+    let mut rig = source(from, |a| {
+        a.write_msr(msr::KVM_SYSTEM_TIME_NEW, RECORD | 1)?;
+        a.jmp(WAIT)
+    });
+    let mut state = state_at_wait(&mut rig);
+    state.rip = HANDLER;
+    assert_eq!(rig.bytes(FLAGS, 1)[0] & 2, 0);
+    let mut other = moved(to, &rig, &state);
+    other.vcpus[0].tell_stopped().expect("told");
+    other.load_payload(HANDLER, |a| {
+        a.mov(al, byte_ptr(FLAGS))?;
+        a.and(eax, 2)?;
+        a.log_eax()
+    });
+    assert_eq!(other.run().log, [2]);
+    // One without a kvmclock has nobody to tell.
+    Rig::showing(CpuModel::Common, to, 1).vcpus[0].tell_stopped().expect("nothing to do");
 }

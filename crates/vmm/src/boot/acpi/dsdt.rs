@@ -2,14 +2,15 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::Platform;
 use crate::boot::layout::{
-    PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SLEEP_TYPE_S5, VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE,
-    virtio_mmio,
+    EVENT_GSI, GENERATION_ID, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SLEEP_TYPE_S5,
+    VIRTIO_MMIO_GSI, VIRTIO_MMIO_SIZE, virtio_mmio,
 };
 
 /// 2 and above: AML integers have 64 bits.
@@ -24,6 +25,8 @@ pub(super) fn table(platform: &Platform) -> Sdt {
     if platform.pvpanic {
         pvpanic(&mut devices);
     }
+    generation(&mut devices);
+    events(&mut devices);
     for slot in 0..platform.virtio_devices {
         virtio(&mut devices, slot);
     }
@@ -67,6 +70,40 @@ fn pvpanic(aml: &mut Vec<u8>) {
             &Name::new("_HID".into(), &"QEMU0001"),
             &Name::new("_UID".into(), &ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The VM's generation, by the identifier that Linux's vmgenid driver binds to (since 5.18). Its bytes are in memory that
+/// the guest was told to leave alone.
+fn generation(aml: &mut Vec<u8>) {
+    let (low, high) = (GENERATION_ID as u32, (GENERATION_ID >> 32) as u32);
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"VMGENCTR"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The Generic Event Device: its interrupt says that the generation is a new one.
+fn events(aml: &mut Vec<u8>) {
+    let interrupt = edge(EVENT_GSI);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let generation = Path::new("VGEN");
+    let changed = Notify::new(&generation, &0x80u8);
+    Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &resources),
+            &Method::new("_EVT".into(), 1, true, vec![&changed]),
         ],
     )
     .to_aml_bytes(aml);

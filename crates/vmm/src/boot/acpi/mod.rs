@@ -11,7 +11,7 @@
 //! | XSDT  | points to FADT and MADT |
 //! | FADT  | hardware-reduced; sleep, reset; no VGA, no CMOS clock, no 8042; points to the DSDT |
 //! | MADT  | one local APIC a vCPU, one I/O APIC with GSI 0 to 23, no interrupt override |
-//! | DSDT  | `\_S5`, COM1, pvpanic, one device for each virtio-mmio slot |
+//! | DSDT  | `\_S5`, COM1, pvpanic, the VM's generation with its event, one device for each virtio-mmio slot |
 //!
 //! There are no processor devices (`ACPI0007`): Linux takes its processors from the MADT, and with such a
 //! device it would replace its plain HLT idle loop by one that polls before it halts.
