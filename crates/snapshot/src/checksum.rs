@@ -94,7 +94,10 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-fn hexadecimal<'de, D: Deserializer<'de>>(deserializer: D, digits: usize) -> Result<u128, D::Error> {
+fn hexadecimal<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    digits: usize,
+) -> Result<u128, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_hexadecimal(&text, digits)
         .ok_or_else(|| de::Error::custom(format_args!("not {digits} hexadecimal digits: {text:?}")))
@@ -125,7 +128,10 @@ mod tests {
         let id = Id(*b"\x01\0\0\0abcdefghijkl");
         let json = serde_json::to_string(&(id, Checksum(10))).expect("JSON");
         assert_eq!(json, r#"["010000006162636465666768696a6b6c","000000000000000a"]"#);
-        assert_eq!(serde_json::from_str::<(Id, Checksum)>(&json).expect("read"), (id, Checksum(10)));
+        assert_eq!(
+            serde_json::from_str::<(Id, Checksum)>(&json).expect("read"),
+            (id, Checksum(10))
+        );
         for wrong in ["", "+00000000000000a", "a", "00000000000000000a", "000000000000000g"] {
             let json = serde_json::to_string(wrong).expect("JSON");
             assert!(serde_json::from_str::<Checksum>(&json).is_err(), "{wrong}");

@@ -67,7 +67,8 @@ impl Batch {
             let frame = self.frames[from];
             if wanted(frame) {
                 self.frames[kept] = frame;
-                self.contents.copy_within(from * FRAME_SIZE..(from + 1) * FRAME_SIZE, kept * FRAME_SIZE);
+                self.contents
+                    .copy_within(from * FRAME_SIZE..(from + 1) * FRAME_SIZE, kept * FRAME_SIZE);
                 kept += 1;
             }
         }
@@ -137,8 +138,10 @@ impl Record {
         data_bytes: u64,
         frames: u32,
     ) -> Result<Record, SnapshotError> {
-        let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
-        let long = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+        let word =
+            |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+        let long =
+            |at: usize| bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
         let (found, expected) = (Checksum(long(280)), Checksum::of(&bytes[..280]));
         if found != expected {
             return Err(file.corrupt(at + 280, "checksum of a chunk's record", expected, found));
@@ -185,8 +188,9 @@ impl Record {
             }
             let into = batch.start(self.frames());
             let bytes = into.len();
-            decompress(compression, &stored, into)
-                .map_err(|found| file.corrupt(at, "contents of a chunk", format!("{bytes} bytes"), found))
+            decompress(compression, &stored, into).map_err(|found| {
+                file.corrupt(at, "contents of a chunk", format!("{bytes} bytes"), found)
+            })
         });
         batch.stored = stored;
         done
@@ -258,7 +262,8 @@ mod tests {
             *byte = (n / FRAME_SIZE) as u8;
         }
         batch.retain(|frame| frame != Frame(2));
-        let held: Vec<_> = batch.iter().map(|(frame, page)| (frame.0, page[0], page[4095])).collect();
+        let held: Vec<_> =
+            batch.iter().map(|(frame, page)| (frame.0, page[0], page[4095])).collect();
         assert_eq!(held, [(1, 0, 0), (3, 2, 2)]);
         assert!(batch.get(Frame(2)).is_none());
     }

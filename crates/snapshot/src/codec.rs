@@ -108,8 +108,9 @@ mod tests {
     #[test]
     fn what_is_compressed_comes_back() {
         let text: Vec<u8> = (0..40_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-        let noise: Vec<u8> =
-            (0..5000u64).flat_map(|n| crate::Checksum::of(&n.to_le_bytes()).0.to_le_bytes()).collect();
+        let noise: Vec<u8> = (0..5000u64)
+            .flat_map(|n| crate::Checksum::of(&n.to_le_bytes()).0.to_le_bytes())
+            .collect();
         for (compression, input) in ALL.iter().flat_map(|c| [(*c, &text), (*c, &noise)]) {
             let mut compressor = Compressor::new(compression).expect("a compressor");
             let stored = compressor.compress(input).expect("compressed").to_vec();

@@ -267,7 +267,8 @@ fn parse(file: &PartFile, json: &[u8], at: usize) -> Result<Manifest, SnapshotEr
         needs: Vec<String>,
     }
     let wrong = |error: serde_json::Error| {
-        let lines = json.split_inclusive(|&byte| byte == b'\n').take(error.line().saturating_sub(1));
+        let lines =
+            json.split_inclusive(|&byte| byte == b'\n').take(error.line().saturating_sub(1));
         let offset = at + lines.map(<[u8]>::len).sum::<usize>() + error.column().saturating_sub(1);
         file.corrupt(offset as u64, "manifest", "fields of version 1", error)
     };

@@ -91,7 +91,8 @@ impl Run {
 
     /// What the bytes say; whether it fits the runs before it is not looked at.
     fn decode(bytes: &[u8; RUN_BYTES]) -> Result<Run, (&'static str, &'static str, u64)> {
-        let word = |n: usize| u32::from_le_bytes(*bytes[..16].as_chunks().0.get(n).unwrap_or(&[0; 4]));
+        let word =
+            |n: usize| u32::from_le_bytes(*bytes[..16].as_chunks().0.get(n).unwrap_or(&[0; 4]));
         let block = u64::from_le_bytes(*bytes[16..].as_chunks().0.first().unwrap_or(&[0; 8]));
         let (count, disk) = (word(1), word(3));
         let kind = match word(2) {
@@ -133,12 +134,20 @@ pub(crate) struct FrameMap {
 
 impl FrameMap {
     pub(crate) fn new() -> Self {
-        Self { runs: Vec::new(), ranks: Vec::new(), frames: 0, indexed: 0, totals: Totals::default() }
+        Self {
+            runs: Vec::new(),
+            ranks: Vec::new(),
+            frames: 0,
+            indexed: 0,
+            totals: Totals::default(),
+        }
     }
 
     /// Adds `count` frames at the end. The sum of all counts is at most 2^32 - 1.
     pub(crate) fn push(&mut self, kind: Kind, count: u32) {
-        if let Some(last) = self.runs.last_mut().filter(|last| last.kind.advanced(last.count) == kind) {
+        if let Some(last) =
+            self.runs.last_mut().filter(|last| last.kind.advanced(last.count) == kind)
+        {
             last.count += count;
         } else {
             self.runs.push(Run { first: Frame(self.frames), count, kind });
@@ -284,7 +293,8 @@ mod tests {
     #[test]
     fn neighbours_of_a_kind_are_one_run() {
         let map = sample();
-        let runs: Vec<_> = map.runs().iter().map(|run| (run.first.0, run.count, run.kind)).collect();
+        let runs: Vec<_> =
+            map.runs().iter().map(|run| (run.first.0, run.count, run.kind)).collect();
         let expected = [
             (0, 5, Kind::Stored),
             (5, 4, Kind::Zero),
@@ -306,9 +316,11 @@ mod tests {
         assert_eq!(map.get(Frame(14)), Some((Kind::Stored, 9)));
         assert_eq!(map.get(Frame(13)).map(|(kind, _)| kind), Some(Kind::Ballooned));
         assert_eq!(map.get(Frame(15)), None);
-        let cut: Vec<_> = map.within(Frame(8), 4).map(|run| (run.first.0, run.count, run.kind)).collect();
+        let cut: Vec<_> =
+            map.within(Frame(8), 4).map(|run| (run.first.0, run.count, run.kind)).collect();
         assert_eq!(cut, [(8, 1, Kind::Zero), (9, 3, block(1, 100))]);
-        let cut: Vec<_> = map.within(Frame(10), 1).map(|run| (run.first.0, run.count, run.kind)).collect();
+        let cut: Vec<_> =
+            map.within(Frame(10), 1).map(|run| (run.first.0, run.count, run.kind)).collect();
         assert_eq!(cut, [(10, 1, block(1, 101))]);
     }
 

@@ -87,7 +87,8 @@ impl Snapshot {
     /// Any part is missing, or is not what the manifest says.
     pub fn open(path: impl AsRef<Path>) -> Result<Snapshot, SnapshotError> {
         let path = path.as_ref();
-        let directory = Directory::open(path).map_err(SnapshotError::host("open", path.display()))?;
+        let directory =
+            Directory::open(path).map_err(SnapshotError::host("open", path.display()))?;
         Self::open_store(Box::new(directory))
     }
 
@@ -333,7 +334,9 @@ impl Snapshot {
                     let at = owner.place_at(frame, rank)?;
                     return Ok(Some(Place { ancestor, at }));
                 }
-                (Some((Kind::Parent, _)), Some(parent)) => (owner, ancestor) = (parent, ancestor + 1),
+                (Some((Kind::Parent, _)), Some(parent)) => {
+                    (owner, ancestor) = (parent, ancestor + 1)
+                }
                 _ => return Ok(None),
             }
         }
@@ -387,9 +390,10 @@ impl Snapshot {
     pub fn read_place(&self, place: Place, batch: &mut Batch) -> Result<(), SnapshotError> {
         let mut owner = self;
         for _ in 0..place.ancestor {
-            owner = owner.parent.as_deref().ok_or_else(|| {
-                SnapshotError::Bug(format!("{place:?}: of another snapshot"))
-            })?;
+            owner = owner
+                .parent
+                .as_deref()
+                .ok_or_else(|| SnapshotError::Bug(format!("{place:?}: of another snapshot")))?;
         }
         match (place.at, &owner.chunks) {
             (At::Plain { first, count }, None) => owner.read_plain(first, count, batch)?,
@@ -419,9 +423,10 @@ impl Snapshot {
 
     /// Reads `count` frames of a plain image, at most 64, all stored.
     fn read_plain(&self, first: Frame, count: u32, batch: &mut Batch) -> Result<(), SnapshotError> {
-        let run = self.map.run(first).filter(|run| {
-            run.kind == Kind::Stored && count <= run.count - (first.0 - run.first.0)
-        });
+        let run = self
+            .map
+            .run(first)
+            .filter(|run| run.kind == Kind::Stored && count <= run.count - (first.0 - run.first.0));
         let Some((_, rank)) = run.and(self.map.get(first)) else {
             return Err(SnapshotError::Bug(format!("{count} frames at {first}: not all stored")));
         };
@@ -463,7 +468,9 @@ impl Snapshot {
         let Some(chunks) = &self.chunks else { return Ok(()) };
         let mut last: Option<(u32, Record)> = None;
         let stored = self.map.runs().iter().filter(|run| run.kind == Kind::Stored);
-        for frame in stored.flat_map(|run| FrameRange { first: run.first, count: run.count }.frames()) {
+        for frame in
+            stored.flat_map(|run| FrameRange { first: run.first, count: run.count }.frames())
+        {
             let rank = self.map.get(frame).map_or(0, |(_, rank)| rank);
             let (number, slot) = self.chunk_of(frame, rank, self.entry(rank)?)?;
             let record = match last {

@@ -1,5 +1,6 @@
 //! Where the parts of a snapshot are read from.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,6 +106,62 @@ impl Store for Directory {
 
     fn directory(&self) -> Option<&Path> {
         Some(&self.path)
+    }
+}
+
+/// Parts in memory, with those of the parent: what came from elsewhere, and tests.
+#[derive(Clone, Debug, Default)]
+pub struct InMemory {
+    /// Each part's bytes, by its name.
+    pub parts: BTreeMap<String, Arc<Vec<u8>>>,
+    /// The parent, whatever path the manifest has for it.
+    pub parent: Option<Arc<InMemory>>,
+}
+
+impl InMemory {
+    /// Reads all files of the directory `path`.
+    ///
+    /// # Errors
+    /// As for reading a file.
+    pub fn read(path: &Path) -> io::Result<InMemory> {
+        let mut parts = BTreeMap::new();
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            let bytes = std::fs::read(entry.path())?;
+            parts.insert(entry.file_name().to_string_lossy().into_owned(), Arc::new(bytes));
+        }
+        Ok(InMemory { parts, parent: None })
+    }
+}
+
+impl Store for InMemory {
+    fn name(&self) -> String {
+        "memory".into()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn ReadAt>> {
+        let part = self.parts.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(Bytes(Arc::clone(part))))
+    }
+
+    fn parent(&self, _: &str) -> io::Result<Box<dyn Store>> {
+        let parent = self.parent.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new((**parent).clone()))
+    }
+}
+
+struct Bytes(Arc<Vec<u8>>);
+
+impl ReadAt for Bytes {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..));
+        let from = from.and_then(|from| from.get(..into.len()));
+        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
     }
 }
 

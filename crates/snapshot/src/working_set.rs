@@ -73,8 +73,10 @@ impl Header {
     fn read(file: &PartFile, snapshot: &Snapshot) -> Result<Header, SnapshotError> {
         let mut bytes = [0; HEADER_BYTES];
         file.read(&mut bytes, 0)?;
-        let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
-        let long = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+        let word =
+            |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+        let long =
+            |at: usize| bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
         if bytes[..8] != MAGIC {
             let found = String::from_utf8_lossy(&bytes[..8]).into_owned();
             return Err(file.corrupt(0, "magic", "FATHOMWS", format!("{found:?}")));
@@ -129,7 +131,9 @@ impl Header {
 impl WorkingSet {
     pub(crate) fn open(snapshot: &Snapshot) -> Result<Option<WorkingSet>, SnapshotError> {
         let file = match PartFile::open(snapshot.store(), part::WORKING_SET) {
-            Err(SnapshotError::Host { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(SnapshotError::Host { error, .. })
+                if error.kind() == std::io::ErrorKind::NotFound =>
+            {
                 return Ok(None);
             }
             opened => opened?,
@@ -180,7 +184,8 @@ impl WorkingSet {
             why: "not a directory: its working set cannot be replaced".into(),
         })?;
         let host = RealHost;
-        let (new, path) = (directory.join(part::WORKING_SET_NEW), directory.join(part::WORKING_SET));
+        let (new, path) =
+            (directory.join(part::WORKING_SET_NEW), directory.join(part::WORKING_SET));
         let written = match host.remove_file(&new) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(SnapshotError::host("remove", new.display())(error))

@@ -244,7 +244,8 @@ impl Writer {
                 Some(Kind::Stored | Kind::Parent) => told::PARENT,
                 Some(Kind::Zero) => told::ZERO,
                 other => {
-                    let why = format!("frame {frame}: unchanged since the parent had it as {other:?}");
+                    let why =
+                        format!("frame {frame}: unchanged since the parent had it as {other:?}");
                     return Err(SnapshotError::Bug(why));
                 }
             };
@@ -272,7 +273,8 @@ impl Writer {
             return Err(SnapshotError::Bug("finished after an error".into()));
         }
         if machine.len() as u64 > MACHINE_BYTES_MAX {
-            let why = format!("machine state of {} bytes, at most {MACHINE_BYTES_MAX}", machine.len());
+            let why =
+                format!("machine state of {} bytes, at most {MACHINE_BYTES_MAX}", machine.len());
             return Err(SnapshotError::Bug(why));
         }
         let map = shared.map()?;
@@ -295,7 +297,8 @@ impl Writer {
                 .then(|| files.write(part::CHUNKS, chunks.records.iter().map(Record::encode)))
                 .transpose()?,
         };
-        let (ranges, compression, frames) = (ranges(&shared.layout), shared.compression, map.totals());
+        let (ranges, compression, frames) =
+            (ranges(&shared.layout), shared.compression, map.totals());
         let memory = Memory { ranges, compression, frames };
         let parent = shared.parent.as_deref().map(|parent| reference(parent, &place));
         let manifest = Manifest { id, needs: Vec::new(), vm, memory, parent, parts };

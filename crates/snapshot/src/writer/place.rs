@@ -96,7 +96,9 @@ impl Place {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(busy("another process is saving there: wait, or give another path"));
+                    return Err(busy(
+                        "another process is saving there: wait, or give another path",
+                    ));
                 }
                 Err(error) => return Err(SnapshotError::host("lock", &name)(error.into())),
             }
@@ -115,17 +117,17 @@ impl Place {
     ///
     /// On an error it is not there, and what was there is.
     pub(super) fn take(mut self) -> Result<Option<PathBuf>, SnapshotError> {
-        let error = |operation, path: &Path, cause| {
-            SnapshotError::host(operation, path.display())(cause)
-        };
+        let error =
+            |operation, path: &Path, cause| SnapshotError::host(operation, path.display())(cause);
         let synced = self.host.sync_directory(&self.new);
         synced.map_err(|cause| error("sync", &self.new, cause))?;
         self.swap().map_err(|cause| match cause.kind() {
             io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported if self.replaces => {
                 SnapshotError::Refused {
                     path: self.path.display().to_string(),
-                    why: "the file system cannot replace a directory in one step: give another path"
-                        .into(),
+                    why:
+                        "the file system cannot replace a directory in one step: give another path"
+                            .into(),
                 }
             }
             _ => error("rename", &self.new, cause),

@@ -220,11 +220,17 @@ fn a_step_that_fails_leaves_the_old_one_and_nothing_else() {
                     failures += 1;
                     let text = error.to_string();
                     assert!(text.contains(&folder.path().display().to_string()), "{text}");
-                    assert_eq!((byte_of(&path), names(folder.path())), (2, vec!["base".into(), "vm".into()]));
+                    assert_eq!(
+                        (byte_of(&path), names(folder.path())),
+                        (2, vec!["base".into(), "vm".into()])
+                    );
                 }
                 // The new one has its place; the old one could not be removed.
                 Ok(saved) => {
-                    assert_eq!((byte_of(&path), saved.old), (3, Some(folder.path().join("vm.new"))));
+                    assert_eq!(
+                        (byte_of(&path), saved.old),
+                        (3, Some(folder.path().join("vm.new")))
+                    );
                 }
             }
         }
@@ -279,7 +285,8 @@ fn a_read_that_fails_is_an_error_that_names_the_file() {
     for step in 0.. {
         let host = Refusing::new(step, 1);
         let read = || {
-            let snapshot = Snapshot::open_store(host.store(&path).map_err(SnapshotError::host("open", "x"))?)?;
+            let snapshot =
+                Snapshot::open_store(host.store(&path).map_err(SnapshotError::host("open", "x"))?)?;
             for frame in [3, 60, 120] {
                 let mut contents = [0; 4096];
                 snapshot.read(Frame(frame), &mut contents)?;
