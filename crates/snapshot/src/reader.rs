@@ -335,7 +335,7 @@ impl Snapshot {
                     return Ok(Some(Place { ancestor, at }));
                 }
                 (Some((Kind::Parent, _)), Some(parent)) => {
-                    (owner, ancestor) = (parent, ancestor + 1)
+                    (owner, ancestor) = (parent, ancestor + 1);
                 }
                 _ => return Ok(None),
             }
