@@ -6,8 +6,8 @@ use engine::{Counters, DebugControl, DebugStop, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
 use memory::Gpa;
-use x86::{VcpuState, efer, paging};
 use x86::model::{Topology, saved_msrs};
+use x86::{VcpuState, efer, paging};
 
 use crate::cpuid;
 use crate::debug;

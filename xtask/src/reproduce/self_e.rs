@@ -132,8 +132,7 @@ pub(super) fn run(args: &SelfEArgs) -> Result<()> {
         println!("{}", Scores::head());
         let mut all = Sums::default();
         for load in &loads {
-            let sums =
-                args.place.attempt(|| look(&kit, args, &disk, load, report));
+            let sums = args.place.attempt(|| look(&kit, args, &disk, load, report));
             let sums = sums.with_context(|| format!("load {}", load.name))?;
             let scores = sums.scores();
             println!("{}", scores.row(load.name, &sums));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use memory::{
-    Epoch, Event, EventStream, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView, Stamped,
+    Epoch, Event, EventStream, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView,
+    Stamped,
 };
 
 use super::fingerprints::{Fingerprint, Fingerprints};

@@ -7,8 +7,8 @@ mod programs;
 mod score;
 mod truth;
 
-use crate::kit;
 use super::place::Place;
+use crate::kit;
 use anyhow::{Context, Result};
 use disks::{Disks, FileSystem};
 use serde::Serialize;
@@ -22,7 +22,7 @@ use truth::{Kind, Owner, Recording, Run, Truth};
 const KVM_LOADS: [&str; 6] = ["read", "write", "delete", "anonymous", "swap", "file-server"];
 /// Memory of the guest, MiB; less where everything is slow.
 const MEMORY_MIB: u64 = 192;
-const KVM_MEMORY_MIB: u64 = 96;
+const KVM_MEMORY_MIB: u64 = 128;
 
 /// Loads of the guest program (`fathom.run=cache:LOAD`), most for one way in which pages come and go; and programs of
 /// Debian's.
@@ -69,7 +69,7 @@ pub(crate) struct GeigerArgs {
     /// What is on the disk
     #[arg(long, value_enum, default_value = "ext4")]
     file_system: FileSystem,
-    /// Memory of the guest, 192 MiB if not said, on KVM 96
+    /// Memory of the guest, 192 MiB if not said, on KVM 128
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -58,9 +58,8 @@ pub(super) fn run(asked: &Asked) -> Result<()> {
     let mut placement = Placement::default();
     for load in loads {
         for &size_mib in sizes {
-            let of = |policy| {
-                place.attempt(|| measure(place, &kit, &disks, load, size_mib, policy))
-            };
+            let of =
+                |policy| place.attempt(|| measure(place, &kit, &disks, load, size_mib, policy));
             let (demand, eviction) = (of("demand")?, of("eviction")?);
             let row = Row { load: (*load).to_owned(), size_mib, demand, eviction };
             placement.add(row, if asked.quick { OF_IDEAL_QUICK } else { OF_IDEAL });
