@@ -60,12 +60,12 @@ pub(crate) struct SelfEArgs {
     /// Loads, separated by commas. All if not said, and some on KVM
     #[arg(long, value_delimiter = ',', value_name = "LOAD")]
     loads: Vec<String>,
-    /// Looks at each load
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
-    looks: u64,
-    /// Between two looks
-    #[arg(long, default_value_t = 3, value_name = "SECONDS")]
-    every: u64,
+    /// Looks at each load, 6 if not said, on KVM 2
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    looks: Option<u64>,
+    /// Between two looks, 3 if not said, on KVM 20: epochs are long in the lab
+    #[arg(long, value_name = "SECONDS")]
+    every: Option<u64>,
     /// Which free memory the guest reports: blocks of 2 MiB, Linux's default, or every page
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["pages", "blocks"])]
     report: Vec<Report>,
@@ -80,6 +80,15 @@ pub(crate) struct SelfEArgs {
 }
 
 impl SelfEArgs {
+    fn looks(&self) -> u64 {
+        self.looks.unwrap_or(if self.place.is_kvm() { 2 } else { 6 })
+    }
+
+    fn every(&self) -> Duration {
+        let usual = if self.place.is_kvm() { 20 } else { 3 };
+        Duration::from_secs(self.every.unwrap_or(usual))
+    }
+
     fn pairs(&self) -> u64 {
         self.pairs.unwrap_or(if self.place.is_kvm() { 0 } else { PAIRS })
     }
@@ -128,7 +137,7 @@ pub(super) fn run(args: &SelfEArgs) -> Result<()> {
     println!("self-e\npaper: {PAPER}");
     let mut outcome = Outcome { paper: PAPER, runs: Vec::new(), cost: None };
     for &report in &args.report {
-        println!("\nthe guest reports free {report:?}, {} looks at each load", args.looks);
+        println!("\nthe guest reports free {report:?}, {} looks at each load", args.looks());
         println!("{}", Scores::head());
         let mut all = Sums::default();
         for load in &loads {
@@ -185,8 +194,8 @@ fn look(kit: &Kit, args: &SelfEArgs, disk: &Path, load: &Load, report: Report) -
     let mut running = guest(kit, args, disk, &words, true).start(args.place.vmm())?;
     await_first_word(&mut running, args.place.patience(FIRST_WORD))?;
     let mut sums = Sums::default();
-    for _ in 0..args.looks {
-        await_time(&mut running, Duration::from_secs(args.every))?;
+    for _ in 0..args.looks() {
+        await_time(&mut running, args.every())?;
         tell("pause")?;
         let answer = fathom(&["inspect", NAME, "--classes"]);
         tell("resume")?;

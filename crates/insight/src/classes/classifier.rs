@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use memory::{
-    Epoch, Event, EventStream, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView,
-    Stamped,
+    Epoch, Event, FRAME_SIZE, Frame, FrameFacts, FrameState, GuestMemory, ReadView, Stamped,
 };
 
 use super::fingerprints::{Fingerprint, Fingerprints};
@@ -24,8 +23,6 @@ const TABLES: u32 = 8192;
 const VISITS: u32 = 1 << 18;
 /// Frames looked into by one sweep: 8 MiB.
 const LOOKS: u32 = 2048;
-/// Frames of which one sweep reads the last bytes, where it searches for roots: some ms.
-const SEARCHED: u32 = 1 << 14;
 /// Frames that nothing wrote to for so many epochs are looked into.
 const STABLE_EPOCHS: u32 = 2;
 
@@ -70,7 +67,7 @@ impl Classifier {
     /// The same, where not every root is told as it is loaded: others are searched for in memory.
     #[must_use]
     pub fn searching(memory: Arc<GuestMemory>) -> Self {
-        Self { search: Some(Search::default()), ..Self::new(memory) }
+        Self { search: Some(Search::new()), ..Self::new(memory) }
     }
 
     /// Takes in what happened next, before the [`CacheTracker`] does.
@@ -231,8 +228,7 @@ impl Classifier {
 
     fn search(&mut self) {
         let (Some(search), Some(kernel)) = (&mut self.search, self.walker.kernel()) else { return };
-        let at = self.memory.events().map(EventStream::now).unwrap_or_default();
-        search.go_on(&self.view, &self.marks, &mut self.spaces, kernel, at, SEARCHED);
+        search.go_on(&self.memory, &self.view, &self.marks, &mut self.spaces, kernel);
     }
 
     /// Takes back marks that are no longer true, of so many frames.

@@ -133,7 +133,7 @@ fn programs_of_which_nobody_tells_are_found_by_their_roots() {
     assert_eq!(roots, [10, 20]);
     assert_eq!(rig.class(101), (FrameClass::Anonymous, Evidence::Mapped));
     assert_eq!(rig.class(100), (FrameClass::Anonymous, Evidence::Mapped));
-    assert_eq!(rig.class(102).0, FrameClass::Kernel);
+    assert_eq!(rig.class(102), (FrameClass::Zero, Evidence::Contents));
     // The second ends.
     rig.entry(20, 0, 0);
     for _ in 0..2 {
