@@ -31,7 +31,7 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     vm.shell("for n in 1 2 3 4 5 6 7 8; do busybox awk 'BEGIN { for (n = 0; n < 20000; n++) a[n] = n }'; done");
     vm.shell("(busybox sleep 1000 & busybox sleep 1000 &)");
     vm.shell("busybox sleep 6");
-    let check = settled(&vm);
+    let check = settled(&mut vm);
     let comparison = &check["comparison"];
     assert_eq!(comparison["used_called_free"], 0, "{comparison}");
     assert_eq!(comparison["unknown"], 0, "{comparison}");
@@ -68,7 +68,7 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
 
 /// What is said once all processes are seen: on KVM some epochs later, which are long where the host is slow. There a
 /// look may also fall between the report of free pages and their return, when they are nobody's.
-fn settled(vm: &Vm<'_>) -> Value {
+fn settled(vm: &mut Vm<'_>) -> Value {
     let mut said = check(vm);
     let mut looks = 1;
     while Engine::under_test() == Engine::Kvm && looks < LOOKS_MAX && !is_settled(&said) {

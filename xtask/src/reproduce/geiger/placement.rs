@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// Of the guest program.
 const LOADS: [&str; 3] = ["loop", "skew", "database"];
+/// On KVM, of one size.
+const KVM_LOADS: [&str; 1] = ["skew"];
 const SIZES_MIB: [u64; 3] = [32, 64, 96];
 /// Small, so that caches beside it are, too.
 const MEMORY_MIB: u64 = 96;
@@ -53,8 +55,9 @@ pub(super) fn run(asked: &Asked) -> Result<()> {
     if place.is_in_lab() {
         return place.run_in_lab(&kit, &disks.files(), asked.json.as_deref());
     }
-    let (loads, sizes): (&[_], &[_]) =
-        if asked.quick { (&LOADS, &SIZES_MIB[1..2]) } else { (&LOADS, &SIZES_MIB) };
+    let loads: &[_] = if asked.place.is_kvm() { &KVM_LOADS } else { &LOADS };
+    let one_size = asked.quick || asked.place.is_kvm();
+    let sizes: &[_] = if one_size { &SIZES_MIB[1..2] } else { &SIZES_MIB };
     let mut placement = Placement::default();
     for load in loads {
         for &size_mib in sizes {
