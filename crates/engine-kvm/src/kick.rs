@@ -29,6 +29,8 @@ pub(crate) struct Kicker {
     thread: AtomicI32,
     /// A caller wants [`engine::Exit::Kicked`].
     wanted: AtomicBool,
+    /// Somebody wants to know how the vCPU stands.
+    asked: AtomicBool,
     /// KVM_RUNs that have returned, for [`Kicker::flush`].
     returns: AtomicU64,
 }
@@ -40,6 +42,7 @@ impl Kicker {
             page,
             thread: AtomicI32::new(0),
             wanted: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             returns: AtomicU64::new(0),
         })
     }
@@ -52,6 +55,18 @@ impl Kicker {
     pub(crate) fn kick(&self) {
         self.wanted.store(true, Ordering::SeqCst);
         self.interrupt();
+    }
+
+    /// Has the vCPU's own thread look how the vCPU stands, once it is outside of the guest, which is soon. Its run goes
+    /// on by itself afterwards.
+    pub(crate) fn ask(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+        self.interrupt();
+    }
+
+    /// After a KVM_RUN: whether it is to look. Once for each time that it was asked, or for several.
+    pub(crate) fn take_question(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::SeqCst)
     }
 
     /// Makes a KVM_RUN under way return, so that the processor's buffer of written pages is emptied into
@@ -144,6 +159,17 @@ fn install_handler() -> Result<(), EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_question_makes_a_run_return_and_is_no_kick() {
+        let kicker = Kicker::new(RunPage::without_vcpu()).expect("a handler");
+        assert!(!kicker.take_question());
+        kicker.ask();
+        kicker.ask();
+        assert!(kicker.page().is_immediate_exit());
+        assert_eq!([kicker.take_question(), kicker.take_question()], [true, false]);
+        assert!(!kicker.take() && !kicker.page().is_immediate_exit());
+    }
 
     #[test]
     fn a_run_that_was_to_return_at_once_keeps_kicks_and_nothing_else() {

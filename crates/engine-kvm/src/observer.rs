@@ -32,6 +32,10 @@ impl Observer {
         if let Err(error) = tell(&vm, &memory, zap) {
             tracing::error!("look for accesses of the guest: {error}: the working set is unknown");
         }
+        // Each vCPU says by which page tables it goes: once an epoch, by its own thread, without anybody waiting.
+        if zap && memory.events().is_some() {
+            vm.kickers.iter().filter_map(OnceLock::get).for_each(|kicker| kicker.ask());
+        }
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use engine::{Counters, DebugControl, DebugStop, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
-use x86::VcpuState;
+use memory::Gpa;
 use x86::model::{Difference, Processor, Topology, saved_msrs};
+use x86::{VcpuState, efer, paging};
 
 use crate::cpuid;
 use crate::debug;
@@ -106,6 +107,18 @@ impl KvmVcpu {
         }
     }
 
+    /// Tells by which page tables the guest goes, in long mode.
+    fn tell_root(&self) {
+        let Some(events) = self.vm.memory.events() else { return };
+        // An inference that is missing does not end a run.
+        let Ok(sregs) = self.fd.get_sregs() else { return };
+        if sregs.efer & efer::LMA != 0
+            && let Some(root) = self.vm.memory.frame_of(Gpa(sregs.cr3 & paging::ADDRESS))
+        {
+            events.note_root(root, self.id);
+        }
+    }
+
     fn run_inside(&mut self) -> Result<Exit, EngineError> {
         loop {
             // KVM forgets to stop after a write that it has emulated.
@@ -114,6 +127,9 @@ impl KvmVcpu {
                 return Ok(exit);
             }
             let entered = if stepped_over { self.enter_to_finish() } else { self.enter() };
+            if self.kicker.take_question() {
+                self.tell_root();
+            }
             if let Err(errno) = entered {
                 if stepped_over && errno.errno() == libc::EINTR {
                     return Ok(Exit::Debug(DebugStop::Step));

@@ -1,6 +1,7 @@
 //! `fathom inspect`: what a guest's kernel says of its memory and processes.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use api::{KernelInfo, KernelSymbol, KernelType, SocketDirectory};
 use serde::Serialize;
@@ -27,10 +28,14 @@ const CLASSES: [(&str, &str); 13] = [
     ("unknown", "unknown"),
 ];
 
+/// All of memory is looked at, by a host that may be slow.
+const CLASSES_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub(crate) fn inspect(arguments: &InspectArguments) -> Result<ExitCode, Failure> {
     let client = SocketDirectory::open()?.client(&arguments.name);
     let json = arguments.json;
     if arguments.classes {
+        let client = client.with_timeout(CLASSES_TIMEOUT);
         print(&text_of(&client.classes()?, true, |_| String::new())?);
         return Ok(ExitCode::from(SUCCESS));
     }

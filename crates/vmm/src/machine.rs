@@ -317,7 +317,7 @@ impl Machine {
 /// Anonymous, for the host's large pages, until somebody asks which frames the guest accesses; an engine that
 /// sees each access needs no file for that, and gains nothing.
 fn guest_memory(plan: &VmPlan, engine: &dyn Engine) -> Result<GuestMemory, VmError> {
-    let watched_from_the_start = plan.report.is_some();
+    let watched_from_the_start = plan.report.is_some() || plan.estimate_log.is_some();
     let sampled = engine.capabilities().access_tracking == Tracking::Sampled;
     let memory = if sampled && !watched_from_the_start {
         GuestMemory::anonymous(plan.memory.0)

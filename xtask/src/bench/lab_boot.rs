@@ -55,7 +55,8 @@ pub(super) fn run(args: &LabBootArgs) -> Result<()> {
     words.push(format!("--idle={}", args.idle).into());
     words.extend(args.json.then(|| "--json".into()));
     words.splice(0..0, target_folder());
-    lab::run_program(&kit, words, &files, LONGEST)
+    let program = lab::Program { words, files: &files, results: None };
+    lab::run_program(&kit, program, LONGEST, lab::Processors::Two)
 }
 
 /// The program in the lab's machine must find Fathom where it is here.

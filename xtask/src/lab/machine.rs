@@ -3,6 +3,7 @@
 //! ```text
 //! xtask ── socket control ── ready, start NAME, end STATUS NAME, done ── root.sh
 //!       ── socket out, err ── what the steps print ────────────────────── their pipes
+//!       ── file results ───── what a step wrote to /lab/results ───────
 //!       ── socket kernel ──── what Linux complains about ──────────────── ttyS0
 //! ```
 
@@ -17,6 +18,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
@@ -110,8 +112,13 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Start it on `image`.
-    pub(super) fn start(kit: &Kit, image: Image, processors: Processors) -> Result<Self> {
+    /// Start it on `image`; what programs there have for `results` is written to that file.
+    pub(super) fn start(
+        kit: &Kit,
+        image: Image,
+        processors: Processors,
+        results: Option<&Path>,
+    ) -> Result<Self> {
         // A socket's path must be short, and the workspace's may be long.
         let sockets = tempfile::Builder::new().prefix("lab-").tempdir()?;
         let mut command = hardware(kit, &image, processors)?;
@@ -124,6 +131,11 @@ impl Machine {
         for (port, name) in [&control, &out, &err].iter().zip(PORTS) {
             let device = format!("virtserialport,chardev={name},name={name}");
             command.args(["-chardev", &port.chardev(), "-device", &device]);
+        }
+        if let Some(file) = results {
+            let file = format!("file,id=results,path={}", comma(&std::path::absolute(file)?));
+            command.args(["-chardev", &file]);
+            command.args(["-device", "virtserialport,chardev=results,name=results"]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let started = Instant::now();

@@ -139,19 +139,34 @@ pub(crate) fn is_direct() -> bool {
     direct::has_kvm()
 }
 
-/// Run one program, with the files it needs, in a machine with KVM; fails unless it succeeds.
+/// What a program in the lab's machine writes here comes back.
+pub(crate) const RESULTS: &str = "/lab/results";
+
+/// One to run there.
+pub(crate) struct Program<'a> {
+    /// It and its arguments.
+    pub(crate) words: Vec<OsString>,
+    /// What it needs.
+    pub(crate) files: &'a [PathBuf],
+    /// Where its [`RESULTS`] go.
+    pub(crate) results: Option<&'a Path>,
+}
+
+/// Run one program in a machine with KVM; fails unless it succeeds.
 pub(crate) fn run_program(
     kit: &Kit,
-    words: Vec<OsString>,
-    files: &[PathBuf],
+    program: Program<'_>,
     limit: Duration,
+    processors: Processors,
 ) -> Result<()> {
     kit.prepare_lab()?;
+    let Program { words, files, results } = program;
     let mut image = Image::new(&workspace::target(), &kit.busybox())?;
     files.iter().try_for_each(|file| image.add(file))?;
     let environment = vec![("FATHOM_KIT".to_owned(), kit.folder().into())];
     let step = Step { environment, ..Step::new("the program", &workspace::root(), words) };
-    let outcome = in_machine(kit, image, &[step], limit, Processors::Two)?;
+    put_steps(&mut image, &[step])?;
+    let outcome = run_machine(Machine::start(kit, image, processors, results)?, limit)?;
     if outcome.steps.iter().any(|(_, status)| *status != 0) {
         bail!("it failed in the lab's machine");
     }
@@ -173,12 +188,18 @@ fn in_machine(
     limit: Duration,
     processors: Processors,
 ) -> Result<Outcome> {
+    put_steps(&mut image, steps)?;
+    run_machine(Machine::start(kit, image, processors, None)?, limit)
+}
+
+fn put_steps(image: &mut Image, steps: &[Step]) -> Result<()> {
     image.write("/lab/init", 0o755, include_str!("root.sh"))?;
     image.write("/lab/steps", 0o644, &script::lines(steps)?)?;
-    for step in steps {
-        image.make_folder(&step.folder)?;
-    }
-    let outcome = Machine::start(kit, image, processors)?.finish(limit)?;
+    steps.iter().try_for_each(|step| image.make_folder(&step.folder))
+}
+
+fn run_machine(machine: Machine, limit: Duration) -> Result<Outcome> {
+    let outcome = machine.finish(limit)?;
     if !outcome.complaints.is_empty() {
         eprintln!("lab: the machine's kernel complained:\n{}", outcome.complaints.concat());
     }

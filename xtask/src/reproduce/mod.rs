@@ -4,6 +4,7 @@
 
 mod geiger;
 mod paths;
+mod place;
 mod profile;
 mod self_e;
 mod translate;

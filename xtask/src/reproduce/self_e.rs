@@ -2,12 +2,13 @@
 
 mod score;
 
+use super::place::Place;
 use crate::kit::{self, Kit};
-use crate::machine::{Guest, Next, Running, Vmm, build_fathom, fathom_program};
+use crate::machine::{Guest, Next, Running, fathom_program};
 use anyhow::{Context, Result, bail};
 use score::{Scores, Sums};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,6 +30,11 @@ const LOADS: [Load; 6] = [
     Load { name: "sqlite", words: "fathom.run=bench:sqlite3,shell fathom.scale=400" },
 ];
 
+/// Those that run on KVM unless others are asked for.
+const KVM_LOADS: [&str; 4] = ["idle", "files", "anonymous", "processes"];
+/// The one that needs a compiler's disk.
+const BUILD: &str = "build";
+
 /// Has the guest's kernel report single free pages, where it would report blocks of 2 MiB.
 const REPORT_PAGES: &str = "\"fathom.run=exec:/bin/busybox sh -c 'echo 0 >/sys/module/page_reporting/parameters/page_reporting_order'\" ";
 /// Throws away what is in memory for the start only, as a distribution does when it goes over to its disk.
@@ -36,6 +42,8 @@ const LEAVE_START: &str = "\"fathom.run=exec:/bin/busybox rm -rf /modules /bin\"
 /// In which the figure of a load is measured for the cost.
 const TIMED: &str = "fathom.run=bench:gcc fathom.scale=200";
 const NAME: &str = "self-e";
+/// Of runs, for the cost.
+const PAIRS: u64 = 5;
 const FIRST_WORD: Duration = Duration::from_secs(120);
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -47,26 +55,43 @@ pub(crate) struct SelfEArgs {
     /// Also write all figures to this file, as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Loads, separated by commas
+    #[command(flatten)]
+    place: Place,
+    /// Loads, separated by commas. All if not said, and some on KVM
     #[arg(long, value_delimiter = ',', value_name = "LOAD")]
     loads: Vec<String>,
-    /// Looks at each load
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
-    looks: u64,
-    /// Between two looks
-    #[arg(long, default_value_t = 3, value_name = "SECONDS")]
-    every: u64,
+    /// Looks at each load, 6 if not said, on KVM 2
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    looks: Option<u64>,
+    /// Between two looks, 3 if not said, on KVM 20: epochs are long in the lab
+    #[arg(long, value_name = "SECONDS")]
+    every: Option<u64>,
     /// Which free memory the guest reports: blocks of 2 MiB, Linux's default, or every page
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["pages", "blocks"])]
     report: Vec<Report>,
-    /// Pairs of runs with and without, for the cost
-    #[arg(long, default_value_t = 5)]
-    pairs: u64,
+    /// Pairs of runs with and without, for the cost; on KVM none if not said
+    #[arg(long)]
+    pairs: Option<u64>,
     /// Memory of the guest
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u64,
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u64,
+}
+
+impl SelfEArgs {
+    fn looks(&self) -> u64 {
+        self.looks.unwrap_or(if self.place.is_kvm() { 2 } else { 6 })
+    }
+
+    fn every(&self) -> Duration {
+        let usual = if self.place.is_kvm() { 20 } else { 3 };
+        Duration::from_secs(self.every.unwrap_or(usual))
+    }
+
+    fn pairs(&self) -> u64 {
+        self.pairs.unwrap_or(if self.place.is_kvm() { 0 } else { PAIRS })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -102,18 +127,22 @@ const PAPER: &str = "SELF-e (BigComp 2019): classes and sharing by page-access t
      slowdown; no accuracy and no cost were published. Antfarm (USENIX 2006): processes by address space";
 
 pub(super) fn run(args: &SelfEArgs) -> Result<()> {
-    let loads = chosen(&args.loads)?;
-    let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
-    build_fathom()?;
+    let loads = chosen(args)?;
+    let kit = args.place.kit(&kit::GuestArgs::with_disk())?;
+    let disk = disk(&kit, args, &loads)?;
+    if args.place.is_in_lab() {
+        let files = [disk.clone(), disk.with_extension("recipe")];
+        return args.place.run_in_lab(&kit, &files, args.json.as_deref());
+    }
     println!("self-e\npaper: {PAPER}");
     let mut outcome = Outcome { paper: PAPER, runs: Vec::new(), cost: None };
     for &report in &args.report {
-        println!("\nthe guest reports free {report:?}, {} looks at each load", args.looks);
+        println!("\nthe guest reports free {report:?}, {} looks at each load", args.looks());
         println!("{}", Scores::head());
         let mut all = Sums::default();
         for load in &loads {
-            let sums =
-                look(&kit, args, load, report).with_context(|| format!("load {}", load.name))?;
+            let sums = args.place.attempt(|| look(&kit, args, &disk, load, report));
+            let sums = sums.with_context(|| format!("load {}", load.name))?;
             let scores = sums.scores();
             println!("{}", scores.row(load.name, &sums));
             all.add(&sums);
@@ -126,19 +155,27 @@ pub(super) fn run(args: &SelfEArgs) -> Result<()> {
             scores.check(&all, report == Report::Pages)?;
         }
     }
-    if args.pairs > 0 {
-        outcome.cost = Some(cost(&kit, args)?);
+    if args.pairs() > 0 {
+        outcome.cost = Some(cost(&kit, args, &disk)?);
     }
-    if let Some(file) = &args.json {
+    if let Some(file) = args.place.json(args.json.as_deref()) {
         let text = serde_json::to_string_pretty(&outcome)?;
         std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Load>> {
+/// With the programs of these loads.
+fn disk(kit: &Kit, args: &SelfEArgs, loads: &[&Load]) -> Result<PathBuf> {
+    let has_build = args.pairs() > 0 || loads.iter().any(|load| load.name == BUILD);
+    if args.place.is_kvm() && !has_build { Ok(kit.disk()) } else { kit.compiler_disk() }
+}
+
+fn chosen(args: &SelfEArgs) -> Result<Vec<&'static Load>> {
+    let on_kvm = |load: &&Load| !args.place.is_kvm() || KVM_LOADS.contains(&load.name);
+    let names = &args.loads;
     if names.is_empty() {
-        return Ok(LOADS.iter().collect());
+        return Ok(LOADS.iter().filter(on_kvm).collect());
     }
     let known = || LOADS.map(|load| load.name).join(" ");
     let find = |name: &String| {
@@ -151,14 +188,14 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Load>> {
 }
 
 /// Looks at a load while it runs, and after it.
-fn look(kit: &Kit, args: &SelfEArgs, load: &Load, report: Report) -> Result<Sums> {
+fn look(kit: &Kit, args: &SelfEArgs, disk: &Path, load: &Load, report: Report) -> Result<Sums> {
     let prepare = if report == Report::Pages { REPORT_PAGES } else { "" };
     let words = format!("quiet {prepare}{LEAVE_START}{} fathom.end=stay", load.words);
-    let mut running = guest(kit, args, &words, true)?.start(Vmm::Fathom)?;
-    await_first_word(&mut running)?;
+    let mut running = guest(kit, args, disk, &words, true).start(args.place.vmm())?;
+    await_first_word(&mut running, args.place.patience(FIRST_WORD))?;
     let mut sums = Sums::default();
-    for _ in 0..args.looks {
-        await_time(&mut running, Duration::from_secs(args.every))?;
+    for _ in 0..args.looks() {
+        await_time(&mut running, args.every())?;
         tell("pause")?;
         let answer = fathom(&["inspect", NAME, "--classes"]);
         tell("resume")?;
@@ -168,17 +205,17 @@ fn look(kit: &Kit, args: &SelfEArgs, load: &Load, report: Report) -> Result<Sums
     Ok(sums)
 }
 
-fn guest(kit: &Kit, args: &SelfEArgs, words: &str, classes: bool) -> Result<Guest> {
+fn guest(kit: &Kit, args: &SelfEArgs, disk: &Path, words: &str, classes: bool) -> Guest {
     let mut options = vec!["--name".to_owned(), NAME.to_owned()];
     if classes {
         options.push("--classes".to_owned());
     }
     let guest = Guest::new(kit, words).memory(args.memory).cpus(args.cpus).options(&options);
-    Ok(guest.disk(&kit.compiler_disk()?))
+    guest.disk(disk)
 }
 
-fn await_first_word(running: &mut Running) -> Result<()> {
-    match running.next(FIRST_WORD) {
+fn await_first_word(running: &mut Running, patience: Duration) -> Result<()> {
+    match running.next(patience) {
         Next::Event(_) => Ok(()),
         Next::Quiet | Next::Ended => bail!(running.complaint("said nothing")),
     }
@@ -208,15 +245,16 @@ fn fathom(words: &[&str]) -> Result<String> {
 }
 
 /// The same work with and without, by turns.
-fn cost(kit: &Kit, args: &SelfEArgs) -> Result<Cost> {
+fn cost(kit: &Kit, args: &SelfEArgs, disk: &Path) -> Result<Cost> {
     let mut cost = Cost { without: Vec::new(), with: Vec::new() };
     let timed = |classes| -> Result<u64> {
-        let running = guest(kit, args, &format!("quiet {TIMED}"), classes)?.start(Vmm::Fathom)?;
-        let events = running.finish(LONGEST)?;
+        let guest = guest(kit, args, disk, &format!("quiet {TIMED}"), classes);
+        let running = guest.start(args.place.vmm())?;
+        let events = running.finish(args.place.patience(LONGEST))?;
         let ended = events.iter().find(|event| event.is("bench") && event.text("state") == "end");
         Ok(ended.context("the guest has not said how long it took")?.number("nanoseconds"))
     };
-    for _ in 0..args.pairs {
+    for _ in 0..args.pairs() {
         cost.without.push(timed(false)?);
         cost.with.push(timed(true)?);
     }
@@ -225,7 +263,7 @@ fn cost(kit: &Kit, args: &SelfEArgs) -> Result<Cost> {
         "a build of {:.2} s takes {:.2} s while frames are classified, the medians of {} runs each: {:+.1} %",
         without / 1e9,
         with / 1e9,
-        args.pairs,
+        args.pairs(),
         (with / without - 1.0) * 100.0
     );
     Ok(cost)

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::engine::{Engine, announce};
+use crate::engine::Engine;
 use crate::kit;
 use crate::sandbox::Sandbox;
 use crate::vm::{Guest, Vm};
@@ -14,15 +14,10 @@ const KERNEL_TEXT: usize = 3;
 const KERNEL: usize = 4;
 const FREE: usize = 6;
 const CLASSES: usize = 10;
+const LOOKS_MAX: u32 = 12;
 
 #[test]
 fn frames_are_what_the_guests_kernel_has_them_for() {
-    if Engine::under_test() == Engine::Kvm {
-        announce(
-            "*** NOT TESTED: classes of frames on KVM, which does not tell of address spaces ***",
-        );
-        return;
-    }
     let sandbox = Sandbox::new();
     let disk = format!("{},ro", kit::disk_image());
     let guest = Guest::new("fathom.run=sh").disk(disk).arguments(&["--classes"]);
@@ -36,16 +31,21 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     vm.shell("for n in 1 2 3 4 5 6 7 8; do busybox awk 'BEGIN { for (n = 0; n < 20000; n++) a[n] = n }'; done");
     vm.shell("(busybox sleep 1000 & busybox sleep 1000 &)");
     vm.shell("busybox sleep 6");
-    let check = check(&vm);
+    let check = settled(&mut vm);
     let comparison = &check["comparison"];
     assert_eq!(comparison["used_called_free"], 0, "{comparison}");
     assert_eq!(comparison["unknown"], 0, "{comparison}");
     let matrix: [[u64; CLASSES]; CLASSES] =
         serde_json::from_value(comparison["matrix"].clone()).expect("a matrix");
     let scores = [PAGE_TABLE, FILE_CACHE, ANONYMOUS, KERNEL_TEXT, KERNEL, FREE];
-    // By precision and recall of each: pages that programs just gave back are in a CPU's list of free ones. What KVM does not tell of is in docs/insight.md.
-    let least: [[f64; 2]; 6] =
-        [[0.75, 0.9], [0.97, 0.97], [0.6, 0.5], [0.99, 0.99], [0.9, 0.9], [1.0, 0.5]];
+    // By precision and recall of each: pages that programs just gave back are in a CPU's list of free ones. What KVM does
+    // not tell of is in docs/insight.md; in the lab its epochs are long, and much is as it was a while ago.
+    let least: [[f64; 2]; 6] = match Engine::under_test() {
+        Engine::Translate => {
+            [[0.75, 0.9], [0.97, 0.97], [0.6, 0.5], [0.99, 0.99], [0.9, 0.9], [1.0, 0.5]]
+        }
+        Engine::Kvm => [[0.75, 0.6], [0.9, 0.9], [0.6, 0.3], [0.95, 0.6], [0.5, 0.8], [1.0, 0.5]],
+    };
     for (class, [precision, recall]) in scores.into_iter().zip(least) {
         let right = matrix[class][class] as f64;
         let is = matrix[class].iter().sum::<u64>() as f64;
@@ -58,9 +58,31 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     // One that ended since the last sweep may still be seen.
     let (told, seen, both) = spaces;
     assert!(told >= 3 && both == told && seen <= told + 2, "{comparison}");
-    assert!(check["summary"]["processes_gone"].as_u64() >= Some(1), "{check}");
+    // Those that lived between two looks at memory were not seen on KVM.
+    if Engine::under_test() == Engine::Translate {
+        assert!(check["summary"]["processes_gone"].as_u64() >= Some(1), "{check}");
+    }
     vm.type_line("poweroff -f");
     vm.ended().well();
+}
+
+/// What is said once all processes are seen: on KVM some epochs later, which are long where the host is slow. There a
+/// look may also fall between the report of free pages and their return, when they are nobody's.
+fn settled(vm: &mut Vm<'_>) -> Value {
+    let mut said = check(vm);
+    let mut looks = 1;
+    while Engine::under_test() == Engine::Kvm && looks < LOOKS_MAX && !is_settled(&said) {
+        vm.shell("busybox sleep 6");
+        said = check(vm);
+        looks += 1;
+    }
+    said
+}
+
+fn is_settled(check: &Value) -> bool {
+    let comparison = &check["comparison"];
+    let [told, seen, both] = [0, 1, 2].map(|which| comparison["spaces"][which].as_u64());
+    both == told && seen <= told.map(|told| told + 2) && comparison["used_called_free"] == 0
 }
 
 fn check(vm: &Vm<'_>) -> Value {

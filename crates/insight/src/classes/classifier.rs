@@ -10,6 +10,7 @@ use super::fingerprints::{Fingerprint, Fingerprints};
 use super::marks::{
     MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO,
 };
+use super::search::Search;
 use super::spaces::{ProcessSeen, Spaces};
 use super::summary::{ClassSummary, ClassUse, age_place};
 use super::walker::Walker;
@@ -34,6 +35,8 @@ pub struct Classifier {
     spaces: Spaces,
     walker: Walker,
     prints: Fingerprints,
+    /// Where not each root is told.
+    search: Option<Search>,
     /// Roots to be told again.
     told: Vec<Frame>,
     /// Where the next sweep begins to visit.
@@ -52,12 +55,19 @@ impl Classifier {
             walker: Walker::new(view.clone()),
             spaces: Spaces::default(),
             prints: Fingerprints::default(),
+            search: None,
             told: Vec::new(),
             visit: 0,
             look: 0,
             view,
             memory,
         }
+    }
+
+    /// The same, where not every root is told as it is loaded: others are searched for in memory.
+    #[must_use]
+    pub fn searching(memory: Arc<GuestMemory>) -> Self {
+        Self { search: Some(Search::new()), ..Self::new(memory) }
     }
 
     /// Takes in what happened next, before the [`CacheTracker`] does.
@@ -86,7 +96,7 @@ impl Classifier {
     /// Whether page tables are known, and all that were at some time have been looked at.
     #[must_use]
     pub fn has_walked(&self) -> bool {
-        self.walker.complete().is_some() && self.walker.knows_kernel()
+        self.walker.complete().is_some() && self.walker.kernel().is_some()
     }
 
     /// At the end of each epoch: goes on with what it does a piece at a time.
@@ -95,6 +105,7 @@ impl Classifier {
         if let Some(events) = self.memory.events() {
             self.told.drain(..).for_each(|root| events.forget_root(root));
         }
+        self.search();
         self.walker.walk(&mut self.spaces, &mut self.marks, now, TABLES);
         self.visit(now);
         self.look(cache, now);
@@ -213,6 +224,11 @@ impl Classifier {
         let (processes_created, processes_gone) = self.spaces.created_and_gone();
         let processes = self.spaces.iter().count() as u64;
         ClassSummary { classes, looked_into, zeros, processes, processes_created, processes_gone }
+    }
+
+    fn search(&mut self) {
+        let (Some(search), Some(kernel)) = (&mut self.search, self.walker.kernel()) else { return };
+        search.go_on(&self.memory, &self.view, &self.marks, &mut self.spaces, kernel);
     }
 
     /// Takes back marks that are no longer true, of so many frames.

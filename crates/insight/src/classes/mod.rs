@@ -20,6 +20,7 @@
 mod classifier;
 mod fingerprints;
 mod marks;
+mod search;
 mod spaces;
 mod summary;
 #[cfg(test)]

@@ -48,6 +48,11 @@ impl Spaces {
     /// A vCPU goes by `root`.
     pub(super) fn loaded(&mut self, root: Frame, at: Duration) {
         self.newest = Some(root);
+        self.found(root, at);
+    }
+
+    /// `root` was met, though perhaps no vCPU goes by it now.
+    pub(super) fn found(&mut self, root: Frame, at: Duration) {
         if let Some(space) = self.spaces.get_mut(&root.0) {
             space.last = at;
             return;

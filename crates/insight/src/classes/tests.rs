@@ -111,6 +111,39 @@ fn a_space_shows_its_tables_and_what_programs_map() {
 }
 
 #[test]
+fn programs_of_which_nobody_tells_are_found_by_their_roots() {
+    let mut rig = Rig::new();
+    rig.classifier = Classifier::searching(Arc::clone(&rig.memory));
+    for (root, frame) in [(10, 100), (20, 101), (30, 102)] {
+        rig.space(root, frame, TABLE);
+        rig.access(frame, Access::Write, false);
+    }
+    // One root is told; another was, of a program that has ended since: nothing is left in it for users.
+    while rig.memory.events().and_then(memory::EventStream::take).is_some() {}
+    rig.tell(Event::AddressSpace { root: Frame(10), vcpu: 0 });
+    rig.entry(30, 0, 0);
+    // A program's own page that looks like a root.
+    rig.entry(100, 511, 500 << 12 | PRESENT | WRITE);
+    rig.entry(100, 0, 40 << 12 | TABLE);
+    for _ in 0..3 {
+        rig.epoch();
+    }
+    let mut roots: Vec<_> = rig.classifier.processes().map(|process| process.root >> 12).collect();
+    roots.sort_unstable();
+    assert_eq!(roots, [10, 20]);
+    assert_eq!(rig.class(101), (FrameClass::Anonymous, Evidence::Mapped));
+    assert_eq!(rig.class(100), (FrameClass::Anonymous, Evidence::Mapped));
+    assert_eq!(rig.class(102), (FrameClass::Zero, Evidence::Contents));
+    // The second ends.
+    rig.entry(20, 0, 0);
+    for _ in 0..2 {
+        rig.epoch();
+    }
+    assert_eq!(rig.classifier.processes().count(), 1);
+    assert_eq!(rig.classifier.summary(&rig.cache).processes_gone, 1);
+}
+
+#[test]
 fn the_last_program_that_ran_may_be_gone() {
     for (number, entry) in [(511, 0), (511, 700 << 12 | PRESENT | WRITE)] {
         let mut rig = Rig::new();

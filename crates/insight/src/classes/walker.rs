@@ -11,10 +11,11 @@ use memory::{Epoch, FRAME_SIZE, Frame, Gpa, ReadView};
 use super::marks::{
     MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO,
 };
+use super::search::last_entry;
 use super::spaces::Spaces;
 
 /// Page-table entries, Intel SDM volume 3, section 5.5.
-const PRESENT: u64 = 1;
+pub(super) const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
@@ -78,9 +79,9 @@ impl Walker {
         self.complete
     }
 
-    /// Whether some root led to a kernel.
-    pub(super) fn knows_kernel(&self) -> bool {
-        self.kernel.is_some()
+    /// The last entry of roots that lead to the guest's kernel, once one of them was met.
+    pub(super) fn kernel(&self) -> Option<u64> {
+        self.kernel
     }
 
     /// Reads at most `tables` tables. True where a pass came to its end.
@@ -129,7 +130,7 @@ impl Walker {
         let mut found = HashMap::<u64, (u32, Frame)>::new();
         let besides = newest.filter(|newest| self.roots.binary_search(newest).is_err());
         for &root in self.roots.iter().chain(&besides) {
-            if let Some(entry) = self.last_entry(root) {
+            if let Some(entry) = last_entry(&self.view, root) {
                 let (roots, holder) = found.entry(entry).or_insert((0, root));
                 (*roots, *holder) = (*roots + 1, root);
             }
@@ -137,14 +138,6 @@ impl Walker {
         let order =
             |&(entry, (roots, _)): &(u64, (u32, Frame))| (roots, Some(entry) == self.kernel, entry);
         found.into_iter().max_by_key(order).map(|(entry, (_, root))| (root, entry))
-    }
-
-    /// The last entry of the root, where it leads anywhere.
-    fn last_entry(&self, root: Frame) -> Option<u64> {
-        let mut bytes = [0; 8];
-        let gpa = Gpa(self.view.layout().gpa_of(root)?.0 + (FRAME_SIZE - bytes.len()) as u64);
-        self.view.read(gpa, &mut bytes).ok()?;
-        Some(used(u64::from_le_bytes(bytes))).filter(|entry| entry & PRESENT != 0)
     }
 
     /// Begins the next space. False: there is none.
@@ -279,7 +272,7 @@ impl Walker {
 }
 
 /// The entry as if it had been used.
-fn used(entry: u64) -> u64 {
+pub(super) fn used(entry: u64) -> u64 {
     entry | 0x60
 }
 

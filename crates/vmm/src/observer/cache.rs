@@ -43,6 +43,7 @@ impl Cache {
         memory: &Arc<GuestMemory>,
         log: Option<Arc<File>>,
         host_cache: Option<Arc<HostCache>>,
+        tells_accesses: bool,
     ) -> Self {
         let contents = Box::new(ReadView::new(Arc::clone(memory)));
         let frames = memory.layout().frames();
@@ -50,7 +51,7 @@ impl Cache {
         let ghosts = (u64::from(frames) * 2).min(GHOSTS);
         Self {
             tracker: CacheTracker::new(frames, contents),
-            classes: Classes::new(memory),
+            classes: Classes::new(memory, tells_accesses),
             ghosts: Ghosts::new(ghosts as usize, STEPS),
             log: log.map(CacheLog::new),
             host_cache,

@@ -34,8 +34,10 @@ pub(super) struct Classes {
 }
 
 impl Classes {
-    pub(super) fn new(memory: &Arc<GuestMemory>) -> Self {
-        let classifier = Classifier::new(Arc::clone(memory));
+    /// `told`: whether each address space is told as a vCPU loads it.
+    pub(super) fn new(memory: &Arc<GuestMemory>, told: bool) -> Self {
+        let memory = Arc::clone(memory);
+        let classifier = if told { Classifier::new(memory) } else { Classifier::searching(memory) };
         let none = Duration::ZERO;
         Self { classifier, sweep_time: none, longest_sweep: none, sweeps: 0 }
     }

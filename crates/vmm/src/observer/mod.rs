@@ -143,7 +143,10 @@ impl Observer {
     /// What frames are for against what the guest's kernel says, while the guest stands; `None` where disks are not
     /// listened to.
     pub(crate) fn check_classes(&self) -> Option<Result<ClassCheck, KernelError>> {
-        let mut cache = lock(self.cache.as_ref()?);
+        let cache = self.cache.as_ref()?;
+        // An engine whose guests reach frames by themselves tells only then which of those given back are in use again.
+        self.memory.catch_up();
+        let mut cache = lock(cache);
         while cache.take_in(&self.memory, Duration::ZERO) {}
         Some(cache.check(&self.memory))
     }
@@ -226,7 +229,7 @@ impl Watch {
     fn new(memory: Arc<GuestMemory>, task: Task, shared: Arc<Shared>) -> Self {
         let (log, host_cache) = (task.log.clone(), task.host_cache.clone());
         let cache = memory.events().is_some();
-        let cache = cache.then(|| Cache::new(&memory, log, host_cache));
+        let cache = cache.then(|| Cache::new(&memory, log, host_cache, task.tells_accesses));
         let cache = cache.map(|cache| Arc::new(Mutex::new(cache)));
         let now = Instant::now();
         let history = VecDeque::new();

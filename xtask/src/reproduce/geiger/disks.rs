@@ -67,6 +67,11 @@ impl Disks {
         Ok(Self { initramfs, scratch, overlay, swap, trace })
     }
 
+    /// What a guest elsewhere must have; the others are made anew for each.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        vec![self.initramfs.clone(), self.scratch.clone()]
+    }
+
     /// As they are before a guest: nothing written, swapped or told. The disk for what it tells.
     pub(super) fn fresh(&self) -> Result<PathBuf> {
         for file in [&self.overlay, &self.swap, &self.trace] {

@@ -7,13 +7,22 @@ mod programs;
 mod score;
 mod truth;
 
+use super::place::Place;
 use crate::kit;
-use crate::machine::build_fathom;
 use anyhow::{Context, Result};
 use disks::{Disks, FileSystem};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
 use truth::{Kind, Owner, Recording, Run, Truth};
+
+/// Those that run on KVM unless others are asked for: one for each rule that is left there, or missing.
+const KVM_LOADS: [&str; 6] = ["read", "write", "delete", "anonymous", "swap", "file-server"];
+/// Memory of the guest, MiB; less where everything is slow.
+const MEMORY_MIB: u64 = 192;
+const KVM_MEMORY_MIB: u64 = 128;
 
 /// Loads of the guest program (`fathom.run=cache:LOAD`), most for one way in which pages come and go; and programs of
 /// Debian's.
@@ -46,8 +55,10 @@ pub(crate) struct GeigerArgs {
     /// Fail where less than 97 % of inserts or evictions are right or found
     #[arg(long, conflicts_with = "truth_only")]
     check: bool,
-    /// Loads, separated by commas; LOAD:MIB for one of another size
-    #[arg(long, value_delimiter = ',', value_name = "LOAD", default_values = LOADS)]
+    #[command(flatten)]
+    place: Place,
+    /// Loads, separated by commas; LOAD:MIB for one of another size. All if not said, and some on KVM
+    #[arg(long, value_delimiter = ',', value_name = "LOAD")]
     loads: Vec<String>,
     /// Also count what is wrong or missed, by what the kernel says before and after
     #[arg(long, conflicts_with = "truth_only")]
@@ -58,9 +69,9 @@ pub(crate) struct GeigerArgs {
     /// What is on the disk
     #[arg(long, value_enum, default_value = "ext4")]
     file_system: FileSystem,
-    /// Memory of the guest
-    #[arg(long, value_name = "MIB", default_value_t = 192)]
-    memory: u64,
+    /// Memory of the guest, 192 MiB if not said, on KVM 128
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u64,
     /// Instead: hits of a host cache that takes what the guest evicts, beside one that takes what it reads. With --check,
@@ -70,25 +81,30 @@ pub(crate) struct GeigerArgs {
     /// With --placement: one size
     #[arg(long, requires = "placement")]
     quick: bool,
-    /// With --placement: also write all figures to this file, as one JSON object
-    #[arg(long, value_name = "FILE", requires = "placement")]
-    json: Option<std::path::PathBuf>,
+    /// Also write all figures to this file, as one JSON object
+    #[arg(long, value_name = "FILE", conflicts_with = "truth_only")]
+    json: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &GeigerArgs) -> Result<()> {
     if args.placement {
-        let (quick, check, json) = (args.quick, args.check, args.json.clone());
-        return placement::run(&placement::Asked { quick, check, json });
+        let (place, json) = (args.place.clone(), args.json.clone());
+        let asked = placement::Asked { place, quick: args.quick, check: args.check, json };
+        return placement::run(&asked);
     }
-    let kit = kit::prepare(&kit::GuestArgs::with_disk())?;
-    build_fathom()?;
+    let kit = args.place.kit(&kit::GuestArgs::with_disk())?;
     let disks = Disks::prepare(&kit, args.file_system)?;
+    if args.place.is_in_lab() {
+        let files = [disks.files(), vec![kit.disk()]].concat();
+        return args.place.run_in_lab(&kit, &files, args.json.as_deref());
+    }
     let logs = tempfile::tempdir()?;
     let log = logs.path().join("cache");
     let options = match args.truth_only {
         true => Vec::new(),
         false => vec!["--cache-log".to_owned(), log.display().to_string()],
     };
+    let mut figures = Figures::default();
     for (number, load) in asked(args).iter().enumerate() {
         let program = programs::named(load);
         let command = match program {
@@ -97,11 +113,13 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
             None => format!("program {load}"),
         };
         let disk = kit.disk();
-        let memory_mib = program.map_or(args.memory, |program| program.memory_mib);
+        let usual = if args.place.is_kvm() { KVM_MEMORY_MIB } else { MEMORY_MIB };
+        let usual = args.memory.unwrap_or(usual);
+        let memory_mib = program.map_or(usual, |program| program.memory_mib);
         let (load, command) = (load.as_str(), command.as_str());
-        let run =
-            Run { load: command, disk: &disk, memory_mib, cpus: args.cpus, options: &options };
-        let recording = truth::record(&kit, &disks, &run)?;
+        let (place, cpus, options) = (&args.place, args.cpus, options.as_slice());
+        let run = Run { place, load: command, disk: &disk, memory_mib, cpus, options };
+        let recording = place.attempt(|| truth::record(&kit, &disks, &run))?;
         if number == 0 {
             let columns = if args.truth_only { head(&recording) } else { scores_head(&recording) };
             println!("{columns}");
@@ -111,6 +129,7 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
         } else {
             let scores = score::score(&recording, &score::read(&log)?);
             println!("{}", scores_row(load, &scores));
+            figures.loads.push(LoadFigures::of(load, memory_mib, &scores));
             if args.faults {
                 print!("{}", faults::counted(&recording, &scores));
             }
@@ -119,7 +138,56 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
             }
         }
     }
-    Ok(())
+    match args.place.json(args.json.as_deref()) {
+        Some(file) => {
+            let text = serde_json::to_string_pretty(&figures)?;
+            fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Of all loads.
+#[derive(Default, Serialize)]
+struct Figures {
+    loads: Vec<LoadFigures>,
+}
+
+#[derive(Serialize)]
+struct LoadFigures {
+    load: String,
+    memory_mib: u64,
+    inserts: KindFigures,
+    evictions: KindFigures,
+    /// Of the wrong evictions, those of blocks that nobody wanted any more.
+    dropped: u64,
+}
+
+/// See [`score::Score`].
+#[derive(Serialize)]
+struct KindFigures {
+    right: u64,
+    wrong: u64,
+    missed: u64,
+    late: u64,
+    lag_50_seconds: Option<f64>,
+    lag_95_seconds: Option<f64>,
+}
+
+impl LoadFigures {
+    fn of(load: &str, memory_mib: u64, scores: &score::Scores) -> Self {
+        let kind = |score: &score::Score| KindFigures {
+            right: score.right,
+            wrong: score.wrong,
+            missed: score.missed,
+            late: score.late,
+            lag_50_seconds: score.lag(50),
+            lag_95_seconds: score.lag(95),
+        };
+        let (inserts, evictions) = (kind(&scores.inserts), kind(&scores.evictions));
+        let (load, dropped) = (load.to_owned(), scores.dropped);
+        Self { load, memory_mib, inserts, evictions, dropped }
+    }
 }
 
 fn scores_head(recording: &Recording) -> String {
@@ -162,8 +230,13 @@ fn scores_row(load: &str, scores: &score::Scores) -> String {
 }
 
 /// Names of loads, or commands.
-fn asked(args: &GeigerArgs) -> &[String] {
-    if args.program.is_empty() { &args.loads } else { &args.program }
+fn asked(args: &GeigerArgs) -> Vec<String> {
+    let usual: &[&str] = if args.place.is_kvm() { &KVM_LOADS } else { &LOADS };
+    match (args.program.as_slice(), args.loads.as_slice()) {
+        ([], []) => usual.iter().map(|&load| load.to_owned()).collect(),
+        ([], loads) => loads.to_vec(),
+        (programs, _) => programs.to_vec(),
+    }
 }
 
 /// How many events there were of which kind, and of what.

@@ -6,22 +6,25 @@
 //! once and correctly; the *optimum* drops what is wanted latest (Belady, 1966), which of all exclusive caches has the most
 //! hits.
 
+use super::super::place::Place;
 use super::super::{Outcome, RowArgs, publish};
 use super::disks::{Disks, FileSystem};
 use super::truth::{Block, Kind, Recording, Truth};
 use crate::dots::{DotRow, Dots};
 use crate::kit::{self, Kit};
-use crate::machine::{Guest, Vmm, build_fathom};
+use crate::machine::Guest;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Of the guest program.
 const LOADS: [&str; 3] = ["loop", "skew", "database"];
+/// On KVM, of one size.
+const KVM_LOADS: [&str; 1] = ["skew"];
 const SIZES_MIB: [u64; 3] = [32, 64, 96];
 /// Small, so that caches beside it are, too.
 const MEMORY_MIB: u64 = 96;
@@ -39,27 +42,34 @@ const NOISE: f64 = 0.01;
 
 /// What to do, of the row's arguments.
 pub(super) struct Asked {
+    pub(super) place: Place,
     pub(super) quick: bool,
     pub(super) check: bool,
     pub(super) json: Option<PathBuf>,
 }
 
 pub(super) fn run(asked: &Asked) -> Result<()> {
-    let kit = kit::prepare(&kit::GuestArgs::default())?;
-    build_fathom()?;
+    let place = &asked.place;
+    let kit = place.kit(&kit::GuestArgs::default())?;
     let disks = Disks::prepare(&kit, FileSystem::Ext4)?;
-    let (loads, sizes): (&[_], &[_]) =
-        if asked.quick { (&LOADS, &SIZES_MIB[1..2]) } else { (&LOADS, &SIZES_MIB) };
+    if place.is_in_lab() {
+        return place.run_in_lab(&kit, &disks.files(), asked.json.as_deref());
+    }
+    let loads: &[_] = if asked.place.is_kvm() { &KVM_LOADS } else { &LOADS };
+    let one_size = asked.quick || asked.place.is_kvm();
+    let sizes: &[_] = if one_size { &SIZES_MIB[1..2] } else { &SIZES_MIB };
     let mut placement = Placement::default();
     for load in loads {
         for &size_mib in sizes {
-            let demand = measure(&kit, &disks, load, size_mib, "demand")?;
-            let eviction = measure(&kit, &disks, load, size_mib, "eviction")?;
+            let of =
+                |policy| place.attempt(|| measure(place, &kit, &disks, load, size_mib, policy));
+            let (demand, eviction) = (of("demand")?, of("eviction")?);
             let row = Row { load: (*load).to_owned(), size_mib, demand, eviction };
             placement.add(row, if asked.quick { OF_IDEAL_QUICK } else { OF_IDEAL });
         }
     }
-    let args = RowArgs { runs: 1, quick: asked.quick, json: asked.json.clone() };
+    let json = place.json(asked.json.as_deref()).map(Path::to_owned);
+    let args = RowArgs { runs: 1, quick: asked.quick, json };
     publish(&placement, &args)?;
     ensure!(!asked.check || placement.troubles.is_empty(), "{}", placement.troubles.join("; "));
     Ok(())
@@ -117,7 +127,14 @@ struct Disk {
     page_cache: bool,
 }
 
-fn measure(kit: &Kit, disks: &Disks, load: &str, size_mib: u64, policy: &str) -> Result<Measured> {
+fn measure(
+    place: &Place,
+    kit: &Kit,
+    disks: &Disks,
+    load: &str,
+    size_mib: u64,
+    policy: &str,
+) -> Result<Measured> {
     eprintln!("{load}, {size_mib} MiB, {policy}");
     let trace = disks.fresh()?;
     let folder = tempfile::tempdir()?;
@@ -131,7 +148,7 @@ fn measure(kit: &Kit, disks: &Disks, load: &str, size_mib: u64, policy: &str) ->
         .writable_disk(&disks.swap)
         .named("placement", &report)
         .options(&options);
-    let events = guest.start(Vmm::Fathom)?.finish(LONGEST)?;
+    let events = guest.start(place.vmm())?.finish(place.patience(LONGEST))?;
     if let Some(event) = events.iter().find(|event| !event.text("error").is_empty()) {
         bail!("load {load}: {}", event.text("error"));
     }

@@ -1,7 +1,8 @@
 //! The curve above what a guest has: predicted by the blocks that it reads again, against the same work with more memory.
 
+use super::super::place::Place;
 use crate::kit::Kit;
-use crate::machine::{Guest, Vmm};
+use crate::machine::Guest;
 use anyhow::{Context, Result, bail};
 use insight::{Ghosts, MissRatioCurve};
 use memory::DiskBlock;
@@ -53,14 +54,15 @@ enum Change {
     Drop,
 }
 
-pub(super) fn measure(kit: &Kit, folder: &Path) -> Result<Vec<Above>> {
+pub(super) fn measure(place: &Place, kit: &Kit, folder: &Path) -> Result<Vec<Above>> {
     let log = folder.join("cache");
     let mut first: Option<(u64, MissRatioCurve)> = None;
     let mut found = Vec::new();
     for memory_mib in SIZES_MIB {
         let options = ["--cache-log".to_owned(), log.display().to_string()];
         let guest = Guest::new(kit, WORK).memory(memory_mib).options(&options);
-        let events = guest.disk(&kit.loads_disk()?).start(Vmm::Fathom)?.finish(LONGEST)?;
+        let events =
+            guest.disk(&kit.loads_disk()?).start(place.vmm())?.finish(place.patience(LONGEST))?;
         if !events.iter().any(|event| event.is("exit") && event.number("status") == 0) {
             bail!("the program that reads did not end well");
         }

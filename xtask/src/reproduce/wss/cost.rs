@@ -1,8 +1,9 @@
 //! What estimating costs the guest: the same work with and without, by turns.
 
+use super::super::place::Place;
 use crate::bench::{children_cpu_seconds, median};
 use crate::kit::Kit;
-use crate::machine::{Guest, Vmm};
+use crate::machine::Guest;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::path::Path;
@@ -28,13 +29,13 @@ pub(super) struct Cost {
     pub(super) cpu: Option<f64>,
 }
 
-pub(super) fn measure(kit: &Kit, runs: u64, folder: &Path) -> Result<Vec<Cost>> {
+pub(super) fn measure(place: &Place, kit: &Kit, runs: u64, folder: &Path) -> Result<Vec<Cost>> {
     let mut ratios = METHODS.map(|_| [const { Vec::new() }; 3]);
     for run in 1..=runs {
-        let without = times(kit, None)?;
+        let without = times(place, kit, None)?;
         for (methods, ratios) in METHODS.iter().zip(&mut ratios) {
             let log = format!("{},methods={methods}", folder.join("cost").display());
-            let with = times(kit, Some(log))?;
+            let with = times(place, kit, Some(log))?;
             for (part, ratios) in ratios.iter_mut().enumerate() {
                 ratios.push(with[part] / without[part]);
             }
@@ -52,13 +53,13 @@ pub(super) fn measure(kit: &Kit, runs: u64, folder: &Path) -> Result<Vec<Cost>> 
 }
 
 /// Seconds of each part and of the process.
-fn times(kit: &Kit, log: Option<String>) -> Result<[f64; 3]> {
+fn times(place: &Place, kit: &Kit, log: Option<String>) -> Result<[f64; 3]> {
     let before = children_cpu_seconds()?;
     let mut guest = Guest::new(kit, WORK);
     if let Some(log) = log {
         guest = guest.options(&["--estimate-log".into(), log]);
     }
-    let events = guest.start(Vmm::Fathom)?.finish(LONGEST)?;
+    let events = guest.start(place.vmm())?.finish(place.patience(LONGEST))?;
     let cpu = children_cpu_seconds()? - before;
     let [integer, sweep] = PARTS.map(|part| {
         let of_part = events.iter().filter(|event| event.is(part));

@@ -33,11 +33,13 @@ pub(super) fn draw(load: &str, recording: &Recording, folder: &Path) -> Result<(
 fn working_sets(recording: &Recording) -> Vec<Series> {
     let zero = recording.lines.first().map_or(0, |line| line.unix_ns);
     let seconds = |at: u64| at.saturating_sub(zero) as f64 / 1e9;
-    let truth = recording.lines.iter().zip(&recording.truth.epochs);
-    let mut series: Vec<Series> = vec![(
-        "truth, 1 s",
-        truth.map(|(line, epoch)| (seconds(line.unix_ns), f64::from(epoch[0]) / 256.0)).collect(),
-    )];
+    let mut series: Vec<Series> = Vec::new();
+    if let Some(truth) = &recording.truth {
+        let epochs = recording.lines.iter().zip(&truth.epochs);
+        let points =
+            epochs.map(|(line, epoch)| (seconds(line.unix_ns), f64::from(epoch[0]) / 256.0));
+        series.push(("truth, 1 s", points.collect()));
+    }
     for method in ["census", "order", "sampling", "scan"] {
         let points = recording
             .lines
@@ -52,10 +54,10 @@ fn curves(recording: &Recording) -> Vec<Series> {
     let points = |curve: &insight::MissRatioCurve| {
         curve.points().map(|(pages, ratio)| (pages as f64 / 256.0, ratio)).collect()
     };
-    let mut series = vec![
-        ("exact", points(&recording.truth.curve)),
-        ("exact, by 2 ms", points(&recording.truth.fine)),
-    ];
+    let mut series = Vec::new();
+    if let Some(truth) = &recording.truth {
+        series.extend([("exact", points(&truth.curve)), ("exact, by 2 ms", points(&truth.fine))]);
+    }
     if let Some(curve) = recording.lines.last().and_then(super::log::Line::curve) {
         series.push(("sampled", points(&curve)));
     }

@@ -1,10 +1,11 @@
 //! A guest with a load, and what was found of it.
 
+use super::super::place::Place;
 use super::loads::Load;
 use super::log::{self, Accesses, Line};
 use super::truth::{self, Truth};
 use crate::kit::Kit;
-use crate::machine::{Event, Guest, Vmm};
+use crate::machine::{Event, Guest};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// What is known of a run.
 pub(super) struct Recording {
     pub(super) lines: Vec<Line>,
-    pub(super) truth: Truth,
+    /// None where the engine does not tell of accesses one by one: there is what the load says of itself.
+    pub(super) truth: Option<Truth>,
     pub(super) phases: Vec<Phase>,
     /// When the work began and ended, by the host's clock.
     pub(super) work: [u64; 2],
@@ -31,6 +33,7 @@ pub(super) struct Phase {
 }
 
 pub(super) fn record(
+    place: &Place,
     kit: &Kit,
     load: &Load,
     memory_mib: u64,
@@ -38,18 +41,26 @@ pub(super) fn record(
     folder: &Path,
 ) -> Result<Recording> {
     let [estimates, accesses] = ["estimates", "accesses"].map(|name| folder.join(name));
-    let option = format!("{},methods=all,accesses={}", estimates.display(), accesses.display());
+    let mut option = format!("{},methods=all", estimates.display());
+    if !place.is_kvm() {
+        option += &format!(",accesses={}", accesses.display());
+    }
     let mut guest = Guest::new(kit, &load.words(quick)).memory(memory_mib);
     guest = guest.options(&["--estimate-log".into(), option]);
     if load.needs_disk {
         guest = guest.disk(&kit.loads_disk()?);
     }
     let started = unix_ns();
-    let events = guest.start(Vmm::Fathom)?.finish(LONGEST)?;
+    let events = guest.start(place.vmm())?.finish(place.patience(LONGEST))?;
     let lines = log::read(&estimates)?;
     let memory_pages = memory_mib << 8;
-    let truth = truth::replay(Accesses::open(&accesses)?, &lines, memory_pages as u32)?;
-    fs::remove_file(&accesses).with_context(|| format!("delete {}", accesses.display()))?;
+    let truth = if place.is_kvm() {
+        None
+    } else {
+        let truth = truth::replay(Accesses::open(&accesses)?, &lines, memory_pages as u32)?;
+        fs::remove_file(&accesses).with_context(|| format!("delete {}", accesses.display()))?;
+        Some(truth)
+    };
     let at = |event: &Event| started + event.at.as_nanos() as u64;
     let of = |name| events.iter().find(|event| event.is(name)).map(at);
     let work = [of("init").unwrap_or(started), of("end").unwrap_or(u64::MAX)];

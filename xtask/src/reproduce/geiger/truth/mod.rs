@@ -20,9 +20,10 @@ mod residents;
 mod ring;
 mod steps;
 
+use super::super::place::Place;
 use super::disks::Disks;
 use crate::kit::Kit;
-use crate::machine::{Guest, Vmm};
+use crate::machine::Guest;
 use anyhow::{Context, Result, bail};
 use chunks::Written;
 use facts::Facts;
@@ -84,6 +85,7 @@ pub(super) struct Truth {
 
 /// What to run.
 pub(super) struct Run<'a> {
+    pub(super) place: &'a Place,
     pub(super) load: &'a str,
     /// With Debian's programs.
     pub(super) disk: &'a Path,
@@ -123,7 +125,7 @@ pub(super) fn record(kit: &Kit, disks: &Disks, run: &Run<'_>) -> Result<Recordin
         .writable_disk(&trace)
         .writable_disk(&disks.swap)
         .options(run.options);
-    let events = guest.start(Vmm::Fathom)?.finish(LONGEST)?;
+    let events = guest.start(run.place.vmm())?.finish(run.place.patience(LONGEST))?;
     if let Some(event) = events.iter().find(|event| !event.text("error").is_empty()) {
         bail!("load {}: {}", run.load, event.text("error"));
     }
