@@ -79,6 +79,7 @@ impl Classifier {
             | Event::Overwritten { .. }
             | Event::Discarded { .. }
             | Event::Changed { .. }
+            | Event::Copied { .. }
             | Event::Mapped { .. } => {}
         }
     }

@@ -36,6 +36,7 @@ pub(super) enum Change {
     Insert,
     Evict,
     Drop,
+    Move,
 }
 
 /// Inferences of one kind.

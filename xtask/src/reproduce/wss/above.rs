@@ -51,6 +51,7 @@ enum Change {
     Insert,
     Evict,
     Drop,
+    Move,
 }
 
 pub(super) fn measure(kit: &Kit, folder: &Path) -> Result<Vec<Above>> {
@@ -91,6 +92,7 @@ fn follow(log: &Path) -> Result<(u64, MissRatioCurve)> {
             }
             Change::Evict => ghosts.evicted(block),
             Change::Drop => ghosts.dropped(block),
+            Change::Move => {}
         }
     }
     Ok((misses, ghosts.curve().context("nothing came into the cache")?))
