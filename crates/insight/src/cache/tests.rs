@@ -152,6 +152,14 @@ fn a_page_that_moves_leaves_from_where_it_went() {
         let gone = [moved.as_slice(), &[event]].concat();
         assert_eq!(follow(&gone)[..3], [IN, MOVED, (Evict, TO, A)]);
     }
+    // The new frame is taken for something else before the old one is.
+    let changed = Event::Changed { frame: TO, user: false };
+    let by_program = [changed, Event::Mapped { frame: TO, writable: true }];
+    let by_kernel = [changed, Event::PageTable { frame: TO }];
+    for events in [by_program, by_kernel, [changed, read(TO, B)]] {
+        let gone = [[read(FRAME, A), COPIED].as_slice(), &events].concat();
+        assert_eq!(follow(&gone)[..3], [IN, MOVED, (Evict, TO, A)]);
+    }
     // It is written to its place from there.
     let dirty = [read(FRAME, A), BY_KERNEL, COPIED, written(TO, A), BY_KERNEL, MAPPED];
     assert_eq!(follow(&dirty), [IN, MOVED]);
@@ -178,10 +186,8 @@ fn a_programs_copy_is_its_own() {
     let evicted = [read(FRAME, A), COPIED, by_user, own, BY_KERNEL, MAPPED];
     assert_eq!(follow(&evicted), [IN, OUT]);
     // It is taken for something else first.
-    for event in [Event::PageTable { frame: TO }, read(TO, B), written(TO, B)] {
-        let events = follow(&[read(FRAME, A), COPIED, event, BY_KERNEL, MAPPED]);
-        assert_eq!((events[0], *events.last().unwrap()), (IN, OUT));
-    }
+    let other = [read(FRAME, A), COPIED, written(TO, B), BY_KERNEL, MAPPED];
+    assert_eq!(follow(&other), [IN, (Insert, TO, B), OUT]);
     // What all see and may change is not copied for one.
     let by_all = Event::Changed { frame: FRAME, user: true };
     let shared = [read(FRAME, A), by_all, COPIED, by_user, own, read(FRAME, B)];

@@ -8,7 +8,7 @@ use memory::{DiskBlock, Event, FRAME_SIZE, Frame, ReadView, Stamped};
 use serde::Serialize;
 
 use super::blocks::Blocks;
-use super::copies::Copies;
+use super::copies::{Copies, Copy};
 use super::journal::{JBD2, Journals};
 use super::suspects::Suspects;
 use super::volume::{self, Volumes};
@@ -149,7 +149,7 @@ impl CacheTracker {
             Event::Read { frame, from } => self.read(at, frame, from),
             Event::Written { frame, to, starts } => self.written(at, frame, to, starts),
             Event::Overwritten { frame } | Event::PageTable { frame } | Event::Freed { frame } => {
-                self.copies.forget(frame);
+                self.take(at, frame);
                 self.go(at, frame, CacheChange::Evict);
             }
             Event::Copied { from, to } => self.duplicated(at, from, to),
@@ -161,17 +161,15 @@ impl CacheTracker {
     }
 
     fn changed(&mut self, at: Duration, frame: Frame, user: bool) {
-        if user
-            && let Some(original) = self.copies.original(frame)
-            && self.is_swapped(original)
-        {
-            self.relocate(at, original, frame);
+        let original = self.copies.original(frame);
+        if user && original.is_some_and(|original| self.is_swapped(original)) {
+            self.take(at, frame);
         }
         if user && self.is_swapped(frame) {
             // The copy in the swap area is of no use any more.
             self.go(at, frame, CacheChange::Drop);
         }
-        if !user && self.blocks.location(frame).is_some() {
+        if !user && (original.is_some() || self.blocks.location(frame).is_some()) {
             self.suspects.add(at, frame);
         }
         if let Some(since) = self.since.get_mut(frame.index()) {
@@ -187,27 +185,34 @@ impl CacheTracker {
         if from == to || from.index().max(to.index()) >= self.since.len() {
             return;
         }
-        if let Some(original) = self.copies.original(from) {
-            // Nobody copies what is not in use.
-            self.relocate(at, original, from);
-        }
+        // Nobody copies what is not in use.
+        self.take(at, from);
         self.copies.forget(to);
         self.go(at, to, CacheChange::Evict);
+        self.since[to.index()] &= since::LASTING;
         if self.blocks.location(from).is_some() {
-            let like = self.since[from.index()] & !since::LASTING;
-            self.since[to.index()] = self.since[to.index()] & since::LASTING | like;
-            self.copies.add(from, to);
+            self.copies.add(from, to, self.since[from.index()] & !since::LASTING);
             self.watch.extend([from, to]);
         }
     }
 
-    /// The page that was in `from` is in its copy `to`.
-    fn relocate(&mut self, at: Duration, from: Frame, to: Frame) {
+    /// The page that was in `from` is in its copy.
+    fn relocate(&mut self, at: Duration, from: Frame) {
+        let Some(Copy { frame: to, like }) = self.copies.copy(from) else { return };
         self.copies.forget(to);
         let Some(block) = self.blocks.remove(from) else { return };
         self.blocks.put(to, block);
+        self.since[to.index()] |= like;
         self.note(at, CacheChange::Move, to, block);
         self.watch.push(to);
+    }
+
+    /// If `frame` is a copy, it was the page: somebody uses it, or did so until now, who is no program with a copy of
+    /// its own.
+    fn take(&mut self, at: Duration, frame: Frame) {
+        if let Some(original) = self.copies.original(frame) {
+            self.relocate(at, original);
+        }
     }
 
     fn is_swapped(&self, frame: Frame) -> bool {
@@ -217,9 +222,13 @@ impl CacheTracker {
     /// A user has it, and may write.
     fn mapped(&mut self, at: Duration, frame: Frame) {
         if let Some(original) = self.copies.original(frame) {
-            // Of what all may change nobody gets a copy.
-            let shared = self.since[original.index()] & since::SHARED != 0;
-            if !shared && !self.is_swapped(original) {
+            // What all may change is not copied for one. Where the kernel has been since, it is new memory.
+            let shared =
+                self.copies.copy(original).is_some_and(|copy| copy.like & since::SHARED != 0);
+            let reused = self.since[frame.index()] & since::CHANGED != 0;
+            if reused {
+                self.take(at, frame);
+            } else if !shared && !self.is_swapped(original) {
                 self.copies.forget(frame);
             }
         }
@@ -240,15 +249,17 @@ impl CacheTracker {
     /// Blocks that came, left and moved since this was last asked. To be asked some hundred times a second: what the guest's
     /// kernel took for its own is looked for here.
     pub fn take_events(&mut self) -> Vec<CacheEvent> {
-        let (blocks, contents, since) = (&self.blocks, &self.contents, &self.since);
-        let found = self.suspects.found(self.now, |frame| {
+        let Self { blocks, copies, contents, since, volumes, suspects, .. } = self;
+        let found = suspects.found(self.now, |frame| {
             // What a disk has had since is a file's.
             let changed = since.get(frame.index())? & since::CHANGED != 0;
-            let block = blocks.location(frame).filter(|_| changed)?;
-            let file = self.volumes.in_journal(block) != Some(true);
+            let of = copies.original(frame).unwrap_or(frame);
+            let block = blocks.location(of).filter(|_| changed)?;
+            let file = volumes.in_journal(block) != Some(true);
             file.then(|| contents.of(frame)).flatten()
         });
         for frame in found {
+            self.take(self.now, frame);
             self.go(self.now, frame, CacheChange::Evict);
         }
         std::mem::take(&mut self.events)
@@ -279,6 +290,7 @@ impl CacheTracker {
 
     fn read(&mut self, at: Duration, frame: Frame, from: DiskBlock) {
         if !self.is_buffer(frame, from) {
+            self.take(at, frame);
             return self.come(at, frame, from);
         }
         // It is read as it is on the disk, and what is in the cache stays there.
@@ -299,7 +311,7 @@ impl CacheTracker {
         if let Some(original) = self.copies.original(frame)
             && self.blocks.location(original) == Some(to)
         {
-            self.relocate(at, original, frame);
+            self.relocate(at, original);
         }
         if self.blocks.location(frame) == Some(to) {
             self.settle(frame);
@@ -429,9 +441,9 @@ impl CacheTracker {
     /// `frame` no longer has its block, if it had one. Its copy has, if nobody has given the block up.
     fn go(&mut self, at: Duration, frame: Frame, why: CacheChange) {
         match self.copies.copy(frame) {
-            Some(copy) if why == CacheChange::Evict => self.relocate(at, frame, copy),
+            Some(_) if why == CacheChange::Evict => self.relocate(at, frame),
             copy => {
-                copy.into_iter().for_each(|copy| self.copies.forget(copy));
+                copy.into_iter().for_each(|copy| self.copies.forget(copy.frame));
                 self.leave(at, frame, why);
             }
         }
@@ -439,11 +451,9 @@ impl CacheTracker {
 
     /// The block of `frame` was evicted, from there or from a copy: whoever has one still has moved there.
     fn lose(&mut self, at: Duration, frame: Frame) {
-        let copy = self.copies.copy(frame);
-        if let Some(copy) = copy {
-            self.relocate(at, frame, copy);
-        }
-        self.leave(at, copy.unwrap_or(frame), CacheChange::Evict);
+        let last = self.copies.copy(frame).map_or(frame, |copy| copy.frame);
+        self.relocate(at, frame);
+        self.leave(at, last, CacheChange::Evict);
     }
 
     fn leave(&mut self, at: Duration, frame: Frame, why: CacheChange) {

@@ -24,10 +24,10 @@ const LEAST: f64 = 0.97;
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct Inferred {
     at_ns: u64,
-    change: Change,
+    pub(super) change: Change,
     frame: u64,
-    disk: u32,
-    block: u64,
+    pub(super) disk: u32,
+    pub(super) block: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -117,6 +117,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<Inferred>> {
     lines.collect::<Result<_, _>>().with_context(|| format!("read {}", path.display()))
 }
 
+/// Those from the load's begin to its end, but for the disk of what is traced.
+pub(super) fn during(recording: &Recording, inferred: &[Inferred]) -> Vec<Inferred> {
+    let seconds = |tsc: u64| tsc as f64 / recording.tsc_hz();
+    let load = seconds(recording.begin.tsc)..seconds(recording.end.tsc);
+    let ahead = clocks(recording, inferred).unwrap_or(0.0);
+    let at = |line: &Inferred| line.at_ns as f64 / 1e9 - ahead;
+    let inside = |line: &&Inferred| line.disk != TRACE && load.contains(&at(line));
+    inferred.iter().filter(inside).copied().collect()
+}
+
 /// Both for each block and frame, in the order of time.
 #[derive(Default)]
 struct Place {
@@ -129,7 +139,6 @@ pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
     let hz = recording.tsc_hz();
     let seconds = |tsc: u64| tsc as f64 / hz;
     let ahead = clocks(recording, inferred).unwrap_or(0.0);
-    let (begin, end) = (seconds(recording.begin.tsc), seconds(recording.end.tsc));
     let mut places: HashMap<(Block, u64), Place> = HashMap::new();
     for truth in &recording.events {
         if let Some(block) = truth.block {
@@ -137,13 +146,11 @@ pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
             place.truth.push((seconds(truth.tsc), truth.kind));
         }
     }
-    for line in inferred {
+    for line in during(recording, inferred) {
         let at = line.at_ns as f64 / 1e9 - ahead;
-        if line.disk != TRACE && (begin..end).contains(&at) {
-            let block = Block { disk: line.disk, block: line.block };
-            let place = places.entry((block, line.frame)).or_default();
-            place.inferred.push((at, line.change));
-        }
+        let block = Block { disk: line.disk, block: line.block };
+        let place = places.entry((block, line.frame)).or_default();
+        place.inferred.push((at, line.change));
     }
     let mut scores = Scores::default();
     let mut last: HashMap<u64, u64> = HashMap::new();
