@@ -74,7 +74,7 @@ fuzz_target!(|input: &[u8]| {
         // Mostly blocks that there are.
         let small = if kind & 0x80 == 0 { number % 1024 } else { number };
         let block = DiskBlock { disk: disk % 2, block: small };
-        let event = match kind % 10 {
+        let event = match kind % 11 {
             0 | 1 => Event::Read { frame, from: block },
             2 => Event::Written { frame, to: block, starts: [0; 4] },
             3 => Event::Written { frame, to: block, starts: JBD2 },
@@ -83,6 +83,7 @@ fuzz_target!(|input: &[u8]| {
             6 => Event::Changed { frame, user: disk & 2 != 0 },
             7 => Event::Mapped { frame, writable: disk & 2 != 0 },
             8 => Event::PageTable { frame },
+            9 => Event::Copied { from: frame, to: Frame(number as u32 % 512) },
             _ => {
                 let mut ram = ram.0.lock().expect("nobody panicked with it");
                 if let Some(bytes) = ram.get_mut(frame.index() % 16) {
@@ -108,6 +109,10 @@ fuzz_target!(|input: &[u8]| {
                 CacheChange::Drop => {
                     assert_eq!(cached.remove(&change.block), frame);
                     ghosts.dropped(change.block);
+                }
+                CacheChange::Move => {
+                    let before = cached.insert(change.block, change.frame);
+                    assert!(before.is_some_and(|before| before != change.frame));
                 }
             }
         }

@@ -381,7 +381,26 @@ impl System {
         // SAFETY: both were translated just now (nothing is revoked before this vCPU acknowledges), and
         // `len` bytes stay within both pages.
         unsafe { host::copy(destination, source, len as usize) };
+        if len == PAGE {
+            self.note_copy(to, from);
+        }
         Ok(len)
+    }
+
+    /// A page was copied. Who listens wants to know where if that is in the kernel's half.
+    fn note_copy(&self, to: u64, from: u64) {
+        if (to & from) >> 63 == 0 || self.user {
+            return;
+        }
+        let Some(events) = self.shared.memory.events() else { return };
+        let frame = |va, kind| {
+            let paging = self.regs.paging();
+            let found = walk::translate(&self.shared.memory, paging, va, kind, false).ok()?;
+            self.shared.memory.frame_of(Gpa(found.gpa))
+        };
+        if let (Some(from), Some(to)) = (frame(from, Kind::Read), frame(to, Kind::Write)) {
+            events.note_copy(from, to);
+        }
     }
 
     pub(crate) fn fill_chunk(

@@ -311,6 +311,7 @@ impl Machine for System {
             tsc_offset: (self.regs.cr4 & cr4::TSD == 0).then_some(self.regs.tsc_offset),
             tsc_aux: self.regs.tsc_aux,
             base_instructions: self.regs.cr4 & cr4::FSGSBASE != 0,
+            copies_told: self.shared.memory.events().is_some(),
             calls: self.regs.calls().map_or(0, |calls| std::ptr::from_ref(calls) as usize),
             of_privilege: [false, true].map(|user| self.tlb.tables(user)),
         })

@@ -1,7 +1,8 @@
 //! What happens to a guest's frames, told as it happens to whoever infers facts from it.
 //!
 //! ```text
-//!   vCPUs: first write, first access by a user's mapping, use as a page table   (of watched frames)
+//!   vCPUs: first write, first access by a user's mapping, use as a page table,
+//!          copy to another frame                                        (of watched frames)
 //!   disks: block read into a frame, written from it, discarded                   \
 //!   balloon: frames given back                                                    > queue > one listener
 //!   devices: frames with rings; vCPUs: roots of page tables, once each           /
@@ -78,6 +79,13 @@ pub enum Event {
         /// The translation allows writes.
         writable: bool,
     },
+    /// The guest's kernel has copied the whole of a watched frame to another one, which is watched from now on.
+    Copied {
+        /// The frame.
+        from: Frame,
+        /// Where its contents are now, too.
+        to: Frame,
+    },
     /// A watched frame was used as a page table.
     PageTable {
         /// The frame.
@@ -127,7 +135,9 @@ mod watch {
     pub(super) const WRITE: u8 = 1;
     pub(super) const USER: u8 = 2;
     pub(super) const TABLE: u8 = 4;
-    pub(super) const ALL: u8 = WRITE | USER | TABLE;
+    /// Above the bits of tracers.
+    pub(super) const COPY: u8 = 1 << 7;
+    pub(super) const ALL: u8 = WRITE | USER | TABLE | COPY;
 }
 
 impl EventStream {
@@ -213,6 +223,18 @@ impl EventStream {
         }
     }
 
+    /// The guest's kernel has copied all of `from` to `to`.
+    pub fn note_copy(&self, from: Frame, to: Frame) {
+        let [Some(watched), Some(copy)] = [from, to].map(|frame| self.watched.get(frame.index()))
+        else {
+            return;
+        };
+        if self.take_watch(watched, watch::COPY) {
+            copy.fetch_or(watch::ALL, Ordering::Relaxed);
+            self.tell(Event::Copied { from, to });
+        }
+    }
+
     /// A vCPU has walked its page tables to `frame`, by a translation for users or one of the kernel's alone.
     #[inline]
     pub fn note_owner(&self, frame: Frame, access: Access, fetch: bool, for_users: bool) {
@@ -269,8 +291,8 @@ impl GuestMemory {
         self.events.get()
     }
 
-    /// Tells of each of these frames when it is next written by a vCPU, accessed by a user's translation, or walked
-    /// through; once each. What happens before each vCPU's next safe point is perhaps not told. Nothing where nobody
+    /// Tells of each of these frames when it is next written by a vCPU, accessed by a user's translation, walked
+    /// through, or copied; once each. What happens before each vCPU's next safe point is perhaps not told. Nothing where nobody
     /// listens.
     pub fn watch(&self, frames: impl IntoIterator<Item = Frame>) {
         let Some(events) = self.events() else { return };
@@ -321,6 +343,30 @@ mod tests {
         assert_eq!((events.lost(), taken(events).len()), (3, 2));
         events.tell(Event::Freed { frame: Frame(9) });
         assert_eq!(taken(events), [Event::Freed { frame: Frame(9) }]);
+    }
+
+    #[test]
+    fn a_copy_of_a_watched_frame_is_watched() {
+        let memory = GuestMemory::with_bytes(1 << 20).expect("1 MiB");
+        let events = memory.listen(16);
+        let (from, to) = (Frame(3), Frame(4));
+        events.note_copy(from, to);
+        assert_eq!(taken(events), []);
+        memory.watch([from]);
+        for to in [Frame(u32::MAX), to, Frame(5)] {
+            events.note_copy(from, to);
+            events.note_copy(to, from);
+        }
+        events.note_table(to);
+        // The copy is watched, too, and was copied back.
+        let expected = [
+            Event::Copied { from, to },
+            Event::Copied { from: to, to: from },
+            Event::Copied { from, to: Frame(5) },
+            Event::Copied { from: Frame(5), to: from },
+            Event::PageTable { frame: to },
+        ];
+        assert_eq!(taken(events), expected);
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Tables {
             tsc_offset: None,
             tsc_aux: 0,
             base_instructions: false,
+            copies_told: false,
             calls: 0,
             of_privilege: [None; 2],
         }

@@ -49,7 +49,7 @@ pub(crate) fn new(plan: &VmPlan) -> Option<Arc<HostCache>> {
 pub(crate) fn tell(cache: &HostCache, events: &[CacheEvent]) {
     let whereabouts = |change| match change {
         CacheChange::Evict => Whereabouts::Evicted,
-        CacheChange::Insert | CacheChange::Drop => Whereabouts::Guest,
+        CacheChange::Insert | CacheChange::Drop | CacheChange::Move => Whereabouts::Guest,
     };
     cache.tell(events.iter().map(|event| (event.block, whereabouts(event.change))));
 }

@@ -30,6 +30,13 @@ impl Kit {
         Ok(image)
     }
 
+    /// The disk image that has a compiler, grep and a tree of sources; made when first asked for.
+    pub(crate) fn sources_disk(&self) -> Result<PathBuf> {
+        let image = self.bench_folder()?.join("sources.img");
+        disk::build(self, &disk::SOURCES, &image, false)?;
+        Ok(image)
+    }
+
     /// The disk image that has all programs whose memory is looked at; made when first asked for.
     pub(crate) fn loads_disk(&self) -> Result<PathBuf> {
         let image = self.bench_folder()?.join("loads.img");

@@ -48,6 +48,12 @@ pub(super) const LOADS: Image = Image {
     size: "700M",
 };
 
+/// A compiler, and many sources in C: the headers that modules of Debian's kernel are built with.
+pub(super) const SOURCES: Image = Image {
+    packages: &["bash", "coreutils", "grep", "gcc", "libc6-dev", "linux-headers-cloud-amd64"],
+    size: "1G",
+};
+
 /// Raise it when an image made before is no longer good.
 const LAYOUT: u32 = 2;
 

@@ -17,6 +17,7 @@
 //! .kit/lab/qemu/            QEMU with all that it needs, where the host has none
 //! .kit/bench/compiler.img   as disk.img, and gcc; this and the next, once a benchmark asks
 //! .kit/bench/loads.img      as that, and redis
+//! .kit/bench/sources.img    with gcc, grep and the kernel's headers
 //! .kit/bench/compiler/      what is on it, for programs of the host
 //! .kit/bench/linux          Debian's User-Mode Linux
 //! .kit/bench/qemu-backports/  QEMU of Debian's backports, with all that it needs

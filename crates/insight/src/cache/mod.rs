@@ -18,6 +18,10 @@
 //!   block discarded                   nobody wants it any more: what is dropped was not evicted
 //! ```
 //!
+//! The kernel moves pages: it copies the whole of one to another frame, and then the first is free. It also copies what
+//! a program writes to and others have, too, and then the copy is the program's. Both frames hold the block until one
+//! of them is taken for something else.
+//!
 //! What goes to the journal has a descriptor before it that says where its home is, so that a block is known before it is
 //! written there. A frame that takes part in transfers of different blocks in short order is a program's buffer.
 //!
@@ -28,6 +32,7 @@
 //! it was read past the cache. A mapping of a frame that no vCPU has changed since its block was read is a file's, and evicts nothing.
 
 mod blocks;
+mod copies;
 mod ext4;
 mod journal;
 mod suspects;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use memory::{DiskBlock, Event, FRAME_SIZE, Frame, Stamped};
 
-use super::CacheChange::{Drop, Evict, Insert};
+use super::CacheChange::{Drop, Evict, Insert, Move};
 use super::journal::JBD2;
 use super::{CacheChange, CacheEvent, CacheTracker, Contents};
 
@@ -17,7 +17,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     };
     let starts = prop_oneof![Just([0; 4]), Just(JBD2)];
     let count = prop_oneof![0u64..40, any::<u64>()];
-    (0..8, frame, block(), starts, count, any::<bool>()).prop_map(
+    (0..9, frame, block(), starts, count, any::<bool>()).prop_map(
         |(kind, frame, block, starts, count, bit)| match kind {
             0 => Event::Read { frame, from: block },
             1 => Event::Written { frame, to: block, starts },
@@ -26,6 +26,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             4 => Event::Changed { frame, user: bit },
             5 => Event::Mapped { frame, writable: bit },
             6 => Event::PageTable { frame },
+            7 => Event::Copied { from: frame, to: Frame(count as u32) },
             _ => Event::Freed { frame },
         },
     )
@@ -41,10 +42,14 @@ proptest! {
             tracker.tell(Stamped { at: Duration::ZERO, event });
             for CacheEvent { change, frame, block, .. } in tracker.take_events() {
                 let before = match change {
-                    Insert => cached.insert(block, frame),
+                    Insert | Move => cached.insert(block, frame),
                     Evict | Drop => cached.remove(&block),
                 };
-                prop_assert_eq!(before, (change != Insert).then_some(frame));
+                match change {
+                    Insert => prop_assert_eq!(before, None),
+                    Move => prop_assert!(before.is_some_and(|before| before != frame)),
+                    Evict | Drop => prop_assert_eq!(before, Some(frame)),
+                }
             }
             let frames = (0..16).filter_map(|n| tracker.location(Frame(n)));
             prop_assert_eq!(frames.count(), cached.len());
@@ -74,8 +79,9 @@ fn follow(events: &[Event]) -> Vec<(CacheChange, Frame, DiskBlock)> {
         tracker.tell(Stamped { at: Duration::from_millis(n as u64), event });
     }
     let events = tracker.take_events();
-    let came = events.iter().filter(|event| event.change == Insert).count();
-    assert_eq!(tracker.counts().cached as usize, 2 * came - events.len());
+    let count = |change| events.iter().filter(|event| event.change == change).count();
+    let left = count(Evict) + count(Drop);
+    assert_eq!(tracker.counts().cached as usize, count(Insert) - left);
     events.iter().map(|event| (event.change, event.frame, event.block)).collect()
 }
 
@@ -129,6 +135,83 @@ fn a_file_that_is_mapped_stays() {
     assert_eq!(follow(&[read(FRAME, A), to_read, to_read]), [IN]);
     assert_eq!(follow(&[read(FRAME, A), by_user, MAPPED, written(FRAME, A)]), [IN]);
     assert_eq!(follow(&[read(FRAME, A), BY_KERNEL, to_read]), [IN]);
+}
+
+const TO: Frame = Frame(7);
+const COPIED: Event = Event::Copied { from: FRAME, to: TO };
+const MOVED: (CacheChange, Frame, DiskBlock) = (Move, TO, A);
+
+#[test]
+fn a_page_that_moves_leaves_from_where_it_went() {
+    // The old frame is free, and then a program's.
+    let moved = [read(FRAME, A), COPIED, BY_KERNEL, MAPPED];
+    assert_eq!(follow(&moved), [IN, MOVED]);
+    let used = [read(FRAME, A), COPIED, read(FRAME, B)];
+    assert_eq!(follow(&used), [IN, MOVED, (Insert, FRAME, B)]);
+    for event in [Event::PageTable { frame: TO }, read(TO, B), Event::Freed { frame: TO }] {
+        let gone = [moved.as_slice(), &[event]].concat();
+        assert_eq!(follow(&gone)[..3], [IN, MOVED, (Evict, TO, A)]);
+    }
+    // The new frame is taken for something else before the old one is.
+    let changed = Event::Changed { frame: TO, user: false };
+    let by_program = [changed, Event::Mapped { frame: TO, writable: true }];
+    let by_kernel = [changed, Event::PageTable { frame: TO }];
+    for events in [by_program, by_kernel, [changed, read(TO, B)]] {
+        let gone = [[read(FRAME, A), COPIED].as_slice(), &events].concat();
+        assert_eq!(follow(&gone)[..3], [IN, MOVED, (Evict, TO, A)]);
+    }
+    // It is written to its place from there.
+    let dirty = [read(FRAME, A), BY_KERNEL, COPIED, written(TO, A), BY_KERNEL, MAPPED];
+    assert_eq!(follow(&dirty), [IN, MOVED]);
+    // Twice.
+    let again = Event::Copied { from: TO, to: Frame(9) };
+    let twice =
+        [read(FRAME, A), COPIED, again, read(FRAME, B), read(TO, DiskBlock { block: 5, ..A })];
+    assert_eq!(
+        follow(&twice),
+        [
+            IN,
+            MOVED,
+            (Insert, FRAME, B),
+            (Move, Frame(9), A),
+            (Insert, TO, DiskBlock { block: 5, ..A })
+        ]
+    );
+}
+
+#[test]
+fn a_programs_copy_is_its_own() {
+    let by_user = Event::Changed { frame: TO, user: true };
+    let own = Event::Mapped { frame: TO, writable: true };
+    let evicted = [read(FRAME, A), COPIED, by_user, own, BY_KERNEL, MAPPED];
+    assert_eq!(follow(&evicted), [IN, OUT]);
+    // It is taken for something else first.
+    let other = [read(FRAME, A), COPIED, written(TO, B), BY_KERNEL, MAPPED];
+    assert_eq!(follow(&other), [IN, (Insert, TO, B), OUT]);
+    // What all see and may change is not copied for one.
+    let by_all = Event::Changed { frame: FRAME, user: true };
+    let shared = [read(FRAME, A), by_all, COPIED, by_user, own, read(FRAME, B)];
+    assert_eq!(follow(&shared), [IN, MOVED, (Insert, FRAME, B)]);
+}
+
+#[test]
+fn what_a_page_is_copied_over_had_been_given_up() {
+    let other = (Insert, TO, B);
+    assert_eq!(follow(&[read(FRAME, A), read(TO, B), COPIED]), [IN, other, (Evict, TO, B)]);
+    assert_eq!(follow(&[read(TO, B), COPIED]), [other, (Evict, TO, B)]);
+}
+
+#[test]
+fn a_block_that_comes_again_had_left_with_its_copy() {
+    let again = (Insert, Frame(9), A);
+    assert_eq!(
+        follow(&[read(FRAME, A), COPIED, read(Frame(9), A)]),
+        [IN, MOVED, (Evict, TO, A), again]
+    );
+    assert_eq!(follow(&[read(FRAME, A), COPIED, read(FRAME, A)]), [IN, MOVED, (Evict, TO, A), IN]);
+    let first = DiskBlock { block: A.block, ..A };
+    let discarded = [read(FRAME, A), COPIED, Event::Discarded { first, count: 1 }, read(FRAME, B)];
+    assert_eq!(follow(&discarded), [IN, (Drop, FRAME, A), (Insert, FRAME, B)]);
 }
 
 #[test]

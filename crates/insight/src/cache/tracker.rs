@@ -8,6 +8,7 @@ use memory::{DiskBlock, Event, FRAME_SIZE, Frame, ReadView, Stamped};
 use serde::Serialize;
 
 use super::blocks::Blocks;
+use super::copies::{Copies, Copy};
 use super::journal::{JBD2, Journals};
 use super::suspects::Suspects;
 use super::volume::{self, Volumes};
@@ -22,9 +23,11 @@ pub enum CacheChange {
     Evict,
     /// It no longer is, and nobody wants it: the guest discarded it.
     Drop,
+    /// It is in another frame now, which is the one told.
+    Move,
 }
 
-/// A block that came into the guest's memory, or left it.
+/// A block that came into the guest's memory, left it, or is somewhere else in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheEvent {
     /// When it showed.
@@ -103,6 +106,7 @@ impl Contents for ReadView {
 pub struct CacheTracker {
     contents: Box<dyn Contents>,
     blocks: Blocks,
+    copies: Copies,
     journals: Journals,
     volumes: Volumes,
     /// By frame: of [`since`].
@@ -126,6 +130,7 @@ impl CacheTracker {
             contents,
             volumes: Volumes::default(),
             blocks: Blocks::new(frames),
+            copies: Copies::new(frames as usize),
             journals: Journals::default(),
             since: vec![0; frames as usize].into(),
             recent: VecDeque::new(),
@@ -144,8 +149,10 @@ impl CacheTracker {
             Event::Read { frame, from } => self.read(at, frame, from),
             Event::Written { frame, to, starts } => self.written(at, frame, to, starts),
             Event::Overwritten { frame } | Event::PageTable { frame } | Event::Freed { frame } => {
+                self.take(at, frame);
                 self.go(at, frame, CacheChange::Evict);
             }
+            Event::Copied { from, to } => self.duplicated(at, from, to),
             Event::Discarded { first, count } => self.discarded(at, first, count),
             Event::Changed { frame, user } => self.changed(at, frame, user),
             Event::Mapped { frame, writable: true } => self.mapped(at, frame),
@@ -154,12 +161,15 @@ impl CacheTracker {
     }
 
     fn changed(&mut self, at: Duration, frame: Frame, user: bool) {
-        let swapped = |block| self.volumes.is_swap(block);
-        if user && self.blocks.location(frame).is_some_and(swapped) {
+        let original = self.copies.original(frame);
+        if user && original.is_some_and(|original| self.is_swapped(original)) {
+            self.take(at, frame);
+        }
+        if user && self.is_swapped(frame) {
             // The copy in the swap area is of no use any more.
             self.go(at, frame, CacheChange::Drop);
         }
-        if !user && self.blocks.location(frame).is_some() {
+        if !user && (original.is_some() || self.blocks.location(frame).is_some()) {
             self.suspects.add(at, frame);
         }
         if let Some(since) = self.since.get_mut(frame.index()) {
@@ -170,8 +180,58 @@ impl CacheTracker {
         }
     }
 
+    /// The kernel has copied all of `from` to `to`.
+    fn duplicated(&mut self, at: Duration, from: Frame, to: Frame) {
+        if from == to || from.index().max(to.index()) >= self.since.len() {
+            return;
+        }
+        // Nobody copies what is not in use.
+        self.take(at, from);
+        self.copies.forget(to);
+        self.go(at, to, CacheChange::Evict);
+        self.since[to.index()] &= since::LASTING;
+        if self.blocks.location(from).is_some() {
+            self.copies.add(from, to, self.since[from.index()] & !since::LASTING);
+            self.watch.extend([from, to]);
+        }
+    }
+
+    /// The page that was in `from` is in its copy.
+    fn relocate(&mut self, at: Duration, from: Frame) {
+        let Some(Copy { frame: to, like }) = self.copies.copy(from) else { return };
+        self.copies.forget(to);
+        let Some(block) = self.blocks.remove(from) else { return };
+        self.blocks.put(to, block);
+        self.since[to.index()] |= like;
+        self.note(at, CacheChange::Move, to, block);
+        self.watch.push(to);
+    }
+
+    /// If `frame` is a copy, it was the page: somebody uses it, or did so until now, who is no program with a copy of
+    /// its own.
+    fn take(&mut self, at: Duration, frame: Frame) {
+        if let Some(original) = self.copies.original(frame) {
+            self.relocate(at, original);
+        }
+    }
+
+    fn is_swapped(&self, frame: Frame) -> bool {
+        self.blocks.location(frame).is_some_and(|block| self.volumes.is_swap(block))
+    }
+
     /// A user has it, and may write.
     fn mapped(&mut self, at: Duration, frame: Frame) {
+        if let Some(original) = self.copies.original(frame) {
+            // What all may change is not copied for one. Where the kernel has been since, it is new memory.
+            let shared =
+                self.copies.copy(original).is_some_and(|copy| copy.like & since::SHARED != 0);
+            let reused = self.since[frame.index()] & since::CHANGED != 0;
+            if reused {
+                self.take(at, frame);
+            } else if !shared && !self.is_swapped(original) {
+                self.copies.forget(frame);
+            }
+        }
         let Some(block) = self.blocks.location(frame) else { return };
         match self.since[frame.index()] & !since::LASTING {
             // Cleared or copied by the kernel, and then a user's own. Who writes to a file's mapping does it the other
@@ -186,18 +246,20 @@ impl CacheTracker {
         }
     }
 
-    /// Blocks that came and left since this was last asked. To be asked some hundred times a second: what the guest's
+    /// Blocks that came, left and moved since this was last asked. To be asked some hundred times a second: what the guest's
     /// kernel took for its own is looked for here.
     pub fn take_events(&mut self) -> Vec<CacheEvent> {
-        let (blocks, contents, since) = (&self.blocks, &self.contents, &self.since);
-        let found = self.suspects.found(self.now, |frame| {
+        let Self { blocks, copies, contents, since, volumes, suspects, .. } = self;
+        let found = suspects.found(self.now, |frame| {
             // What a disk has had since is a file's.
             let changed = since.get(frame.index())? & since::CHANGED != 0;
-            let block = blocks.location(frame).filter(|_| changed)?;
-            let file = self.volumes.in_journal(block) != Some(true);
+            let of = copies.original(frame).unwrap_or(frame);
+            let block = blocks.location(of).filter(|_| changed)?;
+            let file = volumes.in_journal(block) != Some(true);
             file.then(|| contents.of(frame)).flatten()
         });
         for frame in found {
+            self.take(self.now, frame);
             self.go(self.now, frame, CacheChange::Evict);
         }
         std::mem::take(&mut self.events)
@@ -228,6 +290,7 @@ impl CacheTracker {
 
     fn read(&mut self, at: Duration, frame: Frame, from: DiskBlock) {
         if !self.is_buffer(frame, from) {
+            self.take(at, frame);
             return self.come(at, frame, from);
         }
         // It is read as it is on the disk, and what is in the cache stays there.
@@ -245,13 +308,18 @@ impl CacheTracker {
             }
             return;
         }
+        if let Some(original) = self.copies.original(frame)
+            && self.blocks.location(original) == Some(to)
+        {
+            self.relocate(at, original);
+        }
         if self.blocks.location(frame) == Some(to) {
             self.settle(frame);
         } else if self.is_buffer(frame, to) {
             self.go(at, frame, CacheChange::Drop);
             // The kernel takes it out of its cache, if it is there.
             if let Some(other) = self.blocks.frame(to) {
-                self.go(at, other, CacheChange::Evict);
+                self.lose(at, other);
             }
         } else {
             if self.volumes.is_swap(to) {
@@ -267,7 +335,7 @@ impl CacheTracker {
         if let Some(other) = self.blocks.frame(to) {
             self.go(at, other, CacheChange::Drop);
         }
-        if self.blocks.location(frame).is_some_and(|before| self.volumes.is_swap(before)) {
+        if self.is_swapped(frame) {
             self.go(at, frame, CacheChange::Drop);
         }
     }
@@ -334,6 +402,7 @@ impl CacheTracker {
 
     /// `frame` has the contents of `block` from now on.
     fn come(&mut self, at: Duration, frame: Frame, block: DiskBlock) {
+        self.copies.forget(frame);
         self.go(at, frame, CacheChange::Evict);
         if !self.blocks.can_have(frame, block) {
             return;
@@ -342,7 +411,7 @@ impl CacheTracker {
             return;
         }
         if let Some(other) = self.blocks.frame(block) {
-            self.go(at, other, CacheChange::Evict);
+            self.lose(at, other);
         }
         self.blocks.put(frame, block);
         self.counts.cached += 1;
@@ -369,8 +438,25 @@ impl CacheTracker {
         }
     }
 
-    /// `frame` no longer has its block, if it had one.
+    /// `frame` no longer has its block, if it had one. Its copy has, if nobody has given the block up.
     fn go(&mut self, at: Duration, frame: Frame, why: CacheChange) {
+        match self.copies.copy(frame) {
+            Some(_) if why == CacheChange::Evict => self.relocate(at, frame),
+            copy => {
+                copy.into_iter().for_each(|copy| self.copies.forget(copy.frame));
+                self.leave(at, frame, why);
+            }
+        }
+    }
+
+    /// The block of `frame` was evicted, from there or from a copy: whoever has one still has moved there.
+    fn lose(&mut self, at: Duration, frame: Frame) {
+        let last = self.copies.copy(frame).map_or(frame, |copy| copy.frame);
+        self.relocate(at, frame);
+        self.leave(at, last, CacheChange::Evict);
+    }
+
+    fn leave(&mut self, at: Duration, frame: Frame, why: CacheChange) {
         let Some(block) = self.blocks.remove(frame) else { return };
         self.counts.cached -= 1;
         let dead = why == CacheChange::Evict && !self.is_live(block);
@@ -403,6 +489,7 @@ impl CacheTracker {
             CacheChange::Insert => self.counts.inserted += 1,
             CacheChange::Evict => self.counts.evicted += 1,
             CacheChange::Drop => self.counts.dropped += 1,
+            CacheChange::Move => {}
         }
         self.events.push(CacheEvent { at, change, frame, block });
     }

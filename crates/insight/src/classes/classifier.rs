@@ -89,6 +89,7 @@ impl Classifier {
             | Event::Overwritten { .. }
             | Event::Discarded { .. }
             | Event::Changed { .. }
+            | Event::Copied { .. }
             | Event::Mapped { .. } => {}
         }
     }

@@ -95,6 +95,8 @@ pub(super) struct System {
     pub(super) tsc_aux: u64,
     /// RDFSBASE and its kin.
     pub(super) bases_refused: u64,
+    /// Copies of whole pages in the upper half.
+    pub(super) copies_told: u64,
     /// Address of the [`Calls`](super::Calls), or 0.
     pub(super) calls: usize,
     /// The tables of the supervisor and of the user: all 0 where nothing is known of them.

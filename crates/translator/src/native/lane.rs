@@ -41,6 +41,8 @@ pub struct View {
     pub tsc_aux: u64,
     /// Whether there are RDFSBASE and its kin (CR4.FSGSBASE).
     pub base_instructions: bool,
+    /// REP MOVS of a whole page within the upper half of addresses is executed outside ([`Machine::copy`]).
+    pub copies_told: bool,
     /// Address of the [`Calls`] that SYSCALL and SYSRET use. 0: they are executed outside.
     pub calls: usize,
     /// The tables of the supervisor and of the user, as far as there are any. Where the level has changed in
@@ -270,6 +272,7 @@ fn refresh<M: Machine>(core: &mut Core<M>) {
     fields.system.tsc_offset = view.tsc_offset.unwrap_or_default();
     fields.system.tsc_aux = view.tsc_aux;
     fields.system.bases_refused = (!view.base_instructions).into();
+    fields.system.copies_told = view.copies_told.into();
     fields.system.calls = view.calls;
     let [supervisor, user] = view.of_privilege.map(tables);
     (fields.system.supervisor, fields.system.user) = (supervisor, user);

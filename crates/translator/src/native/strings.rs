@@ -1,8 +1,8 @@
 //! REP MOVS and REP STOS: the host's own, as far as both pages go, again and again.
 //!
 //! The registers show what has been done whenever somebody may look. So the handler can take over between any two
-//! parts: where the tables of translations do not know a page, an element lies in two, the direction is down, or the
-//! core is wanted.
+//! parts: where the tables of translations do not know a page, an element lies in two, the direction is down, the
+//! core is wanted, or a copy of a page is to be told.
 
 use std::mem::offset_of;
 
@@ -104,6 +104,7 @@ fn emit(asm: &mut Asm, repeat: Repeat, again: Again) {
     asm.jump_if(Condition::E, out);
     elements(asm, repeat, out);
     if repeat.moves {
+        leave_copies(asm, repeat, out);
         translate(asm, RSI, offset_of!(Translation, read), again.read, out);
         asm.mov(RBX, T0);
     }
@@ -144,6 +145,21 @@ fn room(asm: &mut Asm, to: u8, pointer: u8) {
     // Up to here, less one.
     asm.or_32(to, -4096);
     asm.negate_32(to);
+}
+
+/// NE and out if a whole page is copied within the upper half and somebody wants to know.
+fn leave_copies(asm: &mut Asm, repeat: Repeat, out: Label) {
+    let on = asm.label();
+    asm.compare_sized(false, RDX, 4096 >> repeat.scale);
+    asm.jump_if(Condition::NE, on);
+    for pointer in [RSI, RDI] {
+        asm.mov(T0, pointer);
+        asm.shift_right(T0, 63);
+        asm.jump_if(Condition::E, on);
+    }
+    asm.compare_field(field!(system.copies_told), 0);
+    asm.jump_if(Condition::NE, out);
+    asm.bind(on);
 }
 
 fn smaller(asm: &mut Asm, to: u8, other: u8) {

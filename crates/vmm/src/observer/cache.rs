@@ -106,6 +106,7 @@ impl Cache {
             }
             CacheChange::Evict => self.ghosts.evicted(block),
             CacheChange::Drop => self.ghosts.dropped(block),
+            CacheChange::Move => {}
         }
     }
 

@@ -2,6 +2,10 @@
 //!
 //! None deletes a file on a disk: of its blocks nobody could say afterwards whose they were.
 
+use crate::kit::Kit;
+use anyhow::Result;
+use std::path::PathBuf;
+
 /// What is run, and in how much memory.
 pub(super) struct Program {
     name: &'static str,
@@ -9,9 +13,16 @@ pub(super) struct Program {
     command: &'static str,
     /// Less than what it uses.
     pub(super) memory_mib: u64,
+    disk: Disk,
 }
 
-const PROGRAMS: [Program; 1] = [
+/// What it is on.
+enum Disk {
+    Common,
+    Sources,
+}
+
+const PROGRAMS: [Program; 3] = [
     // A database larger than memory, filled and then asked for rows without order.
     Program {
         name: "sqlite3",
@@ -22,6 +33,26 @@ const PROGRAMS: [Program; 1] = [
             WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n<20000) \
             SELECT sum((SELECT length(v) FROM t WHERE k=1+(abs(random())+c.n)%160000)) FROM c;'",
         memory_mib: 128,
+        disk: Disk::Common,
+    },
+    // A tree of sources, read as a whole time and again.
+    Program {
+        name: "grep",
+        command: "bash -c 'for word in kmalloc spin_lock container_of; do \
+            grep -rl $word /usr/src /usr/include >/dev/null || exit 1; done'",
+        memory_mib: 96,
+        disk: Disk::Sources,
+    },
+    // Sources are written, compiled one after the other with many headers, and linked.
+    Program {
+        name: "gcc",
+        command: "bash -c 'cd /tmp/scratch; for n in {1..10}; do { \
+            for h in stdio stdlib string math time sys/socket netinet/in linux/perf_event; do \
+            echo \\#include \\<$h.h\\>; done; for i in {1..60}; do echo int f${n}_$i\\(int x\\){ \
+            for\\(int i=1\\;i\\<x\\;i++\\)x+=x/i+$i\\;return x\\;}; done; } >$n.c; \
+            gcc -g -O1 -c -o $n.o $n.c || exit 1; done; ld -r -o all *.o'",
+        memory_mib: 96,
+        disk: Disk::Sources,
     },
 ];
 
@@ -33,6 +64,13 @@ impl Program {
     /// As the guest program has it.
     pub(super) fn load(&self) -> String {
         format!("program {}", self.command)
+    }
+
+    pub(super) fn disk(&self, kit: &Kit) -> Result<PathBuf> {
+        match self.disk {
+            Disk::Common => Ok(kit.disk()),
+            Disk::Sources => kit.sources_disk(),
+        }
     }
 }
 

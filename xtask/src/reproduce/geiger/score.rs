@@ -3,6 +3,9 @@
 //! An inference is right if the kernel says the same of the same block and frame, before: an inference shows later than
 //! what it tells of. The two clocks are put together by blocks that were read, which the kernel adds to its cache
 //! before the disk has them: the least difference is that of the clocks, but for the time that the quickest read took.
+//!
+//! What shows only after the load's end counts as right if the kernel said so before. A page of a new file that moves
+//! before it is first written to its block came, for whom looks from outside, to where it moved.
 
 use super::truth::{Block, Kind, Recording, Truth};
 use anyhow::{Context, Result, bail};
@@ -24,10 +27,10 @@ const LEAST: f64 = 0.97;
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct Inferred {
     at_ns: u64,
-    change: Change,
+    pub(super) change: Change,
     frame: u64,
-    disk: u32,
-    block: u64,
+    pub(super) disk: u32,
+    pub(super) block: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -36,6 +39,7 @@ pub(super) enum Change {
     Insert,
     Evict,
     Drop,
+    Move,
 }
 
 /// Inferences of one kind.
@@ -116,6 +120,21 @@ pub(super) fn read(path: &Path) -> Result<Vec<Inferred>> {
     lines.collect::<Result<_, _>>().with_context(|| format!("read {}", path.display()))
 }
 
+/// Those from the load's begin to its end, but for the disk of what is traced.
+pub(super) fn during(recording: &Recording, inferred: &[Inferred]) -> Vec<Inferred> {
+    let end = recording.end.tsc as f64 / recording.tsc_hz();
+    let timed = timed(recording, inferred).into_iter();
+    timed.filter(|(at, _)| *at < end).map(|(_, line)| line).collect()
+}
+
+/// From the load's begin on, with times by the guest's clock.
+fn timed(recording: &Recording, inferred: &[Inferred]) -> Vec<(f64, Inferred)> {
+    let begin = recording.begin.tsc as f64 / recording.tsc_hz();
+    let ahead = clocks(recording, inferred).unwrap_or(0.0);
+    let timed = inferred.iter().map(|line| (line.at_ns as f64 / 1e9 - ahead, *line));
+    timed.filter(|(at, line)| line.disk != TRACE && *at >= begin).collect()
+}
+
 /// Both for each block and frame, in the order of time.
 #[derive(Default)]
 struct Place {
@@ -127,21 +146,21 @@ struct Place {
 pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
     let hz = recording.tsc_hz();
     let seconds = |tsc: u64| tsc as f64 / hz;
-    let ahead = clocks(recording, inferred).unwrap_or(0.0);
-    let (begin, end) = (seconds(recording.begin.tsc), seconds(recording.end.tsc));
     let mut places: HashMap<(Block, u64), Place> = HashMap::new();
-    for truth in &recording.events {
-        if let Some(block) = truth.block {
-            let place = places.entry((block, truth.frame)).or_default();
-            place.truth.push((seconds(truth.tsc), truth.kind));
-        }
+    for (at, line) in timed(recording, inferred) {
+        let block = Block { disk: line.disk, block: line.block };
+        let place = places.entry((block, line.frame)).or_default();
+        place.inferred.push((at, line.change));
     }
-    for line in inferred {
-        let at = line.at_ns as f64 / 1e9 - ahead;
-        if line.disk != TRACE && (begin..end).contains(&at) {
-            let block = Block { disk: line.disk, block: line.block };
-            let place = places.entry((block, line.frame)).or_default();
-            place.inferred.push((at, line.change));
+    for truth in &recording.events {
+        let Some(block) = truth.block else { continue };
+        let at = seconds(truth.tsc);
+        let place = places.entry((block, truth.frame)).or_default();
+        place.truth.push((at, truth.kind));
+        if let Kind::Move { to } = truth.kind
+            && let Some(insert) = place.take_unseen_insert(at)
+        {
+            places.entry((block, to)).or_default().truth.push(insert);
         }
     }
     let mut scores = Scores::default();
@@ -153,7 +172,7 @@ pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
         recording.is_free(frame) && last.get(&frame).is_some_and(|&tsc| seconds(tsc) <= at)
     };
     for (&(block, frame), place) in &places {
-        place.add_to(&mut scores, block, frame, &left);
+        place.add_to(&mut scores, block, frame, seconds(recording.end.tsc), &left);
     }
     for score in [&mut scores.inserts, &mut scores.evictions] {
         score.lags.sort_by(f64::total_cmp);
@@ -184,11 +203,23 @@ fn clocks(recording: &Recording, inferred: &[Inferred]) -> Option<f64> {
 }
 
 impl Place {
+    /// The last insert, if nothing was inferred of it until now: it shows only elsewhere.
+    fn take_unseen_insert(&mut self, now: f64) -> Option<(f64, Kind)> {
+        let last = self.truth.iter().rposition(|(_, kind)| *kind == Kind::Insert)?;
+        let came = self.truth[last].0 - SLACK;
+        let seen = self
+            .inferred
+            .iter()
+            .any(|&(at, change)| change == Change::Insert && (came..now + SLACK).contains(&at));
+        (!seen).then(|| self.truth.remove(last))
+    }
+
     fn add_to(
         &self,
         scores: &mut Scores,
         block: Block,
         frame: u64,
+        end: f64,
         left: &impl Fn(u64, f64) -> bool,
     ) {
         let of =
@@ -199,8 +230,10 @@ impl Place {
         let [inserted, evicted, dropped]: [Vec<f64>; 3] =
             [Kind::Insert, Kind::Evict, Kind::Drop].map(|kind| of(kind).collect());
         let before = |at: f64| dropped.iter().any(|&dropped| dropped <= at + SLACK);
-        let (inserts, evictions) =
-            (matched(&inserted, by(Change::Insert)), matched(&evicted, by(Change::Evict)));
+        let (inserts, evictions) = (
+            matched(&inserted, by(Change::Insert), end),
+            matched(&evicted, by(Change::Evict), end),
+        );
         scores.dropped += evictions.wrong.iter().filter(|&&at| before(at)).count() as u64;
         // A frame that is free had its last page only.
         let fault = |at, missed| Fault { block, frame, at, missed };
@@ -234,7 +267,7 @@ struct Matched {
 }
 
 /// Each inference with the latest event before it that no other one told of.
-fn matched(events: &[f64], inferred: impl Iterator<Item = f64>) -> Matched {
+fn matched(events: &[f64], inferred: impl Iterator<Item = f64>, end: f64) -> Matched {
     let mut found = Matched::default();
     let mut open: Vec<f64> = Vec::new();
     let mut events = events.iter().copied().peekable();
@@ -248,7 +281,9 @@ fn matched(events: &[f64], inferred: impl Iterator<Item = f64>) -> Matched {
                 // Earlier ones were missed.
                 found.missed.append(&mut open);
             }
-            None => found.wrong.push(at),
+            None if at < end => found.wrong.push(at),
+            // The kernel no longer tells.
+            None => {}
         }
     }
     found.missed.extend(open.into_iter().chain(events));
@@ -320,6 +355,38 @@ mod tests {
         let scores = score(&recording(&truth), &inferred(&seen));
         assert_eq!((scores.evictions.right, scores.evictions.missed), (1, 1));
         assert_eq!((scores.inserts.right, scores.inserts.missed), (1, 1));
+    }
+
+    #[test]
+    fn what_shows_after_the_end_is_right_and_never_wrong() {
+        let truth = [(200, Kind::Insert), (9_900, Kind::Evict)];
+        let seen = [(200, Change::Insert), (10_500, Change::Evict), (10_600, Change::Evict)];
+        let scores = score(&recording(&truth), &inferred(&seen));
+        let evictions = scores.evictions;
+        assert_eq!((evictions.right, evictions.wrong, evictions.missed), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_page_that_moves_before_it_is_written_comes_to_where_it_moves() {
+        let moved = |moved_at, to| {
+            let mut recording = recording(&[(200, Kind::Insert), (moved_at, Kind::Move { to })]);
+            // Another page, by which the clocks are put together.
+            let other =
+                Truth { frame: 9, block: Some(Block { disk: 1, block: 8 }), ..recording.events[0] };
+            recording.events.push(other);
+            let mut seen = inferred(&[(200, Change::Insert), (400, Change::Insert)]);
+            (seen[0].frame, seen[0].block) = (9, 8);
+            seen[1].frame = to;
+            (recording, seen)
+        };
+        let (recording, seen) = moved(300, 4);
+        let inserts = score(&recording, &seen).inserts;
+        assert_eq!((inserts.right, inserts.wrong, inserts.missed), (2, 0, 0));
+        // It did not move to where it is said to be.
+        let (recording, mut seen) = moved(300, 4);
+        seen[1].frame = 5;
+        let inserts = score(&recording, &seen).inserts;
+        assert_eq!((inserts.right, inserts.wrong, inserts.missed), (1, 1, 1));
     }
 
     #[test]

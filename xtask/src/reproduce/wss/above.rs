@@ -52,6 +52,7 @@ enum Change {
     Insert,
     Evict,
     Drop,
+    Move,
 }
 
 pub(super) fn measure(place: &Place, kit: &Kit, folder: &Path) -> Result<Vec<Above>> {
@@ -93,6 +94,7 @@ fn follow(log: &Path) -> Result<(u64, MissRatioCurve)> {
             }
             Change::Evict => ghosts.evicted(block),
             Change::Drop => ghosts.dropped(block),
+            Change::Move => {}
         }
     }
     Ok((misses, ghosts.curve().context("nothing came into the cache")?))

@@ -17,6 +17,7 @@ use above::Above;
 use anyhow::{Context, Result, bail};
 use cost::Cost;
 use loads::{LOADS, Load};
+pub(super) use plot::lines as draw_lines;
 use score::Score;
 use serde::Serialize;
 use std::fmt::Write as _;

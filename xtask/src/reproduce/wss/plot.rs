@@ -17,7 +17,7 @@ const COLOURS: [RGBColor; 5] = [
 ];
 
 /// A line with its name.
-type Series = (&'static str, Vec<(f64, f64)>);
+pub(in super::super) type Series = (&'static str, Vec<(f64, f64)>);
 
 pub(super) fn draw(load: &str, recording: &Recording, folder: &Path) -> Result<()> {
     let [over_time, by_size] =
@@ -64,7 +64,8 @@ fn curves(recording: &Recording) -> Vec<Series> {
     series
 }
 
-fn lines(
+/// Lines from point to point, the first one thick.
+pub(in super::super) fn lines(
     file: &Path,
     title: &str,
     axes: [&str; 2],

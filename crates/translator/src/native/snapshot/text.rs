@@ -211,6 +211,7 @@ fn field_name(offset: i32) -> Option<String> {
         (field!(system.tsc_offset), "tsc_offset"),
         (field!(system.tsc_aux), "tsc_aux"),
         (field!(system.bases_refused), "bases_refused"),
+        (field!(system.copies_told), "copies_told"),
         (field!(system.calls), "calls"),
         (field!(system.supervisor), "supervisor"),
         (field!(system.user), "user"),

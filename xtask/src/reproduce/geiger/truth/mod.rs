@@ -36,7 +36,7 @@ use std::time::Duration;
 
 const PAGE: usize = 4096;
 /// A guest that takes longer hangs.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// 4 KiB of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
