@@ -322,7 +322,7 @@ impl MappingObserver for Observer {
                 shared.generation.advance(shared.attentions());
             }
             Revocation::Traced => {
-                shared.attentions().for_each(|vcpu| vcpu.raise_forget(Forget::TRACED))
+                shared.attentions().for_each(|vcpu| vcpu.raise_forget(Forget::TRACED));
             }
             Revocation::Watched => {
                 shared.attentions().for_each(|vcpu| vcpu.raise_forget(Forget::WATCHED));

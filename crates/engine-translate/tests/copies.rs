@@ -50,10 +50,10 @@ fn payload(a: &mut CodeAssembler) -> Asm {
         a.mov(qword_ptr(rdi), rax)?;
         a.mov(rcx, count)?;
         if bytes {
-            a.rep().movsb()?
+            a.rep().movsb()?;
         } else {
-            a.rep().movsq()?
-        };
+            a.rep().movsq()?;
+        }
     }
     Ok(())
 }
