@@ -17,8 +17,6 @@ pub(super) struct Copy {
     pub(super) frame: Frame,
     /// What had happened to the other one, of [`super::tracker`]'s `since`.
     pub(super) like: u8,
-    /// The kernel has changed the other one since.
-    pub(super) differs: bool,
 }
 
 /// No frame is in two pairs on the same side.
@@ -55,7 +53,7 @@ impl Copies {
         }
         self.order.push_back(copy);
         self.originals.insert(copy, original);
-        self.copies.insert(original, Copy { frame: copy, like, differs: false });
+        self.copies.insert(original, Copy { frame: copy, like });
     }
 
     /// What `copy` was copied from.
@@ -66,13 +64,6 @@ impl Copies {
     /// Where `original` was copied to.
     pub(super) fn copy(&self, original: Frame) -> Option<Copy> {
         self.copies.get(&original).copied()
-    }
-
-    /// The kernel has changed `original`.
-    pub(super) fn changed(&mut self, original: Frame) {
-        if let Some(copy) = self.copies.get_mut(&original) {
-            copy.differs = true;
-        }
     }
 
     /// `copy` is none.
@@ -88,7 +79,7 @@ mod tests {
     use super::*;
 
     const fn copy(frame: Frame, like: u8) -> Option<Copy> {
-        Some(Copy { frame, like, differs: false })
+        Some(Copy { frame, like })
     }
 
     #[test]
@@ -102,9 +93,6 @@ mod tests {
         copies.add(a, c, 3);
         assert_eq!((copies.original(b), copies.copy(b)), (None, None));
         assert_eq!((copies.original(c), copies.copy(a)), (Some(a), copy(c, 3)));
-        copies.changed(a);
-        copies.changed(b);
-        assert!(copies.copy(a).is_some_and(|copy| copy.differs) && copies.copy(b).is_none());
         copies.forget(c);
         copies.forget(c);
         assert_eq!((copies.copy(a), copies.original(c)), (None, None));

@@ -180,16 +180,6 @@ fn a_page_that_moves_leaves_from_where_it_went() {
 }
 
 #[test]
-fn the_kernel_goes_on_with_the_page() {
-    let changed = Event::Changed { frame: TO, user: false };
-    assert_eq!(follow(&[read(FRAME, A), COPIED, changed]), [IN, MOVED]);
-    // What it has copied to keep, while it changes the block.
-    let kept = [read(FRAME, A), COPIED, BY_KERNEL, changed];
-    assert_eq!(follow(&kept), [IN]);
-    assert_eq!(follow(&[&kept[..], &[written(FRAME, A), BY_KERNEL]].concat()), [IN]);
-}
-
-#[test]
 fn a_programs_copy_is_its_own() {
     let by_user = Event::Changed { frame: TO, user: true };
     let own = Event::Mapped { frame: TO, writable: true };

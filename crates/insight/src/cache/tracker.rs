@@ -169,16 +169,6 @@ impl CacheTracker {
             // The copy in the swap area is of no use any more.
             self.go(at, frame, CacheChange::Drop);
         }
-        if !user {
-            // The kernel goes on with the page where it is now. Of a copy that it has made to keep what was there, it goes
-            // on with the first (the journal's, of a block that is changed while it is written).
-            let differs =
-                original.and_then(|of| self.copies.copy(of)).is_some_and(|copy| copy.differs);
-            if !differs {
-                self.take(at, frame);
-            }
-            self.copies.changed(frame);
-        }
         if !user && (original.is_some() || self.blocks.location(frame).is_some()) {
             self.suspects.add(at, frame);
         }
@@ -208,7 +198,7 @@ impl CacheTracker {
 
     /// The page that was in `from` is in its copy.
     fn relocate(&mut self, at: Duration, from: Frame) {
-        let Some(Copy { frame: to, like, .. }) = self.copies.copy(from) else { return };
+        let Some(Copy { frame: to, like }) = self.copies.copy(from) else { return };
         self.copies.forget(to);
         let Some(block) = self.blocks.remove(from) else { return };
         self.blocks.put(to, block);
