@@ -127,7 +127,7 @@ pub(super) fn run(args: &WssArgs) -> Result<()> {
 fn asked(args: &WssArgs) -> Result<Vec<&'static Load>> {
     if args.loads.is_empty() {
         let usual = |load: &&Load| match args.place.is_kvm() {
-            true => load.says_what,
+            true => load.is_for_kvm(),
             false => !(args.quick && load.needs_disk),
         };
         return Ok(LOADS.iter().filter(usual).collect());

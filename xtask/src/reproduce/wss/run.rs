@@ -45,7 +45,7 @@ pub(super) fn record(
     if !place.is_kvm() {
         option += &format!(",accesses={}", accesses.display());
     }
-    let mut guest = Guest::new(kit, &load.words(quick)).memory(memory_mib);
+    let mut guest = Guest::new(kit, &load.words(place.is_kvm(), quick)).memory(memory_mib);
     guest = guest.options(&["--estimate-log".into(), option]);
     if load.needs_disk {
         guest = guest.disk(&kit.loads_disk()?);
