@@ -78,9 +78,9 @@ impl Walker {
         self.complete
     }
 
-    /// Whether some root led to a kernel.
-    pub(super) fn knows_kernel(&self) -> bool {
-        self.kernel.is_some()
+    /// The last entry of most roots, as if it had been used; `None`: no root led to a kernel yet.
+    pub(super) fn kernel(&self) -> Option<u64> {
+        self.kernel
     }
 
     /// Reads at most `tables` tables. True where a pass came to its end.
@@ -279,7 +279,7 @@ impl Walker {
 }
 
 /// The entry as if it had been used.
-fn used(entry: u64) -> u64 {
+pub(super) fn used(entry: u64) -> u64 {
     entry | 0x60
 }
 
