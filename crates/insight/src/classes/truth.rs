@@ -32,6 +32,8 @@ pub struct Comparison {
     pub vacated: (u64, u64),
     /// Frames called free that the kernel uses, by its word or without.
     pub used_called_free: u64,
+    /// Frames reported free that the kernel has handed out since, and nobody has touched: there is nothing in them.
+    pub handed_out: u64,
     /// Frames of which the kernel does not tell.
     pub unknown: u64,
     /// Address spaces: the kernel's processes', those seen, those in both.
@@ -68,7 +70,9 @@ pub fn compare(
             *if is_free { free } else { used } += 1;
         }
         let called_free = [taken_for, inferred].contains(&FrameClass::Free);
-        comparison.used_called_free += u64::from(called_free && !is_free);
+        let has_contents = facts.state == FrameState::Resident;
+        comparison.used_called_free += u64::from(called_free && !is_free && has_contents);
+        comparison.handed_out += u64::from(called_free && !is_free && !has_contents);
         if by_kernel == PageClass::Unknown {
             comparison.unknown += 1;
             continue;
