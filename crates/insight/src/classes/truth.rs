@@ -32,8 +32,9 @@ pub struct Comparison {
     pub vacated: (u64, u64),
     /// Frames called free that the kernel uses, by its word or without.
     pub used_called_free: u64,
-    /// Frames reported free that the kernel has handed out since, and nobody has touched: there is nothing in them.
-    pub handed_out: u64,
+    /// Frames reported free that are in none of the kernel's lists, and nobody has touched since: being reported at this
+    /// moment, or handed out. There is nothing in them.
+    pub unlisted: u64,
     /// Frames of which the kernel does not tell.
     pub unknown: u64,
     /// Address spaces: the kernel's processes', those seen, those in both.
@@ -72,7 +73,7 @@ pub fn compare(
         let called_free = [taken_for, inferred].contains(&FrameClass::Free);
         let has_contents = facts.state == FrameState::Resident;
         comparison.used_called_free += u64::from(called_free && !is_free && has_contents);
-        comparison.handed_out += u64::from(called_free && !is_free && !has_contents);
+        comparison.unlisted += u64::from(called_free && !is_free && !has_contents);
         if by_kernel == PageClass::Unknown {
             comparison.unknown += 1;
             continue;
@@ -82,9 +83,11 @@ pub fn compare(
             _ if inferred == FrameClass::DmaRing => FrameClass::DmaRing,
             _ => known.class(&view, frame, by_kernel, facts.state),
         };
-        // A free page of zeros is both; so is one in a CPU's list, which is in nobody's count of free memory.
+        // A free page of zeros is both; so is one in a CPU's list, which is in nobody's count of free memory, and one
+        // that is just being reported, which is in no list.
         let right = |taken: FrameClass| {
-            let both = is_free && matches!(is, FrameClass::Zero | FrameClass::Kernel);
+            let nobodys = is_free || !has_contents;
+            let both = nobodys && matches!(is, FrameClass::Zero | FrameClass::Kernel);
             if taken == FrameClass::Free && both { taken } else { is }
         };
         comparison.matrix[right(taken_for) as usize][taken_for as usize] += 1;

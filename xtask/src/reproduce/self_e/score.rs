@@ -40,7 +40,7 @@ struct Comparison {
     inferred: Matrix,
     vacated: (u64, u64),
     used_called_free: u64,
-    handed_out: u64,
+    unlisted: u64,
     unknown: u64,
     spaces: (u64, u64, u64),
 }
@@ -56,8 +56,8 @@ pub(super) struct Sums {
     /// Look vacated: (free, in use).
     vacated: (u64, u64),
     used_called_free: u64,
-    /// Reported free, handed out since, and not touched yet.
-    handed_out: u64,
+    /// Reported free, in no list of free frames, and not touched since.
+    unlisted: u64,
     unknown: u64,
     /// Address spaces: the kernel's, those seen, those in both.
     spaces: (u64, u64, u64),
@@ -96,7 +96,7 @@ impl Sums {
         if look.sweeps == 0 {
             bail!("nothing was swept yet");
         }
-        let Comparison { matrix, inferred, vacated, used_called_free, handed_out, unknown, spaces } =
+        let Comparison { matrix, inferred, vacated, used_called_free, unlisted, unknown, spaces } =
             look.comparison;
         let one = Self {
             looks: 1,
@@ -104,7 +104,7 @@ impl Sums {
             inferred,
             vacated,
             used_called_free,
-            handed_out,
+            unlisted,
             unknown,
             spaces,
             events_lost: 0,
@@ -129,7 +129,7 @@ impl Sums {
         self.looks += other.looks;
         self.vacated = (self.vacated.0 + other.vacated.0, self.vacated.1 + other.vacated.1);
         self.used_called_free += other.used_called_free;
-        self.handed_out += other.handed_out;
+        self.unlisted += other.unlisted;
         self.unknown += other.unknown;
         let (told, seen, both) = other.spaces;
         self.spaces = (self.spaces.0 + told, self.spaces.1 + seen, self.spaces.2 + both);
@@ -157,10 +157,10 @@ impl Sums {
 
     pub(super) fn costs(&self) -> String {
         format!(
-            "{} frames in use look vacated, {} free ones; {} were handed out and not touched yet; events lost {}; a sweep takes {:.1} ms, the longest {:.1} ms",
+            "{} frames in use look vacated, {} free ones; {} reported ones are in no list of free ones and hold nothing; events lost {}; a sweep takes {:.1} ms, the longest {:.1} ms",
             self.vacated.1,
             self.vacated.0,
-            self.handed_out,
+            self.unlisted,
             self.events_lost,
             self.sweep_seconds * 1e3 / self.sweeps.max(1) as f64,
             self.longest_sweep_seconds * 1e3
