@@ -78,8 +78,9 @@ mod wire;
 pub use client::{Client, ClientError};
 pub use control::{ControlError, VmControl};
 pub use directory::{Claim, DirectoryError, SocketDirectory};
+pub use insight::FrameClass;
 pub use insight::picture::{
-    CacheFigures, CurveOf, CurvePoint, HistoryPoint, IDLE_SECONDS, MemoryCurve, Part, PartFigures,
+    CacheFigures, CurveOf, CurvePoint, HistoryPoint, IDLE_SECONDS, MemoryCurve, PartFigures,
     Picture, Recommendation, WorkingSets,
 };
 pub use report::{Report, WorkingSetSample};

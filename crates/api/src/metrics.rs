@@ -4,7 +4,8 @@
 
 use std::fmt::Write as _;
 
-use insight::picture::{IDLE_SECONDS, Part, Picture};
+use insight::FrameClass;
+use insight::picture::{IDLE_SECONDS, Picture};
 
 use crate::control::{ControlError, VmControl};
 use crate::wire::{RunState, VmStatus};
@@ -50,7 +51,7 @@ fn memory(text: &mut Text, status: &VmStatus, picture: &Picture) {
     gauge("memory_actual_balloon_bytes", "Given to the balloon.", status.ballooned_bytes);
     let target = status.balloon_target_bytes;
     gauge("memory_target_balloon_bytes", "What the balloon was asked to hold.", target);
-    let unused = picture.part(Part::Untouched).bytes + picture.part(Part::Free).bytes;
+    let unused = picture.part(FrameClass::Untouched).bytes + picture.part(FrameClass::Free).bytes;
     gauge("memory_unused_bytes", "Never used, or given back; not the balloon's.", unused);
     if let Some(cache) = picture.cache {
         gauge("memory_cached_bytes", "Blocks of disks, by inference.", cache.cached_bytes);

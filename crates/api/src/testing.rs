@@ -5,9 +5,9 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{
-    BalloonTarget, CacheFigures, ControlError, CurveOf, CurvePoint, GuestProcess, HistoryPoint,
-    KernelInfo, KernelSymbol, KernelType, MemoryCurve, MemoryUse, Part, PartFigures, Picture,
-    Recommendation, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
+    BalloonTarget, CacheFigures, ControlError, CurveOf, CurvePoint, FrameClass, GuestProcess,
+    HistoryPoint, KernelInfo, KernelSymbol, KernelType, MemoryCurve, MemoryUse, PartFigures,
+    Picture, Recommendation, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
     WorkingSets,
 };
 
@@ -82,13 +82,16 @@ impl VmControl for FakeVm {
         };
         let absent = |mib: u64| PartFigures { bytes: mib << 20, ..PartFigures::default() };
         let parts = [
-            (Part::FileCache, resident(40, 10)),
-            (Part::Anonymous, PartFigures { shareable_bytes: Some(5 << 20), ..resident(30, 20) }),
-            (Part::PageTable, resident(2, 0)),
-            (Part::Kernel, resident(28, 0)),
-            (Part::Ballooned, absent(16)),
-            (Part::Free, absent(40)),
-            (Part::Untouched, absent(100)),
+            (FrameClass::FileCache, resident(40, 10)),
+            (
+                FrameClass::Anonymous,
+                PartFigures { shareable_bytes: Some(5 << 20), ..resident(30, 20) },
+            ),
+            (FrameClass::PageTable, resident(2, 0)),
+            (FrameClass::Kernel, resident(28, 0)),
+            (FrameClass::Ballooned, absent(16)),
+            (FrameClass::Free, absent(40)),
+            (FrameClass::Untouched, absent(100)),
         ];
         let point = |mib: u64, miss_ratio| CurvePoint { bytes: mib << 20, miss_ratio };
         let why = "half of what is read again was evicted less than 80 MiB ago".to_owned();
@@ -122,7 +125,7 @@ impl VmControl for FakeVm {
             history: (0u64..30)
                 .map(|second| HistoryPoint {
                     at_seconds: second as f64,
-                    parts: [(Part::FileCache, second << 20)].into(),
+                    parts: [(FrameClass::FileCache, second << 20)].into(),
                     ..HistoryPoint::default()
                 })
                 .collect(),

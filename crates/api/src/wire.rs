@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use insight::picture::{Part, Picture};
+use insight::FrameClass;
+use insight::picture::Picture;
 use serde::{Deserialize, Serialize};
 
 /// Answer to `GET /fathom/version`.
@@ -127,9 +128,10 @@ pub struct MemoryUse {
 
 impl From<&Picture> for MemoryUse {
     fn from(picture: &Picture) -> Self {
-        let free = || picture.part(Part::Free).bytes + picture.part(Part::Untouched).bytes;
+        let free =
+            || picture.part(FrameClass::Free).bytes + picture.part(FrameClass::Untouched).bytes;
         Self {
-            cache_bytes: picture.cache.map(|_| picture.part(Part::FileCache).bytes),
+            cache_bytes: picture.cache.map(|_| picture.part(FrameClass::FileCache).bytes),
             anonymous_bytes: picture.anonymous_bytes(),
             kernel_bytes: picture.kernel_bytes(),
             free_bytes: (picture.memory_bytes > 0).then(free),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api::{Client, IDLE_SECONDS, Part, PartFigures, Picture, SocketDirectory};
+use api::{Client, FrameClass, IDLE_SECONDS, PartFigures, Picture, SocketDirectory};
 use serde::Serialize;
 
 use crate::arguments::PictureArguments;
@@ -57,7 +57,7 @@ struct Account {
 
 #[derive(Debug, Serialize)]
 struct Explained {
-    part: Part,
+    part: FrameClass,
     bytes: u64,
     resident_bytes: u64,
     /// Absent while it is not known.
@@ -73,7 +73,7 @@ impl Account {
         // A tick that came a moment early is a second all the same.
         let long_enough = |seconds: &u64| *seconds as f64 <= watched + 0.5 && *seconds <= IDLE;
         let idle_seconds = IDLE_SECONDS.into_iter().rev().find(long_enough);
-        let parts = Part::ALL.into_iter().filter(|part| picture.part(*part).bytes > 0);
+        let parts = FrameClass::ALL.into_iter().filter(|part| picture.part(*part).bytes > 0);
         let parts = parts.map(|part| {
             let figures = picture.part(part);
             let idle_bytes = idle_seconds.map(|seconds| idle(&figures, seconds));
@@ -160,48 +160,52 @@ fn idle(figures: &PartFigures, seconds: u64) -> u64 {
     figures.idle_bytes(seconds) + figures.age_unknown_bytes
 }
 
-pub(crate) fn title(part: Part) -> &'static str {
+pub(crate) fn title(part: FrameClass) -> &'static str {
     match part {
-        Part::FileCache => "file cache",
-        Part::Anonymous => "anonymous",
-        Part::PageTable => "page tables",
-        Part::KernelText => "kernel code",
-        Part::Kernel => "kernel",
-        Part::DmaRing => "device rings",
-        Part::Zero => "zeros",
-        Part::Unknown => "in use, other",
-        Part::Absent => "elsewhere",
-        Part::Ballooned => "balloon",
-        Part::Free => "free",
-        Part::Untouched => "never used",
+        FrameClass::FileCache => "file cache",
+        FrameClass::Anonymous => "anonymous",
+        FrameClass::PageTable => "page tables",
+        FrameClass::KernelText => "kernel code",
+        FrameClass::Kernel => "kernel",
+        FrameClass::DmaRing => "device rings",
+        FrameClass::Zero => "zeros",
+        FrameClass::Unknown => "in use, other",
+        FrameClass::Absent => "elsewhere",
+        FrameClass::Ballooned => "balloon",
+        FrameClass::Free => "free",
+        FrameClass::Untouched => "never used",
     }
 }
 
-fn why(part: Part, classified: bool) -> &'static str {
+fn why(part: FrameClass, classified: bool) -> &'static str {
     match part {
-        Part::FileCache => {
+        FrameClass::FileCache => {
             "blocks of its disks that the guest has read or written; it keeps them until something else needs the memory"
         }
-        Part::Anonymous => {
+        FrameClass::Anonymous => {
             "memory of the guest's programs: heaps, stacks, what they changed of files"
         }
-        Part::PageTable => "where the guest's kernel says which memory its programs see",
-        Part::KernelText => "the code of the guest's kernel",
-        Part::Kernel => "data of the guest's kernel: slabs, stacks, the descriptions of frames",
-        Part::DmaRing => "the guest talks to its devices through it",
-        Part::Zero => "pages full of zeros of which nothing else is known",
-        Part::Unknown if classified => "the guest has used it, and nothing tells for what",
-        Part::Unknown => {
+        FrameClass::PageTable => "where the guest's kernel says which memory its programs see",
+        FrameClass::KernelText => "the code of the guest's kernel",
+        FrameClass::Kernel => {
+            "data of the guest's kernel: slabs, stacks, the descriptions of frames"
+        }
+        FrameClass::DmaRing => "the guest talks to its devices through it",
+        FrameClass::Zero => "pages full of zeros of which nothing else is known",
+        FrameClass::Unknown if classified => "the guest has used it, and nothing tells for what",
+        FrameClass::Unknown => {
             "memory of the guest's programs and of its kernel, and cache of no disk block: frames were not classified"
         }
-        Part::Absent => "its contents are not in this process, and come when the guest wants them",
-        Part::Ballooned => "the guest gave it up for the balloon, and the host has it back",
-        Part::Free => "the guest had used it, and does not any more",
-        Part::Untouched => "the guest has never used it, so that the host never gave it",
+        FrameClass::Absent => {
+            "its contents are not in this process, and come when the guest wants them"
+        }
+        FrameClass::Ballooned => "the guest gave it up for the balloon, and the host has it back",
+        FrameClass::Free => "the guest had used it, and does not any more",
+        FrameClass::Untouched => "the guest has never used it, so that the host never gave it",
     }
 }
 
-fn cost(part: Part, figures: &PartFigures, idle: Option<u64>, picture: &Picture) -> String {
+fn cost(part: FrameClass, figures: &PartFigures, idle: Option<u64>, picture: &Picture) -> String {
     let idle_of = |then: &str| match idle {
         Some(idle) => format!(
             "{} idle: {then}; {} in use: do not",
@@ -211,7 +215,7 @@ fn cost(part: Part, figures: &PartFigures, idle: Option<u64>, picture: &Picture)
         None => format!("what is idle: {then}; what is in use: do not"),
     };
     match part {
-        Part::FileCache => {
+        FrameClass::FileCache => {
             let rate = picture.cache.map_or(0.0, |cache| cache.disk_read_peak_bytes_per_second);
             let again = match rate > 0.0 {
                 true => format!(
@@ -227,16 +231,21 @@ fn cost(part: Part, figures: &PartFigures, idle: Option<u64>, picture: &Picture)
             });
             format!("blocks that are wanted again are read from the disk: {again}{used}")
         }
-        Part::Anonymous => idle_of("the guest swaps it out, if it has swap, and reads it again"),
-        Part::Unknown => idle_of("as programs' memory it would be swapped, the kernel's stays"),
-        Part::PageTable | Part::KernelText | Part::Kernel | Part::DmaRing => {
-            "needed: do not".to_owned()
+        FrameClass::Anonymous => {
+            idle_of("the guest swaps it out, if it has swap, and reads it again")
         }
-        Part::Zero => "a fault for each page that is written again".to_owned(),
-        Part::Free if figures.resident_bytes > 0 => {
+        FrameClass::Unknown => {
+            idle_of("as programs' memory it would be swapped, the kernel's stays")
+        }
+        FrameClass::PageTable
+        | FrameClass::KernelText
+        | FrameClass::Kernel
+        | FrameClass::DmaRing => "needed: do not".to_owned(),
+        FrameClass::Zero => "a fault for each page that is written again".to_owned(),
+        FrameClass::Free if figures.resident_bytes > 0 => {
             "nothing: the balloon gets it at once".to_owned()
         }
-        Part::Absent | Part::Ballooned | Part::Free | Part::Untouched => {
+        FrameClass::Absent | FrameClass::Ballooned | FrameClass::Free | FrameClass::Untouched => {
             "nothing: the host does not hold it".to_owned()
         }
     }

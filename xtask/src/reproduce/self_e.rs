@@ -1,13 +1,16 @@
 //! Row `self-e`: what each frame of a guest is for, seen from outside, against what its kernel says.
 
+mod plot;
 mod score;
 
+use super::folder;
 use super::place::Place;
 use crate::kit::{self, Kit};
 use crate::machine::{Guest, Next, Running, fathom_program};
 use anyhow::{Context, Result, bail};
 use score::{Scores, Sums};
 use serde::Serialize;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,18 +19,39 @@ use std::time::Duration;
 struct Load {
     name: &'static str,
     words: &'static str,
+    /// Has a swap area.
+    swaps: bool,
 }
 
-const LOADS: [Load; 6] = [
-    Load { name: "idle", words: "fathom.run=boot" },
+const LOADS: [Load; 8] = [
+    Load { name: "idle", words: "fathom.run=boot", swaps: false },
     Load {
         name: "files",
         words: "\"fathom.run=disk:/bin/bash -c 'cat /usr/bin/* /usr/lib/x86_64-linux-gnu/* >/dev/null'\"",
+        swaps: false,
     },
-    Load { name: "anonymous", words: "fathom.run=phases:60,20,100 fathom.seconds=4" },
-    Load { name: "processes", words: "fathom.run=bench:fork,exec,python3-start fathom.scale=300" },
-    Load { name: "build", words: "fathom.run=bench:gcc fathom.scale=400" },
-    Load { name: "sqlite", words: "fathom.run=bench:sqlite3,shell fathom.scale=400" },
+    Load { name: "anonymous", words: "fathom.run=phases:60,20,100 fathom.seconds=4", swaps: false },
+    Load {
+        name: "processes",
+        words: "fathom.run=bench:fork,exec,python3-start fathom.scale=300",
+        swaps: false,
+    },
+    Load { name: "build", words: "fathom.run=bench:gcc fathom.scale=400", swaps: false },
+    Load { name: "sqlite", words: "fathom.run=bench:sqlite3,shell fathom.scale=400", swaps: false },
+    // 240 of 256 MiB, some pages far more often than others.
+    Load { name: "swap", words: "fathom.run=reuse:skew,240 fathom.seconds=60", swaps: true },
+    // Files in memory: one written by calls, one that two programs map, and one that a program maps, writes and leaves.
+    // And a program's own file, which two map.
+    Load {
+        name: "shared",
+        words: "\"fathom.run=disk:/usr/bin/python3 -c 'import os,sys,time,mmap; from tempfile import TemporaryFile as T; \
+                g=os.urandom(1<<20); a=T(); a.write(g*20); a.flush(); b=T(); b.truncate(20<<20); c=T(); \
+                c.truncate(20<<20); x=mmap.mmap(os.open(sys.executable,0),0,1,1); m=mmap.mmap(b.fileno(),20<<20); \
+                p=os.fork(); n=mmap.mmap(c.fileno(),20<<20); w=lambda f:[f.__setitem__(slice(i<<20,i+1<<20),g) \
+                for i in range(20)]; [(w(m),p or w(n),len(x[:]),time.sleep(.3)) for k in range(20)]; \
+                p or os._exit(0); n.close(); os.wait(); time.sleep(90)'\"",
+        swaps: false,
+    },
 ];
 
 /// Those that run on KVM unless others are asked for.
@@ -37,6 +61,10 @@ const BUILD: &str = "build";
 
 /// Has the guest's kernel report single free pages, where it would report blocks of 2 MiB.
 const REPORT_PAGES: &str = "\"fathom.run=exec:/bin/busybox sh -c 'echo 0 >/sys/module/page_reporting/parameters/page_reporting_order'\" ";
+/// Makes the second disk a swap area.
+const SWAP: &str = "\"fathom.run=exec:/bin/busybox sh -c 'until test -b /dev/vdb; do sleep 1; done; \
+    mkswap /dev/vdb && swapon /dev/vdb'\" ";
+const SWAP_BYTES: u64 = 256 << 20;
 /// Throws away what is in memory for the start only, as a distribution does when it goes over to its disk.
 const LEAVE_START: &str = "\"fathom.run=exec:/bin/busybox rm -rf /modules /bin\" ";
 /// In which the figure of a load is measured for the cost.
@@ -149,8 +177,12 @@ pub(super) fn run(args: &SelfEArgs) -> Result<()> {
             outcome.runs.push(Row { report, load: load.name, sums, scores });
         }
         let scores = all.scores();
-        println!("{}\n\n{}", scores.row("all", &all), all.matrix_table());
-        println!("{}", all.costs());
+        println!("{}\n{}", scores.row("all", &all), scores.inferred_row());
+        println!("\n{}", score::table(&all.matrix));
+        println!("\nwithout the kernel's word\n{}\n", score::table(&all.inferred));
+        let picture = folder()?.join(format!("self-e-{report:?}.svg").to_lowercase());
+        plot::draw(&picture, &format!("What is reported: free {report:?}"), &all)?;
+        println!("{}\npicture: {}", all.costs(), picture.display());
         if args.check {
             scores.check(&all, report == Report::Pages)?;
         }
@@ -190,8 +222,16 @@ fn chosen(args: &SelfEArgs) -> Result<Vec<&'static Load>> {
 /// Looks at a load while it runs, and after it.
 fn look(kit: &Kit, args: &SelfEArgs, disk: &Path, load: &Load, report: Report) -> Result<Sums> {
     let prepare = if report == Report::Pages { REPORT_PAGES } else { "" };
-    let words = format!("quiet {prepare}{LEAVE_START}{} fathom.end=stay", load.words);
-    let mut running = guest(kit, args, disk, &words, true).start(args.place.vmm())?;
+    let swap = if load.swaps { SWAP } else { "" };
+    let words = format!("quiet {prepare}{swap}{LEAVE_START}{} fathom.end=stay", load.words);
+    let mut guest = guest(kit, args, disk, &words, true);
+    let area = folder()?.join("self-e-swap.img");
+    if load.swaps {
+        let made = File::create(&area).and_then(|file| file.set_len(SWAP_BYTES));
+        made.with_context(|| format!("make {}", area.display()))?;
+        guest = guest.writable_disk(&area);
+    }
+    let mut running = guest.start(args.place.vmm())?;
     await_first_word(&mut running, args.place.patience(FIRST_WORD))?;
     let mut sums = Sums::default();
     for _ in 0..args.looks() {

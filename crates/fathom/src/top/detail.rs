@@ -1,6 +1,6 @@
 //! One VM by itself: what its memory was over time, how long it has been idle, its miss-ratio curve.
 
-use api::{ClientError, HistoryPoint, IDLE_SECONDS, Part, Picture};
+use api::{ClientError, FrameClass, HistoryPoint, IDLE_SECONDS, Picture};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::Stylize;
@@ -76,7 +76,7 @@ fn draw_picture(frame: &mut Frame<'_>, area: Rect, picture: &Picture) {
 /// A line a part: how much, and how much there was.
 fn parts(picture: &Picture, width: usize) -> Vec<Line<'static>> {
     let mut lines = vec![Line::from("Memory, and over time").bold()];
-    for part in Part::ALL.into_iter().filter(|part| picture.part(*part).bytes > 0) {
+    for part in FrameClass::ALL.into_iter().filter(|part| picture.part(*part).bytes > 0) {
         let bytes = text::bytes(picture.part(part).bytes);
         let past =
             picture.history.iter().map(|point: &HistoryPoint| point.parts.get(&part).copied());

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use api::{CurveOf, MemoryCurve, Part, Picture};
+use api::{CurveOf, FrameClass, MemoryCurve, Picture};
 use serde_json::Value;
 
 use crate::engine::{Engine, announce};
@@ -121,5 +121,5 @@ fn sums_up(picture: &Picture) {
         let aged = figures.by_idle_age.iter().sum::<u64>() + figures.age_unknown_bytes;
         assert_eq!(aged, figures.resident_bytes, "{part:?}");
     }
-    assert!(picture.part(Part::FileCache).bytes >= 40 * MIB, "{picture:?}");
+    assert!(picture.part(FrameClass::FileCache).bytes >= 40 * MIB, "{picture:?}");
 }

@@ -7,12 +7,13 @@ use memory::{
 };
 
 use super::fingerprints::{Fingerprint, Fingerprints};
+use super::free_lists::FreeLists;
 use super::marks::{
     MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO,
 };
 use super::search::Search;
 use super::spaces::{ProcessSeen, Spaces};
-use super::summary::{ClassSummary, ClassUse, age_place};
+use super::summary::{ClassSummary, ClassUse};
 use super::walker::Walker;
 use super::{Evidence, FrameClass};
 use crate::CacheTracker;
@@ -37,6 +38,7 @@ pub struct Classifier {
     prints: Fingerprints,
     /// Where not each root is told.
     search: Option<Search>,
+    free: FreeLists,
     /// Roots to be told again.
     told: Vec<Frame>,
     /// Where the next sweep begins to visit.
@@ -56,6 +58,7 @@ impl Classifier {
             spaces: Spaces::default(),
             prints: Fingerprints::default(),
             search: None,
+            free: FreeLists::new(view.clone()),
             told: Vec::new(),
             visit: 0,
             look: 0,
@@ -110,6 +113,7 @@ impl Classifier {
         self.walker.walk(&mut self.spaces, &mut self.marks, now, TABLES);
         self.visit(now);
         self.look(cache, now);
+        self.free.ask(self.walker.kernel(), now);
     }
 
     /// What `frame` is for, and why.
@@ -121,20 +125,36 @@ impl Classifier {
         }
     }
 
+    /// The same without the kernel's word.
+    #[must_use]
+    pub fn inferred(&self, frame: Frame, cache: &CacheTracker) -> (FrameClass, Evidence) {
+        match self.memory.facts(frame) {
+            Some(facts) => self.inferred_by(frame, &facts, cache),
+            None => (FrameClass::Untouched, Evidence::Host),
+        }
+    }
+
     fn class_by(
         &self,
         frame: Frame,
         facts: &FrameFacts,
         cache: &CacheTracker,
     ) -> (FrameClass, Evidence) {
-        match facts.state {
-            FrameState::Ballooned => return (FrameClass::Ballooned, Evidence::Reported),
-            // It had contents before.
-            FrameState::Untouched if facts.written != Epoch::NEVER => {
-                return (FrameClass::Free, Evidence::Reported);
-            }
-            FrameState::Untouched => return (FrameClass::Untouched, Evidence::Host),
-            FrameState::Resident | FrameState::Absent(_) => {}
+        if facts.state == FrameState::Resident && self.free.has(frame, facts) {
+            return (FrameClass::Free, Evidence::Listed);
+        }
+        self.inferred_by(frame, facts, cache)
+    }
+
+    fn inferred_by(
+        &self,
+        frame: Frame,
+        facts: &FrameFacts,
+        cache: &CacheTracker,
+    ) -> (FrameClass, Evidence) {
+        if let Some(class) = FrameClass::by_state(facts) {
+            let given_back = matches!(class, FrameClass::Ballooned | FrameClass::Free);
+            return (class, if given_back { Evidence::Reported } else { Evidence::Host });
         }
         let mark = self.marks.of(frame);
         if Marks::is_ring(mark) {
@@ -206,17 +226,13 @@ impl Classifier {
     #[must_use]
     pub fn summary(&self, cache: &CacheTracker) -> ClassSummary {
         let mut classes: Vec<_> = FrameClass::ALL.into_iter().map(ClassUse::new).collect();
-        let now = self.memory.epoch();
         for frame in (0..self.marks.len()).map(Frame) {
             let Some(facts) = self.memory.facts(frame) else { continue };
             let (class, evidence) = self.class_by(frame, &facts, cache);
             let of_class = &mut classes[class as usize];
             of_class.frames += 1;
             of_class.vacated += u64::from(evidence == Evidence::Vacated);
-            if facts.state == FrameState::Resident {
-                of_class.resident += 1;
-                of_class.idle[age_place(now.0.saturating_sub(facts.accessed.0))] += 1;
-            }
+            of_class.resident += u64::from(facts.state == FrameState::Resident);
         }
         for (class, frames) in self.shareable(cache) {
             classes[class as usize].shareable += frames;

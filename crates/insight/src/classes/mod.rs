@@ -14,11 +14,13 @@
 //! it is code; who *wrote* to a frame, and by which translation, does.
 //!
 //! Work is bounded: a [`Classifier::sweep`] reads so many page tables, visits so many frames and looks into so many,
-//! and goes on where it was the next time. A frame that is called free was reported free by the guest: one that only
-//! looks so keeps its class, with [`Evidence::Vacated`].
+//! and goes on where it was the next time. A frame that is called free was reported free by the guest, or is in the
+//! kernel's own lists of free frames, where these can be read: one that only looks so keeps its class, with
+//! [`Evidence::Vacated`]. [`Classifier::inferred`] is what the kernel has no word in.
 
 mod classifier;
 mod fingerprints;
+mod free_lists;
 mod marks;
 mod search;
 mod spaces;
@@ -31,66 +33,88 @@ mod walker;
 pub use classifier::Classifier;
 pub use fingerprints::Fingerprint;
 pub use spaces::ProcessSeen;
-pub use summary::{AGES, ClassSummary, ClassUse};
+pub use summary::{ClassSummary, ClassUse};
 
-use serde::Serialize;
+use memory::{Epoch, FrameFacts, FrameState};
+use serde::{Deserialize, Serialize};
 
-/// What a frame is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// What a frame is for. Classes are a partition: every frame is of exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum FrameClass {
-    /// A table of an address space.
-    PageTable,
     /// Contents of a disk.
     FileCache,
     /// A program's own, or what programs share by a file in memory.
     Anonymous,
+    /// A table of an address space.
+    PageTable,
     /// The kernel's code.
     KernelText,
     /// The kernel's other memory, and what is not known to be anything else.
     Kernel,
     /// A ring that a device and the guest speak by.
     DmaRing,
-    /// Reported free by the guest, and not used since.
-    Free,
     /// Nothing but zeros, and nobody's that is known.
     Zero,
+    /// In use, and it is not known for what: frames were not classified.
+    Unknown,
+    /// Its contents are elsewhere and come when they are wanted.
+    Absent,
     /// In the balloon.
     Ballooned,
-    /// Never touched.
+    /// The guest has it and does not use it.
+    Free,
+    /// Never used since the machine was started.
     Untouched,
 }
 
 impl FrameClass {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
-        Self::PageTable,
+    pub const ALL: [Self; 12] = [
         Self::FileCache,
         Self::Anonymous,
+        Self::PageTable,
         Self::KernelText,
         Self::Kernel,
         Self::DmaRing,
-        Self::Free,
         Self::Zero,
+        Self::Unknown,
+        Self::Absent,
         Self::Ballooned,
+        Self::Free,
         Self::Untouched,
     ];
 
-    /// Its name in reports.
+    /// The name that it has in JSON and in metrics.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::PageTable => "page_table",
             Self::FileCache => "file_cache",
             Self::Anonymous => "anonymous",
+            Self::PageTable => "page_table",
             Self::KernelText => "kernel_text",
             Self::Kernel => "kernel",
             Self::DmaRing => "dma_ring",
-            Self::Free => "free",
             Self::Zero => "zero",
+            Self::Unknown => "unknown",
+            Self::Absent => "absent",
             Self::Ballooned => "ballooned",
+            Self::Free => "free",
             Self::Untouched => "untouched",
+        }
+    }
+
+    /// What the frame table alone says; `None`: the guest uses it, or has used it.
+    #[must_use]
+    pub fn by_state(facts: &FrameFacts) -> Option<Self> {
+        match facts.state {
+            // A discard is a change of its contents.
+            FrameState::Untouched if facts.written != Epoch::NEVER => Some(Self::Free),
+            FrameState::Untouched => Some(Self::Untouched),
+            FrameState::Ballooned => Some(Self::Ballooned),
+            FrameState::Absent(_) => Some(Self::Absent),
+            FrameState::Resident => None,
         }
     }
 }
@@ -104,6 +128,8 @@ pub enum Evidence {
     Host,
     /// The guest has said so, by its balloon.
     Reported,
+    /// It is in the kernel's lists of free frames.
+    Listed,
     /// A virtqueue lies there.
     Device,
     /// Met on a walk through the tables of an address space.
@@ -137,6 +163,7 @@ impl Evidence {
         match self {
             Self::Host => "the host has, or has not, a page for it",
             Self::Reported => "the guest reported it",
+            Self::Listed => "the guest's kernel has it in its lists of free memory",
             Self::Device => "a device's queue is there",
             Self::Walked => "page tables lead through it",
             Self::Mapped => "a program maps it",

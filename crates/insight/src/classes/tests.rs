@@ -83,6 +83,16 @@ impl Rig {
 }
 
 #[test]
+fn names_are_those_of_json() {
+    for (place, class) in FrameClass::ALL.into_iter().enumerate() {
+        let json = serde_json::to_string(&class).expect("json");
+        assert_eq!(json, format!("\"{}\"", class.name()));
+        // Maps are in the order in which classes are shown, and tables by class have a place for each.
+        assert_eq!(class as usize, place);
+    }
+}
+
+#[test]
 fn a_space_shows_its_tables_and_what_programs_map() {
     let mut rig = Rig::new();
     rig.space(10, 100, TABLE);
@@ -179,7 +189,10 @@ fn what_a_program_let_go_of_is_vacated_until_somebody_uses_it() {
         rig.epoch();
     }
     assert_eq!(rig.class(100), (FrameClass::Anonymous, Evidence::Vacated));
-    assert_eq!(rig.classifier.summary(&rig.cache).classes[2].vacated, 1);
+    assert_eq!(
+        rig.classifier.summary(&rig.cache).classes[FrameClass::Anonymous as usize].vacated,
+        1
+    );
     rig.access(100, Access::Write, false);
     assert_eq!(rig.class(100), (FrameClass::Kernel, Evidence::KernelWrote));
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use memory::{Epoch, FRAME_SIZE, Frame, FrameState, Gpa, GuestMemory, ReadView};
+use memory::{FRAME_SIZE, Frame, FrameState, Gpa, GuestMemory, ReadView};
 use serde::Serialize;
 
 use super::{Classifier, Evidence, FrameClass};
@@ -24,12 +24,17 @@ const TABLES_MAX: usize = 1 << 18;
 pub struct Comparison {
     /// Rows: what they are; columns: what they were taken for; both in the order of [`FrameClass::ALL`].
     pub matrix: [[u64; CLASSES]; CLASSES],
+    /// The same of what was inferred without the kernel's word.
+    pub inferred: [[u64; CLASSES]; CLASSES],
     /// The same with rows by the kernel's own classes.
     pub by_kernel: Vec<(&'static str, [u64; CLASSES])>,
-    /// Frames that look vacated: (free by the kernel, in use).
+    /// Frames that look vacated, as inferred: (free by the kernel, in use).
     pub vacated: (u64, u64),
-    /// Frames called free that the kernel uses.
+    /// Frames called free that the kernel uses, by its word or without.
     pub used_called_free: u64,
+    /// Frames reported free that are in none of the kernel's lists, and nobody has touched since: being reported at this
+    /// moment, or handed out. There is nothing in them.
+    pub unlisted: u64,
     /// Frames of which the kernel does not tell.
     pub unknown: u64,
     /// Address spaces: the kernel's processes', those seen, those in both.
@@ -57,26 +62,36 @@ pub fn compare(
         let (Some(by_kernel), Some(facts)) = (pages.class(frame), memory.facts(frame)) else {
             continue;
         };
-        let (taken_for, evidence) = classifier.class(frame, cache);
+        let taken_for = classifier.class(frame, cache).0;
+        let (inferred, evidence) = classifier.inferred(frame, cache);
         comparison.by_kernel[by_kernel as usize].1[taken_for as usize] += 1;
         let is_free = matches!(by_kernel, PageClass::Free | PageClass::CpuFree);
         if evidence == Evidence::Vacated {
             let (free, used) = &mut comparison.vacated;
             *if is_free { free } else { used } += 1;
         }
-        comparison.used_called_free += u64::from(taken_for == FrameClass::Free && !is_free);
-        let is = match facts.state {
-            _ if by_kernel == PageClass::Unknown => {
-                comparison.unknown += 1;
-                continue;
-            }
-            FrameState::Untouched if facts.written == Epoch::NEVER => FrameClass::Untouched,
-            _ if taken_for == FrameClass::DmaRing => FrameClass::DmaRing,
-            // In a CPU's list, and in nobody's count of free memory: the kernel's own, unless it was reported before.
-            _ if by_kernel == PageClass::CpuFree && taken_for == FrameClass::Free => taken_for,
+        let called_free = [taken_for, inferred].contains(&FrameClass::Free);
+        let has_contents = facts.state == FrameState::Resident;
+        comparison.used_called_free += u64::from(called_free && !is_free && has_contents);
+        comparison.unlisted += u64::from(called_free && !is_free && !has_contents);
+        if by_kernel == PageClass::Unknown {
+            comparison.unknown += 1;
+            continue;
+        }
+        let is = match FrameClass::by_state(&facts) {
+            Some(FrameClass::Untouched) => FrameClass::Untouched,
+            _ if inferred == FrameClass::DmaRing => FrameClass::DmaRing,
             _ => known.class(&view, frame, by_kernel, facts.state),
         };
-        comparison.matrix[is as usize][taken_for as usize] += 1;
+        // A free page of zeros is both; so is one in a CPU's list, which is in nobody's count of free memory, and one
+        // that is just being reported, which is in no list.
+        let right = |taken: FrameClass| {
+            let nobodys = is_free || !has_contents;
+            let both = nobodys && matches!(is, FrameClass::Zero | FrameClass::Kernel);
+            if taken == FrameClass::Free && both { taken } else { is }
+        };
+        comparison.matrix[right(taken_for) as usize][taken_for as usize] += 1;
+        comparison.inferred[right(inferred) as usize][inferred as usize] += 1;
     }
     let told: HashSet<u64> = kernel
         .processes()?

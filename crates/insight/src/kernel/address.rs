@@ -52,6 +52,16 @@ impl Leaf {
 }
 
 impl AddressSpace {
+    /// The same, with nothing remembered.
+    pub(super) fn anew(&self) -> Self {
+        Self::new(self.view.clone(), self.root, self.levels == 5)
+    }
+
+    /// Of its tables.
+    pub(super) fn root(&self) -> Gpa {
+        self.root
+    }
+
     /// The address space of the tables at `root`; with `five_levels` (CR4.LA57) or the usual four.
     pub fn new(view: ReadView, root: Gpa, five_levels: bool) -> Self {
         let leaves = Box::new([const { Cell::new(Leaf::NONE) }; LEAVES]);

@@ -1,7 +1,7 @@
 //! The guest's Linux kernel, read in its own words.
 //!
 //! Optional, and never needed by what is inferred: it is the truth that inferences are checked against, and
-//! what a user sees who asks. Nothing is installed in the guest and no debug package is needed; a kernel of
+//! what a user sees who asks. Where it is found, its word decides which frames are free ([`crate::classes`]). Nothing is installed in the guest and no debug package is needed; a kernel of
 //! the 6 series carries all of it in its memory:
 //!
 //! ```text
@@ -48,7 +48,7 @@ use memory::{Gpa, ReadView};
 pub use address::AddressSpace;
 pub use error::{AddressError, KernelError};
 pub use note::Note;
-pub use pages::{CachedFile, CachedFrame, Inode, KernelPages, PageClass};
+pub use pages::{CachedFile, CachedFrame, FreeFrames, Inode, KernelPages, PageClass};
 pub use processes::{Process, Processes};
 pub use symbols::Symbols;
 pub use types::{Member, Types};
@@ -136,6 +136,16 @@ impl Kernel {
         let vmemmap = self.space.u64(self.address_of("vmemmap_base")?)?;
         let files = Files::new(self.types.as_ref().ok());
         Ok(KernelPages::read(&self.view, &self.space, layout, vmemmap, files))
+    }
+
+    /// What tells free frames from others from now on, in little memory.
+    ///
+    /// # Errors
+    /// As for [`Kernel::pages`].
+    pub fn free_frames(&self) -> Result<FreeFrames, KernelError> {
+        let layout = self.layout.clone()?;
+        let vmemmap = self.space.u64(self.address_of("vmemmap_base")?)?;
+        Ok(FreeFrames { view: self.view.clone(), space: self.space.anew(), layout, vmemmap })
     }
 
     /// The guest's processes.

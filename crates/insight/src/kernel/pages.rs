@@ -1,11 +1,13 @@
 //! What the guest's kernel uses each frame for, by its own `struct page`.
 
 mod files;
+mod free;
 
 use memory::{FRAME_SHIFT, Frame, Gpa, ReadView};
 
 pub(super) use files::Files;
 pub use files::{CachedFile, Inode};
+pub use free::FreeFrames;
 
 use super::address::AddressSpace;
 use super::layout::PageLayout;
@@ -140,7 +142,7 @@ impl KernelPages {
         let mut reader = Reader { view, space, layout, vmemmap, pages, free_until: Gpa(0) };
         let mut frame = 0;
         while frame < frames {
-            frame += reader.batch(frame, frames);
+            frame += reader.batch(frame, frames, Reader::class);
         }
         reader.pages
     }
@@ -195,8 +197,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Classifies some frames from `first` on; returns how many, at least one.
-    fn batch(&mut self, first: u32, frames: u32) -> u32 {
+    /// Classifies some frames from `first` on; returns how many, at least one. `class_of` is told the frame, its address,
+    /// and where its `struct page` is, which follows.
+    fn batch(
+        &mut self,
+        first: u32,
+        frames: u32,
+        class_of: impl Fn(&mut Self, Frame, Gpa, u64, &Page<'_>) -> PageClass,
+    ) -> u32 {
         let Some(gpa) = self.view.layout().gpa_of(Frame(first)) else { return 1 };
         let contiguous = self.view.layout().contiguous(gpa) >> FRAME_SHIFT;
         let count = contiguous.min(u64::from(frames - first)).clamp(1, BATCH as u64) as u32;
@@ -210,7 +218,7 @@ impl Reader<'_> {
             let va = self.page_address(gpa);
             let read = whole || va.is_some_and(|va| self.space.read(va, page).is_ok());
             let class = match va {
-                Some(va) if read => self.class(Frame(first + number), gpa, va, &Page(page)),
+                Some(va) if read => class_of(self, Frame(first + number), gpa, va, &Page(page)),
                 _ => PageClass::Unknown,
             };
             self.pages.classes.push(class);
@@ -224,34 +232,45 @@ impl Reader<'_> {
     }
 
     fn class(&mut self, frame: Frame, gpa: Gpa, va: u64, page: &Page<'_>) -> PageClass {
-        // What the struct pages inside a free block say is left over from earlier.
-        if gpa < self.free_until {
-            return PageClass::Free;
+        if let Some(class) = self.unmapped(gpa, va, page) {
+            return class;
         }
-        let layout = self.layout;
-        let head = page.u64(layout.compound_head);
+        let head = page.u64(self.layout.compound_head);
         if head & TAIL != 0 {
             return self.tail(frame, gpa, head & !TAIL);
+        }
+        self.mapped(frame, page.u64(self.layout.flags), page)
+    }
+
+    /// The class of a frame that is neither a tail nor anything by its `mapping`.
+    fn unmapped(&mut self, gpa: Gpa, va: u64, page: &Page<'_>) -> Option<PageClass> {
+        // What the struct pages inside a free block say is left over from earlier.
+        if gpa < self.free_until {
+            return Some(PageClass::Free);
+        }
+        let layout = self.layout;
+        if page.u64(layout.compound_head) & TAIL != 0 {
+            return None;
         }
         if let Some(class) = layout.types.class(page.u32(layout.page_type)) {
             if class == PageClass::Free {
                 self.free_until = self.end_of_block(gpa, page.u64(layout.private));
             }
-            return class;
+            return Some(class);
         }
         let flags = page.u64(layout.flags);
         if flags & layout.bits.slab != 0 {
-            return PageClass::Slab;
+            return Some(PageClass::Slab);
         }
         if flags & layout.bits.reserved != 0 {
-            return PageClass::Reserved;
+            return Some(PageClass::Reserved);
         }
         if page.u32(layout.refcount) == 0 {
             // Nobody's: in a CPU's list, or the rest of a block that its user holds by its first frame only.
             let listed = self.is_in_a_list(va + layout.lru as u64, page);
-            return if listed { PageClass::CpuFree } else { PageClass::Kernel };
+            return Some(if listed { PageClass::CpuFree } else { PageClass::Kernel });
         }
-        self.mapped(frame, flags, page)
+        None
     }
 
     /// A frame in use, by its `mapping`.

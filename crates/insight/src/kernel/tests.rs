@@ -116,10 +116,17 @@ fn every_frame_has_its_class() {
     for like in BOTH {
         let guest = SmallGuest::new(like);
         let wanted = set_pages(&guest, like);
-        let pages = Kernel::find(&guest.view()).and_then(|it| it.pages()).expect("pages");
+        let kernel = Kernel::find(&guest.view()).expect("a kernel");
+        let pages = kernel.pages().expect("pages");
         for (frame, class) in wanted {
             assert_eq!(pages.class(Frame(frame)), Some(class), "{like:?}: frame {frame}");
         }
+        let is_free = |class: &PageClass| matches!(class, PageClass::Free | PageClass::CpuFree);
+        let free: Vec<_> = pages.classes().iter().map(is_free).collect();
+        let lists = kernel.free_frames().expect("lists");
+        assert_eq!(lists.read(0..u32::MAX), free);
+        assert_eq!(lists.read(304..336), free[304..336]);
+        assert!(lists.read(4000..5000).is_empty());
         assert_eq!(pages.classes().len(), 2048);
         assert_eq!(pages.class(Frame(2048)), None);
         assert_eq!(pages.counts().iter().map(|(_, frames)| frames).sum::<u64>(), 2048);
@@ -317,6 +324,9 @@ fn inspect(guest: &SmallGuest) {
     if let Ok(pages) = kernel.pages() {
         assert_eq!(pages.classes().len(), 2048);
         assert!(pages.cached().all(|cached| cached.frame.0 < 2048));
+    }
+    if let Ok(free) = kernel.free_frames() {
+        assert_eq!(free.read(0..u32::MAX).len(), 2048);
     }
     if let Ok(processes) = kernel.processes() {
         assert!(processes.list.iter().all(|process| process.name.chars().count() <= 15));

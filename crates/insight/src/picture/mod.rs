@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use memory::FRAME_SIZE;
 use serde::{Deserialize, Serialize};
 
+use crate::classes::FrameClass;
 use crate::curve::MissRatioCurve;
 use crate::estimate::Demand;
 use crate::working_set::WorkingSetSample;
@@ -25,73 +26,6 @@ use crate::working_set::WorkingSetSample;
 pub use ages::{EpochAges, IDLE_SECONDS};
 pub use rates::Rates;
 pub use survey::survey;
-
-/// What a part of a guest's memory is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// Holds a block of a disk.
-    FileCache,
-    /// Programs' own memory.
-    Anonymous,
-    /// Page tables.
-    PageTable,
-    /// Code of the kernel.
-    KernelText,
-    /// What else the kernel has.
-    Kernel,
-    /// Rings that the guest shares with devices.
-    DmaRing,
-    /// Full of zeros, and nothing else is known of it.
-    Zero,
-    /// In use, and it is not known for what.
-    Unknown,
-    /// Its contents are elsewhere and come when they are wanted.
-    Absent,
-    /// Given to the balloon.
-    Ballooned,
-    /// The guest has it and does not use it: reported free, or seen to be.
-    Free,
-    /// Never used since the machine was started.
-    Untouched,
-}
-
-impl Part {
-    /// All, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
-        Self::FileCache,
-        Self::Anonymous,
-        Self::PageTable,
-        Self::KernelText,
-        Self::Kernel,
-        Self::DmaRing,
-        Self::Zero,
-        Self::Unknown,
-        Self::Absent,
-        Self::Ballooned,
-        Self::Free,
-        Self::Untouched,
-    ];
-
-    /// The name that it has in JSON and in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::FileCache => "file_cache",
-            Self::Anonymous => "anonymous",
-            Self::PageTable => "page_table",
-            Self::KernelText => "kernel_text",
-            Self::Kernel => "kernel",
-            Self::DmaRing => "dma_ring",
-            Self::Zero => "zero",
-            Self::Unknown => "unknown",
-            Self::Absent => "absent",
-            Self::Ballooned => "ballooned",
-            Self::Free => "free",
-            Self::Untouched => "untouched",
-        }
-    }
-}
 
 /// One part's figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,7 +182,7 @@ pub struct HistoryPoint {
     /// Since the machine's start.
     pub at_seconds: f64,
     /// Bytes of each part that there was.
-    pub parts: BTreeMap<Part, u64>,
+    pub parts: BTreeMap<FrameClass, u64>,
     /// Accessed in the second before, if somebody watched.
     pub working_set_1s_bytes: Option<u64>,
     /// See [`CacheFigures`].
@@ -266,8 +200,8 @@ pub struct Picture {
     /// All of the guest's memory: the sum of `parts`.
     pub memory_bytes: u64,
     /// What it is. Parts that are empty are left out.
-    pub parts: BTreeMap<Part, PartFigures>,
-    /// Whether frames were classified: else all that is in use and no file cache is [`Part::Unknown`].
+    pub parts: BTreeMap<FrameClass, PartFigures>,
+    /// Whether frames were classified: else all that is in use and no file cache is [`FrameClass::Unknown`].
     pub classified: bool,
     /// For how long accesses have been watched; absent while nobody asks.
     pub watched_seconds: Option<f64>,
@@ -286,7 +220,7 @@ pub struct Picture {
 impl Picture {
     /// The figures of one part.
     #[must_use]
-    pub fn part(&self, part: Part) -> PartFigures {
+    pub fn part(&self, part: FrameClass) -> PartFigures {
         self.parts.get(&part).copied().unwrap_or_default()
     }
 
@@ -330,14 +264,19 @@ impl Picture {
     /// The kernel's: page tables, text, the rest. `None` where frames were not classified.
     #[must_use]
     pub fn kernel_bytes(&self) -> Option<u64> {
-        let kernel = [Part::PageTable, Part::KernelText, Part::Kernel, Part::DmaRing];
+        let kernel = [
+            FrameClass::PageTable,
+            FrameClass::KernelText,
+            FrameClass::Kernel,
+            FrameClass::DmaRing,
+        ];
         self.classified.then(|| kernel.iter().map(|&part| self.part(part).bytes).sum())
     }
 
     /// Programs' own. `None` where frames were not classified.
     #[must_use]
     pub fn anonymous_bytes(&self) -> Option<u64> {
-        self.classified.then(|| self.part(Part::Anonymous).bytes)
+        self.classified.then(|| self.part(FrameClass::Anonymous).bytes)
     }
 
     fn sum(&self, of: impl Fn(&PartFigures) -> u64) -> u64 {
@@ -352,16 +291,6 @@ mod tests {
     use memory::DiskBlock;
 
     #[test]
-    fn names_are_those_of_json() {
-        for part in Part::ALL {
-            let json = serde_json::to_string(&part).expect("json");
-            assert_eq!(json, format!("\"{}\"", part.name()));
-        }
-        let sorted = Part::ALL.windows(2).all(|pair| pair[0] < pair[1]);
-        assert!(sorted, "maps are in the order in which parts are shown");
-    }
-
-    #[test]
     fn idle_is_what_was_not_accessed_for_longer() {
         let by_idle_age = [1, 2, 4, 8, 16, 32, 64, 128, 256];
         let figures = PartFigures { by_idle_age, age_unknown_bytes: 512, ..Default::default() };
@@ -370,7 +299,7 @@ mod tests {
         assert_eq!(figures.idle_bytes(1), 510);
         assert_eq!(figures.idle_bytes(301), 0);
         let picture = |watched_seconds| Picture {
-            parts: BTreeMap::from([(Part::Unknown, figures)]),
+            parts: BTreeMap::from([(FrameClass::Unknown, figures)]),
             watched_seconds,
             ..Picture::default()
         };

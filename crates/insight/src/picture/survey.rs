@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use memory::{Epoch, FRAME_SIZE, Frame, FrameState, GuestMemory};
+use memory::{FRAME_SIZE, Frame, FrameState, GuestMemory};
 
+use super::PartFigures;
 use super::ages::EpochAges;
-use super::{Part, PartFigures};
+use crate::classes::FrameClass;
 
 /// What each part of `memory` is and how long it was not used: parts that are not empty, whose sum is all of it.
 ///
@@ -14,20 +15,13 @@ use super::{Part, PartFigures};
 pub fn survey(
     memory: &GuestMemory,
     ages: Option<&EpochAges>,
-    in_use: impl Fn(Frame) -> Part,
-) -> BTreeMap<Part, PartFigures> {
+    in_use: impl Fn(Frame) -> FrameClass,
+) -> BTreeMap<FrameClass, PartFigures> {
     let places = ages.map(EpochAges::places);
-    let mut parts = BTreeMap::<Part, PartFigures>::new();
+    let mut parts = BTreeMap::<FrameClass, PartFigures>::new();
     for frame in (0..memory.layout().frames()).map(Frame) {
         let Some(facts) = memory.facts(frame) else { continue };
-        let part = match facts.state {
-            // A discard is a change of its contents.
-            FrameState::Untouched if facts.written == Epoch::NEVER => Part::Untouched,
-            FrameState::Untouched => Part::Free,
-            FrameState::Ballooned => Part::Ballooned,
-            FrameState::Absent(_) => Part::Absent,
-            FrameState::Resident => in_use(frame),
-        };
+        let part = FrameClass::by_state(&facts).unwrap_or_else(|| in_use(frame));
         let figures = parts.entry(part).or_default();
         figures.bytes += FRAME_SIZE as u64;
         if facts.state != FrameState::Resident {
@@ -63,13 +57,14 @@ mod tests {
         }
         memory.discard((0..10).map(Frame), Discard::Balloon).expect("discard");
         memory.discard((10..30).map(Frame), Discard::Reported).expect("discard");
-        let part = |frame: Frame| if frame.0 < 50 { Part::FileCache } else { Part::Unknown };
+        let part =
+            |frame: Frame| if frame.0 < 50 { FrameClass::FileCache } else { FrameClass::Unknown };
         let parts = survey(&memory, None, part);
         let frames = |part| parts.get(&part).map_or(0, |figures| figures.bytes / 4096);
-        assert_eq!((frames(Part::Ballooned), frames(Part::Free)), (10, 20));
-        assert_eq!((frames(Part::FileCache), frames(Part::Unknown)), (20, 50));
-        assert_eq!(frames(Part::Untouched), 156);
-        assert_eq!(parts[&Part::Unknown].age_unknown_bytes, 50 * 4096);
+        assert_eq!((frames(FrameClass::Ballooned), frames(FrameClass::Free)), (10, 20));
+        assert_eq!((frames(FrameClass::FileCache), frames(FrameClass::Unknown)), (20, 50));
+        assert_eq!(frames(FrameClass::Untouched), 156);
+        assert_eq!(parts[&FrameClass::Unknown].age_unknown_bytes, 50 * 4096);
     }
 
     #[derive(Clone, Debug)]
@@ -105,7 +100,7 @@ mod tests {
                     Act::Tick => ages.ended(Duration::from_secs(7), memory.advance_epoch()),
                 }
             }
-            let part = |frame: Frame| Part::ALL[frame.index() % Part::ALL.len()];
+            let part = |frame: Frame| FrameClass::ALL[frame.index() % FrameClass::ALL.len()];
             let parts = survey(&memory, Some(&ages), part);
             prop_assert_eq!(parts.values().map(|part| part.bytes).sum::<u64>(), memory.bytes());
             let resident: u64 = parts.values().map(|part| part.resident_bytes).sum();

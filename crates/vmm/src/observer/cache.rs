@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
-use insight::picture::{CacheFigures, Part, Rates};
-use insight::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Ghosts, MissRatioCurve};
+use insight::picture::{CacheFigures, Rates};
+use insight::{
+    CacheChange, CacheCounts, CacheEvent, CacheTracker, FrameClass, Ghosts, MissRatioCurve,
+};
 use memory::{Event, Frame, GuestMemory, ReadView};
 
 use crate::host_cache;
@@ -132,16 +134,16 @@ impl Cache {
         self.classes.are_known()
     }
 
-    pub(super) fn part(&self, frame: Frame) -> Part {
+    pub(super) fn part(&self, frame: Frame) -> FrameClass {
         match self.tracker.location(frame) {
             _ if self.is_classified() => self.classes.part(frame, &self.tracker),
-            Some(_) => Part::FileCache,
-            None => Part::Unknown,
+            Some(_) => FrameClass::FileCache,
+            None => FrameClass::Unknown,
         }
     }
 
     /// Bytes that could be had again inside the VM, by part, where frames were looked into.
-    pub(super) fn shareable(&self) -> impl Iterator<Item = (Part, u64)> {
+    pub(super) fn shareable(&self) -> impl Iterator<Item = (FrameClass, u64)> {
         let known = self.is_classified().then(|| self.classes.shareable(&self.tracker));
         known.into_iter().flatten().map(|(part, frames)| (part, frames_to_bytes(frames)))
     }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use insight::classes::truth::{self, Comparison};
 use insight::kernel::KernelError;
-use insight::picture::Part;
 use insight::{CacheTracker, ClassSummary, Classifier, FrameClass, ProcessSeen};
 use memory::{EventStream, Frame, GuestMemory, Stamped};
 use serde::Serialize;
@@ -62,16 +61,15 @@ impl Classes {
         self.classifier.has_walked()
     }
 
-    pub(super) fn part(&self, frame: Frame, tracker: &CacheTracker) -> Part {
-        part_of(self.classifier.class(frame, tracker).0)
+    pub(super) fn part(&self, frame: Frame, tracker: &CacheTracker) -> FrameClass {
+        self.classifier.class(frame, tracker).0
     }
 
     /// Frames that could be had again inside the VM: of every class's part, once each.
-    pub(super) fn shareable(&self, tracker: &CacheTracker) -> BTreeMap<Part, u64> {
-        let mut frames: BTreeMap<Part, u64> =
-            FrameClass::ALL.map(|class| (part_of(class), 0)).into();
+    pub(super) fn shareable(&self, tracker: &CacheTracker) -> BTreeMap<FrameClass, u64> {
+        let mut frames: BTreeMap<_, u64> = FrameClass::ALL.map(|class| (class, 0)).into();
         for (class, shareable) in self.classifier.shareable(tracker) {
-            *frames.entry(part_of(class)).or_default() += shareable;
+            *frames.entry(class).or_default() += shareable;
         }
         frames
     }
@@ -90,20 +88,5 @@ impl Classes {
             sweeps: self.sweeps,
             longest_sweep_seconds: self.longest_sweep.as_secs_f64(),
         })
-    }
-}
-
-fn part_of(class: FrameClass) -> Part {
-    match class {
-        FrameClass::PageTable => Part::PageTable,
-        FrameClass::FileCache => Part::FileCache,
-        FrameClass::Anonymous => Part::Anonymous,
-        FrameClass::KernelText => Part::KernelText,
-        FrameClass::Kernel => Part::Kernel,
-        FrameClass::DmaRing => Part::DmaRing,
-        FrameClass::Free => Part::Free,
-        FrameClass::Zero => Part::Zero,
-        FrameClass::Ballooned => Part::Ballooned,
-        FrameClass::Untouched => Part::Untouched,
     }
 }

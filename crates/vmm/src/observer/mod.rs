@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 use confine::Thread;
 use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
-use insight::picture::{HistoryPoint, MemoryCurve, Part, Picture, WorkingSets, survey};
-use insight::{CacheCounts, WorkingSetSample};
+use insight::picture::{HistoryPoint, MemoryCurve, Picture, WorkingSets, survey};
+use insight::{CacheCounts, FrameClass, WorkingSetSample};
 use memory::{EventStream, FRAME_SIZE, GuestMemory};
 
 use accesses::Accesses;
@@ -335,7 +335,7 @@ impl Watch {
         let at = self.task.zero.elapsed();
         let cache = self.cache.as_ref().map(|cache| lock(cache));
         let (cache, accesses) = (cache.as_deref(), self.accesses.as_ref());
-        let in_use = |frame| cache.map_or(Part::Unknown, |cache| cache.part(frame));
+        let in_use = |frame| cache.map_or(FrameClass::Unknown, |cache| cache.part(frame));
         let mut parts = survey(&self.memory, accesses.map(Accesses::ages), in_use);
         for (part, bytes) in cache.into_iter().flat_map(Cache::shareable) {
             if let Some(figures) = parts.get_mut(&part) {
@@ -344,7 +344,7 @@ impl Watch {
         }
         let allocation = parts
             .iter()
-            .filter(|(part, _)| **part != Part::Ballooned)
+            .filter(|(part, _)| **part != FrameClass::Ballooned)
             .map(|(_, figures)| figures.bytes)
             .sum();
         Picture {

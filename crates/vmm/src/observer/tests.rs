@@ -72,13 +72,13 @@ fn a_picture_has_all_that_was_told_before_it_was_asked_for() {
     let picture = observer.picture();
     let cache = picture.cache.expect("disks are listened to");
     assert_eq!((cache.inserted, cache.evicted, cache.ghost_hits), (102, 2, 1));
-    assert_eq!(picture.part(Part::FileCache).bytes, 100 * 4096);
-    assert_eq!(picture.part(Part::Untouched).bytes, (1024 - 100) * 4096);
+    assert_eq!(picture.part(FrameClass::FileCache).bytes, 100 * 4096);
+    assert_eq!(picture.part(FrameClass::Untouched).bytes, (1024 - 100) * 4096);
     assert_eq!((picture.watched_seconds, picture.lost_events), (None, 0));
     assert!(picture.curve.points.last().expect("misses").miss_ratio < 1.0);
     observer.end();
     assert_eq!(observer.counts().map(|counts| counts.inserted), Some(102));
-    assert_eq!(observer.picture().part(Part::FileCache).bytes, 100 * 4096);
+    assert_eq!(observer.picture().part(FrameClass::FileCache).bytes, 100 * 4096);
 }
 
 #[test]

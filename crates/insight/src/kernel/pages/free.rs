@@ -1,0 +1,51 @@
+//! Which frames the kernel has in its lists of free ones, a piece of memory at a time.
+
+use std::ops::Range;
+
+use memory::{Frame, Gpa, ReadView};
+
+use super::super::address::AddressSpace;
+use super::super::layout::PageLayout;
+use super::{Files, KernelPages, PageClass, Reader};
+
+/// Offset of a root's last entry, which leads to the kernel's image.
+const LAST_ENTRY: u64 = 4088;
+
+/// What it takes to tell free frames from others, without all that [`crate::kernel::Kernel`] has in memory.
+#[derive(Debug)]
+pub struct FreeFrames {
+    pub(in super::super) view: ReadView,
+    pub(in super::super) space: AddressSpace,
+    pub(in super::super) layout: PageLayout,
+    pub(in super::super) vmemmap: u64,
+}
+
+impl FreeFrames {
+    /// Whether each of `frames` is free, in the buddy allocator or in the list of a CPU. No answer for those past the end
+    /// of RAM. A free block that begins before the first of `frames` is not met.
+    #[must_use]
+    pub fn read(&self, frames: Range<u32>) -> Vec<bool> {
+        let end = frames.end.min(self.view.layout().frames());
+        let files = Files::new(None);
+        let pages = KernelPages { classes: Vec::new(), cached: Vec::new(), files };
+        let Self { view, space, layout, vmemmap } = self;
+        let mut reader =
+            Reader { view, space, layout, vmemmap: *vmemmap, pages, free_until: Gpa(0) };
+        let mut frame = frames.start;
+        while frame < end {
+            frame += reader.batch(frame, end, |reader, _: Frame, gpa, va, page| {
+                reader.unmapped(gpa, va, page).unwrap_or(PageClass::Kernel)
+            });
+        }
+        let is_free = |class: &PageClass| matches!(class, PageClass::Free | PageClass::CpuFree);
+        reader.pages.classes.iter().map(is_free).collect()
+    }
+
+    /// The last entry of the kernel's own root: in all address spaces of this kernel it is the same.
+    #[must_use]
+    pub fn last_entry(&self) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.view.read(Gpa(self.space.root().0 + LAST_ENTRY), &mut bytes).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+}
