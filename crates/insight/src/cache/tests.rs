@@ -180,6 +180,12 @@ fn a_page_that_moves_leaves_from_where_it_went() {
 }
 
 #[test]
+fn a_page_that_is_written_later_has_not_moved() {
+    let by_disk = [read(FRAME, A), COPIED, written(FRAME, A), read(TO, B)];
+    assert_eq!(follow(&by_disk), [IN, (Insert, TO, B)]);
+}
+
+#[test]
 fn a_programs_copy_is_its_own() {
     let by_user = Event::Changed { frame: TO, user: true };
     let own = Event::Mapped { frame: TO, writable: true };

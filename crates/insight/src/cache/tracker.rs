@@ -215,6 +215,14 @@ impl CacheTracker {
         }
     }
 
+    /// `frame` is written with the block that it has: whoever has a copy is not the page. So it is with what the journal
+    /// copies to write it, while the block is changed.
+    fn stays(&mut self, frame: Frame) {
+        if let Some(copy) = self.copies.copy(frame) {
+            self.copies.forget(copy.frame);
+        }
+    }
+
     fn is_swapped(&self, frame: Frame) -> bool {
         self.blocks.location(frame).is_some_and(|block| self.volumes.is_swap(block))
     }
@@ -314,6 +322,7 @@ impl CacheTracker {
             self.relocate(at, original);
         }
         if self.blocks.location(frame) == Some(to) {
+            self.stays(frame);
             self.settle(frame);
         } else if self.is_buffer(frame, to) {
             self.go(at, frame, CacheChange::Drop);
@@ -384,7 +393,9 @@ impl CacheTracker {
 
     /// `frame` was written to a journal, on its way to `home`.
     fn copied(&mut self, at: Duration, frame: Frame, home: DiskBlock) {
-        if self.blocks.location(frame) != Some(home) {
+        if self.blocks.location(frame) == Some(home) {
+            self.stays(frame);
+        } else {
             if self.blocks.frame(home).is_none() {
                 self.come(at, frame, home);
             } else {
