@@ -70,6 +70,7 @@ mod host;
 mod manifest;
 mod map;
 mod reader;
+pub mod responsiveness;
 mod store;
 mod working_set;
 mod writer;
