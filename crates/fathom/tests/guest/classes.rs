@@ -1,5 +1,6 @@
 //! What each frame is for, as it is inferred from outside, is what the guest's kernel says.
 
+use api::FrameClass;
 use serde_json::Value;
 
 use crate::engine::Engine;
@@ -7,13 +8,6 @@ use crate::kit;
 use crate::sandbox::Sandbox;
 use crate::vm::{Guest, Vm};
 
-const PAGE_TABLE: usize = 0;
-const FILE_CACHE: usize = 1;
-const ANONYMOUS: usize = 2;
-const KERNEL_TEXT: usize = 3;
-const KERNEL: usize = 4;
-const FREE: usize = 6;
-const CLASSES: usize = 10;
 const LOOKS_MAX: u32 = 12;
 
 #[test]
@@ -35,9 +29,16 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
     let comparison = &check["comparison"];
     assert_eq!(comparison["used_called_free"], 0, "{comparison}");
     assert_eq!(comparison["unknown"], 0, "{comparison}");
-    let matrix: [[u64; CLASSES]; CLASSES] =
+    let matrix: [[u64; FrameClass::ALL.len()]; FrameClass::ALL.len()] =
         serde_json::from_value(comparison["matrix"].clone()).expect("a matrix");
-    let scores = [PAGE_TABLE, FILE_CACHE, ANONYMOUS, KERNEL_TEXT, KERNEL, FREE];
+    let scores = [
+        FrameClass::PageTable,
+        FrameClass::FileCache,
+        FrameClass::Anonymous,
+        FrameClass::KernelText,
+        FrameClass::Kernel,
+        FrameClass::Free,
+    ];
     // By precision and recall of each: pages that programs just gave back are in a CPU's list of free ones. What KVM does
     // not tell of is in docs/insight.md; in the lab its epochs are long, and much is as it was a while ago.
     let least: [[f64; 2]; 6] = match Engine::under_test() {
@@ -47,11 +48,12 @@ fn frames_are_what_the_guests_kernel_has_them_for() {
         Engine::Kvm => [[0.75, 0.6], [0.9, 0.9], [0.6, 0.3], [0.95, 0.6], [0.5, 0.8], [1.0, 0.5]],
     };
     for (class, [precision, recall]) in scores.into_iter().zip(least) {
-        let right = matrix[class][class] as f64;
-        let is = matrix[class].iter().sum::<u64>() as f64;
-        let taken = matrix.iter().map(|row| row[class]).sum::<u64>() as f64;
+        let index = class as usize;
+        let right = matrix[index][index] as f64;
+        let is = matrix[index].iter().sum::<u64>() as f64;
+        let taken = matrix.iter().map(|row| row[index]).sum::<u64>() as f64;
         let enough = right >= precision * taken && right >= recall * is;
-        assert!(enough, "class {class}: {right} of {is} found, among {taken}: {comparison}");
+        assert!(enough, "{class:?}: {right} of {is} found, among {taken}: {comparison}");
     }
     let spaces: (u64, u64, u64) =
         serde_json::from_value(comparison["spaces"].clone()).expect("counts");
