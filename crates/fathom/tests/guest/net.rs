@@ -227,7 +227,8 @@ impl Host {
     }
 
     fn connects(&self, vm: &mut Vm<'_>) {
-        assert_eq!(self.ask(vm, "one-by-one", CONNECTIONS.into()), CONNECTIONS.to_string());
+        let one_by_one = connections();
+        assert_eq!(self.ask(vm, "one-by-one", one_by_one.into()), one_by_one.to_string());
         assert_eq!(self.ask(vm, "together", TOGETHER.into()), TOGETHER.to_string());
     }
 
@@ -265,6 +266,17 @@ fn bytes() -> u64 {
     }
     announce("*** NOT TESTED in the lab: 100 MiB in each direction: too slow a machine ***");
     MUCH / 20
+}
+
+/// For the same reason: what is dropped of a connection's beginning is sent again after a second.
+fn connections() -> u32 {
+    if !processor::in_lab() {
+        return CONNECTIONS;
+    }
+    announce(
+        "*** NOT TESTED in the lab: 1000 connections one after the other: too slow a machine ***",
+    );
+    CONNECTIONS / 20
 }
 
 /// passt has the host's own programs behind the address of the gateway.
