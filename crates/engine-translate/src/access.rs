@@ -381,24 +381,18 @@ impl System {
         // SAFETY: both were translated just now (nothing is revoked before this vCPU acknowledges), and
         // `len` bytes stay within both pages.
         unsafe { host::copy(destination, source, len as usize) };
-        if len == PAGE {
-            self.note_copy(to, from);
+        let by_kernel = (to & from) >> 63 != 0 && !self.user;
+        if len == PAGE && by_kernel {
+            self.note_copy(destination, source);
         }
         Ok(len)
     }
 
-    /// A page was copied. Who listens wants to know where if that is in the kernel's half.
-    fn note_copy(&self, to: u64, from: u64) {
-        if (to & from) >> 63 == 0 || self.user {
-            return;
-        }
-        let Some(events) = self.shared.memory.events() else { return };
-        let frame = |va, kind| {
-            let paging = self.regs.paging();
-            let found = walk::translate(&self.shared.memory, paging, va, kind, false).ok()?;
-            self.shared.memory.frame_of(Gpa(found.gpa))
-        };
-        if let (Some(from), Some(to)) = (frame(from, Kind::Read), frame(to, Kind::Write)) {
+    /// The kernel has copied a page, to and from these addresses of the host.
+    fn note_copy(&self, destination: usize, source: usize) {
+        let memory = &self.shared.memory;
+        let Some(events) = memory.events() else { return };
+        if let (Some(from), Some(to)) = (memory.frame_at(source), memory.frame_at(destination)) {
             events.note_copy(from, to);
         }
     }

@@ -157,7 +157,7 @@ mod tests {
             ("fathom run --kernel k --vsock cid=3", ["socket", "cid=N,socket=PATH"]),
             ("fathom run --kernel k --net bridge", ["`bridge`", "tap=NAME"]),
             ("fathom pause", ["<NAME>", "see --help"]),
-            ("fathom resme", ["resme", "'resume'"]),
+            ("fathom resme", ["resme", "exist: 'restore', 'resume'"]),
         ] {
             let text = refused(line);
             assert!(parts.iter().all(|part| text.contains(part)), "{line}: {text}");

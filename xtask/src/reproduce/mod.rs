@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub(crate) enum Reproduce {
@@ -85,12 +85,17 @@ fn publish<O: Outcome>(outcome: &O, args: &RowArgs) -> Result<()> {
     let picture = folder.join(O::NAME).with_extension("svg");
     outcome.picture().draw(&picture)?;
     if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&Json::of(outcome))?;
-        fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+        write_json(file, &Json::of(outcome))?;
     }
     print!("{}", text(outcome));
     println!("picture: {}", picture.display());
     Ok(())
+}
+
+/// All figures, as one value of JSON.
+fn write_json(file: &Path, figures: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(figures)?;
+    fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))
 }
 
 /// Where pictures and what experiments leave lie.

@@ -3,8 +3,8 @@
 mod plot;
 mod score;
 
-use super::folder;
 use super::place::Place;
+use super::{folder, write_json};
 use crate::kit::{self, Kit};
 use crate::machine::{Guest, Next, Running, fathom_program};
 use anyhow::{Context, Result, bail};
@@ -191,8 +191,7 @@ pub(super) fn run(args: &SelfEArgs) -> Result<()> {
         outcome.cost = Some(cost(&kit, args, &disk)?);
     }
     if let Some(file) = args.place.json(args.json.as_deref()) {
-        let text = serde_json::to_string_pretty(&outcome)?;
-        std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+        write_json(file, &outcome)?;
     }
     Ok(())
 }

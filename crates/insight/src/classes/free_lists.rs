@@ -6,7 +6,7 @@
 
 use memory::{Epoch, Frame, FrameFacts, ReadView};
 
-use super::walker::used;
+use super::walker::last_entry;
 use crate::kernel::{FreeFrames, Kernel};
 
 /// Frames that are asked about together: no free block reaches from one such part into the next.
@@ -43,16 +43,15 @@ impl FreeLists {
         Self { view, kernel: None, wait: 0, wait_next: 1, parts: vec![part; parts], next: 0 }
     }
 
-    /// At the beginning of epoch `now`: asks about some frames. `last_entry` is the last of the roots in use, by which
+    /// At the beginning of epoch `now`: asks about some frames. `entry` is the last of the roots in use, by which
     /// another kernel than the one that was found is known.
-    pub(super) fn ask(&mut self, last_entry: Option<u64>, now: Epoch) {
-        let Some(last_entry) = last_entry else { return };
-        let same = |free: &FreeFrames| free.last_entry().map(used) == Some(last_entry);
-        if !self.kernel.as_ref().is_some_and(same) {
+    pub(super) fn ask(&mut self, entry: Option<u64>, now: Epoch) {
+        let Some(wanted) = entry else { return };
+        if self.kernel.as_ref().is_none_or(|kernel| self.entry_of(kernel) != entry) {
             if self.kernel.take().is_some() {
                 self.parts.iter_mut().for_each(|part| part.asked = Epoch::NEVER);
             }
-            self.find(same);
+            self.find(wanted);
         }
         let Some(kernel) = &self.kernel else { return };
         for _ in 0..PARTS.min(self.parts.len()) {
@@ -68,13 +67,18 @@ impl FreeLists {
         }
     }
 
-    fn find(&mut self, same: impl Fn(&FreeFrames) -> bool) {
+    /// The last entry of that kernel's own root.
+    fn entry_of(&self, kernel: &FreeFrames) -> Option<u64> {
+        last_entry(&self.view, self.view.layout().frame_of(kernel.root())?)
+    }
+
+    fn find(&mut self, entry: u64) {
         if self.wait > 0 {
             self.wait -= 1;
             return;
         }
         let found = Kernel::find(&self.view).and_then(|kernel| kernel.free_frames());
-        self.kernel = found.ok().filter(same);
+        self.kernel = found.ok().filter(|kernel| self.entry_of(kernel) == Some(entry));
         self.wait = self.wait_next;
         self.wait_next = if self.kernel.is_some() { 1 } else { (self.wait * 2).min(WAIT_MAX) };
     }
@@ -101,8 +105,8 @@ mod tests {
         let buddy = PageWords { page_type: !0x80, private: 4, refcount: 0, ..PageWords::default() };
         guest.page(320, &buddy);
         let kernel = Kernel::find(&guest.view()).expect("a kernel");
-        let entry = kernel.free_frames().expect("its free frames").last_entry().map(used);
         let mut lists = FreeLists::new(guest.view());
+        let entry = lists.entry_of(&kernel.free_frames().expect("its free frames"));
         let facts = |accessed| FrameFacts {
             state: FrameState::Resident,
             code: false,

@@ -7,11 +7,11 @@
 //! The first pass over memory reads each frame's last bytes, later ones those of frames that were written to since the
 //! pass before.
 
-use memory::{Epoch, EventStream, FRAME_SIZE, Frame, FrameState, Gpa, GuestMemory, ReadView};
+use memory::{Epoch, EventStream, Frame, FrameState, GuestMemory, ReadView};
 
 use super::marks::{MAPPED, Marks};
 use super::spaces::Spaces;
-use super::walker::{PRESENT, used};
+use super::walker::last_entry;
 
 /// Where the search is.
 #[derive(Debug)]
@@ -72,12 +72,4 @@ impl Search {
         let facts = memory.facts(frame).filter(|facts| facts.state == FrameState::Resident);
         facts.is_some_and(|facts| self.before.is_none_or(|before| facts.written >= before))
     }
-}
-
-/// The last entry of a table, as if it had been used, where it leads anywhere.
-pub(super) fn last_entry(view: &ReadView, table: Frame) -> Option<u64> {
-    let mut bytes = [0; 8];
-    let gpa = Gpa(view.layout().gpa_of(table)?.0 + (FRAME_SIZE - bytes.len()) as u64);
-    view.read(gpa, &mut bytes).ok()?;
-    Some(used(u64::from_le_bytes(bytes))).filter(|entry| entry & PRESENT != 0)
 }

@@ -65,7 +65,7 @@ pub fn compare(
         let taken_for = classifier.class(frame, cache).0;
         let (inferred, evidence) = classifier.inferred(frame, cache);
         comparison.by_kernel[by_kernel as usize].1[taken_for as usize] += 1;
-        let is_free = matches!(by_kernel, PageClass::Free | PageClass::CpuFree);
+        let is_free = by_kernel.is_free();
         if evidence == Evidence::Vacated {
             let (free, used) = &mut comparison.vacated;
             *if is_free { free } else { used } += 1;

@@ -11,11 +11,10 @@ use memory::{Epoch, FRAME_SIZE, Frame, Gpa, ReadView};
 use super::marks::{
     MAPPED, Marks, RING, SETTLED, SHARED, TABLE, TEXT, USERS, VACATED, WRITABLE, ZERO,
 };
-use super::search::last_entry;
 use super::spaces::Spaces;
 
 /// Page-table entries, Intel SDM volume 3, section 5.5.
-pub(super) const PRESENT: u64 = 1;
+const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
@@ -271,8 +270,16 @@ impl Walker {
     }
 }
 
+/// The last entry of a table, as if it had been used, where it leads anywhere.
+pub(super) fn last_entry(view: &ReadView, table: Frame) -> Option<u64> {
+    let mut bytes = [0; 8];
+    let gpa = Gpa(view.layout().gpa_of(table)?.0 + (FRAME_SIZE - bytes.len()) as u64);
+    view.read(gpa, &mut bytes).ok()?;
+    Some(used(u64::from_le_bytes(bytes))).filter(|entry| entry & PRESENT != 0)
+}
+
 /// The entry as if it had been used.
-pub(super) fn used(entry: u64) -> u64 {
+fn used(entry: u64) -> u64 {
     entry | 0x60
 }
 

@@ -94,6 +94,12 @@ impl PageClass {
             Self::Unknown => "unknown",
         }
     }
+
+    /// Whether nobody has it.
+    #[must_use]
+    pub fn is_free(self) -> bool {
+        matches!(self, Self::Free | Self::CpuFree)
+    }
 }
 
 /// A frame that holds a piece of a file.

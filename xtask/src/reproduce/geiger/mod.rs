@@ -9,13 +9,13 @@ mod sizes;
 mod truth;
 
 use super::place::Place;
+use super::write_json;
 use crate::kit;
 use anyhow::{Context, Result};
 use disks::{Disks, FileSystem};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::PathBuf;
 use truth::{Kind, Owner, Recording, Run, Truth};
 
@@ -122,7 +122,7 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
             None if args.program.is_empty() => load.replace(':', ","),
             None => format!("program {load}"),
         };
-        let disk = program.map_or_else(|| Ok(kit.disk()), |program| program.disk(&kit))?;
+        let disk = programs::disk(program, &kit)?;
         let usual = if args.place.is_kvm() { KVM_MEMORY_MIB } else { MEMORY_MIB };
         let usual = args.memory.unwrap_or(usual);
         let memory_mib = program.map_or(usual, |program| program.memory_mib);
@@ -149,10 +149,7 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
         }
     }
     match args.place.json(args.json.as_deref()) {
-        Some(file) => {
-            let text = serde_json::to_string_pretty(&figures)?;
-            fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))
-        }
+        Some(file) => write_json(file, &figures),
         None => Ok(()),
     }
 }

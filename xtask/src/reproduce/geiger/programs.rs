@@ -65,12 +65,13 @@ impl Program {
     pub(super) fn load(&self) -> String {
         format!("program {}", self.command)
     }
+}
 
-    pub(super) fn disk(&self, kit: &Kit) -> Result<PathBuf> {
-        match self.disk {
-            Disk::Common => Ok(kit.disk()),
-            Disk::Sources => kit.sources_disk(),
-        }
+/// Where that program is, or those that others name.
+pub(super) fn disk(program: Option<&Program>, kit: &Kit) -> Result<PathBuf> {
+    match program.map(|program| &program.disk) {
+        None | Some(Disk::Common) => Ok(kit.disk()),
+        Some(Disk::Sources) => kit.sources_disk(),
     }
 }
 

@@ -5,7 +5,7 @@
 //! what really comes, with each size, is counted by what the guest's kernel says.
 
 use super::super::place::Place;
-use super::super::{folder, wss};
+use super::super::{folder, write_json, wss};
 use super::disks::{Disks, FileSystem};
 use super::programs;
 use super::score::{self, Change, Inferred};
@@ -15,7 +15,6 @@ use anyhow::{Context, Result, anyhow, ensure};
 use insight::{Ghosts, MissRatioCurve};
 use memory::DiskBlock;
 use serde::Serialize;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Single pages of a part of a file, some much more often than others; and a database larger than any of these.
@@ -64,8 +63,7 @@ pub(super) fn run(place: &Place, check: bool, json: Option<&PathBuf>) -> Result<
     }
     println!("pictures: {}", pictures.join("geiger-sizes-*.svg").display());
     if let Some(file) = json {
-        let text = serde_json::to_string_pretty(&loads)?;
-        fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+        write_json(file, &loads)?;
     }
     let bad = loads.iter().find(|load| load.mean_error > OFF_AT_MOST);
     let bad = bad.filter(|_| check);
@@ -84,7 +82,7 @@ fn measure(
     let options = ["--cache-log".to_owned(), log.display().to_string()];
     let program = programs::named(name);
     let load = program.map_or_else(|| name.replace(':', ","), programs::Program::load);
-    let disk = program.map_or_else(|| Ok(kit.disk()), |program| program.disk(kit))?;
+    let disk = programs::disk(program, kit)?;
     let mut first = None;
     let mut sizes = Vec::new();
     for memory_mib in SIZES_MIB {

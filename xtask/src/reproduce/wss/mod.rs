@@ -9,8 +9,8 @@ mod run;
 mod score;
 mod truth;
 
-use super::folder;
 use super::place::Place;
+use super::{folder, write_json};
 use crate::kit::{self, Kit};
 use crate::machine::MEMORY_MIB;
 use above::Above;
@@ -21,7 +21,6 @@ pub(super) use plot::lines as draw_lines;
 use score::Score;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::PathBuf;
 
 const PAPER: &str = "errors: census of the guest's own tables 0.4-2.1 %, cost 0.8 % (Niu 2011); sampling of 100 pages +-5 \
@@ -109,8 +108,7 @@ pub(super) fn run(args: &WssArgs) -> Result<()> {
             costs: &costs,
             above: &above,
         };
-        let text = serde_json::to_string_pretty(&figures)?;
-        fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+        write_json(file, &figures)?;
     }
     let mut troubles: Vec<String> =
         scores.iter().flat_map(|score| score.troubles(args.quick, place.is_kvm())).collect();

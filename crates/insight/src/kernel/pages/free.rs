@@ -8,9 +8,6 @@ use super::super::address::AddressSpace;
 use super::super::layout::PageLayout;
 use super::{Files, KernelPages, PageClass, Reader};
 
-/// Offset of a root's last entry, which leads to the kernel's image.
-const LAST_ENTRY: u64 = 4088;
-
 /// What it takes to tell free frames from others, without all that [`crate::kernel::Kernel`] has in memory.
 #[derive(Debug)]
 pub struct FreeFrames {
@@ -37,15 +34,12 @@ impl FreeFrames {
                 reader.unmapped(gpa, va, page).unwrap_or(PageClass::Kernel)
             });
         }
-        let is_free = |class: &PageClass| matches!(class, PageClass::Free | PageClass::CpuFree);
-        reader.pages.classes.iter().map(is_free).collect()
+        reader.pages.classes.iter().map(|class| class.is_free()).collect()
     }
 
-    /// The last entry of the kernel's own root: in all address spaces of this kernel it is the same.
+    /// The kernel's own root of page tables.
     #[must_use]
-    pub fn last_entry(&self) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.view.read(Gpa(self.space.root().0 + LAST_ENTRY), &mut bytes).ok()?;
-        Some(u64::from_le_bytes(bytes))
+    pub fn root(&self) -> Gpa {
+        self.space.root()
     }
 }
