@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use snapshot::Compression;
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, EstimateLogConfig,
     GdbConfig, HostCacheConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
@@ -111,7 +112,8 @@ read-only makes the snapshot useless: use --stop, or an overlay that is copied b
 
 Example:
   fathom save web web.snapshot --stop
-  fathom restore web.snapshot";
+  fathom restore web.snapshot
+  fathom save web web.later --incremental web.snapshot --compress zstd";
 
 const RESTORE_AFTER: &str = "\
 The VM is as it was, with the disks, networks and sockets that it had, which nobody else may have now. Its clocks
@@ -390,9 +392,38 @@ pub(crate) struct SaveArguments {
     pub(crate) name: String,
     /// Where the snapshot is made, a folder; nothing may be there
     pub(crate) path: PathBuf,
-    /// End the VM then, before its guest moves again
+    /// End the VM once it is saved, before its guest moves again
     #[arg(long)]
     pub(crate) stop: bool,
+    /// How its memory is compressed: lz4 for speed, zstd for size
+    #[arg(long, value_enum, default_value_t = CompressArgument::None)]
+    pub(crate) compress: CompressArgument,
+    /// Save only what differs from this snapshot, which is needed to restore then
+    #[arg(long, value_name = "PARENT")]
+    pub(crate) incremental: Option<PathBuf>,
+    /// Replace the snapshot that is there, once this one is whole
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Print JSON: sizes, frames by kind, how long it took
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum CompressArgument {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl From<CompressArgument> for Compression {
+    fn from(argument: CompressArgument) -> Self {
+        match argument {
+            CompressArgument::None => Self::None,
+            CompressArgument::Lz4 => Self::Lz4,
+            CompressArgument::Zstd => Self::Zstd,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

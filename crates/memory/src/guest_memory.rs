@@ -219,7 +219,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    fn source(&self, id: SourceId) -> Arc<dyn Source> {
+    pub(crate) fn source(&self, id: SourceId) -> Arc<dyn Source> {
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&sources[id.0 as usize])
     }

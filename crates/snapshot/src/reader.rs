@@ -359,14 +359,14 @@ impl Snapshot {
     /// Everything that is stored, this snapshot's image first, then its ancestors', each in the order of its
     /// file: for who wants all of it. [`Snapshot::read_place`] tells which frames they have. Frames on
     /// disks are not among them.
-    pub fn places(&self) -> impl Iterator<Item = Place> {
+    pub fn places(&self) -> impl Iterator<Item = Place> + Send {
         let ancestors = std::iter::successors(Some(self), |snapshot| snapshot.parent.as_deref());
         ancestors.enumerate().flat_map(|(ancestor, snapshot)| {
             snapshot.own_places().map(move |at| Place { ancestor: ancestor as u8, at })
         })
     }
 
-    fn own_places(&self) -> Box<dyn Iterator<Item = At> + '_> {
+    fn own_places(&self) -> Box<dyn Iterator<Item = At> + Send + '_> {
         if let Some(chunks) = &self.chunks {
             return Box::new((0..chunks.count()).map(At::Chunk));
         }

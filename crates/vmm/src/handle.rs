@@ -23,7 +23,7 @@ use crate::machine::{Machine, Threads};
 use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
-use crate::saved::{SaveFiles, SaveReport, Saved};
+use crate::saved::{SaveLanes, SaveReport, Saved};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -294,15 +294,15 @@ impl VmHandle {
         self.0.in_some_life(|machine| machine.control.resume())
     }
 
-    /// Writes the machine into `files` while all of it stands, and ends the VM then if it is to `stop`; else it goes on
+    /// Sends the machine on `lanes` while all of it stands. If it is to `stop`, it ends once it is kept; else it goes on
     /// as it was, standing or running. In the instant of a reboot it is the next life that is saved.
     ///
     /// # Errors
-    /// The VM has ended, or the host refused a write: the guest goes on.
-    pub fn save(&self, files: &SaveFiles, stop: bool) -> Result<SaveReport, RequestError> {
+    /// The VM has ended; or who keeps it does not take it, or does not say that it is kept: the guest goes on.
+    pub fn save(&self, lanes: &SaveLanes, stop: bool) -> Result<SaveReport, RequestError> {
         let mut saved = None;
         self.0.in_some_life(|machine| {
-            saved = machine.save(files, stop);
+            saved = machine.save(lanes, stop);
             saved.is_some()
         })?;
         let saved = saved.ok_or(RequestError::Ended)?;

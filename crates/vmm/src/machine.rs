@@ -26,7 +26,7 @@ use crate::io_thread::{Gate, IoThread};
 use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
-use crate::saved::{Devices, SaveFiles, SaveReport, Saved, Source};
+use crate::saved::{Devices, SaveLanes, SaveReport, Saved, Source};
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -207,11 +207,11 @@ impl Machine {
         }
     }
 
-    /// Writes the machine into `files` while all of it stands, and ends it then if it is to `stop`. `None`: it has ended
-    /// before.
+    /// Sends the machine on `lanes` while all of it stands. If it is to `stop`, it waits until it is kept, and ends before
+    /// anybody moves again. `None`: it has ended before.
     pub(crate) fn save(
         &self,
-        files: &SaveFiles,
+        lanes: &SaveLanes,
         stop: bool,
     ) -> Option<Result<SaveReport, VmError>> {
         let begun = Instant::now();
@@ -227,18 +227,21 @@ impl Machine {
                     vcpus: &self.vcpus,
                     devices: &self.devices,
                 };
-                let written = source.write(files);
-                if stop && written.is_ok() {
-                    // Before anybody moves again.
-                    self.control.end(End::Stopped);
-                }
+                let sent = source.send(lanes).and_then(|sent| {
+                    if stop {
+                        let kept = lanes.wait_until_kept();
+                        kept.map_err(VmError::host("end the VM once it is saved"))?;
+                        self.control.end(End::Stopped);
+                    }
+                    Ok(sent)
+                });
                 pause = begun.elapsed();
-                written
+                sent
             },
         );
-        let report = |frames_written| SaveReport {
+        let report = |frames_sent| SaveReport {
             pause,
-            frames_written,
+            frames_sent,
             frames: self.memory.layout().frames(),
         };
         written.map(|written| written.map(report))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use machine::{Host, engine};
 use serde_json::Value;
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
-use vmm::saved::{Draft, Saved};
+use vmm::saved::{Draft, DraftOptions, Kept, Progress, SaveLanes, Saved};
 use vmm::{Outcome, VmError, VmHandle};
 use x86::Gpr;
 
@@ -21,10 +21,19 @@ const ALPHABET: &[u8] =
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn save(host: &Host, vm: &VmHandle, name: &str, stop: bool) {
-    let (draft, files) = Draft::create(&host.path(name)).expect("a draft");
-    let report = vm.save(&files, stop).expect("saved");
-    assert!(report.frames_written > 0 && report.frames == 8192, "{report:?}");
-    draft.finish().expect("whole");
+    save_as(host, vm, name, stop, DraftOptions { lanes: 2, ..DraftOptions::default() });
+}
+
+fn save_as(host: &Host, vm: &VmHandle, name: &str, stop: bool, options: DraftOptions) -> Kept {
+    let (draft, sockets) = Draft::create(&host.path(name), 32 << 20, options).expect("a draft");
+    let lanes = SaveLanes::new(sockets).expect("lanes");
+    let (report, kept) = thread::scope(|scope| {
+        let sent = scope.spawn(|| vm.save(&lanes, stop));
+        let kept = draft.keep(&Progress::default()).expect("whole");
+        (sent.join().expect("no panic").expect("saved"), kept)
+    });
+    assert!(report.frames_sent > 0 && report.frames == 8192, "{report:?}");
+    kept
 }
 
 /// What a restore asks for by itself.
@@ -96,7 +105,7 @@ fn a_save_changes_nothing() {
     assert_eq!(vm.status().state, vmm::RunState::Paused);
     vm.resume().expect("resumed");
     stop(&vm);
-    let memory = |name: &str| fs::read(host.path(name).join("memory.img")).expect("an image");
+    let memory = |name: &str| fs::read(host.path(name).join("memory")).expect("an image");
     assert!(memory("first") == memory("second"), "memory changed while the VM stood");
 
     // Restored and standing it is the same again, but for its generation.

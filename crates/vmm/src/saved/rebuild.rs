@@ -10,7 +10,7 @@ use x86::VcpuState;
 use x86::cpuid::HYPERVISOR;
 
 use super::capture::{identity, set_tsc, tsc, unix_ns};
-use super::{Saved, SavedError, image};
+use super::{Saved, SavedError, fill};
 use crate::board::Board;
 use crate::config::VmPlan;
 use crate::error::VmError;
@@ -54,13 +54,7 @@ impl Saved {
 
     /// Reads the memory into `memory`, which is untouched.
     pub(crate) fn fill(&self, memory: &Arc<GuestMemory>) -> Result<(), VmError> {
-        image::read(memory, &self.memory).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let what = format!("shorter than {} bytes", memory.bytes());
-                SavedError::Damaged { path: self.memory_path.clone(), what }
-            }
-            _ => SavedError::File { path: self.memory_path.clone(), source },
-        })?;
+        fill::eagerly(memory, &self.snapshot)?;
         let runs = self.state.ballooned.iter();
         let frames = runs.flat_map(|run| (run.first..run.first + run.count).map(Frame));
         let discarded = memory.discard(frames, Discard::Balloon);
