@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snapshot::Compression;
+use vmm::RestoreMode;
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, EstimateLogConfig,
     GdbConfig, HostCacheConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
@@ -410,6 +411,23 @@ pub(crate) struct SaveArguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum ModeArgument {
+    Eager,
+    Lazy,
+    WorkingSet,
+}
+
+impl From<ModeArgument> for RestoreMode {
+    fn from(argument: ModeArgument) -> Self {
+        match argument {
+            ModeArgument::Eager => Self::Eager,
+            ModeArgument::Lazy => Self::Lazy,
+            ModeArgument::WorkingSet => Self::WorkingSet,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum CompressArgument {
     None,
     Lz4,
@@ -445,6 +463,12 @@ pub(crate) struct RestoreArguments {
     /// The guest stands until `fathom resume`
     #[arg(long)]
     pub(crate) paused: bool,
+    /// When its memory comes: all before it runs, each frame when it is needed, or first what it needed before
+    #[arg(long, value_enum, default_value_t = ModeArgument::WorkingSet)]
+    pub(crate) mode: ModeArgument,
+    /// Write what the guest needs first into the snapshot, for the next restore
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub(crate) learn: bool,
     /// Whether the VM's process gives up what it will not need, as of `run`
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) confine: Confinement,

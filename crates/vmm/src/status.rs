@@ -88,6 +88,8 @@ pub struct RunReport {
     pub host_cache: Option<HostCacheReport>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
+    /// How the memory came, where the last life was saved before.
+    pub restore: Option<RestoreReport>,
     /// What is known of the guest's memory at the end; of the last life.
     pub picture: Arc<Picture>,
     /// Resident memory of this process at the end, guest frames included.

@@ -2,15 +2,15 @@
 
 mod machine;
 
-use std::fs;
+use std::{fs, io};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use machine::{Host, engine};
 use serde_json::Value;
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
-use vmm::saved::{Draft, DraftOptions, Kept, Progress, SaveLanes, Saved};
-use vmm::{Outcome, VmError, VmHandle};
+use vmm::saved::{Draft, DraftOptions, Kept, Progress, SaveLanes, Saved, MachineState};
+use vmm::{Outcome, RestoreMode, RestoreOptions, VmError, VmHandle};
 use x86::Gpr;
 
 /// Prints the alphabet for ever: `mov dx, 0x3f8; a: mov al, 'a'; b: out dx, al; inc al; cmp al, 'z' + 1; jne b; jmp a`
@@ -45,7 +45,11 @@ fn restore(host: &Host, saved: Saved, console: &str, paused: bool) -> Result<VmH
     let config = config(&saved, ConsoleConfig::File(host.path(console)));
     let plan = VmPlan::new(config).expect("a plan");
     let outside = plan.open_outside()?;
-    vmm::restore_with(plan, outside, saved, paused)
+    vmm::restore_with(plan, outside, saved, options(), paused)
+}
+
+fn options() -> RestoreOptions {
+    RestoreOptions { mode: RestoreMode::Lazy, learning: None, asked: Instant::now() }
 }
 
 fn open(host: &Host, name: &str) -> Saved {
@@ -227,22 +231,24 @@ fn any_number_may_be_any_other() {
     let vm = host.start(ALPHABET);
     save(&host, &vm, "snapshot", true);
     assert_eq!(vm.wait(), Ok(Outcome::Stopped));
-    let machine = host.path("snapshot").join("machine.json");
-    let good: Value = serde_json::from_slice(&fs::read(&machine).expect("state")).expect("json");
+    let machine = open(&host, "snapshot").snapshot().machine().expect("state");
+    let good: Value = serde_json::from_slice(&machine).expect("json");
     let mut random = 0x5eed;
     let (mut refused, mut taken) = (0, 0);
     for _ in 0..CHANGES {
         let mut json = good.clone();
         let path = change_a_number(&mut json, &mut random);
-        fs::write(&machine, json.to_string()).expect("written");
-        let restored = Saved::open(&host.path("snapshot")).map_err(VmError::from);
-        let restored = restored.and_then(|saved| {
+        let state = serde_json::from_value(json).map_err(io::Error::other);
+        let state = state.map_err(|error| VmError::Host("read it".to_owned(), error));
+        let restored = state.and_then(|state: MachineState| {
+            state.check()?;
+            let saved = Saved { state, ..open(&host, "snapshot") };
             let config = config(&saved, ConsoleConfig::None);
             let plan = VmPlan::new(config).map_err(|error| {
                 VmError::Host(error.to_string(), std::io::ErrorKind::Other.into())
             })?;
             let outside = plan.open_outside()?;
-            vmm::restore_with(plan, outside, saved, false)
+            vmm::restore_with(plan, outside, saved, options(), false)
         });
         match restored {
             Err(_) => refused += 1,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use snapshot::Snapshot;
+use snapshot::{Learning, Snapshot, WorkingSet};
 
 use super::{MachineState, SavedError, VERSION};
 
@@ -28,6 +28,22 @@ impl Saved {
             return Err(SavedError::Damaged { path: path.to_owned(), what });
         }
         Ok(Self { state, snapshot })
+    }
+
+    /// Takes over what an earlier restore has learnt of the working set.
+    pub fn adopt_learnt(&self) {
+        if let Err(error) = WorkingSet::adopt(&self.snapshot) {
+            tracing::debug!("{error}");
+        }
+    }
+
+    /// A file for what this one learns; `None` where another learns, or nobody may write.
+    #[must_use]
+    pub fn begin_to_learn(&self) -> Option<Learning> {
+        Learning::begin(&self.snapshot).unwrap_or_else(|error| {
+            tracing::debug!("{error}");
+            None
+        })
     }
 
     /// Its memory.
