@@ -83,7 +83,7 @@ pub use insight::picture::{
     CacheFigures, CurveOf, CurvePoint, HistoryPoint, IDLE_SECONDS, MemoryCurve, PartFigures,
     Picture, Recommendation, WorkingSets,
 };
-pub use report::{Report, WorkingSetSample};
+pub use report::{Report, Restore, RestoreFaults, TimeToResponsiveness, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
     BalloonTarget, Fault, GuestProcess, HostCache, HostCacheDisk, KernelInfo, KernelSymbol,

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::control::RunState;
 use crate::host_cache::HostCacheReport;
+use crate::restore::RestoreReport;
 
 /// A VM at one moment.
 #[derive(Clone, PartialEq, Debug)]

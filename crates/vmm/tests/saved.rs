@@ -242,7 +242,8 @@ fn any_number_may_be_any_other() {
         let state = state.map_err(|error| VmError::Host("read it".to_owned(), error));
         let restored = state.and_then(|state: MachineState| {
             state.check()?;
-            let saved = Saved { state, ..open(&host, "snapshot") };
+            let mut saved = open(&host, "snapshot");
+            saved.state = state;
             let config = config(&saved, ConsoleConfig::None);
             let plan = VmPlan::new(config).map_err(|error| {
                 VmError::Host(error.to_string(), std::io::ErrorKind::Other.into())

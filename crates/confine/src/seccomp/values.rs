@@ -51,6 +51,7 @@ const LINUX: &[(&str, u64)] = &[
     ("TUNSETOFFLOAD", 0x4004_54d0),
     ("TUNSETVNETHDRSZ", 0x4004_54d8),
     ("UFFDIO_API", 0xc018_aa3f),
+    ("UFFDIO_COPY", 0xc028_aa03),
     ("UFFDIO_REGISTER", 0xc020_aa00),
     ("UFFDIO_WAKE", 0x8010_aa02),
 ];

@@ -47,10 +47,13 @@ pub struct RestoreFaults {
 /// The smallest T from which on every window of a vCPU has so much of its time.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Responsiveness {
+    /// Length of a window.
     pub window_seconds: f64,
+    /// What is asked of it, 0 to 1.
     pub utilization: f64,
-    /// Over the vCPUs.
+    /// Mean of the vCPUs.
     pub mean_seconds: f64,
+    /// The slowest vCPU's.
     pub worst_seconds: f64,
 }
 
