@@ -42,7 +42,6 @@ pub(crate) fn restore(arguments: RestoreArguments, asked: Instant) -> Result<Exi
         confine::close_inherited(&[]).map_err(Failure::host)?;
     }
     let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
-    saved.adopt_learnt();
     let (confine, paused) = (arguments.confine, arguments.paused);
     let options = RestoreOptions {
         mode: arguments.mode.into(),

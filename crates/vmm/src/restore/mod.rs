@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use memory::{Frame, GuestMemory};
-use snapshot::{Learning, Snapshot};
+use snapshot::{Learning, Snapshot, WorkingSet};
 
 use crate::error::VmError;
 use crate::saved::SavedError;
@@ -79,6 +79,7 @@ impl Restore {
     pub(crate) fn begin(
         memory: &Arc<GuestMemory>,
         snapshot: &Arc<Snapshot>,
+        set: Option<Arc<WorkingSet>>,
         mode: RestoreMode,
         asked: Instant,
     ) -> Result<Arc<Self>, VmError> {
@@ -87,7 +88,7 @@ impl Restore {
         let frames = contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame));
         let absent = memory.make_absent(frames, demand.source());
         absent.map_err(|error| VmError::Engine(engine::EngineError::Unsupported(error.to_string())))?;
-        let progress = read::Progress::new(snapshot, mode)?;
+        let progress = read::Progress::new(set, mode);
         let (memory, snapshot) = (Arc::clone(memory), Arc::clone(snapshot));
         Ok(Arc::new(Self { memory, snapshot, mode, demand, asked, progress }))
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use confine::Thread;
 use memory::{Frame, FrameState};
-use snapshot::{Batch, Kind, Place, Snapshot, WorkingSet};
+use snapshot::{Batch, Kind, Place, WorkingSet};
 
 use super::demand::by_frame;
 use super::{Restore, RestoreMode};
@@ -27,7 +27,9 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// What has been read ahead.
 pub(super) struct Progress {
-    set: Option<WorkingSet>,
+    set: Option<Arc<WorkingSet>>,
+    /// Whether it is read first.
+    set_first: bool,
     /// The next piece of it.
     piece: AtomicU32,
     rest: Mutex<Rest>,
@@ -49,16 +51,9 @@ struct Rest {
 }
 
 impl Progress {
-    pub(super) fn new(snapshot: &Snapshot, mode: RestoreMode) -> Result<Self, SavedError> {
-        let set = match mode {
-            // It is only an advice.
-            RestoreMode::WorkingSet => snapshot.working_set().unwrap_or_else(|error| {
-                tracing::warn!("{error}: the working set is not known");
-                None
-            }),
-            RestoreMode::Eager | RestoreMode::Lazy => None,
-        };
-        Ok(Self {
+    pub(super) fn new(set: Option<Arc<WorkingSet>>, mode: RestoreMode) -> Self {
+        Self {
+            set_first: mode == RestoreMode::WorkingSet && set.is_some(),
             set,
             piece: AtomicU32::new(0),
             rest: Mutex::default(),
@@ -68,7 +63,7 @@ impl Progress {
             past_set: Condvar::new(),
             stop: AtomicBool::new(false),
             complete: OnceLock::new(),
-        })
+        }
     }
 
     /// Frames that came in time.
@@ -81,14 +76,14 @@ impl Progress {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// Frames of the working set.
+    /// Frames of the working set, if it was read first.
     pub(super) fn set_frames(&self) -> u64 {
-        self.set.as_ref().map_or(0, |set| set.frames().len() as u64)
+        if self.set_first { self.set().len() as u64 } else { 0 }
     }
 
     /// In its order.
     pub(super) fn set(&self) -> &[Frame] {
-        self.set.as_ref().map_or(&[], WorkingSet::frames)
+        self.set.as_ref().map_or(&[], |set| set.frames())
     }
 
     /// When nothing was absent any more.
@@ -115,7 +110,7 @@ impl Readers {
         if progress.complete.get().is_some() {
             return Ok(None);
         }
-        let threads = if progress.set.is_some() { threads() } else { 1 };
+        let threads = if progress.set_first { threads() } else { 1 };
         *progress.at_set() = threads;
         let mut readers = Self {
             restore: Arc::clone(restore),
@@ -226,7 +221,9 @@ impl Restore {
     }
 
     fn read_set(&self, batch: &mut Batch) -> Result<(), SavedError> {
-        let Some(set) = &self.progress.set else { return Ok(()) };
+        let Some(set) = self.progress.set.as_ref().filter(|_| self.progress.set_first) else {
+            return Ok(());
+        };
         while !self.stopping() {
             let piece = self.progress.piece.fetch_add(1, Ordering::Relaxed);
             if piece >= set.chunks() {

@@ -12,10 +12,13 @@ pub struct Saved {
     /// Everything but the memory.
     pub state: MachineState,
     pub(super) snapshot: Arc<Snapshot>,
+    /// What its guest needs first, as far as that is known.
+    pub(super) set: Option<Arc<WorkingSet>>,
 }
 
 impl Saved {
-    /// Opens the snapshot at `path` and checks all but the contents of its memory.
+    /// Opens the snapshot at `path` and checks all but the contents of its memory. What an earlier restore has learnt
+    /// of its working set is taken over.
     ///
     /// # Errors
     /// It is not there, not whole, of another version, or says what cannot be.
@@ -27,14 +30,16 @@ impl Saved {
             let what = format!("image of {found} bytes, config.memory is {expected}");
             return Err(SavedError::Damaged { path: path.to_owned(), what });
         }
-        Ok(Self { state, snapshot })
-    }
-
-    /// Takes over what an earlier restore has learnt of the working set.
-    pub fn adopt_learnt(&self) {
-        if let Err(error) = WorkingSet::adopt(&self.snapshot) {
+        if let Err(error) = WorkingSet::adopt(&snapshot) {
+            // Others may own the snapshot.
             tracing::debug!("{error}");
         }
+        // It is only an advice.
+        let set = snapshot.working_set().unwrap_or_else(|error| {
+            tracing::warn!("{error}: the working set is not known");
+            None
+        });
+        Ok(Self { state, snapshot, set: set.map(Arc::new) })
     }
 
     /// A file for what this one learns; `None` where another learns, or nobody may write.

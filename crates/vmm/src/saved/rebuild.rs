@@ -62,7 +62,7 @@ impl Saved {
         options: RestoreOptions,
     ) -> Result<(Option<Arc<Restore>>, Option<Learning>), VmError> {
         let RestoreOptions { mode, learning, asked } = options;
-        let begun = match Restore::begin(memory, &self.snapshot, mode, asked) {
+        let begun = match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked) {
             Err(VmError::Engine(EngineError::Unsupported(why))) => {
                 if mode != RestoreMode::Eager {
                     tracing::warn!("{why}: all memory is read before the guest runs");
