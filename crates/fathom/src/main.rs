@@ -11,6 +11,7 @@ mod list;
 mod log;
 mod run;
 mod save;
+mod svg;
 mod text;
 mod top;
 mod verbs;

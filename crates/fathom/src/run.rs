@@ -4,8 +4,10 @@ mod confinement;
 mod control;
 mod kernel;
 mod report;
+mod restored;
 mod signals;
 
+use std::fs::File;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,7 +33,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         Some(_) => SocketDirectory::at(Jail::SOCKETS.into()),
         None => SocketDirectory::open(),
     }?;
-    live(plan, sockets, confine, stats, vmm::start_with)
+    live(plan, sockets, confine, stats, None, vmm::start_with)
 }
 
 /// `fathom restore`.
@@ -49,7 +51,9 @@ pub(crate) fn restore(arguments: RestoreArguments, asked: Instant) -> Result<Exi
         asked,
     };
     let plan = VmPlan::new(arguments.config(&saved.state.config)).map_err(Failure::usage)?;
-    live(plan, SocketDirectory::open()?, confine, false, move |plan, outside| {
+    // Later it can make no file.
+    let picture = plan.report.as_deref().map(restored::make_picture).transpose()?;
+    live(plan, SocketDirectory::open()?, confine, false, picture, move |plan, outside| {
         vmm::restore_with(plan, outside, saved, options, paused)
     })
 }
@@ -60,6 +64,7 @@ fn live(
     sockets: SocketDirectory,
     confine: Confinement,
     stats: bool,
+    picture: Option<File>,
     start: impl FnOnce(VmPlan, Outside) -> Result<VmHandle, VmError>,
 ) -> Result<ExitCode, Failure> {
     let claim = sockets.claim(&plan.name)?;
@@ -83,7 +88,9 @@ fn live(
             eprint!("{}", report::translation(figures));
         }
         let written = match (&report, figures) {
-            (Some(path), Some(figures)) => report::write(path, figures, &outcome),
+            (Some(path), Some(figures)) => {
+                report::write(path, &name, figures, &outcome, picture.as_ref())
+            }
             _ => Ok(()),
         };
         (outcome, written)

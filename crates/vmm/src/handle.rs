@@ -300,7 +300,11 @@ impl VmHandle {
     ///
     /// # Errors
     /// The VM has ended; or who keeps it does not take it, or does not say that it is kept: the guest goes on.
-    pub fn save(&self, lanes: &SaveLanes, options: SaveOptions) -> Result<SaveReport, RequestError> {
+    pub fn save(
+        &self,
+        lanes: &SaveLanes,
+        options: SaveOptions,
+    ) -> Result<SaveReport, RequestError> {
         let mut saved = None;
         self.0.in_some_life(|machine| {
             saved = machine.save(lanes, options);

@@ -107,7 +107,9 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let restore = saved.zip(options).map(|(saved, options)| saved.fill(&memory, options, plan.report.is_some()));
+        let restore = saved
+            .zip(options)
+            .map(|(saved, options)| saved.fill(&memory, options, plan.report.is_some()));
         let (restore, learning) = restore.transpose()?.unwrap_or_default();
         let readers = restore.as_ref().map(Readers::start).transpose()?.flatten();
         let serial = saved.map(|saved| &saved.state.board.serial);
@@ -171,8 +173,7 @@ impl Machine {
         let learner = machine.restore.as_ref().zip(learning);
         let learner = learner.map(|(restore, file)| Learner::start(restore, file)).transpose();
         let learner = learner.inspect_err(|_| machine.end(End::Stopped))?;
-        let threads =
-            Threads { vcpus, io, filler, readers, learner, transports: board.transports };
+        let threads = Threads { vcpus, io, filler, readers, learner, transports: board.transports };
         Ok((machine, threads))
     }
 
@@ -267,11 +268,8 @@ impl Machine {
                 sent
             },
         );
-        let report = |frames_sent| SaveReport {
-            pause,
-            frames_sent,
-            frames: self.memory.layout().frames(),
-        };
+        let report =
+            |frames_sent| SaveReport { pause, frames_sent, frames: self.memory.layout().frames() };
         written.map(|written| written.map(report))
     }
 

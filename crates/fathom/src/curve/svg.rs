@@ -5,31 +5,12 @@ use std::fmt::Write as _;
 use api::MemoryCurve;
 
 use super::{plot, what};
+use crate::svg::{HEIGHT, LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, WIDTH, begin, caption, polyline, y};
 use crate::text;
-
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 400.0;
-const LEFT: f64 = 60.0;
-const TOP: f64 = 50.0;
-const PLOT_WIDTH: f64 = 630.0;
-const PLOT_HEIGHT: f64 = 290.0;
 
 /// The whole file.
 pub(super) fn drawn(name: &str, curve: &MemoryCurve) -> String {
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
-         font-size=\"13\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
-    );
-    caption(&mut svg, LEFT, 24.0, "start", &format!("VM {name}. {}", what(curve)));
-    // Writing to a string cannot fail.
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{LEFT}\" y=\"{TOP}\" width=\"{PLOT_WIDTH}\" height=\"{PLOT_HEIGHT}\" fill=\"none\" stroke=\"#888\"/>"
-    );
-    for quarter in 0..=4 {
-        let ratio = f64::from(quarter) / 4.0;
-        caption(&mut svg, LEFT - 8.0, y(ratio) + 4.0, "end", &format!("{ratio:.2}"));
-    }
+    let mut svg = begin(&format!("VM {name}. {}", what(curve)));
     match plot::span(curve) {
         Some(span) => line(&mut svg, curve, span),
         None => caption(&mut svg, WIDTH / 2.0, HEIGHT / 2.0, "middle", "nothing is known yet"),
@@ -55,26 +36,6 @@ fn line(svg: &mut String, curve: &MemoryCurve, span: plot::Span) {
     }
     caption(svg, LEFT, TOP + PLOT_HEIGHT + 18.0, "start", &text::bytes(span.first));
     caption(svg, LEFT + PLOT_WIDTH, TOP + PLOT_HEIGHT + 18.0, "end", &text::bytes(span.last));
-    let points: Vec<String> = curve
-        .points
-        .iter()
-        .map(|point| format!("{:.1},{:.1}", x(point.bytes), y(point.miss_ratio)))
-        .collect();
-    let points = points.join(" ");
-    let _ = writeln!(
-        svg,
-        "<polyline points=\"{points}\" fill=\"none\" stroke=\"#c33\" stroke-width=\"2\"/>"
-    );
-}
-
-/// What is no ratio is at the bottom.
-fn y(ratio: f64) -> f64 {
-    let ratio = if ratio.is_nan() { 0.0 } else { ratio.clamp(0.0, 1.0) };
-    TOP + (1.0 - ratio) * PLOT_HEIGHT
-}
-
-fn caption(svg: &mut String, x: f64, y: f64, anchor: &str, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let _ =
-        writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{words}</text>");
+    let points = curve.points.iter().map(|point| (x(point.bytes), y(point.miss_ratio)));
+    polyline(svg, points, "#c33");
 }

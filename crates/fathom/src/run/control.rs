@@ -95,11 +95,7 @@ impl VmControl for HandleControl {
         Ok(())
     }
 
-    fn save(
-        &self,
-        lanes: Vec<OwnedFd>,
-        request: SaveRequest,
-    ) -> Result<SaveReport, ControlError> {
+    fn save(&self, lanes: Vec<OwnedFd>, request: SaveRequest) -> Result<SaveReport, ControlError> {
         let options = SaveOptions {
             stop: request.stop,
             all: request.all,

@@ -1,26 +1,33 @@
 //! The report of a run.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use api::{
-    HostCache, HostCacheDisk, Report, Restore, TimeToResponsiveness, WorkingSetSample,
-};
+use api::{HostCache, HostCacheDisk, Report, Restore, TimeToResponsiveness, WorkingSetSample};
 use vmm::{
     HostCacheStatus, Outcome, PageCache, Responsiveness, RestoreFaults, RestoreReport, RunReport,
 };
 
+use super::restored;
 use crate::failure::Failure;
 
 pub(super) fn write(
     path: &Path,
+    name: &str,
     figures: RunReport,
     outcome: &Result<Outcome, String>,
+    picture: Option<&File>,
 ) -> Result<(), Failure> {
-    let mut json = serde_json::to_vec_pretty(&wire(figures, outcome)).map_err(Failure::host)?;
+    let report = wire(figures, outcome);
+    let mut json = serde_json::to_vec_pretty(&report).map_err(Failure::host)?;
     json.push(b'\n');
     let refused = |error| Failure::Host(format!("report {}: {error}", path.display()));
-    fs::write(path, json).map_err(refused)
+    fs::write(path, json).map_err(refused)?;
+    if let Some(restore) = &report.restore {
+        eprint!("{}", restored::table(restore));
+        picture.map_or(Ok(()), |picture| restored::draw(picture, name, restore))?;
+    }
+    Ok(())
 }
 
 /// For people: what the translator did.

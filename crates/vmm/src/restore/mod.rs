@@ -27,7 +27,7 @@ use crate::saved::SavedError;
 use demand::Demand;
 pub(crate) use learn::Learner;
 pub(crate) use read::Readers;
-pub use report::{RestoreFaults, RestoreReport, Responsiveness};
+pub use report::{Responsiveness, RestoreFaults, RestoreReport};
 
 /// Waits that are written down for a report, 48 bytes each: of more, it is said that they are not in it.
 const WAITS_MAX: usize = 1 << 17;
@@ -91,7 +91,9 @@ impl Restore {
         let contents = snapshot.runs().iter().filter(|run| run.kind.has_contents());
         let frames = contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame));
         let absent = memory.make_absent(frames, demand.source());
-        absent.map_err(|error| VmError::Engine(engine::EngineError::Unsupported(error.to_string())))?;
+        absent.map_err(|error| {
+            VmError::Engine(engine::EngineError::Unsupported(error.to_string()))
+        })?;
         if recorded {
             memory.record_waits(WAITS_MAX);
         }

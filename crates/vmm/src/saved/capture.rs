@@ -13,7 +13,9 @@ use engine::Vm;
 use memory::{Frame, FrameState, GuestMemory};
 use x86::{VcpuState, msr};
 
-use super::{BoardState, ClockState, DiskIdentity, FrameRun, Known, MachineState, SaveLanes, VERSION};
+use super::{
+    BoardState, ClockState, DiskIdentity, FrameRun, Known, MachineState, SaveLanes, VERSION,
+};
 use crate::config::VmPlan;
 use crate::error::VmError;
 use crate::vcpu_thread::SharedVcpu;

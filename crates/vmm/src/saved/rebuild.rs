@@ -64,16 +64,17 @@ impl Saved {
         recorded: bool,
     ) -> Result<(Option<Arc<Restore>>, Option<Learning>), VmError> {
         let RestoreOptions { mode, learning, asked } = options;
-        let begun = match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked, recorded) {
-            Err(VmError::Engine(EngineError::Unsupported(why))) => {
-                if mode != RestoreMode::Eager {
-                    tracing::warn!("{why}: all memory is read before the guest runs");
+        let begun =
+            match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked, recorded) {
+                Err(VmError::Engine(EngineError::Unsupported(why))) => {
+                    if mode != RestoreMode::Eager {
+                        tracing::warn!("{why}: all memory is read before the guest runs");
+                    }
+                    fill::eagerly(memory, &self.snapshot)?;
+                    None
                 }
-                fill::eagerly(memory, &self.snapshot)?;
-                None
-            }
-            begun => Some(begun?),
-        };
+                begun => Some(begun?),
+            };
         if let Some(restore) = begun.as_ref().filter(|_| mode == RestoreMode::Eager) {
             restore.fill()?;
         }

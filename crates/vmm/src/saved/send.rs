@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use insight::kernel::FreeFrames;
@@ -119,11 +119,9 @@ impl Known {
 
     fn send_needed(&self, memory: &GuestMemory, to: &UnixStream) -> io::Result<()> {
         let Some(since) = self.since else { return Ok(()) };
-        let needed = |frame: &Frame| {
-            memory.facts(*frame).is_some_and(|facts| facts.accessed >= since)
-        };
-        let needed: Vec<Frame> =
-            (0..memory.layout().frames()).map(Frame).filter(needed).collect();
+        let needed =
+            |frame: &Frame| memory.facts(*frame).is_some_and(|facts| facts.accessed >= since);
+        let needed: Vec<Frame> = (0..memory.layout().frames()).map(Frame).filter(needed).collect();
         let mut to = io::BufWriter::new(to);
         for run in FrameRange::coalesce(&needed, u32::MAX) {
             Header::of(Kind::Needed, run).write(&mut to)?;
@@ -151,7 +149,17 @@ impl<'a> Lane<'a> {
     fn new(to: &'a UnixStream, memory: &'a Arc<GuestMemory>, known: &Known) -> Self {
         let contents = vec![0; HEADER + CONTENTS_MAX as usize * FRAME_SIZE];
         let view = ReadView::new(Arc::clone(memory));
-        Self { free: known.free(), to, memory, view, contents, first: 0, held: 0, without: None, stored: 0 }
+        Self {
+            free: known.free(),
+            to,
+            memory,
+            view,
+            contents,
+            first: 0,
+            held: 0,
+            without: None,
+            stored: 0,
+        }
     }
 
     fn send(&mut self, frames: Range<u32>) -> io::Result<()> {

@@ -52,12 +52,7 @@ impl FreeFrames {
     #[must_use]
     pub fn anew(&self) -> Self {
         let Self { view, space, layout, vmemmap } = self;
-        Self {
-            view: view.clone(),
-            space: space.anew(),
-            layout: layout.clone(),
-            vmemmap: *vmemmap,
-        }
+        Self { view: view.clone(), space: space.anew(), layout: layout.clone(), vmemmap: *vmemmap }
     }
 
     /// The kernel's own root of page tables.
