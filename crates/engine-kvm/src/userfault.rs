@@ -13,7 +13,7 @@ use std::thread;
 
 use confine::Thread;
 use engine::EngineError;
-use memory::{Access, FRAME_SIZE, Frame, FrameRange, GuestMemory, UserFaults, waits};
+use memory::{Access, FRAME_SIZE, Frame, FrameRange, GuestMemory, ResolveError, UserFaults, waits};
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
@@ -27,8 +27,25 @@ pub(crate) struct UserFaultHandler {
     kind: UserFaults,
     /// Started with the first absent frame.
     thread: Mutex<Option<Answering>>,
-    /// Frames that could not be fetched, and why: the guest's accesses to them fail until the next run.
-    failed: Mutex<BTreeMap<Frame, String>>,
+    failed: Mutex<Failed>,
+}
+
+/// Frames that could not be fetched: the guest's accesses to them fail until somebody has been told.
+#[derive(Default)]
+struct Failed {
+    frames: BTreeMap<Frame, ResolveError>,
+    /// Times that frames were taken from here. vCPUs that have met the same failure find it changed.
+    taken: u64,
+}
+
+/// Why a run failed.
+pub(crate) enum Failure {
+    /// A source may give the frame later.
+    Unavailable(Frame),
+    /// The contents of a frame are lost.
+    Lost(String),
+    /// Another vCPU has been told meanwhile.
+    Told,
 }
 
 struct Answering {
@@ -76,16 +93,27 @@ impl UserFaultHandler {
         Ok(())
     }
 
-    /// Why the guest could not have a frame, where that is why a run failed. Lets it try again.
-    pub(crate) fn take_failure(&self, ram: &GuestRam) -> Option<String> {
+    /// How often failures were taken, to be given to [`Self::take_failure`] after a run.
+    pub(crate) fn failures_taken(&self) -> u64 {
+        self.failed().taken
+    }
+
+    /// Why the guest could not have a frame, where that is why a run failed that began when failures had been `taken` so
+    /// often. Lets it try again.
+    pub(crate) fn take_failure(&self, ram: &GuestRam, taken: u64) -> Option<Failure> {
         let mut failed = self.failed();
-        let reason = failed.first_key_value().map(|(_, reason)| reason.clone());
-        for (frame, _) in std::mem::take(&mut *failed) {
+        let frames = std::mem::take(&mut failed.frames);
+        for &frame in frames.keys() {
             if let Err(error) = ram.forbid(frame, false) {
                 tracing::error!("allow frame {frame} again: {error}");
             }
         }
-        reason
+        let lost = frames.values().find(|error| !error.may_pass()).map(ToString::to_string);
+        let first = frames.keys().next().copied();
+        failed.taken += u64::from(first.is_some());
+        let unavailable = first.map(Failure::Unavailable);
+        let told = (failed.taken != taken).then_some(Failure::Told);
+        lost.map(Failure::Lost).or(unavailable).or(told)
     }
 
     fn start(
@@ -154,7 +182,7 @@ impl UserFaultHandler {
                 Ok(())
             }
             Err(error) => {
-                self.failed().insert(frame, error.to_string());
+                self.failed().frames.insert(frame, error);
                 ram.forbid(frame, true)
             }
         };
@@ -168,7 +196,7 @@ impl UserFaultHandler {
         }
     }
 
-    fn failed(&self) -> MutexGuard<'_, BTreeMap<Frame, String>> {
+    fn failed(&self) -> MutexGuard<'_, Failed> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

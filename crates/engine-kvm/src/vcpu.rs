@@ -16,6 +16,7 @@ use crate::exits::{self, Pending, Turn};
 use crate::kick::Kicker;
 use crate::run_page::RunPage;
 use crate::state;
+use crate::userfault::Failure;
 use crate::vm::Inner;
 
 /// A vCPU of KVM.
@@ -69,13 +70,15 @@ impl KvmVcpu {
     }
 
     /// What an interrupted or refused run means; `None`: go on.
-    fn refused(&self, errno: i32) -> Result<Option<Exit>, EngineError> {
+    fn refused(&self, errno: i32, failures: u64) -> Result<Option<Exit>, EngineError> {
         match errno {
             libc::EINTR | libc::EAGAIN => Ok(self.kicker.take().then_some(Exit::Kicked)),
-            libc::EFAULT => Err(self.vm.take_fault_failure().map_or_else(
-                || EngineError::Bug("KVM cannot reach a page of guest memory".into()),
-                EngineError::Memory,
-            )),
+            libc::EFAULT => match self.vm.take_fault_failure(failures) {
+                Some(Failure::Unavailable(frame)) => Ok(Some(Exit::Unavailable { frame })),
+                Some(Failure::Lost(why)) => Err(EngineError::Memory(why)),
+                Some(Failure::Told) => Ok(None),
+                None => Err(EngineError::Bug("KVM cannot reach a page of guest memory".into())),
+            },
             _ => Err(EngineError::Host {
                 action: "run a vcpu".into(),
                 source: std::io::Error::from_raw_os_error(errno),
@@ -126,6 +129,7 @@ impl KvmVcpu {
             if let Some(exit) = self.pending.next(self.kicker.page()) {
                 return Ok(exit);
             }
+            let failures = self.vm.fault_failures_taken();
             let entered = if stepped_over { self.enter_to_finish() } else { self.enter() };
             if self.kicker.take_question() {
                 self.tell_root();
@@ -134,7 +138,7 @@ impl KvmVcpu {
                 if stepped_over && errno.errno() == libc::EINTR {
                     return Ok(Exit::Debug(DebugStop::Step));
                 }
-                match self.refused(errno.errno())? {
+                match self.refused(errno.errno(), failures)? {
                     Some(exit) => return Ok(exit),
                     None => continue,
                 }

@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::irq::{self, Edges};
 use crate::kick::Kicker;
 use crate::observer::Observer;
-use crate::userfault::UserFaultHandler;
+use crate::userfault::{Failure, UserFaultHandler};
 use crate::vcpu::KvmVcpu;
 
 /// Three pages that Intel processors without unrestricted guests need for real mode, and one for its page
@@ -209,9 +209,14 @@ impl Inner {
         }
     }
 
-    /// Why the guest could not have a frame, if that ended a run.
-    pub(crate) fn take_fault_failure(&self) -> Option<String> {
-        self.faults.as_ref()?.take_failure(&self.ram)
+    /// To be asked before a run.
+    pub(crate) fn fault_failures_taken(&self) -> u64 {
+        self.faults.as_ref().map_or(0, |faults| faults.failures_taken())
+    }
+
+    /// Why the guest could not have a frame, if that ended a run that began when failures had been `taken` so often.
+    pub(crate) fn take_fault_failure(&self, taken: u64) -> Option<Failure> {
+        self.faults.as_ref()?.take_failure(&self.ram, taken)
     }
 
     /// Adds a vCPU to those whose writes are listed.

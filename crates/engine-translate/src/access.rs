@@ -70,10 +70,21 @@ impl System {
         Ok(Target::Ram { host: page + (gpa & (PAGE - 1)) as usize, gpa, code })
     }
 
-    /// Memory that cannot be had (a source failed, tables outside RAM): the machine stops. Hardware would
-    /// answer with a machine check.
+    /// Memory that cannot be had: a source failed, or tables are outside RAM. The vCPU comes back: for good, where
+    /// hardware would answer with a machine check, or until the source is back.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn lost_memory(&mut self, gpa: u64) -> Stop {
-        self.broken = Some(EngineError::Memory(format!("memory at {gpa:#x} cannot be had")));
+        let memory = &self.shared.memory;
+        // Asked again, so that whoever waits finds the reason there.
+        let asked = memory.frame_of(Gpa(gpa)).map(|frame| (frame, memory.retry(frame)));
+        self.broken = Some(match asked {
+            None => Err(EngineError::Memory(format!("there is none at {gpa:#x}"))),
+            Some((_, Err(error))) if !error.may_pass() => {
+                Err(EngineError::Memory(error.to_string()))
+            }
+            Some((frame, _)) => Ok(Exit::Unavailable { frame }),
+        });
         self.raise(Exception::new(Vector::MC))
     }
 

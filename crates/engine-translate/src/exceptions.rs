@@ -5,7 +5,7 @@ use x86::{Event, Exception, Segment, Vector, rflags};
 
 use crate::breakpoints::{DR7, DR7_GENERAL_DETECT};
 use crate::segments;
-use crate::system::Core;
+use crate::system::{Core, System};
 
 /// How an event comes about, which decides on privilege checks and error-code bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,7 +16,8 @@ pub(crate) enum Source {
     Software,
 }
 
-/// Delivers `event`, and what delivering it raises; a triple fault is left in `System::shutdown`.
+/// Delivers `event`, and what delivering it raises; a triple fault is left in `System::shutdown`, and what cannot be
+/// delivered for want of memory in `System::undelivered`.
 pub(crate) fn deliver(core: &mut Core, event: Event) {
     let mut event = event;
     loop {
@@ -27,6 +28,7 @@ pub(crate) fn deliver(core: &mut Core, event: Event) {
             return;
         };
         if core.machine.broken.is_some() {
+            keep(&mut core.machine, event);
             return;
         }
         if next.vector == Vector::PF {
@@ -41,12 +43,25 @@ pub(crate) fn deliver(core: &mut Core, event: Event) {
     }
 }
 
+/// Keeps an event whose delivery has changed nothing, for the next run.
+fn keep(machine: &mut System, event: Event) {
+    if event == Event::Nmi {
+        machine.nmi_blocked = false;
+        machine.shared.vcpus[machine.id as usize].inbox.request_nmi();
+    } else {
+        machine.undelivered = Some(event);
+    }
+}
+
 /// Has the INT3 at RIP do what it does in a guest without debugger.
 pub(crate) fn deliver_int3(core: &mut Core) {
     let at = core.cpu.rip();
     core.cpu.set_rip(at.wrapping_add(1));
     if enter(core, Vector::BP.0, None, Source::Software, false).is_err() {
         core.cpu.set_rip(at);
+        if core.machine.broken.is_some() {
+            return;
+        }
         let fault = core.machine.fault;
         deliver(core, Event::Exception(fault));
     }

@@ -116,7 +116,7 @@ fn write(memory: &GuestMemory, gpa: u64, bytes: &[u8]) -> bool {
         return false;
     }
     let Some(frame) = memory.frame_of(Gpa(gpa)) else { return false };
-    let Ok(page) = memory.resolve(frame, Access::Write) else { return false };
+    let Ok(page) = memory.resolve_patiently(frame, Access::Write) else { return false };
     let at = page.as_ptr() as usize + gpa as usize % FRAME_SIZE;
     for (offset, &byte) in bytes.iter().enumerate() {
         // SAFETY: inside a page resolved for writing, used at once on the vCPU's thread.

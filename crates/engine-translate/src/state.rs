@@ -47,7 +47,7 @@ pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
         waiting_for_sipi,
         interrupt_shadow: cpu.shadow,
         nmi_blocked: machine.nmi_blocked,
-        event: inbox.has_nmi().then_some(Event::Nmi),
+        event: machine.undelivered.or_else(|| inbox.has_nmi().then_some(Event::Nmi)),
     }
 }
 
@@ -156,6 +156,7 @@ pub(crate) fn load(core: &mut Core, state: &VcpuState) {
     machine.exits.clear();
     machine.answer = Answer::None;
     machine.end = false;
+    machine.undelivered = None;
     match state.event {
         Some(Event::Nmi) => machine.shared.vcpus[machine.id as usize].inbox.request_nmi(),
         Some(Event::Exception(exception)) if exception.vector == Vector::BP => {

@@ -9,7 +9,7 @@ use translator::native::View;
 use translator::{Insn, Machine, Stop, SystemOp, VectorKind, Word};
 use x86::cpuid::Table;
 use x86::model::Processor;
-use x86::{Exception, Vector, cr0, cr4, rflags};
+use x86::{Event, Exception, Vector, cr0, cr4, rflags};
 
 use crate::apic::LocalApic;
 use crate::attention::Attention;
@@ -62,8 +62,10 @@ pub(crate) struct System {
     /// To be returned to the caller, in order. A read is last and waits in `answer`.
     pub(crate) exits: VecDeque<Exit>,
     pub(crate) answer: Answer,
-    /// A failure that ends the vCPU.
-    pub(crate) broken: Option<EngineError>,
+    /// A failure that ends the vCPU, or what it comes back for without having done the instruction.
+    pub(crate) broken: Option<Result<Exit, EngineError>>,
+    /// An event that could not be delivered for want of memory: it is what the vCPU does first.
+    pub(crate) undelivered: Option<Event>,
     /// The guest's and the debugger's.
     pub(crate) breakpoints: Breakpoints,
     /// While generated code is compared with the interpreter.
@@ -111,6 +113,7 @@ impl System {
             exits: VecDeque::new(),
             answer: Answer::None,
             broken: None,
+            undelivered: None,
             breakpoints: Breakpoints::default(),
             journal: Journal::default(),
             halts: 0,

@@ -61,6 +61,10 @@ impl TranslateVcpu {
             if let Some(exit) = self.exit()? {
                 return Ok(exit);
             }
+            if let Some(event) = self.core.machine.undelivered.take() {
+                exceptions::deliver(&mut self.core, event);
+                continue;
+            }
             if self.waiting_for_sipi || self.core.machine.halted {
                 if self.wait()? {
                     return Ok(Exit::Kicked);
@@ -83,7 +87,7 @@ impl TranslateVcpu {
     fn exit(&mut self) -> Result<Option<Exit>, EngineError> {
         let machine = &mut self.core.machine;
         if let Some(broken) = machine.broken.take() {
-            return Err(broken);
+            return broken.map(Some);
         }
         if std::mem::take(&mut machine.shutdown) {
             return Ok(Some(Exit::TripleFault));

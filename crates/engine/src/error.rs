@@ -17,7 +17,7 @@ pub enum EngineError {
         /// The host's reason.
         source: std::io::Error,
     },
-    /// Guest memory could not be provided (a source of absent frames failed).
+    /// Guest memory could not be provided, and will not be: the contents of an absent frame are lost.
     #[error("guest memory: {0}")]
     Memory(String),
     /// A state that cannot be loaded.

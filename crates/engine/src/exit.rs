@@ -1,5 +1,7 @@
 //! Why a vCPU came back.
 
+use memory::Frame;
+
 use crate::debug::DebugStop;
 
 /// What happened in the guest that the engine cannot answer. Plain data.
@@ -43,6 +45,13 @@ pub enum Exit {
     Kicked,
     /// A stop that `Vcpu::set_debug` asked for. The state is exact.
     Debug(DebugStop),
+    /// The guest needs a frame whose source cannot give it now (`memory::GuestMemory::retry` says why): the
+    /// instruction, or the delivery of an event, has not begun for all that the guest can see. The state is exact,
+    /// and the next run tries again.
+    Unavailable {
+        /// The frame.
+        frame: Frame,
+    },
     /// A fault during the delivery of a double fault: on hardware the processor shuts down, and boards
     /// turn that into a reset.
     TripleFault,
@@ -59,6 +68,7 @@ impl Exit {
             Self::MmioWrite { .. } => "mmio_write",
             Self::Kicked => "kicked",
             Self::Debug(_) => "debug",
+            Self::Unavailable { .. } => "unavailable",
             Self::TripleFault => "triple_fault",
         }
     }

@@ -139,15 +139,14 @@ pub trait Vcpu: Send {
     /// Pending [`Vcpu::complete_read`] answers are consumed first.
     ///
     /// # Errors
-    /// [`EngineError::Memory`] where the source of an absent frame failed: the instruction that needs the
-    /// frame has not completed, and the next run tries it again. After any other error the vCPU must not run
-    /// any more.
+    /// [`EngineError::Memory`] where the contents of an absent frame are lost; where they may come later it is an
+    /// [`Exit::Unavailable`]. After an error the vCPU must not run any more.
     fn run(&mut self) -> Result<Exit, EngineError>;
 
     /// Answers the last [`Exit::PortRead`] or [`Exit::MmioRead`]; bytes beyond the size are ignored.
     fn complete_read(&mut self, value: u64);
 
-    /// A copy of all architectural state. Exact after [`Exit::Kicked`] and before the first run; after a
+    /// A copy of all architectural state. Exact after [`Exit::Kicked`] or [`Exit::Unavailable`] and before the first run; after a
     /// read exit the instruction has not completed and will run again.
     ///
     /// # Errors

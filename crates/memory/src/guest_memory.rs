@@ -11,6 +11,7 @@ use crate::events::Events;
 use crate::layout::{LayoutError, RamLayout};
 use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
+use crate::shortage::Shortages;
 use crate::source::{Source, SourceError, SourceId};
 use crate::table::{Entered, FrameCounts, FrameFacts, FrameTable};
 use crate::waits::WaitLog;
@@ -20,7 +21,7 @@ pub struct GuestMemory {
     pub(crate) layout: RamLayout,
     pub(crate) table: FrameTable,
     pub(crate) ram: Ram,
-    sources: RwLock<Vec<Arc<dyn Source>>>,
+    pub(crate) sources: RwLock<Vec<Arc<dyn Source>>>,
     observer: RwLock<Option<Arc<dyn MappingObserver>>>,
     pub(crate) events: Events,
     /// Held through a discard, see `FrameTable::begin_discard`, and while the engine tells what it saw.
@@ -28,6 +29,7 @@ pub struct GuestMemory {
     /// Held to read while a pin is taken: nobody takes one while it is held to write.
     pub(crate) pinning: RwLock<()>,
     pub(crate) waits: WaitLog,
+    pub(crate) shortages: Shortages,
 }
 
 /// Why guest memory could not be made.
@@ -127,6 +129,7 @@ impl GuestMemory {
             discarding: Mutex::default(),
             pinning: RwLock::default(),
             waits: WaitLog::default(),
+            shortages: Shortages::default(),
         })
     }
 
@@ -189,8 +192,10 @@ impl GuestMemory {
         if frame.0 >= self.table.len() {
             return Err(ResolveError::NoSuchFrame(frame));
         }
-        let _pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
-        self.make_resident(frame, true)?;
+        self.patiently(frame, || {
+            let _pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
+            self.make_resident(frame, true)
+        })?;
         self.table.note_access(frame, access);
         if let Some(events) = self.events() {
             events.note_device(frame);
@@ -200,7 +205,7 @@ impl GuestMemory {
 
     #[cold]
     #[inline(never)]
-    fn make_resident(&self, frame: Frame, pin: bool) -> Result<(), ResolveError> {
+    pub(crate) fn make_resident(&self, frame: Frame, pin: bool) -> Result<(), ResolveError> {
         let begin = if self.table.is_elsewhere(frame) { self.waits.begin() } else { None };
         match self.table.enter(frame, pin) {
             Entered::Resident { waited } => {
@@ -221,6 +226,7 @@ impl GuestMemory {
     /// all of it.
     fn fill(&self, frame: Frame, source: SourceId, pin: bool) -> Result<(), ResolveError> {
         let filling = Filling { table: &self.table, frame };
+        let _under_way = self.shortages.fetching(frame);
         let source = self.source(source);
         let mut contents = [0; FRAME_SIZE];
         source

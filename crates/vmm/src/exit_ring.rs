@@ -72,6 +72,7 @@ impl Display for Record {
             Exit::MmioWrite { gpa, size, value } => {
                 write!(f, " gpa {gpa:#x} size {size} value {value:#x}")?;
             }
+            Exit::Unavailable { frame } => write!(f, " frame {frame}")?,
             Exit::Debug(stop) => write!(f, " {stop:?}")?,
             _ => {}
         }

@@ -195,7 +195,7 @@ impl Lockstep {
         }
         let difference = last.map(|difference| difference.tell(core, &piece));
         let line = difference.unwrap_or_else(|| "translated code stops early".into());
-        core.machine.broken = Some(EngineError::Bug(line));
+        core.machine.broken = Some(Err(EngineError::Bug(line)));
         Some(left(Outcome::Fault, false))
     }
 

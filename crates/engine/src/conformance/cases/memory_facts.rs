@@ -16,7 +16,7 @@ use crate::traits::Tracking;
 cases!(
     "memory_facts": accesses, writes, each_epoch_anew, table_updates, strings, by_device,
     ballooned, discarded_under_translation, reported, absent_kinds, absent_table, absent_by_two,
-    resident_states, failed_source,
+    resident_states, failed_source, lost_contents, failed_delivery,
 );
 
 const READY: u64 =
@@ -428,15 +428,70 @@ fn resident_states(engine: &dyn Engine) {
     assert!(rig.memory.counts().resident <= before.resident + 3);
 }
 
-/// A source that fails ends the run with an error, and the next run tries again.
+/// A source that fails has the vCPU come back as it was before the instruction, as often as it fails.
 fn failed_source(engine: &dyn Engine) {
     let mut rig = Rig::with(engine, |a| {
+        let mut here = a.create_label();
+        a.lea(r13, ptr(here))?;
+        a.mov(eax, 0x77)?;
+        a.set_label(&mut here)?;
         a.mov(eax, dword_ptr(window(5)))?;
         a.log_eax()
     });
-    let source = Numbers::register(&rig, [frame(window(5))]);
-    source.failures.store(1, Ordering::SeqCst);
-    let error = rig.vcpus[0].run().expect_err("the source fails");
-    assert!(matches!(error, crate::error::EngineError::Memory(_)), "{error}");
+    let wanted = frame(window(5));
+    let source = Numbers::register(&rig, [wanted]);
+    source.failures.store(5, Ordering::SeqCst);
+    let exit = rig.vcpus[0].run().expect("the source may come back");
+    assert_eq!(exit, Exit::Unavailable { frame: wanted });
+    let state = rig.vcpus[0].state().expect("state");
+    assert_eq!((state.gpr[0], state.rip), (0x77, state.gpr[13]));
     assert_eq!(rig.run().log, [0x205]);
+    assert_eq!(source.fetched(), [wanted]);
+}
+
+/// Contents that are lost end the vCPU.
+fn lost_contents(engine: &dyn Engine) {
+    struct Corrupt;
+    impl Source for Corrupt {
+        fn fetch(&self, _: Frame, _: &mut [u8; FRAME_SIZE]) -> Result<(), SourceError> {
+            Err(SourceError::Corrupt("the test says so".into()))
+        }
+    }
+    let mut rig = Rig::with(engine, |a| a.mov(eax, dword_ptr(window(5))));
+    let id = rig.memory.add_source(Arc::new(Corrupt)).expect("a source");
+    rig.memory.discard([frame(window(5))], Discard::Reported).expect("given back");
+    if let Err(error) = rig.memory.make_absent([frame(window(5))], id) {
+        skip(&error.to_string());
+    }
+    let error = rig.vcpus[0].run().expect_err("the contents are lost");
+    assert!(matches!(error, crate::error::EngineError::Memory(_)), "{error}");
+    assert!(error.to_string().contains("corrupt: the test says so"), "{error}");
+}
+
+/// An interrupt whose frame has nowhere to go is delivered when it has, also where the state has moved meanwhile.
+fn failed_delivery(engine: &dyn Engine) {
+    let payload = |a: &mut CodeAssembler| {
+        a.enable_apic()?;
+        a.mov(rsp, window(7))?;
+        a.write_msr(apic::SELF_IPI, 0x40)?;
+        a.sti()?;
+        a.nop()?;
+        a.nop()?;
+        a.cli()?;
+        a.log(2)
+    };
+    for moves in [false, true] {
+        let mut rig = Rig::with(engine, payload);
+        let stack = frame(window(6));
+        let source = Numbers::register(&rig, [stack]);
+        source.failures.store(5, Ordering::SeqCst);
+        let exit = rig.vcpus[0].run().expect("the source may come back");
+        assert_eq!(exit, Exit::Unavailable { frame: stack });
+        if moves {
+            let state = rig.vcpus[0].state().expect("state");
+            rig.vcpus[0].set_state(&state).expect("its own state");
+        }
+        assert_eq!(rig.run().log, [IRQ | 0x40, 2], "moves: {moves}");
+        assert_eq!(source.fetched(), [stack]);
+    }
 }
