@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::address::{Access, Epoch, FRAME_SIZE, Frame, FrameRange, Gpa};
 use crate::events::Events;
+use crate::freeze::Freezing;
 use crate::layout::{LayoutError, RamLayout};
 use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
@@ -25,6 +26,8 @@ pub struct GuestMemory {
     pub(crate) discarding: Mutex<()>,
     /// Held to read while a pin is taken: nobody takes one while it is held to write.
     pub(crate) pinning: RwLock<()>,
+    /// Who wants to know what is overwritten.
+    pub(crate) freezing: Freezing,
 }
 
 /// Why guest memory could not be made.
@@ -123,6 +126,7 @@ impl GuestMemory {
             events: Events::default(),
             discarding: Mutex::default(),
             pinning: RwLock::default(),
+            freezing: Freezing::default(),
         })
     }
 
@@ -175,6 +179,9 @@ impl GuestMemory {
             Some(false) => self.make_resident(frame, false)?,
             None => return Err(ResolveError::NoSuchFrame(frame)),
         }
+        if access == Access::Write && self.freezing.is_armed() {
+            self.keep(frame);
+        }
         self.table.note_access(frame, access);
         Ok(HostPage(self.ram.page(frame)))
     }
@@ -185,8 +192,13 @@ impl GuestMemory {
         if frame.0 >= self.table.len() {
             return Err(ResolveError::NoSuchFrame(frame));
         }
-        let _pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
+        let pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
         self.make_resident(frame, true)?;
+        // A freeze waits for the pin from here on, and must not be waited for with the lock held.
+        drop(pinning);
+        if access == Access::Write && self.freezing.is_armed() {
+            self.keep(frame);
+        }
         self.table.note_access(frame, access);
         if let Some(events) = self.events() {
             events.note_device(frame);
@@ -219,7 +231,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    fn source(&self, id: SourceId) -> Arc<dyn Source> {
+    pub(crate) fn source(&self, id: SourceId) -> Arc<dyn Source> {
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&sources[id.0 as usize])
     }
@@ -247,6 +259,9 @@ impl GuestMemory {
         assert!((source.0 as usize) < registered, "{source:?} of {registered} sources");
         if self.is_anonymous() {
             return Err(AbsentError("the memory is anonymous: move it to a file before".into()));
+        }
+        if self.is_frozen() {
+            return Err(AbsentError("the memory is being saved".into()));
         }
         let mut frames: Vec<Frame> = frames.into_iter().collect();
         frames.retain(|frame| frame.0 < self.table.len());
