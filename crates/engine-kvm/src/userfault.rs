@@ -1,10 +1,14 @@
-//! Page faults that we answer: the guest wants a frame that is absent.
+//! Page faults that we answer: the guest wants a frame that is absent, or writes to memory that is frozen.
 //!
 //! The mapping is registered with userfaultfd(2) for two things. *Missing* faults, on ranges that held an
 //! absent frame: the handler thread resolves the frame through the table, which puts its contents into the
-//! file, and lets the guest look again. And *write-protect* on everything, although nothing is ever
-//! protected: on such a range the kernel does not map a read page's neighbours along with it, which would
-//! count them as accessed.
+//! file, and lets the guest look again. And *write-protect* on everything, although nothing is
+//! protected but while memory is frozen: on such a range the kernel does not map a read page's neighbours along
+//! with it, which would count them as accessed.
+//!
+//! While memory is frozen all of the mapping is write-protected. The first write to a frame, by the guest or by the
+//! host's kernel for it, waits until the thread has had its contents kept. Anonymous memory is registered for that
+//! time only: there devices write by the same mapping, after they have had the contents kept themselves.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,20 +23,20 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::error::host;
 use crate::guest_ram::GuestRam;
-use crate::uffd::{Mode, Uffd};
+use crate::uffd::{Fault, Mode, Uffd};
 
 /// The descriptor, the ranges that it reports, and the thread that answers.
 pub(crate) struct UserFaultHandler {
     uffd: Uffd,
     kind: UserFaults,
-    /// Started with the first absent frame.
+    /// Started with the first absent frame or the first freeze.
     thread: Mutex<Option<Answering>>,
     /// Frames that could not be fetched, and why: the guest's accesses to them fail until the next run.
     failed: Mutex<BTreeMap<Frame, String>>,
 }
 
 struct Answering {
-    stop: EventFd,
+    stop: Arc<EventFd>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -59,13 +63,7 @@ impl UserFaultHandler {
         memory: &Weak<GuestMemory>,
         ranges: &[FrameRange],
     ) -> Result<(), EngineError> {
-        if self.kind != UserFaults::All {
-            return Err(EngineError::Unsupported(
-                "absent frames: KVM's page faults may not be taken by this process: set \
-                 vm.unprivileged_userfaultfd=1 or give access to /dev/userfaultfd"
-                    .into(),
-            ));
-        }
+        self.may_take_all("absent frames")?;
         self.start(ram, memory)?;
         for &range in ranges {
             let (start, bytes) = span(ram, range);
@@ -74,6 +72,51 @@ impl UserFaultHandler {
                 .map_err(host("register absent frames with userfaultfd"))?;
         }
         Ok(())
+    }
+
+    /// From now on the guest's first write to each frame waits for the table. On an error nothing is protected.
+    pub(crate) fn protect(
+        self: &Arc<Self>,
+        ram: &Arc<GuestRam>,
+        memory: &Weak<GuestMemory>,
+    ) -> Result<(), EngineError> {
+        self.may_take_all("frozen memory")?;
+        self.start(ram, memory)?;
+        let (start, bytes) = span(ram, ram.all());
+        if is_anonymous(memory) {
+            self.uffd
+                .register(start, bytes, Mode::WriteProtect)
+                .map_err(host("register guest memory with userfaultfd"))?;
+        }
+        let protected = self.uffd.write_protect(start, bytes, true);
+        if protected.is_err() {
+            self.unprotect(ram, memory, ram.all());
+        }
+        protected.map_err(host("write-protect guest memory with userfaultfd"))
+    }
+
+    /// The guest may write to these frames, and those who wait to go on.
+    pub(crate) fn unprotect(&self, ram: &GuestRam, memory: &Weak<GuestMemory>, range: FrameRange) {
+        let (start, bytes) = span(ram, range);
+        if let Err(error) = self.uffd.write_protect(start, bytes, false) {
+            tracing::error!("let the guest write again: {error}: it may hang");
+        }
+        if range == ram.all()
+            && is_anonymous(memory)
+            && let Err(error) = self.uffd.unregister(start, bytes)
+        {
+            tracing::error!("unregister guest memory from userfaultfd: {error}");
+        }
+    }
+
+    fn may_take_all(&self, what: &str) -> Result<(), EngineError> {
+        if self.kind == UserFaults::All {
+            return Ok(());
+        }
+        Err(EngineError::Unsupported(format!(
+            "{what}: KVM's page faults may not be taken by this process: set \
+             vm.unprivileged_userfaultfd=1 or give access to /dev/userfaultfd"
+        )))
     }
 
     /// Why the guest could not have a frame, where that is why a run failed. Lets it try again.
@@ -97,8 +140,8 @@ impl UserFaultHandler {
         if running.is_some() {
             return Ok(());
         }
-        let stop = EventFd::new(EFD_CLOEXEC).map_err(host("create an eventfd"))?;
-        let asked = stop.try_clone().map_err(host("duplicate an eventfd"))?;
+        let stop = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("create an eventfd"))?);
+        let asked = Arc::clone(&stop);
         let (handler, ram, memory) = (Arc::clone(self), Arc::clone(ram), Weak::clone(memory));
         let builder = thread::Builder::new().name("userfault".into());
         let thread = confine::spawn(builder, Thread::Userfault, move || {
@@ -135,9 +178,12 @@ impl UserFaultHandler {
                 Ok(_) => {}
             }
             let Some(memory) = memory.upgrade() else { return };
-            while let Ok(Some(address)) = self.uffd.next_fault() {
-                if let Some(frame) = ram.frame_at(address) {
-                    self.answer(frame, ram, &memory);
+            while let Ok(Some(fault)) = self.uffd.next_fault() {
+                let (Fault::Missing(address) | Fault::Protected(address)) = fault;
+                let Some(frame) = ram.frame_at(address) else { continue };
+                match fault {
+                    Fault::Missing(_) => self.answer(frame, ram, &memory),
+                    Fault::Protected(_) => self.answer_write(frame, ram, &memory),
                 }
             }
         }
@@ -168,6 +214,18 @@ impl UserFaultHandler {
         }
     }
 
+    /// Has the frame's contents kept and lets the guest write.
+    fn answer_write(&self, frame: Frame, ram: &GuestRam, memory: &GuestMemory) {
+        // It has a page, and a frame with a page is no source's.
+        if let Err(error) = memory.resolve(frame, Access::Write) {
+            tracing::error!("frame {frame} is written: {error}");
+        }
+        let (start, bytes) = span(ram, FrameRange { first: frame, count: 1 });
+        if let Err(error) = self.uffd.write_protect(start, bytes, false) {
+            tracing::error!("let the guest write to frame {frame}: {error}: it hangs");
+        }
+    }
+
     fn failed(&self) -> MutexGuard<'_, BTreeMap<Frame, String>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,6 +236,14 @@ fn event_fd(event: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
+fn is_anonymous(memory: &Weak<GuestMemory>) -> bool {
+    memory.upgrade().is_some_and(|memory| memory.is_anonymous())
+}
+
 fn span(ram: &GuestRam, range: FrameRange) -> (u64, u64) {
     (ram.address(range.first), u64::from(range.count) * FRAME_SIZE as u64)
 }
+
+#[cfg(test)]
+#[path = "userfault_tests.rs"]
+mod tests;

@@ -62,10 +62,15 @@ impl GuestMemory {
         if self.is_frozen() {
             return Err(MoveError::Frozen);
         }
+        let observer = self.observer();
+        // What the guest has touched by itself shows in its mapping, which is made anew.
+        if let Some(observer) = &observer {
+            observer.report();
+        }
         let unpinned = self.wait_unpinned(PATIENCE).ok_or(MoveError::Pinned)?;
         self.ram.move_to_file()?;
         drop(unpinned);
-        if let Some(observer) = self.observer() {
+        if let Some(observer) = observer {
             observer.moved_to_file();
         }
         Ok(())

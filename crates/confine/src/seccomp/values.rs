@@ -51,7 +51,9 @@ const LINUX: &[(&str, u64)] = &[
     ("TUNSETVNETHDRSZ", 0x4004_54d8),
     ("UFFDIO_API", 0xc018_aa3f),
     ("UFFDIO_REGISTER", 0xc020_aa00),
+    ("UFFDIO_UNREGISTER", 0x8010_aa01),
     ("UFFDIO_WAKE", 0x8010_aa02),
+    ("UFFDIO_WRITEPROTECT", 0xc018_aa06),
 ];
 
 #[cfg(test)]
