@@ -217,6 +217,9 @@ pub struct SaveRequest {
     /// Also the contents of frames that the guest's kernel calls free.
     #[serde(default)]
     pub all: bool,
+    /// The guest stands only until its memory is frozen, and goes on while that is sent.
+    #[serde(default)]
+    pub live: bool,
     /// So long before the guest stands, it is watched what it uses: what it will need first.
     #[serde(default)]
     pub watch_milliseconds: u32,

@@ -88,6 +88,17 @@ impl MappingObserver for Observer {
         }
     }
 
+    fn write_protect(&self) -> Result<(), String> {
+        let Some(vm) = self.vm.get().and_then(Weak::upgrade) else { return Ok(()) };
+        vm.protect(&self.memory).map_err(|error| error.to_string())
+    }
+
+    fn unprotect(&self, frames: FrameRange) {
+        if let Some(vm) = self.vm.get().and_then(Weak::upgrade) {
+            vm.unprotect(&self.memory, frames);
+        }
+    }
+
     fn maps_by_itself(&self) -> bool {
         true
     }

@@ -1,19 +1,26 @@
 //! The few calls of userfaultfd(2) that are needed here.
 //!
 //! The crate of that name generates its constants with libclang, which a build of Fathom should not ask
-//! for; four requests and one message are less than that.
+//! for; six requests and one message are less than that.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use memory::{UserFaults, open_userfaultfd};
+use memory::{FRAME_SIZE, UserFaults, open_userfaultfd};
+
+const PAGE: u64 = FRAME_SIZE as u64;
 
 /// UFFD_API.
 const API: u64 = 0xaa;
-/// UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_THREAD_ID and UFFD_FEATURE_WP_HUGETLBFS_SHMEM.
-const FEATURES: u64 = 1 << 5 | 1 << 8 | 1 << 12;
+/// UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_THREAD_ID and
+/// UFFD_FEATURE_WP_HUGETLBFS_SHMEM.
+const FEATURES: u64 = 1 << 0 | 1 << 5 | 1 << 8 | 1 << 12;
 /// UFFD_EVENT_PAGEFAULT.
 const PAGEFAULT: u8 = 0x12;
+/// UFFD_PAGEFAULT_FLAG_WP.
+const FLAG_WP: u64 = 1 << 1;
+/// UFFDIO_WRITEPROTECT_MODE_WP.
+const MODE_WP: u64 = 1 << 0;
 
 /// Which faults of a range are reported (UFFDIO_REGISTER_MODE_*).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +52,12 @@ struct Register {
     ioctls: u64,
 }
 
+#[repr(C)]
+struct WriteProtect {
+    range: Range,
+    mode: u64,
+}
+
 /// struct uffd_msg, with the fields of a page fault.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -57,8 +70,18 @@ struct Message {
     padding: u32,
 }
 
+/// What waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FaultKind {
+    /// An access to a page that is not there.
+    Missing,
+    /// A write to one that is write-protected.
+    Protected,
+}
+
 /// A reported page fault.
 pub(crate) struct Fault {
+    pub(crate) kind: FaultKind,
     /// The address that was accessed.
     pub(crate) address: u64,
     /// The kernel's number of the thread that waits.
@@ -75,10 +98,12 @@ const fn read_only<T>(number: u64) -> u64 {
     2 << 30 | (size_of::<T>() as u64) << 16 | API << 8 | number
 }
 
-/// UFFDIO_API, UFFDIO_REGISTER and UFFDIO_WAKE.
+/// UFFDIO_API and its like.
 const UFFDIO_API: u64 = read_write::<Api>(0x3f);
 const UFFDIO_REGISTER: u64 = read_write::<Register>(0x00);
+const UFFDIO_UNREGISTER: u64 = read_only::<Range>(0x01);
 const UFFDIO_WAKE: u64 = read_only::<Range>(0x02);
+const UFFDIO_WRITEPROTECT: u64 = read_write::<WriteProtect>(0x06);
 
 /// A descriptor that has agreed on its features.
 pub(crate) struct Uffd(OwnedFd);
@@ -97,6 +122,36 @@ impl Uffd {
         self.request(UFFDIO_REGISTER, &mut Register { range, mode: mode as u64, ioctls: 0 })
     }
 
+    /// Reports no faults of the range any more, and protects nothing there.
+    pub(crate) fn unregister(&self, start: u64, bytes: u64) -> io::Result<()> {
+        self.request(UFFDIO_UNREGISTER, &mut Range { start, bytes })
+    }
+
+    /// Protects what is registered for that, or lets it be written and those go on who wait to.
+    ///
+    /// Before Linux 6.3 the kernel takes ranges within one of its areas only, into which a registration with another
+    /// mode cuts a mapping: then a range is halved until its parts are.
+    pub(crate) fn write_protect(&self, start: u64, bytes: u64, protect: bool) -> io::Result<()> {
+        let mut parts = vec![(start, bytes)];
+        while let Some((start, bytes)) = parts.pop() {
+            let mode = if protect { MODE_WP } else { 0 };
+            let mut wanted = WriteProtect { range: Range { start, bytes }, mode };
+            match self.request(UFFDIO_WRITEPROTECT, &mut wanted) {
+                Ok(()) => {}
+                // The mapping is just changing elsewhere.
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    parts.push((start, bytes));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && bytes > PAGE => {
+                    let first = (bytes / 2).next_multiple_of(PAGE);
+                    parts.extend([(start + first, bytes - first), (start, first)]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Lets those who wait for a page of the range look again.
     pub(crate) fn wake(&self, start: u64, bytes: u64) -> io::Result<()> {
         self.request(UFFDIO_WAKE, &mut Range { start, bytes })
@@ -112,8 +167,9 @@ impl Uffd {
         }
         // SAFETY: the bytes are as many as the structure, all of whose values are valid.
         let message: Message = unsafe { std::mem::transmute(bytes) };
-        let Message { event, address, thread, .. } = message;
-        Ok((event == PAGEFAULT).then_some(Fault { address, thread }))
+        let Message { event, address, thread, flags, .. } = message;
+        let kind = if flags & FLAG_WP != 0 { FaultKind::Protected } else { FaultKind::Missing };
+        Ok((event == PAGEFAULT).then_some(Fault { kind, address, thread }))
     }
 
     fn request<T>(&self, request: u64, argument: &mut T) -> io::Result<()> {
@@ -140,7 +196,9 @@ mod tests {
     fn requests_have_the_kernels_numbers() {
         assert_eq!(UFFDIO_API, 0xc018_aa3f);
         assert_eq!(UFFDIO_REGISTER, 0xc020_aa00);
+        assert_eq!(UFFDIO_UNREGISTER, 0x8010_aa01);
         assert_eq!(UFFDIO_WAKE, 0x8010_aa02);
+        assert_eq!(UFFDIO_WRITEPROTECT, 0xc018_aa06);
         assert_eq!(size_of::<Message>(), 32);
     }
 }

@@ -1,10 +1,14 @@
-//! Page faults that we answer: the guest wants a frame that is absent.
+//! Page faults that we answer: the guest wants a frame that is absent, or writes to memory that is frozen.
 //!
 //! The mapping is registered with userfaultfd(2) for two things. *Missing* faults, on ranges that held an
 //! absent frame: the handler thread resolves the frame through the table, which puts its contents into the
-//! file, and lets the guest look again. And *write-protect* on everything, although nothing is ever
-//! protected: on such a range the kernel does not map a read page's neighbours along with it, which would
-//! count them as accessed.
+//! file, and lets the guest look again. And *write-protect* on everything, although nothing is
+//! protected but while memory is frozen: on such a range the kernel does not map a read page's neighbours along
+//! with it, which would count them as accessed.
+//!
+//! While memory is frozen all of the mapping is write-protected. The first write to a frame, by the guest or by the
+//! host's kernel for it, waits until the thread has had its contents kept. Anonymous memory is registered for that
+//! time only: there devices write by the same mapping, after they have had the contents kept themselves.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,13 +23,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::error::host;
 use crate::guest_ram::GuestRam;
-use crate::uffd::{Mode, Uffd};
+use crate::uffd::{FaultKind, Mode, Uffd};
 
 /// The descriptor, the ranges that it reports, and the thread that answers.
 pub(crate) struct UserFaultHandler {
     uffd: Uffd,
     kind: UserFaults,
-    /// Started with the first absent frame.
+    /// Started with the first absent frame or the first freeze.
     thread: Mutex<Option<Answering>>,
     failed: Mutex<Failed>,
 }
@@ -49,7 +53,7 @@ pub(crate) enum Failure {
 }
 
 struct Answering {
-    stop: EventFd,
+    stop: Arc<EventFd>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -76,13 +80,7 @@ impl UserFaultHandler {
         memory: &Weak<GuestMemory>,
         ranges: &[FrameRange],
     ) -> Result<(), EngineError> {
-        if self.kind != UserFaults::All {
-            return Err(EngineError::Unsupported(
-                "absent frames: KVM's page faults may not be taken by this process: set \
-                 vm.unprivileged_userfaultfd=1 or give access to /dev/userfaultfd"
-                    .into(),
-            ));
-        }
+        self.may_take_all("absent frames")?;
         self.start(ram, memory)?;
         for &range in ranges {
             let (start, bytes) = span(ram, range);
@@ -91,6 +89,51 @@ impl UserFaultHandler {
                 .map_err(host("register absent frames with userfaultfd"))?;
         }
         Ok(())
+    }
+
+    /// From now on the guest's first write to each frame waits for the table. On an error nothing is protected.
+    pub(crate) fn protect(
+        self: &Arc<Self>,
+        ram: &Arc<GuestRam>,
+        memory: &Weak<GuestMemory>,
+    ) -> Result<(), EngineError> {
+        self.may_take_all("frozen memory")?;
+        self.start(ram, memory)?;
+        let (start, bytes) = span(ram, ram.all());
+        if is_anonymous(memory) {
+            self.uffd
+                .register(start, bytes, Mode::WriteProtect)
+                .map_err(host("register guest memory with userfaultfd"))?;
+        }
+        let protected = self.uffd.write_protect(start, bytes, true);
+        if protected.is_err() {
+            self.unprotect(ram, memory, ram.all());
+        }
+        protected.map_err(host("write-protect guest memory with userfaultfd"))
+    }
+
+    /// The guest may write to these frames, and those who wait to go on.
+    pub(crate) fn unprotect(&self, ram: &GuestRam, memory: &Weak<GuestMemory>, range: FrameRange) {
+        let (start, bytes) = span(ram, range);
+        if let Err(error) = self.uffd.write_protect(start, bytes, false) {
+            tracing::error!("let the guest write again: {error}: it may hang");
+        }
+        if range == ram.all()
+            && is_anonymous(memory)
+            && let Err(error) = self.uffd.unregister(start, bytes)
+        {
+            tracing::error!("unregister guest memory from userfaultfd: {error}");
+        }
+    }
+
+    fn may_take_all(&self, what: &str) -> Result<(), EngineError> {
+        if self.kind == UserFaults::All {
+            return Ok(());
+        }
+        Err(EngineError::Unsupported(format!(
+            "{what}: KVM's page faults may not be taken by this process: set \
+             vm.unprivileged_userfaultfd=1 or give access to /dev/userfaultfd"
+        )))
     }
 
     /// How often failures were taken, to be given to [`Self::take_failure`] after a run.
@@ -125,8 +168,8 @@ impl UserFaultHandler {
         if running.is_some() {
             return Ok(());
         }
-        let stop = EventFd::new(EFD_CLOEXEC).map_err(host("create an eventfd"))?;
-        let asked = stop.try_clone().map_err(host("duplicate an eventfd"))?;
+        let stop = Arc::new(EventFd::new(EFD_CLOEXEC).map_err(host("create an eventfd"))?);
+        let asked = Arc::clone(&stop);
         let (handler, ram, memory) = (Arc::clone(self), Arc::clone(ram), Weak::clone(memory));
         let builder = thread::Builder::new().name("userfault".into());
         let thread = confine::spawn(builder, Thread::Userfault, move || {
@@ -164,9 +207,11 @@ impl UserFaultHandler {
             }
             let Some(memory) = memory.upgrade() else { return };
             while let Ok(Some(fault)) = self.uffd.next_fault() {
-                if let Some(frame) = ram.frame_at(fault.address) {
-                    waits::in_place_of(fault.thread, || self.answer(frame, ram, &memory));
-                }
+                let Some(frame) = ram.frame_at(fault.address) else { continue };
+                waits::in_place_of(fault.thread, || match fault.kind {
+                    FaultKind::Missing => self.answer(frame, ram, &memory),
+                    FaultKind::Protected => self.answer_write(frame, ram, &memory),
+                });
             }
         }
     }
@@ -196,6 +241,18 @@ impl UserFaultHandler {
         }
     }
 
+    /// Has the frame's contents kept and lets the guest write.
+    fn answer_write(&self, frame: Frame, ram: &GuestRam, memory: &GuestMemory) {
+        // It has a page, and a frame with a page is no source's.
+        if let Err(error) = memory.resolve(frame, Access::Write) {
+            tracing::error!("frame {frame} is written: {error}");
+        }
+        let (start, bytes) = span(ram, FrameRange { first: frame, count: 1 });
+        if let Err(error) = self.uffd.write_protect(start, bytes, false) {
+            tracing::error!("let the guest write to frame {frame}: {error}: it hangs");
+        }
+    }
+
     fn failed(&self) -> MutexGuard<'_, Failed> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,6 +263,14 @@ fn event_fd(event: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
+fn is_anonymous(memory: &Weak<GuestMemory>) -> bool {
+    memory.upgrade().is_some_and(|memory| memory.is_anonymous())
+}
+
 fn span(ram: &GuestRam, range: FrameRange) -> (u64, u64) {
     (ram.address(range.first), u64::from(range.count) * FRAME_SIZE as u64)
 }
+
+#[cfg(test)]
+#[path = "userfault_tests.rs"]
+mod tests;

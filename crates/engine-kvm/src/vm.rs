@@ -191,12 +191,27 @@ impl Inner {
         memory: &Weak<GuestMemory>,
         ranges: &[FrameRange],
     ) -> Result<(), EngineError> {
-        match &self.faults {
-            Some(faults) => faults.watch(&self.ram, memory, ranges),
-            None => Err(EngineError::Unsupported(
-                "this process may not use userfaultfd: set vm.unprivileged_userfaultfd=1".into(),
-            )),
+        self.faults()?.watch(&self.ram, memory, ranges)
+    }
+
+    /// From now on the guest's first write to each frame comes to the table.
+    pub(crate) fn protect(&self, memory: &Weak<GuestMemory>) -> Result<(), EngineError> {
+        self.faults()?.protect(&self.ram, memory)
+    }
+
+    /// The guest may write to these frames.
+    pub(crate) fn unprotect(&self, memory: &Weak<GuestMemory>, frames: FrameRange) {
+        if let Some(faults) = &self.faults {
+            faults.unprotect(&self.ram, memory, frames);
         }
+    }
+
+    fn faults(&self) -> Result<&Arc<UserFaultHandler>, EngineError> {
+        self.faults.as_ref().ok_or_else(|| {
+            EngineError::Unsupported(
+                "this process may not use userfaultfd: set vm.unprivileged_userfaultfd=1".into(),
+            )
+        })
     }
 
     /// Has the guest's accesses to memory in a file counted exactly.

@@ -26,6 +26,8 @@ pub(crate) struct Attention {
     /// The generation whose revocations this vCPU has carried out.
     seen: AtomicU64,
     kicked: AtomicBool,
+    /// Translations for writing are wanted back, before anything else is used.
+    writes_wanted: AtomicBool,
     /// Which translations are wanted back: of [`Forget`].
     forget: AtomicU8,
     /// The vCPU sleeps or is about to: it sets this and then looks at `pending`, a waker does it the other way
@@ -136,6 +138,18 @@ impl Attention {
 
     pub(crate) fn take_forget(&self) -> Forget {
         Forget(self.forget.swap(0, Ordering::SeqCst))
+    }
+
+    /// Wants translations for writing back when the vCPU next enters. True: it is inside now, and may use some.
+    pub(crate) fn want_writes(&self) -> bool {
+        self.writes_wanted.store(true, Ordering::SeqCst);
+        self.inside.load(Ordering::SeqCst)
+    }
+
+    /// Once the vCPU is inside: whether to drop translations for writing. Who wants them either sees it inside or is
+    /// seen here.
+    pub(crate) fn take_writes_wanted(&self) -> bool {
+        self.writes_wanted.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn kick(&self) {

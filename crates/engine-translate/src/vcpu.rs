@@ -83,6 +83,19 @@ impl TranslateVcpu {
         }
     }
 
+    /// Goes inside, and gives up what was taken back meanwhile.
+    fn enter(&mut self) {
+        let shared = Arc::clone(self.shared());
+        let attention = &shared.vcpus[self.core.machine.id as usize].attention;
+        if shared.generation.enter(attention) {
+            self.core.machine.flush_all();
+            self.core.machine.end = false;
+        }
+        if attention.take_writes_wanted() {
+            self.core.machine.tlb.drop_all_writes();
+        }
+    }
+
     /// What is to be told to the caller.
     fn exit(&mut self) -> Result<Option<Exit>, EngineError> {
         let machine = &mut self.core.machine;
@@ -186,10 +199,7 @@ impl TranslateVcpu {
         peer.attention.leave();
         let disturbed = peer.attention.wait(self.poll.window(), left);
         self.poll.learn(clock::host_tsc().wrapping_sub(since), disturbed);
-        if shared.generation.enter(&peer.attention) {
-            self.core.machine.flush_all();
-            self.core.machine.end = false;
-        }
+        self.enter();
         Ok(self.look_around())
     }
 
@@ -412,10 +422,7 @@ impl Vcpu for TranslateVcpu {
     fn run(&mut self) -> Result<Exit, EngineError> {
         let shared = Arc::clone(self.shared());
         let attention = &shared.vcpus[self.core.machine.id as usize].attention;
-        if shared.generation.enter(attention) {
-            self.core.machine.flush_all();
-            self.core.machine.end = false;
-        }
+        self.enter();
         let _inside = Inside(attention);
         let _watch = alarm::watch(attention).map_err(alarm::refused("make a vcpu's alarm"))?;
         if let Some(native) = &mut self.native {

@@ -119,6 +119,15 @@ impl Shared {
         self.generation.wait(generation, self.attentions());
     }
 
+    /// Takes the translations for writing back. vCPUs stand, and keep those for reading; should one be inside all the
+    /// same, all are taken back from all.
+    fn revoke_writes(&self) {
+        let inside = self.attentions().fold(false, |any, vcpu| vcpu.want_writes() || any);
+        if inside {
+            self.revoke_all();
+        }
+    }
+
     /// Asks every vCPU but `vcpu`, the caller, to drop its translations, and returns the generation that
     /// [`Shared::is_revoked`] tells the end of.
     pub(crate) fn begin_revocation_from(&self, vcpu: u32) -> u64 {
@@ -338,6 +347,13 @@ impl MappingObserver for Observer {
                 shared.drop_code(ranges);
             }
         }
+    }
+
+    fn write_protect(&self) -> Result<(), String> {
+        if let Some(shared) = self.0.upgrade() {
+            shared.revoke_writes();
+        }
+        Ok(())
     }
 
     fn code_written(&self, gpa: Gpa, len: usize) {

@@ -57,6 +57,7 @@ topics!(
     ordering,
     self_modifying,
     backing,
+    freeze,
     memory_facts,
     state,
     kicks,

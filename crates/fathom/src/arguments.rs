@@ -396,6 +396,9 @@ pub(crate) struct SaveArguments {
     /// End the VM once it is saved, before its guest moves again
     #[arg(long)]
     pub(crate) stop: bool,
+    /// Let its guest go on while its memory of this moment is written
+    #[arg(long, conflicts_with = "stop")]
+    pub(crate) live: bool,
     /// How its memory is compressed: lz4 for speed, zstd for size
     #[arg(long, value_enum, default_value_t = CompressArgument::None)]
     pub(crate) compress: CompressArgument,

@@ -57,6 +57,7 @@ pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
     let request = SaveRequest {
         stop: arguments.stop,
         all: arguments.all,
+        live: arguments.live,
         watch_milliseconds: arguments.watch,
     };
     let client = client.with_timeout(TIMEOUT);

@@ -18,6 +18,9 @@ pub enum MoveError {
     /// A device did not let go.
     #[error("move guest memory to a file: a device holds some of it for {} s", PATIENCE.as_secs())]
     Pinned,
+    /// The engine watches the guest's writes to where memory is now.
+    #[error("move guest memory to a file: it is being saved: try again when that is over")]
+    Frozen,
     /// The host refused, most often for want of memory: it needs 2 MiB to spare.
     #[error("move guest memory to a file: {0}")]
     Host(#[from] std::io::Error),
@@ -56,27 +59,35 @@ impl GuestMemory {
         if !self.is_anonymous() {
             return Ok(());
         }
-        let unpinned = self.wait_unpinned()?;
+        if self.is_frozen() {
+            return Err(MoveError::Frozen);
+        }
+        let observer = self.observer();
+        // What the guest has touched by itself shows in its mapping, which is made anew.
+        if let Some(observer) = &observer {
+            observer.report();
+        }
+        let unpinned = self.wait_unpinned(PATIENCE).ok_or(MoveError::Pinned)?;
         self.ram.move_to_file()?;
         drop(unpinned);
-        if let Some(observer) = self.observer() {
+        if let Some(observer) = observer {
             observer.moved_to_file();
         }
         Ok(())
     }
 
-    /// Waits until no frame is pinned, and keeps it so while the guard lives. A device may need a second pin
-    /// before it drops its first one, so nothing is kept while this waits.
-    fn wait_unpinned(&self) -> Result<RwLockWriteGuard<'_, ()>, MoveError> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until no frame is pinned, and keeps it so while the guard lives; `None` after `patience`. A device may
+    /// need a second pin before it drops its first one, so nothing is kept while this waits.
+    pub(crate) fn wait_unpinned(&self, patience: Duration) -> Option<RwLockWriteGuard<'_, ()>> {
+        let deadline = Instant::now() + patience;
         loop {
             let guard = self.pinning.write().unwrap_or_else(PoisonError::into_inner);
             if !self.table.any_pinned() {
-                return Ok(guard);
+                return Some(guard);
             }
             drop(guard);
             if Instant::now() >= deadline {
-                return Err(MoveError::Pinned);
+                return None;
             }
             thread::sleep(PAUSE);
         }

@@ -88,6 +88,7 @@ impl GuestMemory {
         frames.dedup();
         let _one_at_a_time = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = Discarded::default();
+        self.keep_all(&frames);
         let leaving = self.begin(&frames, why, &mut report);
         if leaving.is_empty() {
             return Ok(report);

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::address::{Access, Epoch, FRAME_SIZE, Frame, FrameRange, Gpa};
 use crate::events::Events;
+use crate::freeze::Freezing;
 use crate::layout::{LayoutError, RamLayout};
 use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
@@ -30,6 +31,8 @@ pub struct GuestMemory {
     pub(crate) pinning: RwLock<()>,
     pub(crate) waits: WaitLog,
     pub(crate) shortages: Shortages,
+    /// Who wants to know what is overwritten.
+    pub(crate) freezing: Freezing,
 }
 
 /// Why guest memory could not be made.
@@ -130,6 +133,7 @@ impl GuestMemory {
             pinning: RwLock::default(),
             waits: WaitLog::default(),
             shortages: Shortages::default(),
+            freezing: Freezing::default(),
         })
     }
 
@@ -182,6 +186,9 @@ impl GuestMemory {
             Some(false) => self.make_resident(frame, false)?,
             None => return Err(ResolveError::NoSuchFrame(frame)),
         }
+        if access == Access::Write && self.freezing.is_armed() {
+            self.keep(frame);
+        }
         self.table.note_access(frame, access);
         Ok(HostPage(self.ram.page(frame)))
     }
@@ -193,9 +200,13 @@ impl GuestMemory {
             return Err(ResolveError::NoSuchFrame(frame));
         }
         self.patiently(frame, || {
+            // A freeze waits for the pin from here on, and must not be waited for with the lock held.
             let _pinning = self.pinning.read().unwrap_or_else(PoisonError::into_inner);
             self.make_resident(frame, true)
         })?;
+        if access == Access::Write && self.freezing.is_armed() {
+            self.keep(frame);
+        }
         self.table.note_access(frame, access);
         if let Some(events) = self.events() {
             events.note_device(frame);
@@ -267,6 +278,9 @@ impl GuestMemory {
         assert!((source.0 as usize) < registered, "{source:?} of {registered} sources");
         if self.is_anonymous() {
             return Err(AbsentError("the memory is anonymous: move it to a file before".into()));
+        }
+        if self.is_frozen() {
+            return Err(AbsentError("the memory is being saved".into()));
         }
         let mut frames: Vec<Frame> = frames.into_iter().collect();
         frames.retain(|frame| frame.0 < self.table.len());

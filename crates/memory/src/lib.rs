@@ -45,6 +45,7 @@ pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa
 pub use backing::MoveError;
 pub use discard::{Discard, DiscardError, Discarded};
 pub use events::{DiskBlock, Event, EventStream, Stamped};
+pub use freeze::{FreezeError, Frozen, Keep, TakeError, Taken};
 pub use guest_memory::{AbsentError, GuestMemory, HostPage, MemoryError, ResolveError};
 pub use layout::{LayoutError, RamLayout, RamRange};
 pub use owners::Owners;
@@ -65,6 +66,7 @@ mod backing;
 mod census;
 mod discard;
 mod events;
+mod freeze;
 mod guest_memory;
 mod landing;
 mod layout;

@@ -242,6 +242,24 @@ impl Ram {
         self.at(frame.index() * FRAME_SIZE)
     }
 
+    /// Copies a page that is there.
+    pub(crate) fn copy(&self, frame: Frame, into: &mut [u8; FRAME_SIZE]) {
+        // SAFETY: a page of the mapping, and host memory of its size, so they do not overlap.
+        unsafe {
+            into.as_mut_ptr().copy_from_nonoverlapping(self.page(frame).as_ptr(), FRAME_SIZE);
+        }
+    }
+
+    /// Copies what is at a frame without making a page there: zeros where there is none.
+    pub(crate) fn peek(&self, frame: Frame, into: &mut [u8; FRAME_SIZE]) {
+        let offset = frame.index() as u64 * FRAME_SIZE as u64;
+        let whole = !self.is_anonymous()
+            && rustix::io::pread(&self.file, &mut into[..], offset) == Ok(FRAME_SIZE);
+        if !whole {
+            self.copy(frame, into);
+        }
+    }
+
     /// Puts a page into the file, which had none there. The kernel holds the page locked until it is
     /// complete: a page fault in any mapping waits for that. On an error there is no page.
     pub(crate) fn fill(&self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> Result<(), Errno> {

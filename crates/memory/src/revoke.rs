@@ -67,6 +67,19 @@ pub trait MappingObserver: Send + Sync {
         Ok(())
     }
 
+    /// From now on, and until [`MappingObserver::unprotect`], the guest's next write to each frame comes to
+    /// [`crate::GuestMemory::resolve`] with [`crate::Access::Write`] before it is done. No vCPU runs. An error says
+    /// why that cannot be had; then nothing is protected.
+    fn write_protect(&self) -> Result<(), String> {
+        self.revoke(Revocation::All);
+        Ok(())
+    }
+
+    /// Writes to these frames need not come any more. Some may be protected no longer, or never have been.
+    fn unprotect(&self, frames: FrameRange) {
+        let _ = frames;
+    }
+
     /// RAM was anonymous and is a file now, mapped where the guest accesses it. No vCPU runs.
     fn moved_to_file(&self) {}
 

@@ -153,6 +153,15 @@ impl FrameTable {
         Some(Word(entry.word.load(Ordering::Acquire)).is_resident())
     }
 
+    pub(crate) fn word(&self, frame: Frame) -> Word {
+        Word(self.entry(frame).word.load(Ordering::Acquire))
+    }
+
+    /// The words of all frames, in order.
+    pub(crate) fn words(&self) -> impl Iterator<Item = Word> {
+        self.entries.iter().map(|entry| Word(entry.word.load(Ordering::Acquire)))
+    }
+
     // ---- Arriving ----
 
     /// Whether the contents of `frame` are at a source, or on their way.

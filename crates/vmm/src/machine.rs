@@ -243,34 +243,44 @@ impl Machine {
         options: SaveOptions,
     ) -> Option<Result<SaveReport, VmError>> {
         let known = self.before_save(options);
+        let source = Source {
+            plan: &self.plan,
+            memory: &self.memory,
+            vm: &self.vm,
+            vcpus: &self.vcpus,
+            devices: &self.devices,
+        };
         let begun = Instant::now();
         let mut pause = Duration::ZERO;
-        let written = self.control.while_still(
-            || self.kick(),
-            || {
-                let _held = self.gate.hold();
-                let source = Source {
-                    plan: &self.plan,
-                    memory: &self.memory,
-                    vm: &self.vm,
-                    vcpus: &self.vcpus,
-                    devices: &self.devices,
-                };
-                let sent = source.send(lanes, &known).and_then(|sent| {
-                    if options.stop {
-                        let kept = lanes.wait_until_kept();
-                        kept.map_err(VmError::host("end the VM once it is saved"))?;
-                        self.control.end(End::Stopped);
-                    }
-                    Ok(sent)
-                });
+        let sent = if options.live {
+            let frozen = self.while_all_stands(|| source.freeze(&known));
+            pause = begun.elapsed();
+            frozen?.and_then(|frozen| {
+                lanes.send_frozen(&frozen).map_err(VmError::host("send the machine"))
+            })
+        } else {
+            self.while_all_stands(|| {
+                let sent = source.send(lanes, &known)?;
+                if options.stop {
+                    let kept = lanes.wait_until_kept();
+                    kept.map_err(VmError::host("end the VM once it is saved"))?;
+                    self.control.end(End::Stopped);
+                }
                 pause = begun.elapsed();
-                sent
-            },
-        );
-        let report =
-            |frames_sent| SaveReport { pause, frames_sent, frames: self.memory.layout().frames() };
-        written.map(|written| written.map(report))
+                Ok(sent)
+            })?
+        };
+        let frames = self.memory.layout().frames();
+        Some(sent.map(|frames_sent| SaveReport { pause, frames_sent, frames }))
+    }
+
+    /// Neither vCPUs nor devices work until `act` returns. `None`: the machine has ended before.
+    fn while_all_stands<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let held = || {
+            let _held = self.gate.hold();
+            act()
+        };
+        self.control.while_still(|| self.kick(), held)
     }
 
     /// What can be found out before the guest stands.

@@ -53,7 +53,9 @@ const LINUX: &[(&str, u64)] = &[
     ("UFFDIO_API", 0xc018_aa3f),
     ("UFFDIO_COPY", 0xc028_aa03),
     ("UFFDIO_REGISTER", 0xc020_aa00),
+    ("UFFDIO_UNREGISTER", 0x8010_aa01),
     ("UFFDIO_WAKE", 0x8010_aa02),
+    ("UFFDIO_WRITEPROTECT", 0xc018_aa06),
 ];
 
 #[cfg(test)]

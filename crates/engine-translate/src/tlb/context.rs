@@ -171,6 +171,17 @@ impl Context {
         self.second.change(|entry| forget(&mut entry.0));
     }
 
+    /// No store hits any more. Entries of no page stay what they are.
+    pub(super) fn drop_all_writes(&mut self) {
+        let drop = |entry: &mut Translation| {
+            if entry.host != 0 {
+                entry.write = Translation::nowhere(entry.read);
+            }
+        };
+        self.data.change(drop);
+        self.second.change(|entry| drop(&mut entry.0));
+    }
+
     /// No store to the host page hits any more.
     pub(super) fn drop_writes(&mut self, host_page: usize) {
         let drop = |entry: &mut Translation| {

@@ -215,6 +215,11 @@ impl Tlb {
         self.contexts().for_each(|context| context.drop_writes(host_page));
     }
 
+    /// Sends the next store to each page to a walk; loads and fetches stay translated.
+    pub(crate) fn drop_all_writes(&mut self) {
+        self.contexts().for_each(Context::drop_all_writes);
+    }
+
     /// Sends to a walk the next access of each kind that `watched` wants to see, of a host page: writes, and with
     /// `true` all by users. Fetches aside: what users run they had translated for fetches when it was mapped.
     pub(crate) fn forget_watched(&mut self, watched: impl Fn(usize, bool) -> bool) {

@@ -57,6 +57,7 @@ enum Step {
     FlushPage(u64),
     ForgetData(u64),
     DropWrites(usize),
+    DropAllWrites,
     ForgetWatched(usize, bool),
     Return(u64, bool),
 }
@@ -89,6 +90,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (page(), 0..4096u64).prop_map(|(va, offset)| Step::FlushPage(va + offset)),
         2 => page().prop_map(Step::ForgetData),
         2 => host().prop_map(Step::DropWrites),
+        2 => Just(Step::DropAllWrites),
         4 => (host(), any::<bool>()).prop_map(|(host, user)| Step::ForgetWatched(host, user)),
         20 => (page(), any::<bool>()).prop_map(|(va, write)| Step::Return(va, write)),
     ]
@@ -146,6 +148,14 @@ impl Model {
                     *write &= *host != page;
                     *host != page || !(known.user && users)
                 });
+            }
+            Step::DropAllWrites => {
+                self.tlb.drop_all_writes();
+                for known in &mut self.known {
+                    if let What::Data { write, .. } = &mut known.what {
+                        *write = false;
+                    }
+                }
             }
             Step::DropWrites(page) => {
                 self.tlb.drop_writes(page);

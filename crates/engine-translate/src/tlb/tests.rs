@@ -265,6 +265,37 @@ fn a_dropped_write_can_still_be_read() {
 }
 
 #[test]
+fn all_dropped_writes_can_still_be_read_in_each_address_space() {
+    let mut tlb = Tlb::new();
+    let pages = [(0x1000, true), (0x9000, false), (0x2000, true)];
+    for (page, user) in pages {
+        // Another address space makes the kernel's forget what is not global.
+        let leaf = if user { LEAF } else { GLOBAL };
+        tlb.insert(page, 0x7f00_0000_5000, user, true, leaf);
+        tlb.insert_fetch(page, 0x5000, user, leaf);
+    }
+    // Leaves an entry of no page behind.
+    tlb.insert(0x4000, 0x7f00_0000_5000, false, true, LEAF);
+    tlb.flush_page(0x4000);
+    tlb.set_asid(1);
+    tlb.insert(0x3000, 0x7f00_0000_5000, true, true, LEAF);
+    tlb.drop_all_writes();
+    tlb.drop_all_writes();
+    assert!(tlb.cached(0x3000, 1, true, false).is_some());
+    assert!(tlb.cached(0x3000, 1, true, true).is_none());
+    tlb.set_asid(0);
+    tlb.set_user(true);
+    for (page, user) in pages {
+        assert!(tlb.cached(page, 1, user, false).is_some(), "{page:#x}");
+        assert!(tlb.cached(page, 1, user, true).is_none(), "{page:#x}");
+    }
+    assert!(tlb.cached(0x4000, 1, false, true).is_none());
+    assert_eq!(tlb.fetch(0x1000), Some(0x5000));
+    tlb.insert(0x1000, 0x7f00_0000_5000, true, true, LEAF);
+    assert!(tlb.cached(0x1000, 1, true, true).is_some());
+}
+
+#[test]
 fn what_is_watched_is_walked_for() {
     let mut tlb = Tlb::new();
     let (kernels, users) = (0x7f00_0000_5000, 0x7f00_0000_6000);

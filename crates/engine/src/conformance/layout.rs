@@ -53,7 +53,8 @@ pub const MMIO: u64 = 0x4000_0000;
 /// The IO-APIC.
 pub const IO_APIC: u64 = 0xfec0_0000;
 
-pub(super) const GDT: u64 = 0x1000;
+/// The descriptor table.
+pub const GDT: u64 = 0x1000;
 pub(super) const GDT_LIMIT: u16 = 0x8f;
 /// TSS of the first vCPU; that of vCPU n is [`TSS_SIZE`] * n further on.
 pub const TSS: u64 = 0x1800;

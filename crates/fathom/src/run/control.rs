@@ -99,6 +99,7 @@ impl VmControl for HandleControl {
         let options = SaveOptions {
             stop: request.stop,
             all: request.all,
+            live: request.live,
             watch: Duration::from_millis(request.watch_milliseconds.into()),
         };
         let lanes = SaveLanes::new(lanes).map_err(ControlError::Invalid)?;

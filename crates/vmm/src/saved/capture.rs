@@ -14,7 +14,8 @@ use memory::{Frame, FrameState, GuestMemory};
 use x86::{VcpuState, msr};
 
 use super::{
-    BoardState, ClockState, DiskIdentity, FrameRun, Known, MachineState, SaveLanes, VERSION,
+    BoardState, ClockState, DiskIdentity, FrameRun, FrozenMachine, Known, MachineState, SaveLanes,
+    VERSION,
 };
 use crate::config::VmPlan;
 use crate::error::VmError;
@@ -42,6 +43,13 @@ impl Source<'_> {
     pub(crate) fn send(&self, lanes: &SaveLanes, known: &Known) -> Result<u32, VmError> {
         let state = self.state()?;
         lanes.send(self.memory, known, &state).map_err(VmError::host("send the machine"))
+    }
+
+    /// The machine, whose vCPUs and devices stand until this returns.
+    pub(crate) fn freeze(&self, known: &Known) -> Result<FrozenMachine, VmError> {
+        let state = self.state()?;
+        let frozen = FrozenMachine::new(self.memory, known, state);
+        frozen.map_err(|error| VmError::Host("freeze memory".into(), std::io::Error::other(error)))
     }
 
     /// Everything but the memory. Disks are flushed.

@@ -26,6 +26,7 @@ mod capture;
 mod error;
 mod fill;
 mod keep;
+mod live;
 mod open;
 mod rebuild;
 mod send;
@@ -50,8 +51,8 @@ pub(crate) use capture::{Devices, Source};
 pub use error::SavedError;
 pub use keep::{Draft, DraftOptions, Kept, Progress};
 pub use open::Saved;
-pub(crate) use send::Known;
 pub use send::SaveLanes;
+pub(crate) use send::{FrozenMachine, Known};
 
 /// The version that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
@@ -132,6 +133,8 @@ pub struct SaveOptions {
     pub stop: bool,
     /// Also the contents of frames that the guest's kernel calls free.
     pub all: bool,
+    /// The guest stands only until its memory is frozen, and goes on while that is sent.
+    pub live: bool,
     /// So long before the guest stands, it is watched what it uses.
     pub watch: Duration,
 }

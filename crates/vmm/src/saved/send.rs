@@ -4,19 +4,25 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use insight::kernel::FreeFrames;
-use memory::{Epoch, FRAME_SIZE, Frame, FrameRange, FrameState, GuestMemory, ReadError, ReadView};
+use memory::{
+    Epoch, FRAME_SIZE, Frame, FrameRange, FrameState, FreezeError, Frozen, GuestMemory, ReadError,
+    ReadView,
+};
 
 use super::MachineState;
+use super::live::{self, KeptFrames, Progress};
 use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind};
 
 /// Frames that a lane takes at once, as many as are told in one go of a plain image's order.
 /// A multiple of the largest block that a kernel calls free.
 const TAKE: u32 = 1024;
+/// Bytes of frames that the guest has overwritten and that have not been sent yet, at most.
+const QUEUE: usize = 64 << 20;
 
 /// Where a machine is sent.
 #[derive(Debug)]
@@ -75,12 +81,51 @@ impl SaveLanes {
             ended.fold(Ok(()), io::Result::and)
         });
         done?;
-        known.send_needed(memory, self.first())?;
-        let machine = Header { kind: Kind::Machine, first: 0, count: json.len() as u32 };
-        machine.write(self.first())?;
-        self.first().write_all(&json)?;
-        self.0.iter().try_for_each(|lane| Header::END.write(lane))?;
+        self.send_last(&known.needed(memory), &json)?;
         Ok(stored.into_inner())
+    }
+
+    /// Sends the memory as it was when it was `frozen`, while the guest goes on, and then the state of that moment; how
+    /// many frames had contents.
+    pub(crate) fn send_frozen(&self, frozen: &FrozenMachine) -> io::Result<u32> {
+        let FrozenMachine { frozen, kept, left, needed, state } = frozen;
+        let json = serde_json::to_vec(state)?;
+        let memory = frozen.memory();
+        let given: Vec<AtomicBool> = left.iter().map(|_| AtomicBool::new(false)).collect();
+        let known = Known::default();
+        let mut lanes: Vec<Lane<'_>> =
+            self.0.iter().map(|lane| Lane::new(lane, memory, &known)).collect();
+        let given = &given;
+        let sinks = lanes.iter_mut().map(|lane| {
+            move |frame: Frame, contents: &[u8; FRAME_SIZE]| {
+                let sent = left[frame.index()] == Kind::Zero && lane.give(frame, contents)?;
+                given[frame.index()].store(sent, Ordering::Relaxed);
+                Ok(())
+            }
+        });
+        live::copy(frozen, kept, sinks.collect(), &Progress::default())
+            .map_err(io::Error::other)?;
+        lanes.iter_mut().try_for_each(Lane::flush)?;
+        for (number, (given, &kind)) in given.iter().zip(left).enumerate() {
+            if !given.load(Ordering::Relaxed) {
+                lanes[0].leave(kind, Frame(number as u32))?;
+            }
+        }
+        lanes[0].flush_without()?;
+        let stored = lanes.iter().map(|lane| lane.stored).sum();
+        self.send_last(needed, &json)?;
+        Ok(stored)
+    }
+
+    fn send_last(&self, needed: &[Frame], json: &[u8]) -> io::Result<()> {
+        let mut first = io::BufWriter::new(self.first());
+        for run in FrameRange::coalesce(needed, u32::MAX) {
+            Header::of(Kind::Needed, run).write(&mut first)?;
+        }
+        Header { kind: Kind::Machine, first: 0, count: json.len() as u32 }.write(&mut first)?;
+        first.write_all(json)?;
+        first.flush()?;
+        self.0.iter().try_for_each(|lane| Header::END.write(lane))
     }
 
     /// Waits until it is kept.
@@ -117,16 +162,47 @@ impl Known {
         Some(free.lock().unwrap_or_else(PoisonError::into_inner).anew())
     }
 
-    fn send_needed(&self, memory: &GuestMemory, to: &UnixStream) -> io::Result<()> {
-        let Some(since) = self.since else { return Ok(()) };
+    fn needed(&self, memory: &GuestMemory) -> Vec<Frame> {
+        let Some(since) = self.since else { return Vec::new() };
         let needed =
             |frame: &Frame| memory.facts(*frame).is_some_and(|facts| facts.accessed >= since);
-        let needed: Vec<Frame> = (0..memory.layout().frames()).map(Frame).filter(needed).collect();
-        let mut to = io::BufWriter::new(to);
-        for run in FrameRange::coalesce(&needed, u32::MAX) {
-            Header::of(Kind::Needed, run).write(&mut to)?;
-        }
-        to.flush()
+        (0..memory.layout().frames()).map(Frame).filter(needed).collect()
+    }
+}
+
+/// A machine of one moment, whose guest goes on. Dropped, it holds nobody up any more.
+pub(crate) struct FrozenMachine {
+    frozen: Frozen,
+    kept: Arc<KeptFrames>,
+    /// As what each frame is told that has no contents: those of free ones are nobody's.
+    left: Vec<Kind>,
+    needed: Vec<Frame>,
+    state: MachineState,
+}
+
+impl FrozenMachine {
+    /// Of a machine that stands, and may go on when this returns.
+    pub(super) fn new(
+        memory: &Arc<GuestMemory>,
+        known: &Known,
+        state: MachineState,
+    ) -> Result<Self, FreezeError> {
+        let frames = memory.layout().frames();
+        let free = known.free().map_or(Vec::new(), |free| free.in_buddy(0..frames));
+        let kind = |number: u32| match memory.facts(Frame(number)).map(|facts| facts.state) {
+            Some(FrameState::Ballooned) => Kind::Ballooned,
+            Some(FrameState::Resident | FrameState::Absent(_))
+                if free.get(number as usize) == Some(&true) =>
+            {
+                Kind::Free
+            }
+            _ => Kind::Zero,
+        };
+        let left = (0..frames).map(kind).collect();
+        let needed = known.needed(memory);
+        let (keeper, kept) = live::queue(QUEUE);
+        let frozen = memory.freeze(Box::new(keeper))?;
+        Ok(Self { frozen, kept, left, needed, state })
     }
 }
 
@@ -181,14 +257,8 @@ impl<'a> Lane<'a> {
 
     /// Its contents, unless it is all zeros.
     fn take(&mut self, frame: Frame) -> io::Result<()> {
-        if self.held == CONTENTS_MAX || (self.held > 0 && self.first + self.held != frame.0) {
-            self.flush()?;
-        }
-        if self.held == 0 {
-            self.first = frame.0;
-        }
         let gpa = self.memory.gpa_of(frame).ok_or(io::ErrorKind::InvalidInput)?;
-        let at = HEADER + self.held as usize * FRAME_SIZE;
+        let at = self.room_for(frame)?;
         let page = self.contents[at..].first_chunk_mut().ok_or(io::ErrorKind::InvalidInput)?;
         loop {
             match self.view.read(gpa, page) {
@@ -207,6 +277,29 @@ impl<'a> Lane<'a> {
         self.held += 1;
         self.stored += 1;
         Ok(())
+    }
+
+    /// These contents. False, and nothing is sent, if they are all zeros.
+    fn give(&mut self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> io::Result<bool> {
+        if is_zero(contents) {
+            return Ok(false);
+        }
+        let at = self.room_for(frame)?;
+        self.contents[at..at + FRAME_SIZE].copy_from_slice(contents);
+        self.held += 1;
+        self.stored += 1;
+        Ok(true)
+    }
+
+    /// Where the contents of the next frame go: behind its neighbour's.
+    fn room_for(&mut self, frame: Frame) -> io::Result<usize> {
+        if self.held == CONTENTS_MAX || (self.held > 0 && self.first + self.held != frame.0) {
+            self.flush()?;
+        }
+        if self.held == 0 {
+            self.first = frame.0;
+        }
+        Ok(HEADER + self.held as usize * FRAME_SIZE)
     }
 
     fn leave(&mut self, kind: Kind, frame: Frame) -> io::Result<()> {

@@ -43,6 +43,7 @@ mod debugger;
 mod debugger_breakpoints;
 mod double_fault;
 mod exceptions;
+mod freeze;
 mod interrupts;
 mod io_apic;
 mod kicks;
@@ -77,6 +78,7 @@ pub(super) fn all() -> Vec<Case> {
         exceptions::CASES,
         single_step::CASES,
         backing::CASES,
+        freeze::CASES,
         breakpoints::CASES,
         calls::CASES,
         debugger::CASES,
