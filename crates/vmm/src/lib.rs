@@ -34,6 +34,7 @@ mod panic_watch;
 mod post_mortem;
 mod reach;
 pub mod saved;
+mod shortage;
 mod status;
 mod vcpu_thread;
 
