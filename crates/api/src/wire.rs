@@ -26,6 +26,9 @@ pub struct VmStatus {
     pub vcpus: u32,
     /// Whether the guest runs.
     pub state: RunState,
+    /// What it waits for, where something outside keeps it from going on: say its snapshot, which cannot be read now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// Time since the guest was started.
     pub uptime_seconds: f64,
     /// Size of guest RAM.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use confine::Thread;
 use engine::EngineError;
@@ -24,6 +25,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use crate::error::host;
 use crate::guest_ram::GuestRam;
 use crate::uffd::{FaultKind, Mode, Uffd};
+
+/// How long a fetch may take when the VM has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// The descriptor, the ranges that it reports, and the thread that answers.
 pub(crate) struct UserFaultHandler {
@@ -180,14 +186,24 @@ impl UserFaultHandler {
         Ok(())
     }
 
-    /// Ends the thread. No vCPU runs any more.
+    /// Ends the thread. No vCPU runs any more. One that hangs in a fetch is left behind: its source may never answer.
     pub(crate) fn stop(&self) {
         let running = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Answering { stop, thread }) = running
-            && stop.write(1).is_ok()
-        {
-            let _ = thread.join();
+        let Some(Answering { stop, thread }) = running else { return };
+        if stop.write(1).is_err() {
+            return;
         }
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                tracing::error!(
+                    "a source of guest memory does not answer: its thread is left behind"
+                );
+                return;
+            }
+            thread::sleep(LOOK);
+        }
+        let _ = thread.join();
     }
 
     fn answer_faults(&self, stop: &EventFd, ram: &GuestRam, memory: &Weak<GuestMemory>) {

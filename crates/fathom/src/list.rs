@@ -78,12 +78,19 @@ pub(crate) fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-pub(crate) fn state(state: RunState) -> &'static str {
-    match state {
+/// One word: one that stands by itself, for want of something, is waiting.
+pub(crate) fn state(vm: &VmStatus) -> &'static str {
+    match vm.state {
+        RunState::Paused if vm.waits_for.is_some() => "waiting",
         RunState::Running => "running",
         RunState::Paused => "paused",
         RunState::Ended => "ended",
     }
+}
+
+/// A line for a VM that waits for something.
+pub(crate) fn waiting(vm: &VmStatus) -> Option<String> {
+    vm.waits_for.as_ref().map(|what| format!("{}: {what}", vm.name))
 }
 
 fn table(vms: &[VmStatus]) -> String {
@@ -93,12 +100,13 @@ fn table(vms: &[VmStatus]) -> String {
         vec![
             vm.name.clone(),
             vm.pid.to_string(),
-            state(vm.state).to_owned(),
+            state(vm).to_owned(),
             vm.engine.clone(),
             vm.vcpus.to_string(),
             text::bytes(vm.configured_bytes),
             text::duration(vm.uptime_seconds),
         ]
     }));
-    text::table(&rows)
+    let waiting = vms.iter().filter_map(waiting).map(|line| line + "\n");
+    text::table(&rows) + &waiting.collect::<String>()
 }

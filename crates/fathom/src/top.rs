@@ -14,7 +14,7 @@ use api::{ClientError, RunState, SocketDirectory, VmStatus};
 
 use crate::arguments::TopArguments;
 use crate::failure::{Failure, SUCCESS};
-use crate::list::{complain, json_line, print, watch_all};
+use crate::list::{complain, json_line, print, waiting, watch_all};
 use crate::text;
 use history::History;
 
@@ -85,5 +85,6 @@ fn stream(directory: &SocketDirectory, interval: Duration) -> Result<(), Failure
 fn table(history: &History) -> String {
     let mut rows = vec![screen::HEADS.map(str::to_owned).to_vec()];
     rows.extend(history.rows().map(|row| screen::cells(row).to_vec()));
-    text::table(&rows)
+    let waiting = history.rows().filter_map(|row| waiting(&row.latest));
+    text::table(&rows) + &waiting.map(|line| line + "\n").collect::<String>()
 }

@@ -180,6 +180,11 @@ impl GuestMemory {
         failed.or(silent)
     }
 
+    /// Whether any source is being asked for a frame that somebody needs.
+    pub fn is_fetching(&self) -> bool {
+        !self.shortages.lock().fetching.is_empty()
+    }
+
     /// Whether a source has not answered for a second: who waits for it may never come back.
     pub fn hangs(&self) -> bool {
         self.shortages.lock().fetching.values().any(|since| since.elapsed() >= SILENCE)

@@ -8,10 +8,13 @@
 //! ```
 //!
 //! `pause` returns when every vCPU has stopped at an instruction border. A debugger holds vCPUs besides,
-//! each by itself: one runs while it is neither paused nor held. The first end wins; later ones
-//! change nothing. Ended is final for one life of the machine: a reboot builds a new one.
+//! each by itself: one runs while it is neither paused nor held. While a vCPU lacks a frame whose source fails, all
+//! stand, too (`crate::shortage`). The first end wins; later ones change nothing. Ended is final for one life of the machine: a reboot builds a new one.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use memory::Frame;
 
 use crate::outcome::End;
 
@@ -36,6 +39,8 @@ struct State {
     still: bool,
     /// These stand for the debugger.
     held: VcpuSet,
+    /// Frames that vCPUs need and cannot have now; each once.
+    lacking: Vec<Frame>,
     /// vCPU threads inside [`Control::may_run`], waiting; `<= vcpus`.
     parked: u32,
     /// vCPU threads that have not finished.
@@ -47,7 +52,8 @@ struct State {
 
 impl State {
     fn stands(&self, id: u32) -> bool {
-        self.end.is_none() && (self.paused || self.still || self.held >> id & 1 != 0)
+        let held = self.held >> id & 1 != 0;
+        self.end.is_none() && (self.paused || self.still || held || !self.lacking.is_empty())
     }
 
     fn some_run(&self) -> bool {
@@ -60,7 +66,8 @@ impl State {
 pub enum RunState {
     /// vCPUs run.
     Running,
-    /// All vCPUs stand at an instruction border until `resume`, or until the debugger lets them go on.
+    /// All vCPUs stand at an instruction border until `resume`, until the debugger lets them go on, or until a frame
+    /// that one of them needs can be had.
     Paused,
     /// The guest has ended; see the outcome.
     Ended,
@@ -73,6 +80,7 @@ impl Control {
             paused: false,
             still: false,
             held,
+            lacking: Vec::new(),
             parked: 0,
             alive: vcpus,
             end: None,
@@ -180,12 +188,63 @@ impl Control {
         let state = self.lock();
         match state.end {
             Some(_) => RunState::Ended,
-            None if state.paused || state.held != 0 => RunState::Paused,
+            None if state.paused || state.held != 0 || !state.lacking.is_empty() => {
+                RunState::Paused
+            }
             None => RunState::Running,
         }
     }
 
+    /// Has all vCPUs stand until [`Control::supplied`]: one of them needs `frame`. The caller kicks them.
+    pub(crate) fn lack(&self, frame: Frame) {
+        let mut state = self.lock();
+        if !state.lacking.contains(&frame) {
+            state.lacking.push(frame);
+        }
+        self.changed.notify_all();
+    }
+
+    /// What vCPUs need and cannot have; waits until there is something. `None`: the machine has ended.
+    pub(crate) fn lacking(&self) -> Option<Vec<Frame>> {
+        let mut state = self.lock();
+        while state.end.is_none() && state.lacking.is_empty() {
+            state = self.wait(state);
+        }
+        state.end.is_none().then(|| state.lacking.clone())
+    }
+
+    /// The frame is there. vCPUs go on when none is lacking, unless somebody else wants them to stand.
+    pub(crate) fn supplied(&self, frame: Frame) {
+        self.lock().lacking.retain(|&lacking| lacking != frame);
+        self.changed.notify_all();
+    }
+
+    /// Sleeps, or until the machine ends.
+    pub(crate) fn sleep(&self, time: Duration) {
+        let going = |state: &mut State| state.end.is_none();
+        drop(self.changed.wait_timeout_while(self.lock(), time, going));
+    }
+
+    /// Waits until the machine has ended; its vCPU threads may not have finished.
+    pub(crate) fn wait_end(&self) -> End {
+        let mut state = self.lock();
+        loop {
+            match &state.end {
+                Some(end) => return end.clone(),
+                None => state = self.wait(state),
+            }
+        }
+    }
+
+    /// Whether every vCPU thread has finished, or does in that time.
+    pub(crate) fn has_finished(&self, time: Duration) -> bool {
+        let alive = |state: &mut State| state.alive != 0;
+        let waited = self.changed.wait_timeout_while(self.lock(), time, alive);
+        waited.unwrap_or_else(PoisonError::into_inner).0.alive == 0
+    }
+
     /// Waits until the machine has ended and every vCPU thread has finished.
+    #[cfg(test)]
     pub(crate) fn wait_ended(&self) -> End {
         let mut state = self.lock();
         loop {

@@ -25,6 +25,7 @@ use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
 use crate::restore::RestoreOptions;
 use crate::saved::{SaveLanes, SaveOptions, SaveReport, Saved};
+use crate::shortage;
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -451,6 +452,7 @@ impl Shared {
             engine: self.plan.engine.kind.name(),
             vcpus: self.plan.cpus,
             state: life.machine.control.run_state(),
+            waits_for: life.machine.memory.shortage().as_ref().map(shortage::tell),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             configured_bytes: self.plan.memory.0,
             resident_bytes: frame_bytes(counts.resident),

@@ -35,6 +35,7 @@ mod post_mortem;
 mod reach;
 mod restore;
 pub mod saved;
+mod shortage;
 mod status;
 mod vcpu_thread;
 

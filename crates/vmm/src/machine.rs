@@ -29,6 +29,7 @@ use crate::outcome::End;
 use crate::outside::Outside;
 use crate::restore::{Learner, Readers, Restore, RestoreOptions, RestoreReport};
 use crate::saved::{Devices, Known, SaveLanes, SaveOptions, SaveReport, Saved, Source};
+use crate::shortage;
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -166,6 +167,8 @@ impl Machine {
             restore,
             plan: plan.clone(),
         });
+        shortage::watch(&machine.control, &machine.memory, kick_all(&machine.vm, plan.cpus))
+            .map_err(VmError::host("start the thread that waits for sources of memory"))?;
         if let Some(readers) = &readers {
             readers.wait_for_first();
         }
@@ -192,9 +195,18 @@ impl Machine {
         Ok(threads)
     }
 
-    /// Waits for the end of the machine, of its threads and its devices.
+    /// Waits for the end of the machine, of its threads and its devices; but not for a thread that waits for a source of
+    /// memory which does not answer, say a file on a server that is gone: that one is left behind.
     pub(crate) fn wait(&self, threads: Threads) -> End {
-        let end = self.control.wait_ended();
+        let end = self.control.wait_end();
+        self.memory.stop_waiting();
+        if !shortage::have_come_back(&self.control, &self.memory) {
+            tracing::error!(
+                "a source of guest memory does not answer: what waits for it is left behind, disks are not flushed"
+            );
+            std::mem::forget(threads);
+            return end;
+        }
         for thread in threads.vcpus {
             // A panicking vCPU has already ended the machine with a message.
             let _ = thread.join();

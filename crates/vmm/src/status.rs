@@ -24,6 +24,9 @@ pub struct VmStatus {
     pub vcpus: u32,
     /// Whether it runs.
     pub state: RunState,
+    /// What it waits for, where that is why it stands, or why a device of it does: a source of its memory that fails or
+    /// does not answer.
+    pub waits_for: Option<String>,
     /// Since the VM was started, reboots included.
     pub uptime_seconds: f64,
     /// Guest RAM as configured.

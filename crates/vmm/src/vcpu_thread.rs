@@ -163,6 +163,11 @@ impl VcpuThread {
             Exit::MmioWrite { gpa, size, value } => write(&shared.mmio, gpa, size, value),
             Exit::Kicked => return Ok(true),
             Exit::Debug(stop) => return shared.debug_stop(self.id, stop, &mut **vcpu),
+            Exit::Unavailable { frame } => {
+                shared.control.lack(frame);
+                (shared.kick_all)();
+                return Ok(true);
+            }
             Exit::TripleFault => {
                 tracing::warn!("triple fault: resetting the machine");
                 shared.control.end(End::Reboot);

@@ -49,6 +49,7 @@ impl VmControl for HandleControl {
     fn status(&self) -> Result<VmStatus, ControlError> {
         let status = self.vm.status();
         let guest_cpu_percent = self.cpu_percent(Asked {
+            waits_for: status.waits_for,
             uptime_seconds: status.uptime_seconds,
             guest_cpu_seconds: status.guest_cpu_seconds,
         });

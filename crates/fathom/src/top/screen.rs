@@ -9,7 +9,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row as TableRow, Table, TableState};
 
 use super::history::{History, Row};
-use crate::list::state;
+use crate::list::{state, waiting};
 use crate::text;
 
 pub(super) const HEADS: [&str; COLUMNS] = [
@@ -30,7 +30,7 @@ pub(super) fn cells(row: &Row) -> [String; COLUMNS] {
     let evictions = uses.evictions_per_second.map(|rate| format!("{rate:.1}"));
     [
         vm.name.clone(),
-        state(vm.state).to_owned(),
+        state(vm).to_owned(),
         vm.engine.clone(),
         vm.vcpus.to_string(),
         text::bytes(vm.configured_bytes),
@@ -75,10 +75,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, history: &History, selected: &mut Tabl
         frame.render_stateful_widget(table(history, columns, spark_width), body, selected);
     }
     let keys = Line::from("q quit   ↑ ↓ move   Enter one VM").dim();
-    frame.render_widget(
-        history.complaints.first().map_or(keys, |line| line.as_str().red().into()),
-        foot,
-    );
+    let waiting = || history.rows().find_map(|row| waiting(&row.latest));
+    let line = history.complaints.first().cloned().or_else(waiting);
+    frame.render_widget(line.map_or(keys, |line| line.red().into()), foot);
 }
 
 fn summary(history: &History) -> String {
@@ -182,6 +181,19 @@ mod tests {
         for part in ["running", "translate", "256M", "100M", "14M", " - ", "12.3", "▄▁█"] {
             assert!(web.contains(part), "{part}: {web}");
         }
+    }
+
+    #[test]
+    fn a_vm_that_waits_says_for_what() {
+        let mut history = History::default();
+        let mut waiting = look("db", 1).expect("a status");
+        waiting.state = api::RunState::Paused;
+        waiting.waits_for = Some("waits for its snapshot: /snapshots/db: gone".to_owned());
+        history.add(&[look("web", 1), Ok(waiting)]);
+        let screen = drawn(&history, 130, 6);
+        assert!(screen.contains("db: waits for its snapshot: /snapshots/db: gone"), "{screen}");
+        let db = screen.lines().find(|line| line.contains("db ")).expect("db");
+        assert!(db.contains("waiting") && !db.contains("paused"), "{db}");
     }
 
     #[test]
