@@ -4,12 +4,13 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program that prints figures")]
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use memory::{Access, DeviceView, Discard, Epoch, Frame, Gpa, GuestMemory};
+use memory::{Access, DeviceView, Discard, Epoch, FRAME_SIZE, Frame, Gpa, GuestMemory, Keep};
 use vm_memory::{Bytes, GuestAddress};
 
 const FRAMES: u32 = 65_536;
@@ -60,6 +61,26 @@ fn main() {
     let bulk = || (0..FRAMES / 16).for_each(|n| view.write(gpa(Frame(n * 16)), &page).unwrap());
     best("device write, 64 KiB, per frame", FRAMES, || {}, bulk);
 
+    touch_all();
+    let freeze = || memory.freeze(Box::new(Nowhere)).unwrap();
+    best("freeze, without the engine's part", FRAMES, || {}, || drop(black_box(freeze())));
+    let frozen = RefCell::new(None);
+    let thaw_and_freeze = || {
+        // First ends the one before.
+        frozen.take();
+        frozen.replace(Some(freeze()));
+    };
+    best("first write to a frozen frame", FRAMES, thaw_and_freeze, || resolve_all(Access::Write));
+    let mut contents = [0; FRAME_SIZE];
+    let mut take = || {
+        let frozen = frozen.borrow();
+        for frame in all() {
+            frozen.as_ref().unwrap().take(frame, &mut contents).unwrap();
+        }
+    };
+    best("take a frozen frame", FRAMES, thaw_and_freeze, &mut take);
+    frozen.take();
+
     best("discard, one run", FRAMES, touch_all, || give_back(&mut all()));
     let odd = || give_back(&mut all().filter(|frame| frame.0 % 2 == 1));
     best("discard, every second frame", FRAMES / 2, touch_all, odd);
@@ -68,6 +89,15 @@ fn main() {
         black_box(memory.accessed_since(Epoch(3)).count());
     };
     best("census, accessed since", FRAMES, || {}, since);
+}
+
+/// Whom nothing is kept for: what is left is the copy.
+struct Nowhere;
+
+impl Keep for Nowhere {
+    fn keep(&self, _: Frame, contents: &[u8; FRAME_SIZE]) {
+        black_box(contents);
+    }
 }
 
 fn gpa(frame: Frame) -> Gpa {

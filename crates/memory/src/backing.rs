@@ -164,6 +164,29 @@ mod tests {
         assert_eq!(byte_after_discard(), 0);
     }
 
+    /// Has seen the guest touch frame 7, and tells when asked.
+    struct Engine(std::sync::Weak<GuestMemory>);
+
+    impl crate::MappingObserver for Engine {
+        fn revoke(&self, _: crate::Revocation<'_>) {}
+
+        fn code_written(&self, _: Gpa, _: usize) {}
+
+        fn report(&self) {
+            let memory = self.0.upgrade().expect("in use");
+            memory.note(Frame(7), Access::Read);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_touched_by_itself_is_told_before_its_entries_go() {
+        let (memory, _) = anonymous();
+        memory.set_observer(Arc::new(Engine(Arc::downgrade(&memory))));
+        assert_eq!(memory.counts().resident, 0);
+        memory.move_to_file().expect("moved");
+        assert_eq!(memory.counts().resident, 1);
+    }
+
     /// Writes of devices while it moves are neither lost nor seen late.
     #[test]
     fn devices_go_on() {

@@ -249,7 +249,10 @@ impl GuestMemory {
         if self.freezing.is_armed() {
             return Err(FreezeError::Already);
         }
-        self.catch_up();
+        if self.is_anonymous() {
+            // Else a frame that nobody has told of is looked for when its turn comes.
+            self.catch_up();
+        }
         let _no_discard = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let _no_pins = self.wait_unpinned(PATIENCE).ok_or(FreezeError::Pinned)?;
         let states = self.first_states();
@@ -271,8 +274,8 @@ impl GuestMemory {
     }
 
     fn first_states(&self) -> Box<[AtomicU32]> {
-        // Where guests reach memory by themselves, the file may have a page that was swapped out before anybody saw it.
-        // Of anonymous memory the table has just been told everything.
+        // Where guests reach memory by themselves, the file has pages that the table does not know of. Of anonymous
+        // memory it has just been told everything.
         let unseen = self.observer().is_some_and(|observer| observer.maps_by_itself())
             && !self.is_anonymous();
         let state = |word: Word| match word.tag() {

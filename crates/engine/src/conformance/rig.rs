@@ -72,6 +72,15 @@ impl Rig {
     /// A machine with one vCPU on anonymous memory, and the payload that `write` assembles.
     pub fn anonymous(engine: &dyn Engine, write: impl FnOnce(&mut CodeAssembler) -> Asm) -> Self {
         let memory = GuestMemory::anonymous(RAM).expect("reserve 16 MiB");
+        Self::with_memory(memory, engine, write)
+    }
+
+    /// A machine with one vCPU on this memory, of [`RAM`] or more, and the payload that `write` assembles.
+    pub fn with_memory(
+        memory: GuestMemory,
+        engine: &dyn Engine,
+        write: impl FnOnce(&mut CodeAssembler) -> Asm,
+    ) -> Self {
         let rig = Self::on(memory, CpuModel::default(), engine, 1);
         rig.load_payload(CODE, write);
         rig
