@@ -24,7 +24,7 @@ pub enum MoveError {
 }
 
 impl GuestMemory {
-    /// Whether RAM is anonymous. Then there is one mapping for all, so an engine whose guests reach frames
+    /// Whether RAM is private to one mapping: anonymous, or over an image. Then there is no other for devices, so an engine whose guests reach frames
     /// by themselves cannot tell their accesses from those of devices, nor wait for absent frames.
     pub fn is_anonymous(&self) -> bool {
         self.ram.is_anonymous()
@@ -67,7 +67,7 @@ impl GuestMemory {
 
     /// Waits until no frame is pinned, and keeps it so while the guard lives. A device may need a second pin
     /// before it drops its first one, so nothing is kept while this waits.
-    fn wait_unpinned(&self) -> Result<RwLockWriteGuard<'_, ()>, MoveError> {
+    pub(crate) fn wait_unpinned(&self) -> Result<RwLockWriteGuard<'_, ()>, MoveError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let guard = self.pinning.write().unwrap_or_else(PoisonError::into_inner);
