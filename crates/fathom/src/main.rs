@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod clone;
 mod curve;
 mod doctor;
 mod explain;
@@ -47,6 +48,8 @@ fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Stop(vm) => verbs::stop(&vm),
         Command::Save(arguments) => save::save(&arguments),
         Command::Restore(arguments) => run::restore(arguments),
+        Command::Clone(arguments) => clone::clone(&arguments),
+        Command::CloneProcess(arguments) => clone::process::run(&arguments),
         Command::Balloon(arguments) => verbs::balloon(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     }

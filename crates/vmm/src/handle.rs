@@ -23,7 +23,7 @@ use crate::machine::{Machine, Threads};
 use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
-use crate::saved::{SaveFiles, SaveReport, Saved};
+use crate::saved::{CloneFiles, CloneReport, Cloned, Origin, SaveFiles, SaveReport, Saved};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -140,13 +140,23 @@ pub fn restore_with(
     saved: Saved,
     paused: bool,
 ) -> Result<VmHandle, VmError> {
-    start_from(plan, outside, Some(saved), paused)
+    start_from(plan, outside, Some(Origin::Saved(&saved)), paused)
+}
+
+/// The same for a clone, whose `plan` is of the configuration in its state.
+pub fn clone_with(
+    plan: VmPlan,
+    outside: Outside,
+    cloned: Cloned,
+    paused: bool,
+) -> Result<VmHandle, VmError> {
+    start_from(plan, outside, Some(Origin::Cloned(&cloned)), paused)
 }
 
 fn start_from(
     plan: VmPlan,
     outside: Outside,
-    saved: Option<Saved>,
+    origin: Option<Origin<'_>>,
     paused: bool,
 ) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
@@ -159,9 +169,8 @@ fn start_from(
     let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
     let desk = debugger.as_ref();
     let (life, threads) =
-        begin(&plan, &*engine, &console, &outside, desk, started, paused, saved.as_ref())?;
-    let balloon_target_bytes = saved.as_ref().map_or(0, Saved::balloon_target_bytes);
-    drop(saved);
+        begin(&plan, &*engine, &console, &outside, desk, started, paused, origin)?;
+    let balloon_target_bytes = origin.map_or(0, |origin| origin.state().balloon_target_bytes());
     let before = Totals::default();
     let state = State {
         life,
@@ -213,10 +222,10 @@ fn begin(
     debugger: Option<&Debugger>,
     started: Instant,
     paused: bool,
-    saved: Option<&Saved>,
+    origin: Option<Origin<'_>>,
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
-    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused, saved)?;
+    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused, origin)?;
     let measured = Arc::clone(&machine);
     let task = Task {
         zero: started,
@@ -307,6 +316,34 @@ impl VmHandle {
         })?;
         let saved = saved.ok_or(RequestError::Ended)?;
         saved.map_err(|error| RequestError::Save(chain(&error)))
+    }
+
+    /// Has the VM's memory become what clones lie over, and writes the state that they go on from. It stands for that,
+    /// and goes on as it was. See [`memory::GuestMemory::become_image`] for what it costs.
+    ///
+    /// # Errors
+    /// It has what clones cannot have; it has ended, or the host refused: the guest goes on.
+    pub fn make_clonable(&self, files: CloneFiles) -> Result<CloneReport, RequestError> {
+        self.0.plan.check_clonable().map_err(RequestError::Clone)?;
+        let mut files = Some(files);
+        let mut made = None;
+        // Until who asked resumes it: it is to have the disks of the same moment.
+        let stands = self.0.plan.has_overlays() && !self.0.lock().paused;
+        self.0.in_some_life(|machine| {
+            // In the instant of a reboot they have been used for a life that has ended.
+            let Some(files) = files.take() else { return true };
+            made = machine.make_clonable(files, stands);
+            made.is_some()
+        })?;
+        let rebooted = || RequestError::Clone("the guest rebooted meanwhile: try again".to_owned());
+        let made = made.ok_or_else(rebooted)?;
+        let made = made.map_err(|error| RequestError::Clone(chain(&error)));
+        match &made {
+            Ok(_) if stands => self.0.lock().paused = true,
+            Err(_) if stands => self.resume()?,
+            _ => {}
+        }
+        made
     }
 
     /// Ends the VM at once, as if the power were cut.

@@ -1,6 +1,7 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use crate::io_thread::{Gate, IoThread};
 use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
-use crate::saved::{Devices, SaveFiles, SaveReport, Saved, Source};
+use crate::saved::{CloneFiles, CloneReport, Devices, Origin, SaveFiles, SaveReport, Source};
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -67,10 +68,11 @@ impl Machine {
         outside: &Outside,
         desk: Option<&Arc<Desk>>,
         paused: bool,
-        saved: Option<&Saved>,
+        origin: Option<Origin<'_>>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
-        saved.map_or(Ok(()), |saved| saved.check(plan))?;
-        let memory = Arc::new(guest_memory(plan, engine)?);
+        origin.map_or(Ok(()), |origin| origin.check(plan))?;
+        let memory = origin.and_then(|origin| origin.memory());
+        let memory = Arc::new(memory.unwrap_or_else(|| guest_memory(plan, engine))?);
         let host_cache = host_cache::new(plan);
         let takes_evictions =
             host_cache.as_ref().is_some_and(|cache| cache.policy() == HostCachePolicy::Eviction);
@@ -93,8 +95,9 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        saved.map_or(Ok(()), |saved| saved.fill(&memory))?;
-        let serial = saved.map(|saved| &saved.state.board.serial);
+        origin.map_or(Ok(()), |origin| origin.fill(&memory))?;
+        let saved = origin.as_ref().map(Origin::state);
+        let serial = saved.map(|saved| &saved.board.serial);
         let board = Board::build(
             plan,
             &memory,
@@ -242,6 +245,55 @@ impl Machine {
             frames: self.memory.layout().frames(),
         };
         written.map(|written| written.map(report))
+    }
+
+    /// Has its memory become an image for clones while all of it stands, and writes the state that they go on from.
+    /// `None`: it has ended before. If `stands`, it goes on standing as if the user had paused it.
+    pub(crate) fn make_clonable(
+        &self,
+        files: CloneFiles,
+        stands: bool,
+    ) -> Option<Result<CloneReport, VmError>> {
+        let failed = |error| VmError::Host("clone the memory".into(), io::Error::other(error));
+        let memory = match files.memory.try_clone().map_err(VmError::host("clone the memory")) {
+            Ok(memory) => memory,
+            Err(error) => return Some(Err(error)),
+        };
+        let draft = match self.memory.draft_image(memory).map_err(failed) {
+            Ok(draft) => draft,
+            Err(error) => return Some(Err(error)),
+        };
+        let source = Source {
+            plan: &self.plan,
+            memory: &self.memory,
+            vm: &self.vm,
+            vcpus: &self.vcpus,
+            devices: &self.devices,
+        };
+        // So that there is little to flush while the guest stands.
+        if let Err(error) = source.flush() {
+            return Some(Err(error));
+        }
+        let begun = Instant::now();
+        let mut pause = Duration::ZERO;
+        let cloned = self.control.while_still(
+            || self.kick(),
+            || {
+                let _held = self.gate.hold();
+                let cloned = source.state().and_then(|state| {
+                    Ok((state, self.memory.become_image(draft).map_err(failed)?))
+                });
+                if stands && cloned.is_ok() {
+                    self.control.ask_to_pause();
+                }
+                pause = begun.elapsed();
+                cloned
+            },
+        )?;
+        Some(cloned.and_then(|(state, image)| {
+            files.write_state(&state)?;
+            Ok(CloneReport { pause, frames: self.memory.layout().frames(), stands, image })
+        }))
     }
 
     /// Makes every vCPU leave guest code and look at the run state.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::control::{ControlError, VmControl};
 use crate::http::{Connection, Fail, ReadError, Request, read_request};
 use crate::metrics;
 use crate::route::{Call, FathomCall, route};
-use crate::wire::{SaveReport, SaveRequest, Version};
+use crate::wire::{CloneReport, CloneRequest, SaveReport, SaveRequest, Version};
 
 /// Longest silence before a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,6 +123,12 @@ fn answer(
             Ok(report) => return connection.write_json(&report, keep_alive),
             Err(error) => Err(error),
         },
+        FathomCall::Clone(request) => match make_clonable(control, descriptors, request) {
+            Ok((report, memory)) => {
+                return connection.write_json_with(&report, &[memory.as_fd()], keep_alive);
+            }
+            Err(error) => Err(error),
+        },
         FathomCall::Watch => control.watch(),
         FathomCall::Pause => control.pause(),
         FathomCall::Resume => control.resume(),
@@ -145,6 +151,19 @@ fn save(
         return Err(ControlError::Invalid(what.to_owned()));
     };
     control.save(File::from(machine), File::from(memory), request)
+}
+
+fn make_clonable(
+    control: &dyn VmControl,
+    descriptors: Vec<OwnedFd>,
+    request: CloneRequest,
+) -> Result<(CloneReport, OwnedFd), ControlError> {
+    let Ok([machine, memory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        let what =
+            "two descriptors have to come along, of the machine's file and of one for memory";
+        return Err(ControlError::Invalid(what.to_owned()));
+    };
+    control.make_clonable(File::from(machine), memory, request)
 }
 
 fn fail_of(error: &ControlError) -> Fail {

@@ -1,13 +1,14 @@
 //! The VM as the API server sees it.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use api::{
-    BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, MemoryUse, Picture,
-    RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
+    BalloonTarget, CloneReport, CloneRequest, ControlError, KernelInfo, KernelSymbol, KernelType,
+    MemoryUse, Picture, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
 };
-use vmm::saved::SaveFiles;
+use vmm::saved::{CloneFiles, SaveFiles};
 use vmm::{RequestError, VmHandle};
 
 use super::{kernel, report};
@@ -110,6 +111,24 @@ impl VmControl for HandleControl {
         })
     }
 
+    fn make_clonable(
+        &self,
+        machine: File,
+        memory: OwnedFd,
+        _: CloneRequest,
+    ) -> Result<(CloneReport, OwnedFd), ControlError> {
+        let files = CloneFiles { machine, memory };
+        let report = self.vm.make_clonable(files).map_err(|error| refusal(&error))?;
+        let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;
+        let told = CloneReport {
+            pause_seconds: report.pause.as_secs_f64(),
+            memory_bytes: bytes(report.frames),
+            copied_bytes: bytes(report.image.copied),
+            stands: report.stands,
+        };
+        Ok((told, report.image.file))
+    }
+
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
         self.vm.set_balloon(target.target_bytes).map_err(|error| refusal(&error))
     }
@@ -118,7 +137,7 @@ impl VmControl for HandleControl {
 fn refusal(error: &RequestError) -> ControlError {
     match error {
         RequestError::Ended | RequestError::Kernel(_) => ControlError::State(error.to_string()),
-        RequestError::Save(_) => ControlError::Failed(error.to_string()),
+        RequestError::Save(_) | RequestError::Clone(_) => ControlError::Failed(error.to_string()),
         RequestError::BalloonTarget { .. } => ControlError::Invalid(error.to_string()),
     }
 }

@@ -47,8 +47,17 @@ impl Source<'_> {
         Ok(frames)
     }
 
+    /// Flushes all disks.
+    pub(crate) fn flush(&self) -> Result<(), VmError> {
+        let disks = self.devices.virtio.iter().filter_map(Weak::upgrade);
+        disks
+            .map(|disk| disk.flush())
+            .collect::<Result<(), _>>()
+            .map_err(VmError::host("flush a disk"))
+    }
+
     /// Everything but the memory. Disks are flushed.
-    fn state(&self) -> Result<MachineState, VmError> {
+    pub(crate) fn state(&self) -> Result<MachineState, VmError> {
         // Together, so that time that passes until somebody goes on from here is all that is lost.
         let clock = ClockState { kvmclock_ns: self.vm.clock_ns()?, unix_ns: unix_ns() };
         let vcpus = self.vcpus()?;

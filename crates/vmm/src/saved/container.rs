@@ -130,15 +130,20 @@ struct Versioned {
 fn state(path: &Path, file: File) -> Result<MachineState, SavedError> {
     let mut json = Vec::new();
     file.take(MACHINE_MAX + 1).read_to_end(&mut json).map_err(SavedError::file(path))?;
+    parse_state(path, &json)
+}
+
+/// A state as it is read from `path`.
+pub(super) fn parse_state(path: &Path, json: &[u8]) -> Result<MachineState, SavedError> {
     let damaged = |what: String| SavedError::Damaged { path: path.to_owned(), what };
     if json.len() as u64 > MACHINE_MAX {
         return Err(damaged(format!("more than {MACHINE_MAX} bytes")));
     }
-    let Versioned { version } = parse(&json).map_err(damaged)?;
+    let Versioned { version } = parse(json).map_err(damaged)?;
     if version != super::VERSION {
         return Err(SavedError::Version { found: version, expected: super::VERSION });
     }
-    let state: MachineState = parse(&json).map_err(damaged)?;
+    let state: MachineState = parse(json).map_err(damaged)?;
     state.check()?;
     Ok(state)
 }

@@ -10,33 +10,51 @@ use x86::VcpuState;
 use x86::cpuid::HYPERVISOR;
 
 use super::capture::{identity, set_tsc, tsc, unix_ns};
-use super::{Saved, SavedError, image};
+use super::{MachineState, Saved, SavedError, image};
 use crate::board::Board;
 use crate::config::VmPlan;
 use crate::error::VmError;
 use crate::generation;
 
 impl Saved {
+    /// Reads the memory into `memory`, which is untouched.
+    pub(crate) fn fill(&self, memory: &Arc<GuestMemory>) -> Result<(), VmError> {
+        image::read(memory, &self.memory).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                let what = format!("shorter than {} bytes", memory.bytes());
+                SavedError::Damaged { path: self.memory_path.clone(), what }
+            }
+            _ => SavedError::File { path: self.memory_path.clone(), source },
+        })?;
+        self.state.take_balloon(memory)
+    }
+}
+
+impl MachineState {
     /// What the balloon was asked to hold.
     pub(crate) fn balloon_target_bytes(&self) -> u64 {
-        let balloon =
-            self.state.board.virtio.iter().find_map(|transport| match &transport.device {
-                DeviceState::Balloon(balloon) => Some(balloon.target),
-                _ => None,
-            });
+        let balloon = self.board.virtio.iter().find_map(|transport| match &transport.device {
+            DeviceState::Balloon(balloon) => Some(balloon.target),
+            _ => None,
+        });
         u64::from(balloon.unwrap_or(0)) * FRAME_SIZE as u64
     }
 
-    /// Whether a machine of `plan` can take it up, with disks as the guest knows them.
-    pub(crate) fn check(&self, plan: &VmPlan) -> Result<(), VmError> {
-        self.state.check()?;
-        let config = &self.state.config;
+    /// Whether a machine of `plan` can take it up.
+    pub(crate) fn check_plan(&self, plan: &VmPlan) -> Result<(), VmError> {
+        self.check()?;
+        let config = &self.config;
         if (plan.cpus, plan.memory, plan.disks.len())
             != (config.cpus, config.memory, config.disks.len())
         {
             return Err(SavedError::field("config", "restored with another configuration").into());
         }
-        for (saved, disk) in self.state.disks.iter().zip(&plan.disks) {
+        Ok(())
+    }
+
+    /// Whether the disks are as the guest knows them.
+    pub(crate) fn check_disks(&self, plan: &VmPlan) -> Result<(), VmError> {
+        for (saved, disk) in self.disks.iter().zip(&plan.disks) {
             let now = identity(disk.written())?;
             let what = match () {
                 () if now.len != saved.len => {
@@ -52,16 +70,9 @@ impl Saved {
         Ok(())
     }
 
-    /// Reads the memory into `memory`, which is untouched.
-    pub(crate) fn fill(&self, memory: &Arc<GuestMemory>) -> Result<(), VmError> {
-        image::read(memory, &self.memory).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let what = format!("shorter than {} bytes", memory.bytes());
-                SavedError::Damaged { path: self.memory_path.clone(), what }
-            }
-            _ => SavedError::File { path: self.memory_path.clone(), source },
-        })?;
-        let runs = self.state.ballooned.iter();
+    /// Takes from `memory` what is in the balloon.
+    pub(crate) fn take_balloon(&self, memory: &GuestMemory) -> Result<(), VmError> {
+        let runs = self.ballooned.iter();
         let frames = runs.flat_map(|run| (run.first..run.first + run.count).map(Frame));
         let discarded = memory.discard(frames, Discard::Balloon);
         discarded.map(drop).map_err(|error| {
@@ -71,7 +82,7 @@ impl Saved {
 
     /// Devices take up their states. Memory is there, and nobody works yet.
     pub(crate) fn restore_devices(&self, board: &Board) -> Result<(), VmError> {
-        let saved = &self.state.board;
+        let saved = &self.board;
         let (found, expected) = (saved.virtio.len(), board.transports.len());
         if found != expected {
             let what = format!("{found} devices, the configuration makes {expected}");
@@ -93,7 +104,7 @@ impl Saved {
         board: &Board,
     ) -> Result<(), VmError> {
         self.check_processor(&*vcpus[0])?;
-        let state = &self.state;
+        let state = self;
         let passed = unix_ns().saturating_sub(state.clock.unix_ns);
         vm.set_clock_ns(state.clock.kvmclock_ns.wrapping_add(passed))?;
         // As many as the guest has reckoned with: on another host they last a little longer or shorter.
@@ -118,7 +129,7 @@ impl Saved {
     }
 
     fn check_processor(&self, vcpu: &dyn Vcpu) -> Result<(), VmError> {
-        let differences = vcpu.differences(&self.state.processor)?;
+        let differences = vcpu.differences(&self.processor)?;
         let (fatal, others): (Vec<_>, Vec<_>) =
             differences.iter().partition(|difference| difference.is_fatal());
         if fatal.is_empty() {
