@@ -22,6 +22,7 @@
 
 use std::ffi::c_void;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
@@ -30,7 +31,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuar
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 use crate::address::{FRAME_SIZE, Frame, FrameRange};
 use crate::image::Below;
@@ -65,6 +66,7 @@ pub(crate) struct Ram {
 }
 
 /// A reservation of address space with RAM in it, mapped until drop.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     reserved: usize,
@@ -152,6 +154,20 @@ impl Mapping {
             rustix::mm::mmap_anonymous(at, bytes, access, flags)?;
         }
         self.keep_out_of_dumps(offset, bytes)
+    }
+
+    /// Moves the pages of a part, a single mapping, to the same place of another one. What is mapped here stays so,
+    /// without pages: of a shared mapping they come back when they are accessed, of a private one they are lost here.
+    pub(crate) fn move_to(&self, to: &Mapping, part: &Range<usize>) -> Result<(), Errno> {
+        assert!(part.end <= self.bytes && part.end <= to.bytes, "{part:?} of {}", self.bytes);
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+        // SAFETY: both are RAM's parts of reservations. That nobody misses what was there is the caller's matter.
+        unsafe {
+            let from = self.base.add(part.start).as_ptr().cast();
+            let to = to.base.add(part.start).as_ptr().cast();
+            rustix::mm::mremap_fixed(from, part.len(), part.len(), flags, to)
+        }
+        .map(drop)
     }
 
     /// As it is for what a process shares with others.

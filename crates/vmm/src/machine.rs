@@ -280,8 +280,13 @@ impl Machine {
             || self.kick(),
             || {
                 let _held = self.gate.hold();
+                let parked = begun.elapsed();
                 let cloned = source.state().and_then(|state| {
-                    Ok((state, self.memory.become_image(draft).map_err(failed)?))
+                    let captured = begun.elapsed();
+                    let image = self.memory.become_image(draft).map_err(failed)?;
+                    let mapped = begun.elapsed();
+                    tracing::debug!(?parked, ?captured, ?mapped, "cloned");
+                    Ok((state, image))
                 });
                 if stands && cloned.is_ok() {
                     self.control.ask_to_pause();
