@@ -14,7 +14,7 @@ pub(crate) mod process;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -54,9 +54,9 @@ struct Clone {
     name: String,
     pid: u32,
     /// Files that were made for its disks.
-    overlays: Vec<std::path::PathBuf>,
+    overlays: Vec<PathBuf>,
     /// Where the host connects to it.
-    vsock: Option<std::path::PathBuf>,
+    vsock: Option<PathBuf>,
 }
 
 pub(crate) fn clone(arguments: &CloneArguments) -> Result<ExitCode, Failure> {
@@ -201,8 +201,7 @@ fn start(
     let mut file = File::from(memfd("fathom-clone")?);
     let json = serde_json::to_vec(state).map_err(Failure::host)?;
     file.write_all(&json).and_then(|()| file.rewind()).map_err(Failure::host)?;
-    // Of this process, whatever has become of its file.
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(program());
     command.arg("clone-process");
     if arguments.paused {
         command.arg("--paused");
@@ -218,7 +217,13 @@ fn start(
     command.spawn().map_err(|error| Failure::Host(format!("start a clone's process: {error}")))
 }
 
-fn log_of(output: &Path, name: &str) -> std::path::PathBuf {
+/// This one; by its name, which lists of processes show, unless its file is gone.
+fn program() -> PathBuf {
+    let named = std::env::current_exe().ok().filter(|path| path.is_file());
+    named.unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+fn log_of(output: &Path, name: &str) -> PathBuf {
     output.join(format!("{name}.log"))
 }
 

@@ -376,7 +376,9 @@ impl Ram {
         let shown = self.guest.show_privately(image, 0, self.guest.bytes, 0);
         if let (Err(_), Some(aside)) = (shown, &aside) {
             // As it was: what was moved has come from there, so there is room.
-            moved.iter().for_each(|part| drop(aside.move_to(&self.guest, part)));
+            for part in &moved {
+                let _ = aside.move_to(&self.guest, part);
+            }
         }
         shown.map(|()| aside)
     }

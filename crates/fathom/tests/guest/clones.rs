@@ -22,7 +22,7 @@ const WORK: &str = "head -c16m /dev/urandom >/tmp/file; md5sum </tmp/file >/tmp/
     head -c16 /dev/urandom | md5sum >/tmp/nonce";
 const CHECK: &str = "{ while :; do head -c1m /dev/urandom >/tmp/own; cp /tmp/file /tmp/copy; \
     md5sum </tmp/copy | cmp - /tmp/sum && echo round $(cat /tmp/nonce) $(md5sum </tmp/own) >/dev/console || \
-    echo WRONG >/dev/console; done & }";
+    echo WR''ONG >/dev/console; done & }";
 
 fn clone(sandbox: &Sandbox, vm: &Vm<'_>, arguments: &[&str]) -> Value {
     let folder = sandbox.path("output");
