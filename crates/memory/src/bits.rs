@@ -24,6 +24,22 @@ impl Bits {
         }
     }
 
+    /// Without those that are in `others`, which is of the same memory.
+    pub(crate) fn remove_all(&mut self, others: &Self) {
+        self.0.iter_mut().zip(&others.0).for_each(|(word, others)| *word &= !others);
+    }
+
+    /// Runs of those of `frames` that are not in it.
+    pub(crate) fn gaps(&self, frames: u32) -> impl Iterator<Item = FrameRange> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let first = (next..frames).find(|frame| !self.get(Frame(*frame)))?;
+            let end = (first..frames).find(|frame| self.get(Frame(*frame))).unwrap_or(frames);
+            next = end;
+            Some(FrameRange { first: Frame(first), count: end - first })
+        })
+    }
+
     pub(crate) fn count(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
@@ -41,5 +57,11 @@ mod tests {
         let there = |frame| bits.get(Frame(frame));
         assert!(there(62) && there(63) && there(64) && there(128));
         assert!(!there(0) && !there(61) && !there(129));
+        let gaps: Vec<_> = bits.gaps(130).map(|gap| (gap.first.0, gap.count)).collect();
+        assert_eq!(gaps, [(0, 62), (129, 1)]);
+        let mut others = Bits::new(130);
+        others.insert(FrameRange { first: Frame(64), count: 66 });
+        bits.remove_all(&others);
+        assert_eq!((bits.count(), bits.get(Frame(63)), bits.get(Frame(64))), (2, true, false));
     }
 }

@@ -41,6 +41,11 @@ const LONG_HOLE: u32 = 32;
 const HOLES_MAX: usize = 2048;
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
+/// What was written since the image became one is an image's layer, if it is in so many runs at most: each is a mapping of
+/// the clones.
+const RUNS_GOOD: usize = 1024;
+/// The same for what is found while the guest stands.
+const RUNS_MAX: usize = 8192;
 /// A pagemap entry says that the page is a file's (Documentation/admin-guide/mm/pagemap.rst).
 const OF_FILE: u64 = 1 << 61;
 /// The same: the page is swapped out, which those of our image are from the file.
@@ -94,6 +99,8 @@ pub struct Image {
     pub file: OwnedFd,
     /// Where frame 0 is in it.
     pub from: u64,
+    /// What is different from it, where that is little; sealed.
+    pub layer: Option<OwnedFd>,
     /// Frames that were copied while the guest stood: what it had written since it lay over an image.
     pub copied: u32,
     /// What RAM's addresses showed before.
@@ -109,8 +116,9 @@ pub struct Remains(#[expect(dead_code, reason = "it is only dropped")] Option<Ma
 #[derive(Debug)]
 pub struct ImageDraft {
     file: OwnedFd,
-    /// Which image it is a copy of.
+    /// Which image it is a copy of, or to be a layer on.
     of: Option<FileId>,
+    is_layer: bool,
 }
 
 /// Device and inode.
@@ -120,17 +128,21 @@ type FileId = (u64, u64);
 pub(crate) struct Below {
     file: OwnedFd,
     from: u64,
+    /// Has contents in place of the file's: frame n at byte 4096 n. Behind the last is a bitmap of frames that are zeros
+    /// in place of the file's contents: bit n % 8 of byte n / 8.
+    layer: Option<OwnedFd>,
     /// Where zeros are mapped over it: from the first frame of a run to the one behind it. Runs do not touch.
     blanks: BTreeMap<u32, u32>,
 }
 
 impl Below {
     fn new(file: OwnedFd, from: u64) -> Self {
-        Self { file, from, blanks: BTreeMap::new() }
+        Self { file, from, layer: None, blanks: BTreeMap::new() }
     }
 
     fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, from: self.from, blanks: self.blanks.clone() })
+        let layer = self.layer.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Self { file: self.file.try_clone()?, from: self.from, layer, blanks: BTreeMap::new() })
     }
 
     fn id(&self) -> Result<FileId, ImageError> {
@@ -178,25 +190,40 @@ impl Below {
         bytes: usize,
     ) -> io::Result<Vec<usize>> {
         let from = self.from + offset as u64;
-        let extents = extents(&self.file, from..from + bytes as u64)?;
-        let pages = extents.into_iter().flat_map(|extent| extent.step_by(FRAME_SIZE));
-        let pages = pages.map(|at| (at - self.from) as usize);
+        let of_file = extents(&self.file, from..from + bytes as u64)?;
+        let of_file = of_file.into_iter().flat_map(|extent| extent.step_by(FRAME_SIZE));
+        let of_file = of_file.map(|at| (at - self.from) as usize);
+        let range = offset as u64..(offset + bytes) as u64;
+        let of_layer = self.layer.as_ref().map(|layer| extents(layer, range)).transpose()?;
+        let of_layer = of_layer.into_iter().flatten().flat_map(|extent| extent.step_by(FRAME_SIZE));
+        let pages = of_file.chain(of_layer.map(|at| at as usize));
         Ok(pages.filter(|page| !self.is_blank((page / FRAME_SIZE) as u32)).collect())
     }
 
     /// Copies the image into another one.
     fn copy_to(&self, file: &OwnedFd, bytes: u64) -> io::Result<()> {
-        let (own, into) = (File::from(self.file.try_clone()?), File::from(file.try_clone()?));
-        let mut piece = vec![0; PIECE];
-        for extent in extents(&self.file, self.from..self.from + bytes)? {
-            for at in extent.clone().step_by(PIECE) {
-                let piece = &mut piece[..(extent.end - at).min(PIECE as u64) as usize];
-                own.read_exact_at(piece, at)?;
-                into.write_all_at(piece, at - self.from)?;
-            }
-        }
-        Ok(())
+        copy(&self.file, self.from, file, bytes)?;
+        self.layer.as_ref().map_or(Ok(()), |layer| copy(layer, 0, file, bytes))
     }
+}
+
+/// Copies what has contents of `bytes` at `start` of a file to the beginning of another one.
+fn copy(from: &OwnedFd, start: u64, into: &OwnedFd, bytes: u64) -> io::Result<()> {
+    let (reads, writes) = (File::from(from.try_clone()?), File::from(into.try_clone()?));
+    let mut piece = vec![0; PIECE];
+    for extent in extents(from, start..start + bytes)? {
+        for at in extent.clone().step_by(PIECE) {
+            let piece = &mut piece[..(extent.end - at).min(PIECE as u64) as usize];
+            reads.read_exact_at(piece, at)?;
+            writes.write_all_at(piece, at - start)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the bitmap of a layer.
+fn bitmap_len(frames: u32) -> usize {
+    frames.div_ceil(8) as usize
 }
 
 /// Where `range` of a file has contents, in whole pages: the rest are holes.
@@ -230,6 +257,19 @@ impl GuestMemory {
     /// # Errors
     /// The file is too short, or the host refuses.
     pub fn over(layout: RamLayout, image: OwnedFd, from: u64) -> Result<GuestMemory, ImageError> {
+        Self::over_layers(layout, image, from, None)
+    }
+
+    /// The same, with what a layer of an [`Image`] has in place of it.
+    ///
+    /// # Errors
+    /// As of [`GuestMemory::over`].
+    pub fn over_layers(
+        layout: RamLayout,
+        image: OwnedFd,
+        from: u64,
+        layer: Option<OwnedFd>,
+    ) -> Result<GuestMemory, ImageError> {
         if !from.is_multiple_of(FRAME_SIZE as u64) {
             return Err(ImageError::Unaligned(from));
         }
@@ -242,11 +282,48 @@ impl GuestMemory {
         let bytes = layout.bytes() as usize;
         let guest = Mapping::reserve(bytes).map_err(host(action))?;
         guest.show_privately(&image, 0, bytes, from).map_err(host(action))?;
+        let frames = layout.frames();
+        let runs = |extents: Vec<Range<u64>>, start: u64| {
+            let frame = move |at: u64| ((at - start) / FRAME_SIZE as u64) as u32;
+            let run = move |extent: Range<u64>| FrameRange {
+                first: Frame(frame(extent.start)),
+                count: frame(extent.end) - frame(extent.start),
+            };
+            extents.into_iter().map(run)
+        };
         let contents = extents(&image, from..expected).map_err(host("find holes of an image"))?;
+        let mut based = Bits::new(frames);
+        runs(contents, from).for_each(|run| based.insert(run));
+        let mut zeros = Bits::new(frames);
+        let mut layered = Vec::new();
+        if let Some(layer) = &layer {
+            let expected = layout.bytes() + bitmap_len(frames) as u64;
+            let found = length(layer)?;
+            if found < expected {
+                return Err(ImageError::Short { found, expected });
+            }
+            zeros = read_bitmap(layer, frames).map_err(host("read an image's layer"))?;
+            based.remove_all(&zeros);
+            let changed = extents(layer, 0..layout.bytes());
+            layered.extend(runs(changed.map_err(host("find holes of an image"))?, 0));
+            layered.iter().for_each(|run| based.insert(*run));
+        }
         let mut below = Below::new(image, from);
-        let based =
-            contents_and_holes(&contents, layout.frames(), from, |hole| below.blank(&guest, hole));
-        let based = based.map_err(host(action))?;
+        let mut holes = 0;
+        for hole in based.gaps(frames) {
+            let must = hole.frames().any(|frame| zeros.get(frame));
+            if must || hole.count >= LONG_HOLE && holes < HOLES_MAX {
+                below.blank(&guest, hole).map_err(host(action))?;
+                holes += 1;
+            }
+        }
+        if let Some(layer) = &layer {
+            for run in layered {
+                let (at, len) = (run.first.index() * FRAME_SIZE, run.count as usize * FRAME_SIZE);
+                guest.show_privately(layer, at, len, at as u64).map_err(host(action))?;
+            }
+        }
+        below.layer = layer;
         let own = Ram::make_file(bytes).map_err(host("make a file for memory"))?;
         let ram = Ram::of(own, guest, true, open_pagemap().ok());
         *ram.below() = Some(below);
@@ -275,16 +352,30 @@ impl GuestMemory {
         // Not locked while it copies: an image does not change, and what RAM does not show of it is punched out later.
         let below = self.ram.below().as_ref().map(Below::try_clone).transpose();
         let below = below.map_err(host("copy the image of memory"))?;
+        let mut is_layer = false;
         if let Some(below) = &below {
-            below.copy_to(&new, self.bytes()).map_err(host("copy the image of memory"))?;
+            // Layers are not stacked: each takes mappings of who lies over it.
+            let own = self.ram.own_runs().map_err(host("look at pages of memory"))?;
+            is_layer = below.layer.is_none() && own.len() <= RUNS_GOOD;
+            match is_layer {
+                true => {
+                    let len = self.bytes() + bitmap_len(self.layout.frames()) as u64;
+                    rustix::fs::ftruncate(&new, len).map_err(host("make a file for memory"))?;
+                }
+                false => {
+                    below.copy_to(&new, self.bytes()).map_err(host("copy the image of memory"))?;
+                }
+            }
         }
-        Ok(ImageDraft { file: new, of: below.as_ref().map(Below::id).transpose()? })
+        let of = below.as_ref().map(Below::id).transpose()?;
+        Ok(ImageDraft { file: new, of, is_layer })
     }
 
     /// Makes the contents of now an image, which this memory lies over from then on. Its addresses stay what they are;
     /// what it writes becomes its own.
     ///
-    /// In a file, that is a matter of mapping it anew. Over an image, what was written since is copied into a new one.
+    /// In a file, that is a matter of mapping it anew. Over an image, what was written since is copied, into a layer on
+    /// that image, or, where that is much, into a copy of it, which this memory lies over then.
     /// Anonymous memory moves to a file first, which takes about half a second per GiB. Nobody may use the memory
     /// until this returns, but devices that hold a frame are waited for.
     ///
@@ -301,17 +392,35 @@ impl GuestMemory {
         if self.is_anonymous() && !is_over_an_image {
             self.ram.move_to_file().map_err(MoveError::Host)?;
         }
-        let copied = match is_over_an_image {
-            true => self.ram.lie_over_a_copy(draft.file),
-            false => self.ram.lie_over_own_file(draft.file).map(|remains| (0, remains)),
-        };
-        let (copied, remains) = copied.map_err(host("map an image of memory"))?;
+        let action = "map an image of memory";
+        let (mut layer, mut remains, mut copied) = (None, None, 0);
+        if draft.is_layer {
+            copied = self.ram.write_layer(&draft.file).map_err(host("copy pages of memory"))?;
+            layer = Some(draft.file);
+        } else if is_over_an_image {
+            (copied, remains) = self.ram.lie_over_a_copy(draft.file).map_err(host(action))?;
+        } else {
+            remains = self.ram.lie_over_own_file(draft.file).map_err(host(action))?;
+        }
         let below = self.ram.below();
-        let below = below.as_ref().expect("it lies over an image since the line above");
-        seal(&below.file).map_err(host("seal an image of memory"))?;
+        let below = below.as_ref().expect("it lies over an image since the lines above");
+        for file in layer.iter().chain([&below.file]) {
+            seal(file).map_err(host("seal an image of memory"))?;
+        }
         let file = below.file.try_clone().map_err(host("hand out an image of memory"))?;
-        Ok(Image { file, from: below.from, copied, remains: Remains(remains) })
+        Ok(Image { file, from: below.from, layer, copied, remains: Remains(remains) })
     }
+}
+
+fn read_bitmap(layer: &OwnedFd, frames: u32) -> io::Result<Bits> {
+    let mut bytes = vec![0; bitmap_len(frames)];
+    let file = File::from(layer.try_clone()?);
+    file.read_exact_at(&mut bytes, u64::from(frames) * FRAME_SIZE as u64)?;
+    let mut bits = Bits::new(frames);
+    for frame in (0..frames).filter(|frame| bytes[*frame as usize / 8] >> (frame % 8) & 1 != 0) {
+        bits.insert(FrameRange { first: Frame(frame), count: 1 });
+    }
+    Ok(bits)
 }
 
 /// Nobody writes to it any more, whoever has a descriptor of it: not even a process that a guest has taken over.
@@ -321,29 +430,6 @@ fn seal(file: &OwnedFd) -> Result<(), Errno> {
         true => Ok(()),
         false => rustix::fs::fcntl_add_seals(file, seals),
     }
-}
-
-/// The frames that the image has contents of; tells of long holes.
-fn contents_and_holes(
-    contents: &[Range<u64>],
-    frames: u32,
-    from: u64,
-    mut hole: impl FnMut(FrameRange) -> Result<(), Errno>,
-) -> Result<Bits, Errno> {
-    let number = |at: u64| ((at - from) / FRAME_SIZE as u64) as u32;
-    let mut based = Bits::new(frames);
-    let (mut end, mut holes) = (0, 0);
-    let behind_all = frames..frames;
-    let runs = contents.iter().map(|extent| number(extent.start)..number(extent.end));
-    for run in runs.chain([behind_all]) {
-        if run.start - end >= LONG_HOLE && holes < HOLES_MAX {
-            hole(FrameRange { first: Frame(end), count: run.start - end })?;
-            holes += 1;
-        }
-        based.insert(FrameRange { first: Frame(run.start), count: run.end - run.start });
-        end = run.end;
-    }
-    Ok(based)
 }
 
 impl Ram {
@@ -386,10 +472,7 @@ impl Ram {
     /// `new`, which has what the image had, gets what was written since, and becomes the image.
     fn lie_over_a_copy(&self, new: OwnedFd) -> Result<(u32, Option<Mapping>), Errno> {
         let mut below = self.below();
-        let (Some(below), Some(pagemap)) = (&mut *below, &self.pagemap) else {
-            return Err(Errno::NOTSUP);
-        };
-        let unknown = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let Some(below) = &mut *below else { return Err(Errno::NOTSUP) };
         for (&first, &end) in &below.blanks {
             let (at, bytes) = (u64::from(first), u64::from(end - first));
             let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -397,21 +480,53 @@ impl Ram {
             rustix::fs::fallocate(&new, how, at * page, bytes * page)?;
         }
         let mut copied = 0;
-        for offset in (0..self.guest.bytes).step_by(LARGE_PAGE) {
-            let bytes = LARGE_PAGE.min(self.guest.bytes - offset);
-            let is_own =
-                |entry| entry & SWAPPED != 0 || entry & HAS_CONTENTS != 0 && entry & OF_FILE == 0;
-            let pages = pages_that(pagemap, self.guest.base, offset, bytes, is_own);
-            let pages = pages.map_err(unknown)?.into_iter();
-            let pages: Vec<Frame> = pages.map(|page| Frame((page / FRAME_SIZE) as u32)).collect();
-            for run in FrameRange::coalesce(&pages, u32::MAX) {
-                self.write_to(&new, run)?;
-                copied += run.count;
-            }
+        for run in self.own_runs()? {
+            self.write_to(&new, run)?;
+            copied += run.count;
         }
         let remains = self.show_image(&new, below.mappings(self.guest.bytes))?;
         *below = Below::new(new, 0);
         Ok((copied, remains))
+    }
+
+    /// Frames in pages of this process: what was written since RAM lies over an image.
+    fn own_runs(&self) -> Result<Vec<FrameRange>, Errno> {
+        let pagemap = self.pagemap.as_ref().ok_or(Errno::NOTSUP)?;
+        let unknown = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let is_own =
+            |entry| entry & SWAPPED != 0 || entry & HAS_CONTENTS != 0 && entry & OF_FILE == 0;
+        let mut own = Vec::new();
+        for offset in (0..self.guest.bytes).step_by(LARGE_PAGE) {
+            let bytes = LARGE_PAGE.min(self.guest.bytes - offset);
+            let pages = pages_that(pagemap, self.guest.base, offset, bytes, is_own);
+            let pages = pages.map_err(unknown)?.into_iter();
+            own.extend(pages.map(|page| Frame((page / FRAME_SIZE) as u32)));
+        }
+        Ok(FrameRange::coalesce(&own, u32::MAX))
+    }
+
+    /// Writes what RAM shows in place of the image; how many frames were copied.
+    fn write_layer(&self, layer: &OwnedFd) -> Result<u32, Errno> {
+        let below = self.below();
+        let Some(below) = &*below else { return Err(Errno::NOTSUP) };
+        let own = self.own_runs()?;
+        if own.len() > RUNS_MAX {
+            return Err(Errno::AGAIN);
+        }
+        let mut bitmap = vec![0; bitmap_len((self.guest.bytes / FRAME_SIZE) as u32)];
+        for frame in below.blanks.iter().flat_map(|(first, end)| *first..*end) {
+            bitmap[frame as usize / 8] |= 1 << (frame % 8);
+        }
+        let written = rustix::io::pwrite(layer, &bitmap, self.guest.bytes as u64)?;
+        if written != bitmap.len() {
+            return Err(Errno::NOSPC);
+        }
+        let mut copied = 0;
+        for run in own {
+            self.write_to(layer, run)?;
+            copied += run.count;
+        }
+        Ok(copied)
     }
 
     /// Writes a run of RAM to where it is in an image.

@@ -84,7 +84,8 @@ impl Rig {
     fn clone(&self) -> Self {
         let draft = self.memory.draft_image(file()).expect("a draft");
         let image = self.memory.become_image(draft).expect("an image");
-        let memory = GuestMemory::over(*self.memory.layout(), image.file, image.from);
+        let layout = *self.memory.layout();
+        let memory = GuestMemory::over_layers(layout, image.file, image.from, image.layer);
         let frames = FRAMES as usize;
         let clone = Self::of(memory.expect("over it"), self.expected.clone(), vec![false; frames]);
         let counts = clone.memory.counts();
