@@ -185,20 +185,23 @@ impl Client {
     }
 
     /// Has its memory become what clones lie over, and its state written into `machine`, open for writing; `memory` is an
-    /// empty memfd that can be sealed. The descriptor is of what clones lie over. Give it a timeout for that.
+    /// empty memfd that can be sealed. The descriptors are of what clones lie over, at least
+    /// one. Give it a timeout for that.
     pub fn make_clonable(
         &self,
         machine: &File,
         memory: &OwnedFd,
         request: CloneRequest,
-    ) -> Result<(CloneReport, OwnedFd), ClientError> {
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ClientError> {
         let body = serde_json::to_vec(&request).map_err(|error| self.strange(error))?;
         let descriptors = [machine.as_fd(), memory.as_fd()];
-        let (response, mut came) =
+        let (response, memory) =
             self.ask_both_ways("PUT", "/fathom/vm/clone", Some(&body), &descriptors)?;
         let report = serde_json::from_slice(&response.body).map_err(|error| self.strange(error))?;
-        let memory = came.pop().ok_or_else(|| self.strange("no descriptor of its memory"))?;
-        Ok((report, memory))
+        match memory.is_empty() {
+            true => Err(self.strange("no descriptor of its memory")),
+            false => Ok((report, memory)),
+        }
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -47,13 +47,13 @@ pub trait VmControl: Send + Sync {
         Err(ControlError::State("it cannot be saved".to_owned()))
     }
     /// Has its memory become what clones lie over, and writes the state that they go on from into `machine`; `memory` is
-    /// an empty file for memory. The descriptor is of what clones lie over.
+    /// an empty file for memory. The descriptors are of what clones lie over: an image, and perhaps a layer on it.
     fn make_clonable(
         &self,
         machine: File,
         memory: OwnedFd,
         request: CloneRequest,
-    ) -> Result<(CloneReport, OwnedFd), ControlError> {
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
         let _ = (machine, memory, request);
         Err(ControlError::State("it cannot be cloned".to_owned()))
     }

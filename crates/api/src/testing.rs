@@ -205,7 +205,7 @@ impl VmControl for FakeVm {
         mut machine: File,
         memory: OwnedFd,
         _: CloneRequest,
-    ) -> Result<(CloneReport, OwnedFd), ControlError> {
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
         let failed = |error: std::io::Error| ControlError::Failed(error.to_string());
         machine.write_all(b"the machine").map_err(failed)?;
         let mut image = File::from(memory);
@@ -216,7 +216,7 @@ impl VmControl for FakeVm {
             copied_bytes: 10,
             stands: false,
         };
-        Ok((report, image.into()))
+        Ok((report, vec![image.into()]))
     }
 
     fn stop(&self) -> Result<(), ControlError> {

@@ -233,7 +233,8 @@ pub struct SaveReport {
 #[serde(deny_unknown_fields)]
 pub struct CloneRequest {}
 
-/// Answer to it. With its first byte comes a descriptor: of the memory that clones lie over, which nobody can write to.
+/// Answer to it. With its first byte come descriptors of what clones lie over, which nobody can write to: an image of
+/// memory, and where it was cloned before, perhaps a layer on it.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct CloneReport {
     /// How long the guest stood.

@@ -487,6 +487,9 @@ pub(crate) struct CloneProcessArguments {
     /// Where messages go
     #[arg(long, value_name = "PATH")]
     pub(crate) log: Option<PathBuf>,
+    /// Descriptor of what its memory has in place of the image's
+    #[arg(long, value_name = "FD")]
+    pub(crate) layer: Option<i32>,
     /// As of `clone`
     #[arg(long)]
     pub(crate) paused: bool,

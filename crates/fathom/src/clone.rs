@@ -13,7 +13,7 @@ pub(crate) mod process;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -69,8 +69,8 @@ pub(crate) fn clone(arguments: &CloneArguments) -> Result<ExitCode, Failure> {
     // Before anything is made: a name that nobody has is the most likely mistake.
     client.status()?;
     let names = names(arguments, &directory)?;
-    let (report, pause_seconds, state, image, overlays) = fetch(&client, &names)?;
-    let started = start_all(arguments, &names, &state, &image, overlays)?;
+    let (report, pause_seconds, state, memory, overlays) = fetch(&client, &names)?;
+    let started = start_all(arguments, &names, &state, &memory, overlays)?;
     let done = Done {
         pause_seconds,
         memory_bytes: report.memory_bytes,
@@ -105,7 +105,14 @@ fn names(arguments: &CloneArguments, directory: &SocketDirectory) -> Result<Vec<
     Ok(free.take(arguments.count as usize).collect())
 }
 
-type Fetched = (CloneReport, f64, MachineState, OwnedFd, Overlays);
+/// What clones lie over.
+struct Memory {
+    image: OwnedFd,
+    /// Inherited by what this process starts.
+    layer: Option<OwnedFd>,
+}
+
+type Fetched = (CloneReport, f64, MachineState, Memory, Overlays);
 
 /// The state, the image of memory, and the disks of that moment.
 fn fetch(client: &Client, names: &[String]) -> Result<Fetched, Failure> {
@@ -113,7 +120,7 @@ fn fetch(client: &Client, names: &[String]) -> Result<Fetched, Failure> {
     let memory = memfd("fathom-guest-ram")?;
     let mut machine = File::from(memfd("fathom-clone")?);
     let begun = Instant::now();
-    let (report, image) = client.make_clonable(&machine, &memory, CloneRequest::default())?;
+    let (report, images) = client.make_clonable(&machine, &memory, CloneRequest::default())?;
     let copied = read_state(&mut machine).and_then(|state| {
         let overlays = Overlays::copy_first(&state.config, names)?;
         Ok((state, overlays))
@@ -124,7 +131,14 @@ fn fetch(client: &Client, names: &[String]) -> Result<Fetched, Failure> {
         pause = begun.elapsed().as_secs_f64();
     }
     let (state, overlays) = copied?;
-    Ok((report, pause, state, image, overlays))
+    let mut images = images.into_iter();
+    let image = images.next().ok_or_else(|| Failure::Host("no image of memory came".to_owned()))?;
+    let layer = images.next();
+    if let Some(layer) = &layer {
+        let flags = rustix::io::FdFlags::empty();
+        rustix::io::fcntl_setfd(layer, flags).map_err(Failure::host)?;
+    }
+    Ok((report, pause, state, Memory { image, layer }, overlays))
 }
 
 fn memfd(name: &str) -> Result<OwnedFd, Failure> {
@@ -145,7 +159,7 @@ fn start_all(
     arguments: &CloneArguments,
     names: &[String],
     state: &MachineState,
-    image: &OwnedFd,
+    memory: &Memory,
     mut overlays: Overlays,
 ) -> Result<Vec<Clone>, Failure> {
     let mut state = state.clone();
@@ -162,7 +176,7 @@ fn start_all(
                 overlays: own,
                 vsock: state.config.vsock.as_ref().map(|vsock| vsock.path.clone()),
             };
-            Ok((clone, start(arguments, &state, image)?))
+            Ok((clone, start(arguments, &state, memory)?))
         });
         match started {
             Ok(started) => children.push(started),
@@ -196,7 +210,7 @@ fn start_all(
 fn start(
     arguments: &CloneArguments,
     state: &MachineState,
-    image: &OwnedFd,
+    memory: &Memory,
 ) -> Result<Child, Failure> {
     let mut file = File::from(memfd("fathom-clone")?);
     let json = serde_json::to_vec(state).map_err(Failure::host)?;
@@ -212,7 +226,10 @@ fn start(
     if let (Some(output), Some(name)) = (&arguments.output, &state.config.name) {
         command.arg("--log").arg(log_of(output, name));
     }
-    let image = image.try_clone().map_err(Failure::host)?;
+    if let Some(layer) = &memory.layer {
+        command.arg("--layer").arg(layer.as_raw_fd().to_string());
+    }
+    let image = memory.image.try_clone().map_err(Failure::host)?;
     command.stdin(Stdio::from(image)).stdout(Stdio::from(file)).stderr(Stdio::piped());
     command.spawn().map_err(|error| Failure::Host(format!("start a clone's process: {error}")))
 }

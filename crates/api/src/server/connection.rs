@@ -125,7 +125,8 @@ fn answer(
         },
         FathomCall::Clone(request) => match make_clonable(control, descriptors, request) {
             Ok((report, memory)) => {
-                return connection.write_json_with(&report, &[memory.as_fd()], keep_alive);
+                let memory: Vec<_> = memory.iter().map(OwnedFd::as_fd).collect();
+                return connection.write_json_with(&report, &memory, keep_alive);
             }
             Err(error) => Err(error),
         },
@@ -157,7 +158,7 @@ fn make_clonable(
     control: &dyn VmControl,
     descriptors: Vec<OwnedFd>,
     request: CloneRequest,
-) -> Result<(CloneReport, OwnedFd), ControlError> {
+) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
     let Ok([machine, memory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
         let what =
             "two descriptors have to come along, of the machine's file and of one for memory";

@@ -6,7 +6,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::testing::FakeVm;
 use crate::wire::{
-    BalloonTarget, KernelInfo, KernelSymbol, KernelType, RunState, SaveRequest, VmStatus,
+    BalloonTarget, CloneRequest, KernelInfo, KernelSymbol, KernelType, RunState, SaveRequest,
+    VmStatus,
 };
 use crate::{ClientError, ControlError, Picture, SocketDirectory};
 
@@ -155,14 +156,14 @@ fn the_memory_of_clones_comes_back() {
     let machine = tempfile::NamedTempFile::new().expect("a file");
     let memory = tempfile::tempfile().expect("a file").into();
     let client = running.directory.client("fake");
-    let (report, image) = client
+    let (report, mut images) = client
         .make_clonable(machine.as_file(), &memory, CloneRequest::default())
         .expect("clonable");
     assert_eq!((report.pause_seconds, report.copied_bytes), (0.25, 10));
     assert_eq!(std::fs::read(machine.path()).expect("read"), b"the machine");
     let mut bytes = [0; 10];
-    std::os::unix::fs::FileExt::read_exact_at(&std::fs::File::from(image), &mut bytes, 0)
-        .expect("read");
+    let image = std::fs::File::from(images.pop().expect("an image"));
+    std::os::unix::fs::FileExt::read_exact_at(&image, &mut bytes, 0).expect("read");
     assert_eq!(&bytes, b"its memory");
     // Without them it is refused.
     let mut peer = running.connect();

@@ -26,7 +26,7 @@ struct Given {
 
 pub(crate) fn run(arguments: &CloneProcessArguments) -> Result<ExitCode, Failure> {
     if arguments.confine == Confinement::On {
-        confine::close_inherited(&[]).map_err(Failure::host)?;
+        confine::close_inherited(arguments.layer.as_slice()).map_err(Failure::host)?;
     }
     let Given { image, state, client } = take(arguments.log.as_deref()).map_err(Failure::host)?;
     let client = Cell::new(Some(client));
@@ -59,7 +59,10 @@ fn go_on(
     state: File,
     client: &Cell<Option<File>>,
 ) -> Result<ExitCode, Failure> {
-    let cloned = Cloned::read(state, image).map_err(Failure::usage)?;
+    // Another descriptor of the same file, to read.
+    let layer = arguments.layer.map(|layer| File::open(format!("/proc/self/fd/{layer}")));
+    let layer = layer.transpose().map_err(Failure::host)?.map(OwnedFd::from);
+    let cloned = Cloned::read(state, image, layer).map_err(Failure::usage)?;
     let plan = VmPlan::new(cloned.state.config.clone()).map_err(Failure::usage)?;
     let paused = arguments.paused;
     let start = move |plan, outside| vmm::clone_with(plan, outside, cloned, paused);

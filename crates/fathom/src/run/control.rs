@@ -116,7 +116,7 @@ impl VmControl for HandleControl {
         machine: File,
         memory: OwnedFd,
         _: CloneRequest,
-    ) -> Result<(CloneReport, OwnedFd), ControlError> {
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
         let files = CloneFiles { machine, memory };
         let report = self.vm.make_clonable(files).map_err(|error| refusal(&error))?;
         let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;
@@ -126,7 +126,8 @@ impl VmControl for HandleControl {
             copied_bytes: bytes(report.image.copied),
             stands: report.stands,
         };
-        Ok((told, report.image.file))
+        let image = report.image;
+        Ok((told, [image.file].into_iter().chain(image.layer).collect()))
     }
 
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {

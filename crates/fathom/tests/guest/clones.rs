@@ -24,6 +24,19 @@ const CHECK: &str = "{ while :; do head -c1m /dev/urandom >/tmp/own; cp /tmp/fil
     md5sum </tmp/copy | cmp - /tmp/sum && echo round $(cat /tmp/nonce) $(md5sum </tmp/own) >/dev/console || \
     echo WR''ONG >/dev/console; done & }";
 
+/// Ends what a test has left running, however it ends: clones are nobody's children.
+struct Clones<'a>(&'a Sandbox);
+
+impl Drop for Clones<'_> {
+    fn drop(&mut self) {
+        let listed = self.0.fathom(&["list", "--json"]).stdout;
+        let listed: Value = serde_json::from_slice(&listed).unwrap_or_default();
+        for vm in listed.as_array().into_iter().flatten() {
+            self.0.fathom(&["stop", vm["name"].as_str().unwrap_or_default()]);
+        }
+    }
+}
+
 fn clone(sandbox: &Sandbox, vm: &Vm<'_>, arguments: &[&str]) -> Value {
     let folder = sandbox.path("output");
     fs::create_dir_all(&folder).expect("a folder");
@@ -59,6 +72,7 @@ fn lines(sandbox: &Sandbox, name: &str, beginning: &str, count: usize) -> Vec<St
 #[test]
 fn clones_of_a_busy_guest_go_on_and_differ() {
     let sandbox = Sandbox::new();
+    let _clones = Clones(&sandbox);
     let mut vm = Guest::new("fathom.run=sh").kernel(Kernel::Full).start(&sandbox);
     vm.wait_for_shell();
     vm.shell(WORK);
@@ -123,6 +137,7 @@ fn clones_of_a_busy_guest_go_on_and_differ() {
 #[test]
 fn clones_have_disks_of_their_own() {
     let sandbox = Sandbox::new();
+    let _clones = Clones(&sandbox);
     let overlay = sandbox.path("changes");
     let disk = format!("{},overlay={}", kit::disk_image(), overlay.display());
     let mut vm = Guest::new("fathom.run=sh").disk(disk).start(&sandbox);

@@ -52,6 +52,7 @@ pub struct Cloned {
     /// Everything but the memory.
     pub state: MachineState,
     memory: OwnedFd,
+    layer: Option<OwnedFd>,
 }
 
 /// What a machine goes on from. A reboot goes on from none: it boots.
@@ -106,11 +107,15 @@ impl VmPlan {
 }
 
 impl Cloned {
-    /// Reads a state, and checks it; `memory` is the image, from byte 0 on.
+    /// Reads a state, and checks it; `memory` is the image, from byte 0 on, and `layer` what is different from it.
     ///
     /// # Errors
     /// The state is of another version, or says what cannot be.
-    pub fn read(state: impl Read, memory: OwnedFd) -> Result<Self, SavedError> {
+    pub fn read(
+        state: impl Read,
+        memory: OwnedFd,
+        layer: Option<OwnedFd>,
+    ) -> Result<Self, SavedError> {
         let mut json = Vec::new();
         let path = Path::new(NAME);
         state.take(STATE_MAX + 1).read_to_end(&mut json).map_err(SavedError::file(path))?;
@@ -118,7 +123,7 @@ impl Cloned {
             let what = format!("more than {STATE_MAX} bytes");
             return Err(SavedError::Damaged { path: path.to_owned(), what });
         }
-        Ok(Self { state: container::parse_state(path, &json)?, memory })
+        Ok(Self { state: container::parse_state(path, &json)?, memory, layer })
     }
 }
 
@@ -146,7 +151,9 @@ impl Origin<'_> {
         let Self::Cloned(cloned) = self else { return None };
         let over = || {
             let layout = RamLayout::new(cloned.state.config.memory.0).map_err(other)?;
-            GuestMemory::over(layout, cloned.memory.try_clone()?, 0).map_err(other)
+            let layer = cloned.layer.as_ref().map(OwnedFd::try_clone).transpose()?;
+            let memory = cloned.memory.try_clone()?;
+            GuestMemory::over_layers(layout, memory, 0, layer).map_err(other)
         };
         Some(over().map_err(VmError::host("take up the clone's memory")))
     }
