@@ -1,5 +1,6 @@
 //! The client: one request a connection.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,8 +14,8 @@ use serde::de::DeserializeOwned;
 
 use crate::http::{Connection, ReadError, Response, read_response, write_request};
 use crate::wire::{
-    BalloonTarget, Fault, KernelInfo, KernelSymbol, KernelType, SaveReport, SaveRequest, Version,
-    VmStatus,
+    BalloonTarget, CloneReport, CloneRequest, Fault, KernelInfo, KernelSymbol, KernelType,
+    SaveReport, SaveRequest, Version, VmStatus,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -182,6 +183,26 @@ impl Client {
         serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
     }
 
+    /// Has its memory become what clones lie over, and its state written into `machine`, open for writing; `memory` is an
+    /// empty memfd that can be sealed. The descriptors are of what clones lie over, at least
+    /// one. Give it a timeout for that.
+    pub fn make_clonable(
+        &self,
+        machine: &File,
+        memory: &OwnedFd,
+        request: CloneRequest,
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ClientError> {
+        let body = serde_json::to_vec(&request).map_err(|error| self.strange(error))?;
+        let descriptors = [machine.as_fd(), memory.as_fd()];
+        let (response, memory) =
+            self.ask_both_ways("PUT", "/fathom/vm/clone", Some(&body), &descriptors)?;
+        let report = serde_json::from_slice(&response.body).map_err(|error| self.strange(error))?;
+        match memory.is_empty() {
+            true => Err(self.strange("no descriptor of its memory")),
+            false => Ok((report, memory)),
+        }
+    }
+
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self.ask("GET", path, None)?;
         serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
@@ -203,6 +224,17 @@ impl Client {
         body: Option<&[u8]>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Response, ClientError> {
+        self.ask_both_ways(method, path, body, descriptors).map(|(response, _)| response)
+    }
+
+    /// The answer, and the descriptors that came along.
+    fn ask_both_ways(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&[u8]>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Response, Vec<OwnedFd>), ClientError> {
         let deadline = Instant::now() + self.timeout;
         let mut connection = self.connect().map_err(|error| self.no_connection(error))?;
         // A server that refuses the connection answers and closes without reading: its answer counts.
@@ -213,7 +245,7 @@ impl Client {
             (Err(error), Ok(())) => return Err(self.no_response(error)),
         };
         if (200..300).contains(&response.status) {
-            return Ok(response);
+            return Ok((response, connection.take_descriptors()));
         }
         let fault = serde_json::from_slice::<Fault>(&response.body);
         let message = fault.map_or_else(

@@ -1,11 +1,13 @@
 //! What the server asks of the VM.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use insight::picture::Picture;
 
 use crate::wire::{
-    BalloonTarget, KernelInfo, KernelSymbol, KernelType, SaveReport, SaveRequest, VmStatus,
+    BalloonTarget, CloneReport, CloneRequest, KernelInfo, KernelSymbol, KernelType, SaveReport,
+    SaveRequest, VmStatus,
 };
 
 /// A VM that can be looked at and driven. Called from many threads at a time; may block while the VM does
@@ -38,6 +40,17 @@ pub trait VmControl: Send + Sync {
     fn save(&self, lanes: Vec<OwnedFd>, request: SaveRequest) -> Result<SaveReport, ControlError> {
         let _ = (lanes, request);
         Err(ControlError::State("it cannot be saved".to_owned()))
+    }
+    /// Has its memory become what clones lie over, and writes the state that they go on from into `machine`; `memory` is
+    /// an empty file for memory. The descriptors are of what clones lie over: an image, and perhaps a layer on it.
+    fn make_clonable(
+        &self,
+        machine: File,
+        memory: OwnedFd,
+        request: CloneRequest,
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
+        let _ = (machine, memory, request);
+        Err(ControlError::State("it cannot be cloned".to_owned()))
     }
     /// Sets what the balloon is to hold. Returns at once; the guest needs time.
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError>;

@@ -124,7 +124,7 @@ impl Connection {
         Ok(received.bytes)
     }
 
-    /// What came along with the request.
+    /// What came along with the message.
     pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.descriptors)
     }
@@ -155,8 +155,19 @@ impl Connection {
 
     /// Answers with 200 and a body.
     pub(crate) fn write_json(&mut self, body: &impl Serialize, keep_alive: bool) -> io::Result<()> {
+        self.write_json_with(body, &[], keep_alive)
+    }
+
+    /// The same, and descriptors with its first byte.
+    pub(crate) fn write_json_with(
+        &mut self,
+        body: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+        keep_alive: bool,
+    ) -> io::Result<()> {
         let body = serde_json::to_vec(body).map_err(io::Error::other)?;
-        self.write_answer(200, Some((JSON, &body)), keep_alive)
+        let message = answer(200, Some((JSON, &body)), keep_alive)?;
+        self.send(&message, descriptors)
     }
 
     /// Answers with text of this type.
@@ -181,26 +192,30 @@ impl Connection {
         self.write_answer(fail.status, Some((JSON, &body)), keep_alive)
     }
 
-    /// A 204 has no length: RFC 9110, 8.6.
     fn write_answer(
         &mut self,
         status: u16,
         body: Option<(&str, &[u8])>,
         keep_alive: bool,
     ) -> io::Result<()> {
-        let connection = if keep_alive { "keep-alive" } else { "close" };
-        let reason = reason(status);
-        let mut message =
-            format!("HTTP/1.1 {status} {reason}\r\nServer: Fathom\r\nConnection: {connection}\r\n")
-                .into_bytes();
-        if let Some((kind, body)) = body {
-            let length = body.len();
-            write!(message, "Content-Type: {kind}\r\nContent-Length: {length}\r\n")?;
-        }
-        message.extend_from_slice(b"\r\n");
-        message.extend_from_slice(body.map(|(_, body)| body).unwrap_or_default());
-        self.stream.write_all(&message)
+        self.stream.write_all(&answer(status, body, keep_alive)?)
     }
+}
+
+/// A 204 has no length: RFC 9110, 8.6.
+fn answer(status: u16, body: Option<(&str, &[u8])>, keep_alive: bool) -> io::Result<Vec<u8>> {
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    let reason = reason(status);
+    let mut message =
+        format!("HTTP/1.1 {status} {reason}\r\nServer: Fathom\r\nConnection: {connection}\r\n")
+            .into_bytes();
+    if let Some((kind, body)) = body {
+        let length = body.len();
+        write!(message, "Content-Type: {kind}\r\nContent-Length: {length}\r\n")?;
+    }
+    message.extend_from_slice(b"\r\n");
+    message.extend_from_slice(body.map(|(_, body)| body).unwrap_or_default());
+    Ok(message)
 }
 
 fn reason(status: u16) -> &'static str {

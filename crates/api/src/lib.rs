@@ -13,6 +13,7 @@
 //! PUT /fathom/vm/pause | resume | stop    -> 204
 //! PUT /fathom/vm/balloon  BalloonTarget   -> 204
 //! PUT /fathom/vm/save     SaveRequest     -> 200 SaveReport (sockets come along)
+//! PUT /fathom/vm/clone    CloneRequest    -> 200 CloneReport (two descriptors come along, one goes back)
 //!                              anything else -> 4xx, 5xx  Fault
 //! ```
 //!
@@ -86,6 +87,7 @@ pub use insight::picture::{
 pub use report::{Report, Restore, RestoreFaults, TimeToResponsiveness, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
-    BalloonTarget, Fault, GuestProcess, HostCache, HostCacheDisk, KernelInfo, KernelSymbol,
-    KernelType, MemoryUse, RunState, SaveReport, SaveRequest, Version, VmStatus, WorkingSet,
+    BalloonTarget, CloneReport, CloneRequest, Fault, GuestProcess, HostCache, HostCacheDisk,
+    KernelInfo, KernelSymbol, KernelType, MemoryUse, RunState, SaveReport, SaveRequest, Version,
+    VmStatus, WorkingSet,
 };

@@ -41,7 +41,7 @@ fn wrong_method(request: &Request, right: &str) -> Fail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{BalloonTarget, SaveRequest};
+    use crate::wire::{BalloonTarget, CloneRequest, SaveRequest};
 
     fn ask(method: &str, path: &str, body: &str) -> Result<Call, u16> {
         let request = Request {
@@ -87,6 +87,10 @@ mod tests {
             Ok(Call::Fathom(FathomCall::Save(request)))
         );
         assert_eq!(
+            ask("PUT", "/fathom/vm/clone", "{}"),
+            Ok(Call::Fathom(FathomCall::Clone(CloneRequest {})))
+        );
+        assert_eq!(
             ask("PUT", "/fathom/vm/balloon", r#"{"target_bytes":7}"#),
             Ok(Call::Fathom(FathomCall::Balloon(target)))
         );
@@ -106,5 +110,7 @@ mod tests {
         assert_eq!(ask("PUT", "/fathom/vm/balloon", "7"), Err(400));
         assert_eq!(ask("GET", "/fathom/vm/save", "{}"), Err(405));
         assert_eq!(ask("PUT", "/fathom/vm/save", r#"{"halt":true}"#), Err(400));
+        assert_eq!(ask("GET", "/fathom/vm/clone", "{}"), Err(405));
+        assert_eq!(ask("PUT", "/fathom/vm/clone", r#"{"count":2}"#), Err(400));
     }
 }

@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{
-    BalloonTarget, CacheFigures, ControlError, CurveOf, CurvePoint, FrameClass, GuestProcess,
-    HistoryPoint, KernelInfo, KernelSymbol, KernelType, MemoryCurve, MemoryUse, PartFigures,
-    Picture, Recommendation, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
-    WorkingSets,
+    BalloonTarget, CacheFigures, CloneReport, CloneRequest, ControlError, CurveOf, CurvePoint,
+    FrameClass, GuestProcess, HistoryPoint, KernelInfo, KernelSymbol, KernelType, MemoryCurve,
+    MemoryUse, PartFigures, Picture, Recommendation, RunState, SaveReport, SaveRequest, VmControl,
+    VmStatus, WorkingSet, WorkingSets,
 };
 
 /// Of the guest, in bytes.
@@ -197,6 +197,25 @@ impl VmControl for FakeVm {
             self.stop()?;
         }
         Ok(SaveReport { pause_seconds: 0.5, memory_bytes: MEMORY, sent_bytes: 10 })
+    }
+
+    fn make_clonable(
+        &self,
+        mut machine: File,
+        memory: OwnedFd,
+        _: CloneRequest,
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
+        let failed = |error: std::io::Error| ControlError::Failed(error.to_string());
+        machine.write_all(b"the machine").map_err(failed)?;
+        let mut image = File::from(memory);
+        image.write_all(b"its memory").map_err(failed)?;
+        let report = CloneReport {
+            pause_seconds: 0.25,
+            memory_bytes: MEMORY,
+            copied_bytes: 10,
+            stands: false,
+        };
+        Ok((report, vec![image.into()]))
     }
 
     fn stop(&self) -> Result<(), ControlError> {

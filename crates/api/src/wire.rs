@@ -239,6 +239,27 @@ pub struct SaveReport {
     pub sent_bytes: u64,
 }
 
+/// Body of `PUT /fathom/vm/clone`. With its first byte come two descriptors (SCM_RIGHTS), open for reading and writing:
+/// of the file that takes the machine's state, and of an empty memfd that can be sealed, for memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {}
+
+/// Answer to it. With its first byte come descriptors of what clones lie over, which nobody can write to: an image of
+/// memory, and where it was cloned before, perhaps a layer on it.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct CloneReport {
+    /// How long the guest stood.
+    pub pause_seconds: f64,
+    /// Size of its memory.
+    pub memory_bytes: u64,
+    /// What of it was copied while it stood: nothing for the first clone, later what it has written since.
+    pub copied_bytes: u64,
+    /// It stands until it is resumed, so that the overlays of its disks can be copied as they are now.
+    #[serde(default)]
+    pub stands: bool,
+}
+
 /// Body of every answer that is not a success.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Fault {

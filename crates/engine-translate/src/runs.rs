@@ -55,7 +55,10 @@ impl Place {
 
 impl Runs {
     pub(crate) fn new() -> Self {
-        Self { sets: (0..SETS).map(|_| Set::default()).collect(), chance: AtomicU32::new(1) }
+        // As it comes from the host: a VM that stands, as clones do at first, has no page of it.
+        // SAFETY: a Set is four atomic integers, for which all zeros is a value.
+        let sets = unsafe { Box::<[Set]>::new_zeroed_slice(SETS).assume_init() };
+        Self { sets, chance: AtomicU32::new(1) }
     }
 
     /// Counts a run of the code at `gpa`. Returns how many there were with it, or [`KEPT`].

@@ -129,6 +129,27 @@ Example:
   fathom restore web.snapshot
   fathom restore web.snapshot --name web2 --engine translate --console web2.log";
 
+const CLONE_AFTER: &str = "\
+The guest stands for milliseconds, however much memory it has: from then on its memory is in common with the clones',
+and each has pages of its own only of what it writes. A clone is a VM like any other: list, stop, save, clone it. It has
+its own
+  name      NAME-1, NAME-2, ... or as --name says
+  disks     those that are written: an overlay beside the parent's, FILE.CLONE. An image that the parent writes to
+            directly cannot be kept from changing under its clones: run the parent with --disk IMAGE,overlay=FILE
+  vsock     the parent's path and its name, PATH.CLONE; the address is the next one that the parent's clones leave
+  network   a passt without forwarded ports. A TAP interface or a socket of passt cannot be had twice: refused
+Its random numbers are new where the kernel knows of generations (CONFIG_VMGENID), and its clocks go on.
+
+Cloned a second time, what the VM has written since is copied, while it stands, and all of its memory before that.
+
+Example:
+  fathom clone web --count 8
+  fathom clone web --name test --output logs --json";
+
+const CLONE_PROCESS_AFTER: &str = "\
+Example:
+  fathom clone-process is started by fathom clone";
+
 const BALLOON_AFTER: &str = "\
 The guest gives up memory at its own pace, as much as it can spare; `fathom top` shows how far it has come.
 
@@ -187,6 +208,12 @@ pub(crate) enum Command {
     /// Run a VM that was saved until it ends
     #[command(after_help = RESTORE_AFTER)]
     Restore(RestoreArguments),
+    /// Make copies of a running VM, which go on from where it is and have its memory in common with it
+    #[command(after_help = CLONE_AFTER)]
+    Clone(CloneArguments),
+    /// The process of a clone
+    #[command(hide = true, after_help = CLONE_PROCESS_AFTER)]
+    CloneProcess(CloneProcessArguments),
     /// Take memory from a VM, or give it back
     #[command(after_help = BALLOON_AFTER)]
     Balloon(BalloonArguments),
@@ -492,6 +519,47 @@ impl RestoreArguments {
         (config.console, config.report) = (self.console, self.report);
         config
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CloneArguments {
+    /// Name of the VM
+    pub(crate) name: String,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) count: u32,
+    /// Name of the clone; of several, what their names begin with [default: the VM's; then a number follows in any case]
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) clone_name: Option<String>,
+    /// A folder for what clones print: CLONE.console, and CLONE.log for messages about them [default: it is dropped]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+    /// The clones stand until `fathom resume`
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// Whether the clones' processes give up what they will not need, as of `run`
+    #[arg(long, value_enum, default_value_t = Confinement::On)]
+    pub(crate) confine: Confinement,
+    /// Print JSON: an object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `fathom clone` gives a process that it starts.
+#[derive(Debug, Args)]
+pub(crate) struct CloneProcessArguments {
+    /// Where messages go
+    #[arg(long, value_name = "PATH")]
+    pub(crate) log: Option<PathBuf>,
+    /// Descriptor of what its memory has in place of the image's
+    #[arg(long, value_name = "FD")]
+    pub(crate) layer: Option<i32>,
+    /// As of `clone`
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// As of `clone`
+    #[arg(long, value_enum, default_value_t = Confinement::On)]
+    pub(crate) confine: Confinement,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod clone;
 mod curve;
 mod doctor;
 mod explain;
@@ -50,6 +51,8 @@ fn execute(command: Command, asked: Instant) -> Result<ExitCode, Failure> {
         Command::Stop(vm) => verbs::stop(&vm),
         Command::Save(arguments) => save::save(&arguments),
         Command::Restore(arguments) => run::restore(arguments, asked),
+        Command::Clone(arguments) => clone::clone(&arguments),
+        Command::CloneProcess(arguments) => clone::process::run(&arguments),
         Command::Balloon(arguments) => verbs::balloon(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     }

@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         Some(_) => SocketDirectory::at(Jail::SOCKETS.into()),
         None => SocketDirectory::open(),
     }?;
-    live(plan, sockets, confine, stats, None, vmm::start_with)
+    live(plan, sockets, confine, stats, None, vmm::start_with, || ())
 }
 
 /// `fathom restore`.
@@ -53,19 +53,19 @@ pub(crate) fn restore(arguments: RestoreArguments, asked: Instant) -> Result<Exi
     let plan = VmPlan::new(arguments.config(&saved.state.config)).map_err(Failure::usage)?;
     // Later it can make no file.
     let picture = plan.report.as_deref().map(restored::make_picture).transpose()?;
-    live(plan, SocketDirectory::open()?, confine, false, picture, move |plan, outside| {
-        vmm::restore_with(plan, outside, saved, options, paused)
-    })
+    let start = move |plan, outside| vmm::restore_with(plan, outside, saved, options, paused);
+    live(plan, SocketDirectory::open()?, confine, false, picture, start, || ())
 }
 
-/// From the plan to the end, whichever way the guest starts.
-fn live(
+/// From the plan to the end, whichever way the guest starts; `ready` when it runs and can be asked.
+pub(crate) fn live(
     plan: VmPlan,
     sockets: SocketDirectory,
     confine: Confinement,
     stats: bool,
     picture: Option<File>,
     start: impl FnOnce(VmPlan, Outside) -> Result<VmHandle, VmError>,
+    ready: impl FnOnce(),
 ) -> Result<ExitCode, Failure> {
     let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
@@ -81,6 +81,7 @@ fn live(
         confine::enter(Thread::Main).map_err(|error| abandon(&vm, error))?;
         // On a terminal in raw mode a line feed does not return to the margin.
         eprint!("fathom: {line}{}", if vm.has_terminal() { "\r\n" } else { "\n" });
+        ready();
         let outcome = vm.wait();
         // Before the name is free: who waits for that, as `fathom stop` does, finds the report.
         let figures = vm.report();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::guest_memory::GuestMemory;
 
 /// How long a device may keep a frame pinned (for a read of a slow disk) before a move gives up.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks whether a device has let go.
 const PAUSE: Duration = Duration::from_micros(200);
 
@@ -27,7 +27,7 @@ pub enum MoveError {
 }
 
 impl GuestMemory {
-    /// Whether RAM is anonymous. Then there is one mapping for all, so an engine whose guests reach frames
+    /// Whether RAM is private to one mapping: anonymous, or over an image. Then there is no other for devices, so an engine whose guests reach frames
     /// by themselves cannot tell their accesses from those of devices, nor wait for absent frames.
     pub fn is_anonymous(&self) -> bool {
         self.ram.is_anonymous()

@@ -280,6 +280,7 @@ impl GuestMemory {
             && !self.is_anonymous();
         let state = |word: Word| match word.tag() {
             Tag::Untouched | Tag::Ballooned if !unseen => Left::Zero,
+            Tag::Absent if word.has_page() => Left::Pending,
             Tag::Absent | Tag::Filling => Left::Absent,
             _ => Left::Pending,
         };
@@ -306,7 +307,9 @@ impl GuestMemory {
 
     /// Copies what `frame` has now; false if that is at its source. Nobody changes it meanwhile.
     fn copy_frame(&self, frame: Frame, into: &mut [u8; FRAME_SIZE]) -> bool {
-        match self.table.word(frame).tag() {
+        let word = self.table.word(frame);
+        match word.tag() {
+            Tag::Absent if word.has_page() => self.ram.copy(frame, into),
             Tag::Absent | Tag::Filling => return false,
             Tag::Resident | Tag::Discarding | Tag::Punching => self.ram.copy(frame, into),
             // Not known to have a page: a look by the mapping would give it one.

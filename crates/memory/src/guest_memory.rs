@@ -122,9 +122,13 @@ impl GuestMemory {
         let bytes = layout.bytes();
         let ram = Ram::map(bytes as usize, anonymous)
             .map_err(|errno| MemoryError::Map { bytes, errno })?;
-        Ok(GuestMemory {
+        Ok(Self::of(layout, FrameTable::new(layout.frames()), ram))
+    }
+
+    pub(crate) fn of(layout: RamLayout, table: FrameTable, ram: Ram) -> GuestMemory {
+        GuestMemory {
             layout,
-            table: FrameTable::new(layout.frames()),
+            table,
             ram,
             sources: RwLock::default(),
             observer: RwLock::default(),
@@ -134,7 +138,7 @@ impl GuestMemory {
             waits: WaitLog::default(),
             shortages: Shortages::default(),
             freezing: Freezing::default(),
-        })
+        }
     }
 
     /// Maps `bytes` of RAM in the usual layout.
@@ -254,10 +258,10 @@ impl GuestMemory {
         Arc::clone(&sources[id.0 as usize])
     }
 
-    /// Registers a source for [`GuestMemory::make_absent`]. `None` if 65,536 are registered.
+    /// Registers a source for [`GuestMemory::make_absent`]. `None` if 65,535 are registered.
     pub fn add_source(&self, source: Arc<dyn Source>) -> Option<SourceId> {
         let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
-        let id = u16::try_from(sources.len()).ok()?;
+        let id = u16::try_from(sources.len()).ok().filter(|&id| id < SourceId::BASE.0)?;
         self.ram.open_landing();
         sources.push(source);
         Some(SourceId(id))
@@ -277,7 +281,8 @@ impl GuestMemory {
         let registered = self.sources.read().unwrap_or_else(PoisonError::into_inner).len();
         assert!((source.0 as usize) < registered, "{source:?} of {registered} sources");
         if self.is_anonymous() {
-            return Err(AbsentError("the memory is anonymous: move it to a file before".into()));
+            let what = "the memory is anonymous, or over an image: move it to a file before";
+            return Err(AbsentError(what.into()));
         }
         if self.is_frozen() {
             return Err(AbsentError("the memory is being saved".into()));

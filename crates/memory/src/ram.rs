@@ -9,6 +9,12 @@
 //!                  ^
 //!                  | move_to_file
 //!   anonymous:  one private mapping, for which the host has pages of 2 MiB
+//!
+//!   image:      a file that is never written again <--- one private mapping: the image's pages until they are
+//!                  ^                |                   written, then pages of this process; zero pages over
+//!                  | become_image   | move_to_file      what was given back (image.rs)
+//!               file or image       v
+//!                                 file
 //! ```
 //! Anonymous memory is faster: the host maps 2 MiB by one fault, where a memfd's pages are of 4 KiB unless
 //! an administrator allows others. What it lacks is a second way to the same bytes, by which the guest's
@@ -17,17 +23,19 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, TryLockError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 use crate::address::{FRAME_SIZE, Frame, FrameRange};
+use crate::image::Below;
 use crate::landing::Landing;
 
 /// Address space that faults, before and after RAM: an access that runs over an end of RAM stops
@@ -36,39 +44,42 @@ const GUARD: usize = FRAME_SIZE;
 
 /// The host's large page, at whose multiples RAM begins: a processor with nested paging maps by it only
 /// what lies alike in both address spaces.
-const LARGE_PAGE: usize = 2 << 20;
+pub(crate) const LARGE_PAGE: usize = 2 << 20;
 
 /// A pagemap entry says that the page has contents: it is mapped, or swapped out
 /// (Documentation/admin-guide/mm/pagemap.rst).
-const HAS_CONTENTS: u64 = 1 << 63 | 1 << 62;
+pub(crate) const HAS_CONTENTS: u64 = 1 << 63 | 1 << 62;
 
 /// Guest RAM as one array of frames.
 pub(crate) struct Ram {
-    file: OwnedFd,
+    pub(crate) file: RwLock<OwnedFd>,
     /// Where the guest accesses RAM.
-    guest: Mapping,
+    pub(crate) guest: Mapping,
     /// The first byte of RAM for all others: the same, unless the guest is apart.
     base: AtomicPtr<u8>,
     /// For all others, once the guest is apart.
-    others: OnceLock<Mapping>,
+    pub(crate) others: OnceLock<Mapping>,
     /// Held by who fills pages by writing to the file, so that others find another way.
     writing: Mutex<()>,
     /// The other way.
     landing: RwLock<Option<Landing>>,
     /// Its contents are not in the file, or not all.
     anonymous: AtomicBool,
-    /// Of this process, opened while it may: for anonymous RAM.
-    pagemap: Option<File>,
+    /// The image below, where there is one; then RAM is private to one mapping as if it were anonymous.
+    below: Mutex<Option<Below>>,
+    /// Of this process, opened while it may.
+    pub(crate) pagemap: Option<File>,
 }
 
 /// A reservation of address space with RAM in it, mapped until drop.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     reserved: usize,
     /// The first byte of RAM; at least `GUARD` bytes lie before it and after its end.
-    base: NonNull<u8>,
+    pub(crate) base: NonNull<u8>,
     /// Bytes of RAM, a multiple of 4096.
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 // SAFETY: the addresses are of a mapping that lives until drop and belongs to no thread.
@@ -85,7 +96,7 @@ impl Mapping {
         self.bytes
     }
 
-    fn reserve(bytes: usize) -> Result<Self, Errno> {
+    pub(crate) fn reserve(bytes: usize) -> Result<Self, Errno> {
         let reserved = bytes + LARGE_PAGE + 2 * GUARD;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice changes no existing one.
@@ -127,8 +138,71 @@ impl Mapping {
 
     /// Maps `bytes` of the file at `offset` to where they are in RAM, in the place of what is there.
     fn show(&self, file: &OwnedFd, offset: usize, bytes: usize) -> Result<(), Errno> {
+        self.map(file, offset, bytes, offset as u64, MapFlags::SHARED)
+    }
+
+    /// Maps `bytes` of the file at `from` to `offset` in RAM, privately, in the place of what is there.
+    pub(crate) fn show_privately(
+        &self,
+        file: &OwnedFd,
+        offset: usize,
+        bytes: usize,
+        from: u64,
+    ) -> Result<(), Errno> {
+        self.map(file, offset, bytes, from, MapFlags::PRIVATE)?;
+        self.keep_out_of_dumps(offset, bytes)
+    }
+
+    /// Maps zeros of this process to `offset` in RAM, or nothing that anybody may access.
+    pub(crate) fn blank(
+        &self,
+        offset: usize,
+        bytes: usize,
+        access: ProtFlags,
+    ) -> Result<(), Errno> {
         assert!(offset + bytes <= self.bytes, "{offset} + {bytes} in {} bytes", self.bytes);
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: RAM's part of the reservation. That nobody misses what was there is the caller's matter.
+        unsafe {
+            let at = self.base.add(offset).as_ptr().cast();
+            rustix::mm::mmap_anonymous(at, bytes, access, flags)?;
+        }
+        self.keep_out_of_dumps(offset, bytes)
+    }
+
+    /// Moves the pages of a part, a single mapping, to the same place of another one. What is mapped here stays so,
+    /// without pages: of a shared mapping they come back when they are accessed, of a private one they are lost here.
+    pub(crate) fn move_to(&self, to: &Mapping, part: &Range<usize>) -> Result<(), Errno> {
+        assert!(part.end <= self.bytes && part.end <= to.bytes, "{part:?} of {}", self.bytes);
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+        // SAFETY: both are RAM's parts of reservations. That nobody misses what was there is the caller's matter.
+        unsafe {
+            let from = self.base.add(part.start).as_ptr().cast();
+            let to = to.base.add(part.start).as_ptr().cast();
+            rustix::mm::mremap_fixed(from, part.len(), part.len(), flags, to)
+        }
+        .map(drop)
+    }
+
+    /// As it is for what a process shares with others.
+    fn keep_out_of_dumps(&self, offset: usize, bytes: usize) -> Result<(), Errno> {
+        // SAFETY: inside the reservation, as whoever calls has checked; it changes no contents.
+        unsafe {
+            let at = self.base.add(offset).as_ptr().cast();
+            rustix::mm::madvise(at, bytes, Advice::LinuxDontDump)
+        }
+    }
+
+    fn map(
+        &self,
+        file: &OwnedFd,
+        offset: usize,
+        bytes: usize,
+        from: u64,
+        how: MapFlags,
+    ) -> Result<(), Errno> {
+        assert!(offset + bytes <= self.bytes, "{offset} + {bytes} in {} bytes", self.bytes);
+        let flags = how | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: RAM's part of the reservation. That nobody misses what was there is the caller's matter.
         unsafe {
             rustix::mm::mmap(
@@ -137,7 +211,7 @@ impl Mapping {
                 ProtFlags::READ | ProtFlags::WRITE,
                 flags,
                 file,
-                offset as u64,
+                from,
             )
         }
         .map(drop)
@@ -156,21 +230,44 @@ impl Drop for Mapping {
 impl Ram {
     /// In a file, or anonymous.
     pub(crate) fn map(bytes: usize, anonymous: bool) -> Result<Ram, Errno> {
-        let file = rustix::fs::memfd_create("fathom-guest-ram", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, bytes as u64)?;
+        let file = Self::make_file(bytes)?;
         let guest =
             if anonymous { Mapping::anonymous(bytes)? } else { Mapping::of_file(&file, bytes)? };
-        let pagemap = anonymous.then(open_pagemap).transpose()?;
-        Ok(Ram {
-            file,
+        let pagemap = match open_pagemap() {
+            Err(error) if anonymous => return Err(error),
+            pagemap => pagemap.ok(),
+        };
+        Ok(Self::of(file, guest, anonymous, pagemap))
+    }
+
+    /// A file for so much RAM, of which no other program knows. It can be sealed.
+    pub(crate) fn make_file(bytes: usize) -> Result<OwnedFd, Errno> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("fathom-guest-ram", flags)?;
+        rustix::fs::ftruncate(&file, bytes as u64)?;
+        Ok(file)
+    }
+
+    pub(crate) fn of(file: OwnedFd, guest: Mapping, anonymous: bool, pagemap: Option<File>) -> Ram {
+        Ram {
+            file: RwLock::new(file),
             base: AtomicPtr::new(guest.base.as_ptr()),
             guest,
             others: OnceLock::new(),
             writing: Mutex::default(),
             landing: RwLock::default(),
             anonymous: AtomicBool::new(anonymous),
+            below: Mutex::new(None),
             pagemap,
-        })
+        }
+    }
+
+    pub(crate) fn below(&self) -> MutexGuard<'_, Option<Below>> {
+        self.below.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn file(&self) -> RwLockReadGuard<'_, OwnedFd> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_anonymous(&self) -> bool {
@@ -189,10 +286,18 @@ impl Ram {
         let (true, Some(pagemap)) = (self.is_anonymous(), &self.pagemap) else {
             return Ok(());
         };
-        let others = Mapping::of_file(&self.file, self.guest.bytes)?;
+        let mut below = self.below();
+        let file = self.file();
+        let others = self.others(&file)?;
         for offset in (0..self.guest.bytes).step_by(LARGE_PAGE) {
             let bytes = LARGE_PAGE.min(self.guest.bytes - offset);
-            for page in pages_with_contents(pagemap, self.guest.base, offset, bytes)? {
+            let mut pages = pages_with_contents(pagemap, self.guest.base, offset, bytes)?;
+            if let Some(below) = &*below {
+                pages.extend(below.pages_with_contents(offset, bytes)?);
+                pages.sort_unstable();
+                pages.dedup();
+            }
+            for page in pages {
                 let mut contents = [0; FRAME_SIZE];
                 // SAFETY: a page of the guest's mapping, and a buffer of its size.
                 unsafe {
@@ -204,9 +309,10 @@ impl Ram {
                     self.fill(Frame((page / FRAME_SIZE) as u32), &contents)?;
                 }
             }
-            self.guest.show(&self.file, offset, bytes)?;
+            self.guest.show(&file, offset, bytes)?;
         }
-        self.use_apart(others);
+        *below = None;
+        self.base.store(others.base.as_ptr(), Ordering::Release);
         self.anonymous.store(false, Ordering::Release);
         Ok(())
     }
@@ -214,15 +320,26 @@ impl Ram {
     /// Maps RAM in a file a second time, for all but the guest; anonymous RAM stays as it is.
     pub(crate) fn set_guest_apart(&self) -> Result<(), Errno> {
         if !self.is_anonymous() && self.others.get().is_none() {
-            self.use_apart(Mapping::of_file(&self.file, self.guest.bytes)?);
+            let others = self.others(&self.file())?;
+            self.base.store(others.base.as_ptr(), Ordering::Release);
         }
         Ok(())
     }
 
-    /// Addresses of before stay good: they show the same file.
-    fn use_apart(&self, others: Mapping) {
-        let others = self.others.get_or_init(|| others);
-        self.base.store(others.base.as_ptr(), Ordering::Release);
+    /// RAM is private to the guest's mapping from now on, which others use, too. Nobody does meanwhile.
+    pub(crate) fn use_privately(&self) {
+        self.base.store(self.guest.base.as_ptr(), Ordering::Release);
+        self.anonymous.store(true, Ordering::Release);
+    }
+
+    /// A mapping of the file for all but the guest. Whoever uses it already sees the same file.
+    fn others(&self, file: &OwnedFd) -> Result<&Mapping, Errno> {
+        if let Some(others) = self.others.get() {
+            others.show(file, 0, others.bytes)?;
+            return Ok(others);
+        }
+        let others = Mapping::of_file(file, self.guest.bytes)?;
+        Ok(self.others.get_or_init(|| others))
     }
 
     /// The address of byte `offset` of RAM.
@@ -254,7 +371,7 @@ impl Ram {
     pub(crate) fn peek(&self, frame: Frame, into: &mut [u8; FRAME_SIZE]) {
         let offset = frame.index() as u64 * FRAME_SIZE as u64;
         let whole = !self.is_anonymous()
-            && rustix::io::pread(&self.file, &mut into[..], offset) == Ok(FRAME_SIZE);
+            && rustix::io::pread(&*self.file(), &mut into[..], offset) == Ok(FRAME_SIZE);
         if !whole {
             self.copy(frame, into);
         }
@@ -265,7 +382,7 @@ impl Ram {
     pub(crate) fn fill(&self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> Result<(), Errno> {
         let offset = frame.index() as u64 * FRAME_SIZE as u64;
         let error = loop {
-            match rustix::io::pwrite(&self.file, contents, offset) {
+            match rustix::io::pwrite(&*self.file(), contents, offset) {
                 Ok(FRAME_SIZE) => return Ok(()),
                 Ok(_) => break Errno::NOSPC,
                 Err(Errno::INTR) => {}
@@ -299,7 +416,7 @@ impl Ram {
                 return (complete, Ok(()));
             }
             let offset = (first.index() + complete) as u64 * FRAME_SIZE as u64;
-            match rustix::io::pwritev(&self.file, &pages[complete..], offset) {
+            match rustix::io::pwritev(&*self.file(), &pages[complete..], offset) {
                 Ok(bytes) if bytes > 0 && bytes % FRAME_SIZE == 0 => complete += bytes / FRAME_SIZE,
                 Ok(bytes) => {
                     complete += bytes / FRAME_SIZE;
@@ -326,7 +443,7 @@ impl Ram {
     }
 
     pub(crate) fn another_mapping(&self) -> Result<Mapping, Errno> {
-        Mapping::of_file(&self.file, self.guest.bytes)
+        Mapping::of_file(&self.file(), self.guest.bytes)
     }
 
     pub(crate) fn close_landing(&self) {
@@ -341,13 +458,17 @@ impl Ram {
     /// Gives the pages of a run back to the host; they read as zeros then.
     pub(crate) fn punch(&self, run: FrameRange) -> Result<(), Errno> {
         if self.is_anonymous() {
-            self.drop_anonymous(run)?;
+            if let Some(below) = &mut *self.below() {
+                below.blank(&self.guest, run)?;
+            } else {
+                self.drop_anonymous(run)?;
+            }
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let offset = run.first.index() as u64 * FRAME_SIZE as u64;
         let bytes = u64::from(run.count) * FRAME_SIZE as u64;
         loop {
-            match rustix::fs::fallocate(&self.file, flags, offset, bytes) {
+            match rustix::fs::fallocate(&*self.file(), flags, offset, bytes) {
                 Err(Errno::INTR) => {}
                 done => return done,
             }
@@ -365,11 +486,11 @@ impl Ram {
     /// Host memory that the file holds now, in bytes.
     pub(crate) fn backed_bytes(&self) -> Result<u64, Errno> {
         // st_blocks counts units of 512 bytes (inode(7)).
-        Ok(rustix::fs::fstat(&self.file)?.st_blocks as u64 * 512)
+        Ok(rustix::fs::fstat(&*self.file())?.st_blocks as u64 * 512)
     }
 }
 
-fn open_pagemap() -> Result<File, Errno> {
+pub(crate) fn open_pagemap() -> Result<File, Errno> {
     let unknown = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     File::open("/proc/self/pagemap").map_err(unknown)
 }
@@ -381,11 +502,23 @@ fn pages_with_contents(
     offset: usize,
     bytes: usize,
 ) -> std::io::Result<Vec<usize>> {
+    pages_that(pagemap, base, offset, bytes, |entry| entry & HAS_CONTENTS != 0)
+}
+
+/// The pages, among the `bytes` at `offset` of a mapping, at most [`LARGE_PAGE`], whose entry is as `wanted`; by their
+/// offsets.
+pub(crate) fn pages_that(
+    pagemap: &File,
+    base: NonNull<u8>,
+    offset: usize,
+    bytes: usize,
+    wanted: impl Fn(u64) -> bool,
+) -> std::io::Result<Vec<usize>> {
     let mut entries = [0; LARGE_PAGE / FRAME_SIZE * 8];
     let entries = &mut entries[..bytes / FRAME_SIZE * 8];
     let first = (base.as_ptr() as usize + offset) / FRAME_SIZE;
     pagemap.read_exact_at(entries, first as u64 * 8)?;
     let pages = (offset..).step_by(FRAME_SIZE).zip(entries.as_chunks::<8>().0);
-    let full = pages.filter(|(_, entry)| u64::from_ne_bytes(**entry) & HAS_CONTENTS != 0);
+    let full = pages.filter(|(_, entry)| wanted(u64::from_ne_bytes(**entry)));
     Ok(full.map(|(page, _)| page).collect())
 }

@@ -10,6 +10,11 @@ use crate::table::FrameState;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourceId(pub(crate) u16);
 
+impl SourceId {
+    /// The image that the memory lies over, which shows the contents at their addresses: nothing is fetched.
+    pub const BASE: SourceId = SourceId(u16::MAX);
+}
+
 /// A store that holds the contents of absent frames: a snapshot, a compressed or swap store,
 /// a peer host.
 ///

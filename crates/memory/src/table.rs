@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::address::{Access, Epoch, Frame};
+use crate::bits::Bits;
 use crate::source::SourceId;
 use crate::word::{Tag, Word};
 
@@ -31,7 +32,8 @@ pub enum FrameState {
     Resident,
     /// Given to the balloon: the guest promised not to use it. Has no host page.
     Ballooned,
-    /// Its contents are at the source and come on the first access. Has no host page.
+    /// Its contents are at the source and come on the first access. Has no host page but, where the source is
+    /// [`SourceId::BASE`], one that others have, too.
     Absent(SourceId),
 }
 
@@ -105,6 +107,9 @@ struct Stripe {
 
 pub(crate) struct FrameTable {
     entries: Box<[Entry]>,
+    /// Frames that the image below has contents of. Their words are stored with [`Word::BASE`] as zero, so that a
+    /// table of a clone takes no memory for what the clone does not use.
+    based: Option<Bits>,
     /// Current epoch, `>= 1`.
     epoch: AtomicU32,
     /// Frames by settled state, by [`slot`].
@@ -128,6 +133,7 @@ impl FrameTable {
         let entries = unsafe { Box::<[Entry]>::new_zeroed_slice(frames as usize).assume_init() };
         let table = FrameTable {
             entries,
+            based: None,
             epoch: AtomicU32::new(Epoch::FIRST.0),
             counts: Default::default(),
             stripes: Default::default(),
@@ -136,8 +142,32 @@ impl FrameTable {
         table
     }
 
+    /// Of memory over an image that has contents of these frames: they are absent, with [`SourceId::BASE`].
+    pub(crate) fn over(frames: u32, based: Bits) -> FrameTable {
+        let table = FrameTable { based: Some(based), ..FrameTable::new(frames) };
+        let absent = table.based.as_ref().map_or(0, Bits::count);
+        table.counts[slot(Tag::Untouched)].store(frames - absent, Ordering::Relaxed);
+        table.counts[slot(Tag::Absent)].store(absent, Ordering::Relaxed);
+        table
+    }
+
     pub(crate) fn len(&self) -> u32 {
         self.entries.len() as u32
+    }
+
+    /// What a word of `frame` differs by from what is stored.
+    #[inline]
+    fn key(&self, frame: Frame) -> u64 {
+        match &self.based {
+            Some(based) if based.get(frame) => Word::BASE.0,
+            _ => 0,
+        }
+    }
+
+    /// Acquire, so that whoever sees a frame resident sees the contents that a fetch put there.
+    #[inline]
+    pub(crate) fn word(&self, frame: Frame) -> Word {
+        Word(self.entry(frame).word.load(Ordering::Acquire) ^ self.key(frame))
     }
 
     fn entry(&self, frame: Frame) -> &Entry {
@@ -145,16 +175,9 @@ impl FrameTable {
     }
 
     /// Whether `frame` is resident and settled; `None` if there is no such frame.
-    ///
-    /// Acquire, so that whoever sees a frame resident sees the contents that a fetch put there.
     #[inline]
     pub(crate) fn is_resident(&self, frame: Frame) -> Option<bool> {
-        let entry = self.entries.get(frame.index())?;
-        Some(Word(entry.word.load(Ordering::Acquire)).is_resident())
-    }
-
-    pub(crate) fn word(&self, frame: Frame) -> Word {
-        Word(self.entry(frame).word.load(Ordering::Acquire))
+        (frame.0 < self.len()).then(|| self.word(frame).is_resident())
     }
 
     /// The words of all frames, in order.
@@ -181,13 +204,16 @@ impl FrameTable {
     /// Waits while another thread fills or punches it. Takes it back from a discard that has not
     /// punched it yet.
     pub(crate) fn enter(&self, frame: Frame, pin: bool) -> Entered {
-        let entry = self.entry(frame);
         let mut waited = false;
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             let (next, entered) = match word.tag() {
                 Tag::Resident | Tag::Discarding | Tag::Untouched | Tag::Ballooned => {
                     let resident = word.with_tag(Tag::Resident);
+                    (if pin { resident.pinned() } else { resident }, Entered::Resident { waited })
+                }
+                Tag::Absent if word.source() == SourceId::BASE => {
+                    let resident = word.with_tag(Tag::Resident).with_source(SourceId(0));
                     (if pin { resident.pinned() } else { resident }, Entered::Resident { waited })
                 }
                 Tag::Absent => (word.with_tag(Tag::Filling), Entered::Fill(word.source())),
@@ -197,7 +223,7 @@ impl FrameTable {
                     continue;
                 }
             };
-            if self.exchange(entry, word, next) {
+            if self.exchange(frame, word, next) {
                 return entered;
             }
         }
@@ -206,13 +232,18 @@ impl FrameTable {
     /// Untouched or ballooned to resident, without waiting. False where the frame is neither that nor
     /// resident.
     pub(crate) fn settle_resident(&self, frame: Frame) -> bool {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             match word.tag() {
                 Tag::Resident => return true,
                 Tag::Untouched | Tag::Ballooned => {
-                    if self.exchange(entry, word, word.with_tag(Tag::Resident)) {
+                    if self.exchange(frame, word, word.with_tag(Tag::Resident)) {
+                        return true;
+                    }
+                }
+                Tag::Absent if word.source() == SourceId::BASE => {
+                    let resident = word.with_tag(Tag::Resident).with_source(SourceId(0));
+                    if self.exchange(frame, word, resident) {
                         return true;
                     }
                 }
@@ -234,13 +265,12 @@ impl FrameTable {
     /// Absent at `source` to filling, without waiting: this thread alone must settle the frame by
     /// [`FrameTable::filled`]. False if the frame is anything else.
     pub(crate) fn claim(&self, frame: Frame, source: SourceId) -> bool {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             if word.tag() != Tag::Absent || word.source() != source {
                 return false;
             }
-            if self.exchange(entry, word, word.with_tag(Tag::Filling)) {
+            if self.exchange(frame, word, word.with_tag(Tag::Filling)) {
                 return true;
             }
         }
@@ -248,19 +278,18 @@ impl FrameTable {
 
     /// Pins `frame` if it has contents, and changes nothing else. Never waits.
     pub(crate) fn hold(&self, frame: Frame) -> Held {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             match word.tag() {
-                Tag::Resident => {
-                    if self.exchange(entry, word, word.pinned()) {
+                Tag::Resident | Tag::Absent if word.has_page() => {
+                    if self.exchange(frame, word, word.pinned()) {
                         return Held::Page;
                     }
                 }
                 Tag::Untouched | Tag::Ballooned | Tag::Discarding | Tag::Punching => {
                     return Held::Zeros;
                 }
-                Tag::Absent | Tag::Filling => return Held::Absent,
+                Tag::Resident | Tag::Absent | Tag::Filling => return Held::Absent,
             }
         }
     }
@@ -281,13 +310,12 @@ impl FrameTable {
 
     /// Untouched or ballooned to absent; false if the frame is in any other state.
     pub(crate) fn make_absent(&self, frame: Frame, source: SourceId) -> bool {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             if !matches!(word.tag(), Tag::Untouched | Tag::Ballooned) {
                 return false;
             }
-            if self.exchange(entry, word, word.with_tag(Tag::Absent).with_source(source)) {
+            if self.exchange(frame, word, word.with_tag(Tag::Absent).with_source(source)) {
                 return true;
             }
         }
@@ -295,13 +323,12 @@ impl FrameTable {
 
     /// Ballooned to untouched; false if the frame is in any other state.
     pub(crate) fn leave_balloon(&self, frame: Frame) -> bool {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             if word.tag() != Tag::Ballooned {
                 return false;
             }
-            if self.exchange(entry, word, word.with_tag(Tag::Untouched)) {
+            if self.exchange(frame, word, word.with_tag(Tag::Untouched)) {
                 return true;
             }
         }
@@ -317,13 +344,15 @@ impl FrameTable {
     /// `unseen`: guests reach frames without [`FrameTable::enter`], so one without a page by the
     /// table may have one.
     pub(crate) fn begin_discard(&self, frame: Frame, target: Tag, unseen: bool) -> Begun {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             let (next, begun) = match word.tag() {
-                Tag::Resident | Tag::Discarding if word.pins() == 0 => {
-                    (word.with_tag(Tag::Discarding), Begun::Leaving)
+                Tag::Resident | Tag::Discarding | Tag::Absent
+                    if word.has_page() && word.pins() == 0 =>
+                {
+                    (word.with_tag(Tag::Discarding).with_source(SourceId(0)), Begun::Leaving)
                 }
+                Tag::Absent if word.has_page() => return Begun::Kept,
                 Tag::Resident | Tag::Discarding | Tag::Punching | Tag::Filling => {
                     return Begun::Kept;
                 }
@@ -335,8 +364,8 @@ impl FrameTable {
                 Tag::Untouched => (word.with_tag(target), Begun::Done),
                 Tag::Absent => (word.with_tag(target).with_source(SourceId(0)), Begun::Done),
             };
-            if self.exchange(entry, word, next) {
-                if word.tag() == Tag::Absent {
+            if self.exchange(frame, word, next) {
+                if word.tag() == Tag::Absent && begun == Begun::Done {
                     self.note_change(frame);
                 }
                 return begun;
@@ -346,14 +375,13 @@ impl FrameTable {
 
     /// After the revocation: true if `frame` may now be punched, false if an access took it back.
     pub(crate) fn begin_punch(&self, frame: Frame) -> bool {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             if word.tag() != Tag::Discarding {
                 return false;
             }
             let next = word.with_tag(Tag::Punching).without(Word::CODE);
-            if self.exchange(entry, word, next) {
+            if self.exchange(frame, word, next) {
                 return true;
             }
         }
@@ -370,11 +398,10 @@ impl FrameTable {
 
     /// Gives up a discard that did not come to the punch.
     pub(crate) fn cancel_discard(&self, frame: Frame) {
-        let entry = self.entry(frame);
-        let word = Word(entry.word.load(Ordering::Acquire));
+        let word = self.word(frame);
         // A lost race means that an access has just done the same.
         if word.tag() == Tag::Discarding {
-            self.exchange(entry, word, word.with_tag(Tag::Resident));
+            self.exchange(frame, word, word.with_tag(Tag::Resident));
         }
     }
 
@@ -433,8 +460,10 @@ impl FrameTable {
     }
 
     pub(crate) fn facts(&self, frame: Frame) -> Option<FrameFacts> {
-        let entry = self.entries.get(frame.index())?;
-        let word = Word(entry.word.load(Ordering::Acquire));
+        if frame.0 >= self.len() {
+            return None;
+        }
+        let word = self.word(frame);
         Some(FrameFacts {
             state: match word.tag() {
                 Tag::Untouched => FrameState::Untouched,
@@ -462,9 +491,11 @@ impl FrameTable {
     // ---- Words ----
 
     /// Moves an entry from `old` to `new` unless it changed, and keeps the counts.
-    fn exchange(&self, entry: &Entry, old: Word, new: Word) -> bool {
-        let done =
-            entry.word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    fn exchange(&self, frame: Frame, old: Word, new: Word) -> bool {
+        let (word, key) = (&self.entry(frame).word, self.key(frame));
+        let done = word
+            .compare_exchange(old.0 ^ key, new.0 ^ key, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok();
         if done {
             self.recount(old.tag(), new.tag());
         }
@@ -481,11 +512,10 @@ impl FrameTable {
 
     /// Ends a busy state and wakes those who wait for it.
     fn settle(&self, frame: Frame, change: impl Fn(Word) -> Word) {
-        let entry = self.entry(frame);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             debug_assert!(word.is_busy(), "frame {frame} settles from {:?}", word.tag());
-            if self.exchange(entry, word, change(word).without(Word::WAITED)) {
+            if self.exchange(frame, word, change(word).without(Word::WAITED)) {
                 if word.is_waited() {
                     let stripe = self.stripe(frame);
                     drop(stripe.lock.lock().unwrap_or_else(PoisonError::into_inner));
@@ -501,15 +531,14 @@ impl FrameTable {
     /// The flag is set under the lock and cleared before the lock is taken to notify, so the
     /// notification cannot fall between the flag and the wait.
     fn wait(&self, frame: Frame) {
-        let entry = self.entry(frame);
         let stripe = self.stripe(frame);
         let mut held = stripe.lock.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let word = Word(entry.word.load(Ordering::Acquire));
+            let word = self.word(frame);
             if !word.is_busy() {
                 return;
             }
-            if self.exchange(entry, word, Word(word.0 | Word::WAITED)) {
+            if self.exchange(frame, word, Word(word.0 | Word::WAITED)) {
                 held = stripe.settled.wait(held).unwrap_or_else(PoisonError::into_inner);
             }
         }

@@ -43,6 +43,8 @@ pub(crate) struct Word(pub(crate) u64);
 impl Word {
     pub(crate) const CODE: u64 = CODE;
     pub(crate) const WAITED: u64 = WAITED;
+    /// Of a frame whose contents are in the image below.
+    pub(crate) const BASE: Word = Word(0).with_tag(Tag::Absent).with_source(SourceId::BASE);
 
     #[inline]
     pub(crate) const fn tag(self) -> Tag {
@@ -61,6 +63,15 @@ impl Word {
     #[inline]
     pub(crate) const fn is_resident(self) -> bool {
         self.0 & TAG_MASK == Tag::Resident as u64
+    }
+
+    /// Whether its contents are where its address is: in a page of its own, or in the image's.
+    pub(crate) const fn has_page(self) -> bool {
+        match self.tag() {
+            Tag::Resident | Tag::Discarding => true,
+            Tag::Absent => self.source().0 == SourceId::BASE.0,
+            Tag::Untouched | Tag::Punching | Tag::Ballooned | Tag::Filling => false,
+        }
     }
 
     /// Whether an access has to wait for another thread.

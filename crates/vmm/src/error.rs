@@ -62,6 +62,9 @@ pub enum RequestError {
     /// The machine could not be written down; the guest goes on.
     #[error("save: {0}")]
     Save(String),
+    /// Its memory could not become what clones lie over; the guest goes on.
+    #[error("clone: {0}")]
+    Clone(String),
     /// The guest's kernel could not be understood.
     #[error("guest kernel: {0}")]
     Kernel(#[from] insight::kernel::KernelError),

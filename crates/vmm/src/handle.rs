@@ -24,7 +24,9 @@ use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
 use crate::restore::RestoreOptions;
-use crate::saved::{SaveLanes, SaveOptions, SaveReport, Saved};
+use crate::saved::{
+    CloneFiles, CloneReport, Cloned, Origin, SaveLanes, SaveOptions, SaveReport, Saved,
+};
 use crate::shortage;
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
@@ -143,13 +145,23 @@ pub fn restore_with(
     options: RestoreOptions,
     paused: bool,
 ) -> Result<VmHandle, VmError> {
-    start_from(plan, outside, Some((saved, options)), paused)
+    start_from(plan, outside, Some(Origin::Saved(&saved, options)), paused)
+}
+
+/// The same for a clone, whose `plan` is of the configuration in its state.
+pub fn clone_with(
+    plan: VmPlan,
+    outside: Outside,
+    cloned: Cloned,
+    paused: bool,
+) -> Result<VmHandle, VmError> {
+    start_from(plan, outside, Some(Origin::Cloned(&cloned)), paused)
 }
 
 fn start_from(
     plan: VmPlan,
     outside: Outside,
-    saved: Option<(Saved, RestoreOptions)>,
+    origin: Option<Origin<'_>>,
     paused: bool,
 ) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
@@ -161,11 +173,10 @@ fn start_from(
     // Its socket is the last that is opened before threads start.
     let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
     let desk = debugger.as_ref();
-    let (saved, options) = saved.unzip();
-    let balloon_target_bytes = saved.as_ref().map_or(0, Saved::balloon_target_bytes);
-    let beginning = Beginning { paused, saved: saved.as_ref().zip(options) };
+    let balloon_target_bytes =
+        origin.as_ref().map_or(0, |origin| origin.state().balloon_target_bytes());
+    let beginning = Beginning { paused, origin };
     let (life, threads) = begin(&plan, &*engine, &console, &outside, desk, started, beginning)?;
-    drop(saved);
     let before = Totals::default();
     let state = State {
         life,
@@ -315,6 +326,34 @@ impl VmHandle {
         saved.map_err(|error| RequestError::Save(chain(&error)))
     }
 
+    /// Has the VM's memory become what clones lie over, and writes the state that they go on from. It stands for that,
+    /// and goes on as it was. See [`memory::GuestMemory::become_image`] for what it costs.
+    ///
+    /// # Errors
+    /// It has what clones cannot have; it has ended, or the host refused: the guest goes on.
+    pub fn make_clonable(&self, files: CloneFiles) -> Result<CloneReport, RequestError> {
+        self.0.plan.check_clonable().map_err(RequestError::Clone)?;
+        let mut files = Some(files);
+        let mut made = None;
+        // Until who asked resumes it: it is to have the disks of the same moment.
+        let stands = self.0.plan.has_overlays() && !self.0.lock().paused;
+        self.0.in_some_life(|machine| {
+            // In the instant of a reboot they have been used for a life that has ended.
+            let Some(files) = files.take() else { return true };
+            made = machine.make_clonable(files, stands);
+            made.is_some()
+        })?;
+        let rebooted = || RequestError::Clone("the guest rebooted meanwhile: try again".to_owned());
+        let made = made.ok_or_else(rebooted)?;
+        let made = made.map_err(|error| RequestError::Clone(chain(&error)));
+        match &made {
+            Ok(_) if stands => self.0.lock().paused = true,
+            Err(_) if stands => self.resume()?,
+            _ => {}
+        }
+        made
+    }
+
     /// Ends the VM at once, as if the power were cut.
     pub fn stop(&self) {
         let machine = {
@@ -404,7 +443,7 @@ impl Shared {
             outside,
             debugger,
             self.started,
-            Beginning { paused, saved: None },
+            Beginning { paused, origin: None },
         )?;
         let mut state = self.lock();
         if paused && !state.paused {

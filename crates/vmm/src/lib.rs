@@ -42,7 +42,7 @@ mod vcpu_thread;
 pub use control::RunState;
 pub use devices::virtio::block::{HostCacheCounts, HostCacheStatus, PageCache};
 pub use error::{RequestError, VmError};
-pub use handle::{VmHandle, restore_with, start, start_with};
+pub use handle::{VmHandle, clone_with, restore_with, start, start_with};
 pub use host_cache::HostCacheReport;
 pub use observer::ClassCheck;
 pub use outcome::Outcome;

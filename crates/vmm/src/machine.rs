@@ -1,6 +1,7 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,8 +28,10 @@ use crate::io_thread::{Gate, IoThread};
 use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
-use crate::restore::{Learner, Readers, Restore, RestoreOptions, RestoreReport};
-use crate::saved::{Devices, Known, SaveLanes, SaveOptions, SaveReport, Saved, Source};
+use crate::restore::{Learner, Readers, Restore, RestoreReport};
+use crate::saved::{
+    CloneFiles, CloneReport, Devices, Known, Origin, SaveLanes, SaveOptions, SaveReport, Source,
+};
 use crate::shortage;
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
@@ -57,8 +60,8 @@ pub(crate) struct Machine {
 pub(crate) struct Beginning<'a> {
     /// The vCPUs stand until they are resumed.
     pub(crate) paused: bool,
-    /// As the machine was saved; without, it boots.
-    pub(crate) saved: Option<(&'a Saved, RestoreOptions)>,
+    /// What the machine goes on from; without, it boots.
+    pub(crate) origin: Option<Origin<'a>>,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -82,10 +85,11 @@ impl Machine {
         desk: Option<&Arc<Desk>>,
         beginning: Beginning<'_>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
-        let Beginning { paused, saved } = beginning;
-        let (saved, options) = saved.unzip();
-        saved.map_or(Ok(()), |saved| saved.check(plan))?;
-        let memory = Arc::new(guest_memory(plan, engine, saved.is_some())?);
+        let Beginning { paused, origin } = beginning;
+        origin.as_ref().map_or(Ok(()), |origin| origin.check(plan))?;
+        let memory = origin.as_ref().and_then(|origin| origin.memory());
+        let memory = memory.unwrap_or_else(|| guest_memory(plan, engine, origin.is_some()));
+        let memory = Arc::new(memory?);
         let host_cache = host_cache::new(plan);
         let takes_evictions =
             host_cache.as_ref().is_some_and(|cache| cache.policy() == HostCachePolicy::Eviction);
@@ -108,12 +112,12 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let restore = saved
-            .zip(options)
-            .map(|(saved, options)| saved.fill(&memory, options, plan.report.is_some()));
-        let (restore, learning) = restore.transpose()?.unwrap_or_default();
+        let saved = origin.as_ref().map(Origin::state);
+        let serial = saved.map(|saved| &saved.board.serial);
+        let recorded = plan.report.is_some();
+        let filled = origin.map(|origin| origin.fill(&memory, recorded)).transpose()?;
+        let (restore, learning) = filled.unwrap_or_default();
         let readers = restore.as_ref().map(Readers::start).transpose()?.flatten();
-        let serial = saved.map(|saved| &saved.state.board.serial);
         let board = Board::build(
             plan,
             &memory,
@@ -316,6 +320,60 @@ impl Machine {
             None
         });
         Known { free, since }
+    }
+
+    /// Has its memory become an image for clones while all of it stands, and writes the state that they go on from.
+    /// `None`: it has ended before. If `stands`, it goes on standing as if the user had paused it.
+    pub(crate) fn make_clonable(
+        &self,
+        files: CloneFiles,
+        stands: bool,
+    ) -> Option<Result<CloneReport, VmError>> {
+        let failed = |error| VmError::Host("clone the memory".into(), io::Error::other(error));
+        let memory = match files.memory.try_clone().map_err(VmError::host("clone the memory")) {
+            Ok(memory) => memory,
+            Err(error) => return Some(Err(error)),
+        };
+        let draft = match self.memory.draft_image(memory).map_err(failed) {
+            Ok(draft) => draft,
+            Err(error) => return Some(Err(error)),
+        };
+        let source = Source {
+            plan: &self.plan,
+            memory: &self.memory,
+            vm: &self.vm,
+            vcpus: &self.vcpus,
+            devices: &self.devices,
+        };
+        // So that there is little to flush while the guest stands.
+        if let Err(error) = source.flush() {
+            return Some(Err(error));
+        }
+        let begun = Instant::now();
+        let mut pause = Duration::ZERO;
+        let cloned = self.control.while_still(
+            || self.kick(),
+            || {
+                let _held = self.gate.hold();
+                let parked = begun.elapsed();
+                let cloned = source.state().and_then(|state| {
+                    let captured = begun.elapsed();
+                    let image = self.memory.become_image(draft).map_err(failed)?;
+                    let mapped = begun.elapsed();
+                    tracing::debug!(?parked, ?captured, ?mapped, "cloned");
+                    Ok((state, image))
+                });
+                if stands && cloned.is_ok() {
+                    self.control.ask_to_pause();
+                }
+                pause = begun.elapsed();
+                cloned
+            },
+        )?;
+        Some(cloned.and_then(|(state, image)| {
+            files.write_state(&state)?;
+            Ok(CloneReport { pause, frames: self.memory.layout().frames(), stands, image })
+        }))
     }
 
     /// Makes every vCPU leave guest code and look at the run state.

@@ -2,7 +2,7 @@
 
 use super::{no_such_path, wrong_method};
 use crate::http::{Fail, Request};
-use crate::wire::{BalloonTarget, SaveRequest};
+use crate::wire::{BalloonTarget, CloneRequest, SaveRequest};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FathomCall {
@@ -20,6 +20,7 @@ pub(crate) enum FathomCall {
     Stop,
     Balloon(BalloonTarget),
     Save(SaveRequest),
+    Clone(CloneRequest),
 }
 
 /// `rest`: the segments of the path after `/fathom/`.
@@ -43,6 +44,8 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
         ["vm", "balloon"] => Err(wrong_method(request, "PUT")),
         ["vm", "save"] if request.method == "PUT" => save(request),
         ["vm", "save"] => Err(wrong_method(request, "PUT")),
+        ["vm", "clone"] if request.method == "PUT" => clone(request),
+        ["vm", "clone"] => Err(wrong_method(request, "PUT")),
         _ => Err(no_such_path(&request.path)),
     }
 }
@@ -67,4 +70,10 @@ fn save(request: &Request) -> Result<FathomCall, Fail> {
         Fail::new(400, format!("body: {error}: send {{\"stop\": false}} or {{\"stop\": true}}"))
     })?;
     Ok(FathomCall::Save(request))
+}
+
+fn clone(request: &Request) -> Result<FathomCall, Fail> {
+    let request: CloneRequest = serde_json::from_slice(&request.body)
+        .map_err(|error| Fail::new(400, format!("body: {error}: send {{}}")))?;
+    Ok(FathomCall::Clone(request))
 }

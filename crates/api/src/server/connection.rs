@@ -1,7 +1,8 @@
 //! One connection: requests in turn, each answered.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use crate::control::{ControlError, VmControl};
 use crate::http::{Connection, Fail, ReadError, Request, read_request};
 use crate::metrics;
 use crate::route::{Call, FathomCall, route};
-use crate::wire::Version;
+use crate::wire::{CloneReport, CloneRequest, Version};
 
 /// Longest silence before a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,6 +123,13 @@ fn answer(
             Ok(report) => return connection.write_json(&report, keep_alive),
             Err(error) => Err(error),
         },
+        FathomCall::Clone(request) => match make_clonable(control, descriptors, request) {
+            Ok((report, memory)) => {
+                let memory: Vec<_> = memory.iter().map(OwnedFd::as_fd).collect();
+                return connection.write_json_with(&report, &memory, keep_alive);
+            }
+            Err(error) => Err(error),
+        },
         FathomCall::Watch => control.watch(),
         FathomCall::Pause => control.pause(),
         FathomCall::Resume => control.resume(),
@@ -132,6 +140,19 @@ fn answer(
         Ok(()) => connection.write_done(keep_alive),
         Err(error) => connection.write_fail(&fail_of(&error), keep_alive),
     }
+}
+
+fn make_clonable(
+    control: &dyn VmControl,
+    descriptors: Vec<OwnedFd>,
+    request: CloneRequest,
+) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
+    let Ok([machine, memory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        let what =
+            "two descriptors have to come along, of the machine's file and of one for memory";
+        return Err(ControlError::Invalid(what.to_owned()));
+    };
+    control.make_clonable(File::from(machine), memory, request)
 }
 
 fn fail_of(error: &ControlError) -> Fail {

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::testing::FakeVm;
 use crate::wire::{
-    BalloonTarget, KernelInfo, KernelSymbol, KernelType, RunState, SaveRequest, VmStatus,
+    BalloonTarget, CloneRequest, KernelInfo, KernelSymbol, KernelType, RunState, SaveRequest,
+    VmStatus,
 };
 use crate::{ClientError, ControlError, Picture, SocketDirectory};
 
@@ -153,6 +154,30 @@ fn sockets_come_along_with_a_request() {
     let mut answer = String::new();
     peer.read_to_string(&mut answer).expect("read");
     assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("no socket"), "{answer}");
+}
+
+#[test]
+fn the_memory_of_clones_comes_back() {
+    let running = running();
+    let machine = tempfile::NamedTempFile::new().expect("a file");
+    let memory = tempfile::tempfile().expect("a file").into();
+    let client = running.directory.client("fake");
+    let (report, mut images) = client
+        .make_clonable(machine.as_file(), &memory, CloneRequest::default())
+        .expect("clonable");
+    assert_eq!((report.pause_seconds, report.copied_bytes), (0.25, 10));
+    assert_eq!(std::fs::read(machine.path()).expect("read"), b"the machine");
+    let mut bytes = [0; 10];
+    let image = std::fs::File::from(images.pop().expect("an image"));
+    std::os::unix::fs::FileExt::read_exact_at(&image, &mut bytes, 0).expect("read");
+    assert_eq!(&bytes, b"its memory");
+    // Without them it is refused.
+    let mut peer = running.connect();
+    let ask = "PUT /fathom/vm/clone HTTP/1.1\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+    peer.write_all(ask.as_bytes()).expect("write");
+    let mut answer = String::new();
+    peer.read_to_string(&mut answer).expect("read");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("two descriptors"), "{answer}");
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! The VM as the API server sees it.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::{
-    BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, MemoryUse, Picture,
-    RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
+    BalloonTarget, CloneReport, CloneRequest, ControlError, KernelInfo, KernelSymbol, KernelType,
+    MemoryUse, Picture, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
 };
-use vmm::saved::{SaveLanes, SaveOptions};
+use vmm::saved::{CloneFiles, SaveLanes, SaveOptions};
 use vmm::{RequestError, VmHandle};
 
 use super::{kernel, report};
@@ -49,7 +50,6 @@ impl VmControl for HandleControl {
     fn status(&self) -> Result<VmStatus, ControlError> {
         let status = self.vm.status();
         let guest_cpu_percent = self.cpu_percent(Asked {
-            waits_for: status.waits_for,
             uptime_seconds: status.uptime_seconds,
             guest_cpu_seconds: status.guest_cpu_seconds,
         });
@@ -113,6 +113,25 @@ impl VmControl for HandleControl {
         })
     }
 
+    fn make_clonable(
+        &self,
+        machine: File,
+        memory: OwnedFd,
+        _: CloneRequest,
+    ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
+        let files = CloneFiles { machine, memory };
+        let report = self.vm.make_clonable(files).map_err(|error| refusal(&error))?;
+        let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;
+        let told = CloneReport {
+            pause_seconds: report.pause.as_secs_f64(),
+            memory_bytes: bytes(report.frames),
+            copied_bytes: bytes(report.image.copied),
+            stands: report.stands,
+        };
+        let image = report.image;
+        Ok((told, [image.file].into_iter().chain(image.layer).collect()))
+    }
+
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
         self.vm.set_balloon(target.target_bytes).map_err(|error| refusal(&error))
     }
@@ -121,7 +140,7 @@ impl VmControl for HandleControl {
 fn refusal(error: &RequestError) -> ControlError {
     match error {
         RequestError::Ended | RequestError::Kernel(_) => ControlError::State(error.to_string()),
-        RequestError::Save(_) => ControlError::Failed(error.to_string()),
+        RequestError::Save(_) | RequestError::Clone(_) => ControlError::Failed(error.to_string()),
         RequestError::BalloonTarget { .. } => ControlError::Invalid(error.to_string()),
     }
 }
@@ -138,6 +157,7 @@ fn wire(status: vmm::VmStatus, guest_cpu_percent: f64) -> VmStatus {
             vmm::RunState::Paused => RunState::Paused,
             vmm::RunState::Ended => RunState::Ended,
         },
+        waits_for: status.waits_for,
         uptime_seconds: status.uptime_seconds,
         configured_bytes: status.configured_bytes,
         resident_bytes: status.resident_bytes,

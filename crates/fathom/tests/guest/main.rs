@@ -17,6 +17,7 @@
 mod sandbox;
 
 mod classes;
+mod clones;
 mod confined;
 mod console;
 mod control;

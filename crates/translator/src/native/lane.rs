@@ -78,6 +78,7 @@ pub struct Calls {
 /// See the module.
 pub struct Lane {
     cache: Arc<CodeCache>,
+    /// Empty until the core first runs generated code: a core that stands takes no memory for it.
     jumps: Box<[usize]>,
     epoch: u32,
     came: Option<Came>,
@@ -116,8 +117,8 @@ impl Lane {
     /// For one core, over the code of its VM.
     #[must_use]
     pub fn new(cache: Arc<CodeCache>) -> Self {
-        let (epoch, jumps) = (cache.epoch(), vec![unknown(&cache); JUMPS]);
-        Self { cache, jumps: jumps.into_boxed_slice(), epoch, came: None, decoded: None }
+        let epoch = cache.epoch();
+        Self { cache, jumps: Box::default(), epoch, came: None, decoded: None }
     }
 
     /// Whether this processor can run generated code: RORX, vector registers loaded by VEX encodings, and GS set
@@ -145,7 +146,6 @@ impl Lane {
 
     /// Makes `core`, which must not move, the one that this thread runs code for.
     pub fn begin<M: Machine + 'static>(&mut self, core: &mut Core<M>) {
-        core.cpu.native.jumps = self.jumps.as_ptr() as usize;
         core.cpu.native.call_out = call_out::<M> as *const () as usize;
         live::begin(&mut core.cpu);
         self.decoded = None;
@@ -163,6 +163,10 @@ impl Lane {
         let native = block.native()?;
         self.follow_resets();
         if self.decoded.is_none() {
+            if self.jumps.is_empty() {
+                self.jumps = vec![unknown(&self.cache); JUMPS].into_boxed_slice();
+            }
+            core.cpu.native.jumps = self.jumps.as_ptr() as usize;
             let mut decoded = Box::new(Decoded::<M>::new());
             core.cpu.native.decoded = std::ptr::from_mut(&mut *decoded) as usize;
             self.decoded = Some(decoded);

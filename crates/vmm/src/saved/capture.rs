@@ -52,8 +52,17 @@ impl Source<'_> {
         frozen.map_err(|error| VmError::Host("freeze memory".into(), std::io::Error::other(error)))
     }
 
+    /// Flushes all disks.
+    pub(crate) fn flush(&self) -> Result<(), VmError> {
+        let disks = self.devices.virtio.iter().filter_map(Weak::upgrade);
+        disks
+            .map(|disk| disk.flush())
+            .collect::<Result<(), _>>()
+            .map_err(VmError::host("flush a disk"))
+    }
+
     /// Everything but the memory. Disks are flushed.
-    fn state(&self) -> Result<MachineState, VmError> {
+    pub(crate) fn state(&self) -> Result<MachineState, VmError> {
         // Together, so that time that passes until somebody goes on from here is all that is lost.
         let clock = ClockState { kvmclock_ns: self.vm.clock_ns()?, unix_ns: unix_ns() };
         let vcpus = self.vcpus()?;
@@ -145,6 +154,10 @@ fn modified_ns(metadata: &Metadata) -> u64 {
 
 fn ballooned(memory: &GuestMemory) -> Vec<FrameRun> {
     let mut runs: Vec<FrameRun> = Vec::new();
+    // While everybody stands, there is no time to look at each frame for nothing.
+    if memory.counts().ballooned == 0 {
+        return runs;
+    }
     for number in 0..memory.layout().frames() {
         let is_there =
             memory.facts(Frame(number)).is_some_and(|facts| facts.state == FrameState::Ballooned);

@@ -52,19 +52,6 @@ pub(crate) enum LiveError {
     Thread(io::Error),
 }
 
-/// How far a copy is: for who looks on meanwhile.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    frames: AtomicU32,
-}
-
-impl Progress {
-    /// Frames that are done.
-    pub(crate) fn frames(&self) -> u32 {
-        self.frames.load(Ordering::Relaxed)
-    }
-}
-
 /// What a copy was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Copied {
@@ -198,13 +185,12 @@ pub(crate) fn copy<S>(
     frozen: &Frozen,
     kept: &KeptFrames,
     sinks: Vec<S>,
-    progress: &Progress,
 ) -> Result<Copied, LiveError>
 where
     S: FnMut(Frame, &Contents) -> io::Result<()> + Send,
 {
     kept.queue().taking = sinks.len();
-    let work = Work { frozen, kept, progress, next: AtomicU32::new(0) };
+    let work = Work { frozen, kept, next: AtomicU32::new(0) };
     let work = &work;
     let parts: Vec<Result<Copied, LiveError>> = thread::scope(|scope| {
         let start = |sink| {
@@ -235,7 +221,6 @@ where
 struct Work<'a> {
     frozen: &'a Frozen,
     kept: &'a KeptFrames,
-    progress: &'a Progress,
     /// The first frame that no thread has taken on.
     next: AtomicU32,
 }
@@ -302,14 +287,12 @@ impl<'a, S: FnMut(Frame, &Contents) -> io::Result<()>> Copier<'a, S> {
         }
         frozen.release(chunk);
         self.work.kept.expect(expected);
-        self.work.progress.frames.fetch_add(chunk.count - expected, Ordering::Relaxed);
         Ok(())
     }
 
     fn give_kept(&mut self, frame: Frame, contents: &Contents) -> Result<(), LiveError> {
         self.give(frame, contents)?;
         self.copied.kept += 1;
-        self.work.progress.frames.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

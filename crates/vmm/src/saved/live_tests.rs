@@ -64,11 +64,11 @@ fn shelf() -> Shelf {
 }
 
 /// Copies under two writers.
-fn copied(queue_bytes: usize, threads: usize, slow: Duration) -> (Copied, Progress, Shelf) {
+fn copied(queue_bytes: usize, threads: usize, slow: Duration) -> (Copied, Shelf) {
     let (memory, view) = memory();
     let (keeper, kept) = queue(queue_bytes);
     let frozen = memory.freeze(Box::new(keeper)).expect("frozen");
-    let (shelf, stop, progress) = (shelf(), AtomicBool::new(false), Progress::default());
+    let (shelf, stop) = (shelf(), AtomicBool::new(false));
     let copied = thread::scope(|scope| {
         let writers = [0, 77].map(|seed| {
             scope.spawn({
@@ -77,7 +77,7 @@ fn copied(queue_bytes: usize, threads: usize, slow: Duration) -> (Copied, Progre
             })
         });
         let sinks = (0..threads).map(|_| onto(&shelf, slow)).collect();
-        let copied = copy(&frozen, &kept, sinks, &progress).expect("copied");
+        let copied = copy(&frozen, &kept, sinks).expect("copied");
         stop.store(true, Ordering::Relaxed);
         for writer in writers {
             assert!(writer.join().expect("no panic") > 0);
@@ -85,7 +85,7 @@ fn copied(queue_bytes: usize, threads: usize, slow: Duration) -> (Copied, Progre
         copied
     });
     assert_eq!(frozen.kept(), copied.kept);
-    (copied, progress, shelf)
+    (copied, shelf)
 }
 
 #[test]
@@ -96,10 +96,9 @@ fn each_frame_comes_once_as_it_was() {
         (8 << 12, 2, Duration::from_micros(20)),
         (0, 2, Duration::from_micros(20)),
     ] {
-        let (copied, progress, shelf) = copied(bytes, threads, slow);
+        let (copied, shelf) = copied(bytes, threads, slow);
         assert_eq!(copied.taken + copied.kept + copied.zero, FRAMES, "{copied:?}");
         assert_eq!((copied.zero, copied.fetched), (FRAMES.div_ceil(3), 0));
-        assert_eq!(progress.frames(), FRAMES);
         for (frame, contents) in (0..).zip(shelf.into_inner().expect("no panic")) {
             let contents = contents.map_or([0; FRAME_SIZE], |contents| *contents);
             assert!(contents == first(frame), "frame {frame}");
@@ -121,8 +120,7 @@ fn fails(sink: impl FnMut(Frame, &Contents) -> io::Result<()> + Send + Clone) ->
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let writer = scope.spawn(|| overwrite(&view, 5, &stop));
-        let error = copy(&frozen, &kept, vec![sink.clone(), sink], &Progress::default())
-            .expect_err("a sink fails");
+        let error = copy(&frozen, &kept, vec![sink.clone(), sink]).expect_err("a sink fails");
         // Still frozen, and nobody takes what is kept.
         thread::sleep(Duration::from_millis(5));
         drop(frozen);
@@ -161,7 +159,7 @@ fn a_sink_that_panics_holds_nobody_up() {
             Ok(())
         };
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _ = copy(&frozen, &kept, vec![sink, sink], &Progress::default());
+            let _ = copy(&frozen, &kept, vec![sink, sink]);
         }));
         assert!(panicked.is_err());
         stop.store(true, Ordering::Relaxed);
@@ -194,8 +192,8 @@ fn absent_frames_are_fetched_and_a_source_that_fails_is_named() {
         let (keeper, kept) = queue(64 << 20);
         let frozen = memory.freeze(Box::new(keeper)).expect("frozen");
         DeviceView::new(Arc::clone(&memory)).write(gpa(7), &[1]).expect("fetched and written");
-        let (shelf, progress) = (shelf(), Progress::default());
-        let copied = copy(&frozen, &kept, vec![onto(&shelf, Duration::ZERO)], &progress);
+        let shelf = shelf();
+        let copied = copy(&frozen, &kept, vec![onto(&shelf, Duration::ZERO)]);
         if good < 3000 {
             let error = copied.expect_err("the source fails");
             assert!(error.to_string().contains("frame 2500: fetch: unavailable"), "{error}");

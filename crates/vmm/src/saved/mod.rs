@@ -21,8 +21,11 @@
 //! | a frame in the receiver of a network, a stream of vsock | lost, as a network loses it; streams are reset |
 //! | typed input, output that the guest has sent | the device's state; the console's writer, which is the host's |
 //! | writes to disks | flushed |
+//!
+//! A clone ([`Cloned`]) goes on from the same state; its memory lies over that of its parent.
 
 mod capture;
+mod cloned;
 mod error;
 mod fill;
 mod keep;
@@ -48,6 +51,7 @@ use x86::{IoApicState, VcpuState};
 use crate::config::VmConfig;
 
 pub(crate) use capture::{Devices, Source};
+pub use cloned::{CloneFiles, CloneReport, Cloned, Origin};
 pub use error::SavedError;
 pub use keep::{Draft, DraftOptions, Kept, Progress};
 pub use open::Saved;

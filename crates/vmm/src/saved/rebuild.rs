@@ -11,7 +11,7 @@ use x86::VcpuState;
 use x86::cpuid::HYPERVISOR;
 
 use super::capture::{identity, set_tsc, tsc, unix_ns};
-use super::{Saved, SavedError, fill};
+use super::{MachineState, Saved, SavedError, fill};
 use crate::board::Board;
 use crate::config::VmPlan;
 use crate::error::VmError;
@@ -19,41 +19,6 @@ use crate::generation;
 use crate::restore::{Restore, RestoreMode, RestoreOptions};
 
 impl Saved {
-    /// What the balloon was asked to hold.
-    pub(crate) fn balloon_target_bytes(&self) -> u64 {
-        let balloon =
-            self.state.board.virtio.iter().find_map(|transport| match &transport.device {
-                DeviceState::Balloon(balloon) => Some(balloon.target),
-                _ => None,
-            });
-        u64::from(balloon.unwrap_or(0)) * FRAME_SIZE as u64
-    }
-
-    /// Whether a machine of `plan` can take it up, with disks as the guest knows them.
-    pub(crate) fn check(&self, plan: &VmPlan) -> Result<(), VmError> {
-        self.state.check()?;
-        let config = &self.state.config;
-        if (plan.cpus, plan.memory, plan.disks.len())
-            != (config.cpus, config.memory, config.disks.len())
-        {
-            return Err(SavedError::field("config", "restored with another configuration").into());
-        }
-        for (saved, disk) in self.state.disks.iter().zip(&plan.disks) {
-            let now = identity(disk.written())?;
-            let what = match () {
-                () if now.len != saved.len => {
-                    format!("it has {} bytes, {} when the VM was saved", now.len, saved.len)
-                }
-                () if now.modified_ns != saved.modified_ns => {
-                    "it has been written since the VM was saved".to_owned()
-                }
-                () => continue,
-            };
-            return Err(SavedError::Disk { path: now.path, what }.into());
-        }
-        Ok(())
-    }
-
     /// Has the contents of `memory`, which is untouched, come as the options say. Where the engine cannot wait for
     /// frames, all of it is in when this returns, and there is no restore to go on with. If `recorded`, it is written
     /// down who waits.
@@ -78,19 +43,65 @@ impl Saved {
         if let Some(restore) = begun.as_ref().filter(|_| mode == RestoreMode::Eager) {
             restore.fill()?;
         }
-        let runs = self.state.ballooned.iter();
+        self.state.take_balloon(memory)?;
+        let learning = learning.filter(|_| begun.is_some());
+        Ok((begun, learning))
+    }
+}
+
+impl MachineState {
+    /// What the balloon was asked to hold.
+    pub(crate) fn balloon_target_bytes(&self) -> u64 {
+        let balloon = self.board.virtio.iter().find_map(|transport| match &transport.device {
+            DeviceState::Balloon(balloon) => Some(balloon.target),
+            _ => None,
+        });
+        u64::from(balloon.unwrap_or(0)) * FRAME_SIZE as u64
+    }
+
+    /// Whether a machine of `plan` can take it up.
+    pub(crate) fn check_plan(&self, plan: &VmPlan) -> Result<(), VmError> {
+        self.check()?;
+        let config = &self.config;
+        if (plan.cpus, plan.memory, plan.disks.len())
+            != (config.cpus, config.memory, config.disks.len())
+        {
+            return Err(SavedError::field("config", "restored with another configuration").into());
+        }
+        Ok(())
+    }
+
+    /// Whether the disks are as the guest knows them.
+    pub(crate) fn check_disks(&self, plan: &VmPlan) -> Result<(), VmError> {
+        for (saved, disk) in self.disks.iter().zip(&plan.disks) {
+            let now = identity(disk.written())?;
+            let what = match () {
+                () if now.len != saved.len => {
+                    format!("it has {} bytes, {} when the VM was saved", now.len, saved.len)
+                }
+                () if now.modified_ns != saved.modified_ns => {
+                    "it has been written since the VM was saved".to_owned()
+                }
+                () => continue,
+            };
+            return Err(SavedError::Disk { path: now.path, what }.into());
+        }
+        Ok(())
+    }
+
+    /// Takes from `memory` what is in the balloon.
+    pub(crate) fn take_balloon(&self, memory: &GuestMemory) -> Result<(), VmError> {
+        let runs = self.ballooned.iter();
         let frames = runs.flat_map(|run| (run.first..run.first + run.count).map(Frame));
         let discarded = memory.discard(frames, Discard::Balloon);
         discarded.map(drop).map_err(|error| {
             VmError::Host("take the balloon's frames".into(), io::Error::other(error))
-        })?;
-        let learning = learning.filter(|_| begun.is_some());
-        Ok((begun, learning))
+        })
     }
 
     /// Devices take up their states. Memory is there, and nobody works yet.
     pub(crate) fn restore_devices(&self, board: &Board) -> Result<(), VmError> {
-        let saved = &self.state.board;
+        let saved = &self.board;
         let (found, expected) = (saved.virtio.len(), board.transports.len());
         if found != expected {
             let what = format!("{found} devices, the configuration makes {expected}");
@@ -112,7 +123,7 @@ impl Saved {
         board: &Board,
     ) -> Result<(), VmError> {
         self.check_processor(&*vcpus[0])?;
-        let state = &self.state;
+        let state = self;
         let passed = unix_ns().saturating_sub(state.clock.unix_ns);
         vm.set_clock_ns(state.clock.kvmclock_ns.wrapping_add(passed))?;
         // As many as the guest has reckoned with: on another host they last a little longer or shorter.
@@ -137,7 +148,7 @@ impl Saved {
     }
 
     fn check_processor(&self, vcpu: &dyn Vcpu) -> Result<(), VmError> {
-        let differences = vcpu.differences(&self.state.processor)?;
+        let differences = vcpu.differences(&self.processor)?;
         let (fatal, others): (Vec<_>, Vec<_>) =
             differences.iter().partition(|difference| difference.is_fatal());
         if fatal.is_empty() {

@@ -15,7 +15,7 @@ use memory::{
 };
 
 use super::MachineState;
-use super::live::{self, KeptFrames, Progress};
+use super::live::{self, KeptFrames};
 use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind};
 
 /// Frames that a lane takes at once, as many as are told in one go of a plain image's order.
@@ -103,7 +103,7 @@ impl SaveLanes {
                 Ok(())
             }
         });
-        live::copy(frozen, kept, sinks.collect(), &Progress::default())
+        live::copy(frozen, kept, sinks.collect())
             .map_err(io::Error::other)?;
         lanes.iter_mut().try_for_each(Lane::flush)?;
         for (number, (given, &kind)) in given.iter().zip(left).enumerate() {
