@@ -438,7 +438,7 @@ impl Ram {
     /// The file becomes the image. `new` takes its place, for a later move.
     fn lie_over_own_file(&self, new: OwnedFd) -> Result<Option<Mapping>, Errno> {
         let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
-        let remains = self.show_image(&file, [0..self.guest.bytes])?;
+        let remains = self.show_image(&file, std::iter::once(0..self.guest.bytes))?;
         *self.below() = Some(Below::new(std::mem::replace(&mut *file, new), 0));
         self.use_privately();
         // What else shows the file would show, and write, an image.

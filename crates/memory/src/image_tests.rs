@@ -50,7 +50,8 @@ impl Rig {
         match how {
             0 => self.view.read(gpa(frame), &mut bytes).expect("read"),
             1 => {
-                ReadView::new(Arc::clone(&self.memory)).read(gpa(frame), &mut bytes).expect("read")
+                let view = ReadView::new(Arc::clone(&self.memory));
+                view.read(gpa(frame), &mut bytes).expect("read");
             }
             _ => {
                 let page = self.memory.resolve(Frame(frame), Access::Read).expect("resident");

@@ -54,11 +54,8 @@ impl Source<'_> {
 
     /// Flushes all disks.
     pub(crate) fn flush(&self) -> Result<(), VmError> {
-        let disks = self.devices.virtio.iter().filter_map(Weak::upgrade);
-        disks
-            .map(|disk| disk.flush())
-            .collect::<Result<(), _>>()
-            .map_err(VmError::host("flush a disk"))
+        let mut disks = self.devices.virtio.iter().filter_map(Weak::upgrade);
+        disks.try_for_each(|disk| disk.flush()).map_err(VmError::host("flush a disk"))
     }
 
     /// Everything but the memory. Disks are flushed.
