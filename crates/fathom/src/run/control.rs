@@ -48,7 +48,6 @@ impl VmControl for HandleControl {
     fn status(&self) -> Result<VmStatus, ControlError> {
         let status = self.vm.status();
         let guest_cpu_percent = self.cpu_percent(Asked {
-            waits_for: status.waits_for,
             uptime_seconds: status.uptime_seconds,
             guest_cpu_seconds: status.guest_cpu_seconds,
         });
@@ -136,6 +135,7 @@ fn wire(status: vmm::VmStatus, guest_cpu_percent: f64) -> VmStatus {
             vmm::RunState::Paused => RunState::Paused,
             vmm::RunState::Ended => RunState::Ended,
         },
+        waits_for: status.waits_for,
         uptime_seconds: status.uptime_seconds,
         configured_bytes: status.configured_bytes,
         resident_bytes: status.resident_bytes,
