@@ -1,0 +1,129 @@
+//! Save and restore by `fathom`, and what its report says of a restore.
+
+use super::guests::Subject;
+use super::monitor::Place;
+use crate::command::output;
+use crate::machine::{Next, Running, Vmm, fathom_program};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const NAME: &str = "reproduce-restore";
+const END_LONGEST: Duration = Duration::from_secs(30);
+
+/// `restore` of a report, as far as there is one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Inside {
+    pub(super) first_instruction_seconds: Option<f64>,
+    pub(super) complete_seconds: Option<f64>,
+    pub(super) bytes_read: Option<u64>,
+    pub(super) frames_prefetched: Option<u64>,
+    pub(super) faults: Option<Faults>,
+    pub(super) blocked_seconds: Option<Vec<f64>>,
+    pub(super) ttr: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Faults {
+    pub(super) demand: u64,
+    pub(super) waited: u64,
+    pub(super) device: u64,
+}
+
+/// The modes that this Fathom has; the first is what it does without being asked.
+pub(super) fn modes() -> Result<Vec<&'static str>> {
+    let help = output(command().args(["restore", "--help"]))?;
+    Ok(match help.contains("--mode") {
+        true => vec!["eager", "lazy", "working-set"],
+        false => vec!["eager"],
+    })
+}
+
+/// Without the place's folder for sockets.
+fn command() -> Command {
+    Command::new(fathom_program())
+}
+
+fn command_in(place: &Place<'_>) -> Command {
+    let mut command = command();
+    command.env("XDG_RUNTIME_DIR", place.sockets.path());
+    command
+}
+
+pub(super) fn start(place: &Place<'_>, subject: &Subject) -> Result<Running> {
+    let guest = subject.guest(place.kit)?.named(NAME, &report(place));
+    let mut command = guest.command(Vmm::Fathom)?;
+    command.env("XDG_RUNTIME_DIR", place.sockets.path());
+    Running::start_listening("fathom", command)
+}
+
+/// To a folder, where nothing is. The guest ends.
+pub(super) fn save(place: &Place<'_>, running: &mut Running, path: &Path) -> Result<()> {
+    output(command_in(place).args(["save", NAME]).arg(path).arg("--stop"))?;
+    wait_for_end(running)
+}
+
+pub(super) fn restore(place: &Place<'_>, path: &Path, mode: &str) -> Result<Running> {
+    let report = report(place);
+    if report.exists() {
+        fs::remove_file(&report)?;
+    }
+    let mut command = command_in(place);
+    command.arg("restore").arg(path).arg("--report").arg(report);
+    if modes()?.len() > 1 {
+        command.args(["--mode", mode]);
+    }
+    Running::start_listening("fathom", command)
+}
+
+/// Ends the guest; none if the report says nothing of a restore.
+pub(super) fn end(place: &Place<'_>, running: &mut Running) -> Result<Option<Inside>> {
+    output(command_in(place).args(["stop", NAME]))?;
+    wait_for_end(running)?;
+    let report = report(place);
+    let text = fs::read_to_string(&report).with_context(|| format!("read {}", report.display()))?;
+    inside(&text)
+}
+
+fn inside(report: &str) -> Result<Option<Inside>> {
+    let mut report: serde_json::Value = serde_json::from_str(report)?;
+    match report.get_mut("restore").map(serde_json::Value::take) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(restore) => Ok(serde_json::from_value(restore).context("`restore` of the report")?),
+    }
+}
+
+fn wait_for_end(running: &mut Running) -> Result<()> {
+    let begun = running.elapsed();
+    while running.elapsed() < begun + END_LONGEST {
+        if let Next::Ended = running.next(END_LONGEST) {
+            return running.check_end();
+        }
+    }
+    bail!(running.complaint("did not end"))
+}
+
+fn report(place: &Place<'_>) -> PathBuf {
+    place.folder.join("report.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_may_say_less() {
+        assert!(inside("{}").unwrap().is_none() && inside("{\"restore\":null}").unwrap().is_none());
+        let text = r#"{"restore":{"mode":"lazy","first_instruction_seconds":0.01,
+            "faults":{"demand":3,"new":1}}}"#;
+        let some = inside(text).unwrap().unwrap();
+        assert_eq!((some.first_instruction_seconds, some.bytes_read), (Some(0.01), None));
+        assert_eq!(some.faults.unwrap().demand, 3);
+        assert!(inside(r#"{"restore":{"bytes_read":"many"}}"#).is_err());
+    }
+}

@@ -1,0 +1,179 @@
+//! The ways to restore a guest, each by the monitor that saved it.
+
+use super::beats::{self, Outside, Proof, Usual};
+use super::cache::{self, Cache};
+use super::fathom::{self, Inside};
+use super::guests::Subject;
+use super::qemu;
+use crate::kit::Kit;
+use crate::machine::Running;
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Where snapshots and sockets are.
+pub(super) struct Place<'a> {
+    pub(super) kit: &'a Kit,
+    pub(super) folder: PathBuf,
+    /// Names of sockets are short.
+    pub(super) sockets: TempDir,
+    /// How long a guest is followed by its beats.
+    pub(super) follow: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Monitor {
+    Fathom,
+    Qemu(qemu::Kind),
+}
+
+/// One column of the experiment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) monitor: Monitor,
+    /// Of Fathom: how it restores.
+    mode: &'static str,
+}
+
+impl Way {
+    /// Those that are there, or those of them that are named.
+    pub(super) fn named(names: &[String]) -> Result<Vec<Self>> {
+        let modes = fathom::modes()?;
+        let ours = modes.iter().map(|&mode| Self { monitor: Monitor::Fathom, mode });
+        let peers = [qemu::Kind::Stream, qemu::Kind::Mapped];
+        let peers = peers.map(|kind| Self { monitor: Monitor::Qemu(kind), mode: "" });
+        let all: Vec<Self> = ours.chain(peers).collect();
+        if names.is_empty() {
+            return Ok(all);
+        }
+        let find = |name: &String| {
+            let known = || all.iter().map(Self::name).collect::<Vec<_>>().join(", ");
+            let way = all.iter().find(|way| way.name() == name).cloned();
+            way.with_context(|| format!("no mode is called {name}: there are {}", known()))
+        };
+        names.iter().map(find).collect()
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.monitor {
+            Monitor::Fathom => self.mode,
+            Monitor::Qemu(kind) => qemu::name(kind),
+        }
+    }
+}
+
+/// A guest that was saved in the middle of its work.
+pub(super) struct Saved {
+    path: PathBuf,
+    proof: Proof,
+    pub(super) usual: Usual,
+    /// The same as after a restore, of the guest before it was saved: what is measured of a guest that is left alone.
+    pub(super) undisturbed: Outside,
+    pub(super) bytes: u64,
+    pub(super) seconds: f64,
+}
+
+/// What came of one restore.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Sample {
+    pub(super) outside: Outside,
+    /// Beats since the command, for the picture.
+    pub(super) beats_seconds: Vec<f64>,
+    /// By the host's kernel, of the monitor's process while it was followed.
+    pub(super) bytes_from_disk: u64,
+    pub(super) inside: Option<Inside>,
+}
+
+impl Monitor {
+    pub(super) fn save(self, place: &Place<'_>, subject: &Subject) -> Result<Saved> {
+        let mut running = match self {
+            Self::Fathom => fathom::start(place, subject),
+            Self::Qemu(kind) => qemu::start(place, subject, kind),
+        }?;
+        beats::ready(&mut running)?;
+        // Asked for first: it touches all of the guest's memory.
+        let proof = beats::proof(&mut running)?;
+        let before = beats::follow(&mut running, place.follow)?;
+        let usual = Usual::of(&before)?;
+        let undisturbed = beats::follow(&mut running, place.follow)?;
+        let zero = *before.last().context("a guest that beats")?;
+        let undisturbed: Vec<Duration> = undisturbed.iter().map(|beat| *beat - zero).collect();
+        let path = self.path(place, subject)?;
+        let begun = running.elapsed();
+        match self {
+            Self::Fathom => fathom::save(place, &mut running, &path),
+            Self::Qemu(kind) => qemu::save(place, &mut running, &path, kind),
+        }?;
+        let seconds = (running.elapsed() - begun).as_secs_f64();
+        let undisturbed = Outside::of(usual, &undisturbed);
+        let bytes = cache::size(&path)?;
+        Ok(Saved { path, proof, usual, undisturbed, bytes, seconds })
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Fathom => "fathom",
+            Self::Qemu(kind) => qemu::name(kind),
+        }
+    }
+
+    /// Removes what it has saved.
+    pub(super) fn forget(self, place: &Place<'_>, subject: &Subject) -> Result<()> {
+        self.path(place, subject).map(drop)
+    }
+
+    /// Where nothing is.
+    fn path(self, place: &Place<'_>, subject: &Subject) -> Result<PathBuf> {
+        let path = place.folder.join(format!("{}.{}", subject.name(), self.name()));
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        Ok(path)
+    }
+}
+
+impl Way {
+    /// Has the guest prove that it is the one that was saved.
+    pub(super) fn restore(
+        &self,
+        place: &Place<'_>,
+        subject: &Subject,
+        saved: &Saved,
+        cache: Cache,
+    ) -> Result<Sample> {
+        let mut files = vec![saved.path.clone()];
+        files.extend(subject.disk(place.kit)?);
+        cache.prepare(&files)?;
+        let mut running = match self.monitor {
+            Monitor::Fathom => fathom::restore(place, &saved.path, self.mode),
+            Monitor::Qemu(kind) => qemu::restore(place, subject, &saved.path, kind),
+        }?;
+        let beats = beats::follow(&mut running, place.follow)?;
+        let bytes_from_disk = read_bytes(&running)?;
+        let proof = beats::proof(&mut running)?;
+        if proof != saved.proof {
+            let what = format!("is another than was saved: {proof:?}, not {:?}", saved.proof);
+            bail!(running.complaint(&what));
+        }
+        let inside = match self.monitor {
+            Monitor::Fathom => fathom::end(place, &mut running)?,
+            Monitor::Qemu(_) => None,
+        };
+        let outside = Outside::of(saved.usual, &beats);
+        let beats_seconds = beats.iter().map(Duration::as_secs_f64).collect();
+        Ok(Sample { outside, beats_seconds, bytes_from_disk, inside })
+    }
+}
+
+/// What a process has had read for it (Documentation/filesystems/proc.rst, 3.3).
+fn read_bytes(running: &Running) -> Result<u64> {
+    let file = format!("/proc/{}/io", running.pid());
+    let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    line.and_then(|bytes| bytes.parse().ok()).with_context(|| format!("{file} says {text}"))
+}
