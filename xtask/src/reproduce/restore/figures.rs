@@ -37,6 +37,8 @@ pub(super) struct GuestFigures {
     pub(super) others_processors: f64,
     pub(super) saved: Vec<SavedFigures>,
     pub(super) restores: Vec<RestoreFigures>,
+    /// What was not done, and why.
+    troubles: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -131,6 +133,7 @@ impl GuestFigures {
             others_processors: 0.0,
             saved: Vec::new(),
             restores: Vec::new(),
+            troubles: Vec::new(),
         }
     }
 
@@ -158,6 +161,13 @@ impl GuestFigures {
         }
         self.restores.push(RestoreFigures { monitor, mode, cache, samples: vec![sample] });
         self.restores.sort_by_key(|row| row.cache);
+    }
+
+    /// At once, and again below the table.
+    pub(super) fn trouble(&mut self, mode: &str, error: &anyhow::Error) {
+        let trouble = format!("{mode}: {error:#}");
+        eprintln!("! {trouble}");
+        self.troubles.push(trouble.lines().next().unwrap_or_default().to_owned());
     }
 
     /// Each restore was proven before it came here.
@@ -221,6 +231,9 @@ impl GuestFigures {
                 saved.usual.mean_seconds * 1e3,
                 saved.usual.interval_seconds * 1e3
             );
+        }
+        for trouble in &self.troubles {
+            let _ = writeln!(text, "! {trouble}");
         }
         text
     }

@@ -6,13 +6,17 @@ use super::fathom::{self, Inside};
 use super::guests::Subject;
 use super::qemu;
 use crate::kit::Kit;
-use crate::machine::Running;
+use crate::machine::{Next, Running};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
+
+/// QEMU's microvm without KVM hangs now and then before it prints anything.
+const BOOT_TRIES: usize = 4;
+const BOOT_LONGEST: Duration = Duration::from_secs(40);
 
 /// Where snapshots and sockets are.
 pub(super) struct Place<'a> {
@@ -34,9 +38,12 @@ pub(super) enum Monitor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
     pub(super) monitor: Monitor,
-    /// Of Fathom: how it restores.
+    /// How it restores.
     mode: &'static str,
 }
+
+/// Of QEMU: pages are fetched from a QEMU that has them in its memory.
+const POSTCOPY: &str = "qemu-postcopy";
 
 impl Way {
     /// Those that are there, or those of them that are named.
@@ -44,7 +51,9 @@ impl Way {
         let modes = fathom::modes()?;
         let ours = modes.iter().map(|&mode| Self { monitor: Monitor::Fathom, mode });
         let peers = [qemu::Kind::Stream, qemu::Kind::Mapped];
-        let peers = peers.map(|kind| Self { monitor: Monitor::Qemu(kind), mode: "" });
+        let peers = peers.map(|kind| (kind, qemu::name(kind)));
+        let peers = peers.into_iter().chain([(qemu::Kind::Stream, POSTCOPY)]);
+        let peers = peers.map(|(kind, mode)| Self { monitor: Monitor::Qemu(kind), mode });
         let all: Vec<Self> = ours.chain(peers).collect();
         if names.is_empty() {
             return Ok(all);
@@ -58,10 +67,7 @@ impl Way {
     }
 
     pub(super) fn name(&self) -> &'static str {
-        match self.monitor {
-            Monitor::Fathom => self.mode,
-            Monitor::Qemu(kind) => qemu::name(kind),
-        }
+        self.mode
     }
 }
 
@@ -89,10 +95,7 @@ pub(super) struct Sample {
 
 impl Monitor {
     pub(super) fn save(self, place: &Place<'_>, subject: &Subject) -> Result<Saved> {
-        let mut running = match self {
-            Self::Fathom => fathom::start(place, subject),
-            Self::Qemu(kind) => qemu::start(place, subject, kind),
-        }?;
+        let mut running = self.start(place, subject)?;
         beats::ready(&mut running)?;
         // Asked for first: it touches all of the guest's memory.
         let proof = beats::proof(&mut running)?;
@@ -111,6 +114,21 @@ impl Monitor {
         let undisturbed = Outside::of(usual, &undisturbed);
         let bytes = cache::size(&path)?;
         Ok(Saved { path, proof, usual, undisturbed, bytes, seconds })
+    }
+
+    /// Again if it does not get to its first word, but for Fathom, which may not fail so.
+    fn start(self, place: &Place<'_>, subject: &Subject) -> Result<Running> {
+        let mut tries = 1;
+        loop {
+            let mut running = match self {
+                Self::Fathom => return fathom::start(place, subject),
+                Self::Qemu(kind) => qemu::start(place, subject, kind),
+            }?;
+            match running.next(BOOT_LONGEST) {
+                Next::Quiet if tries < BOOT_TRIES => tries += 1,
+                _ => return Ok(running),
+            }
+        }
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -149,10 +167,16 @@ impl Way {
         let mut files = vec![saved.path.clone()];
         files.extend(subject.disk(place.kit)?);
         cache.prepare(&files)?;
+        // Dropped, and so ended, when all is done.
+        let source;
         let mut running = match self.monitor {
-            Monitor::Fathom => fathom::restore(place, &saved.path, self.mode),
-            Monitor::Qemu(kind) => qemu::restore(place, subject, &saved.path, kind),
-        }?;
+            Monitor::Fathom => fathom::restore(place, &saved.path, self.mode)?,
+            Monitor::Qemu(kind) if self.mode == POSTCOPY => {
+                source = qemu::Source::start(place, subject, &saved.path, kind)?;
+                source.restore(place, subject)?
+            }
+            Monitor::Qemu(kind) => qemu::restore(place, subject, &saved.path, kind)?,
+        };
         let beats = beats::follow(&mut running, place.follow)?;
         let bytes_from_disk = read_bytes(&running)?;
         let proof = beats::proof(&mut running)?;
