@@ -44,6 +44,15 @@ pub(super) fn modes() -> Result<Vec<&'static str>> {
     })
 }
 
+/// For `fathom save`; nothing for what it does anyway.
+pub(super) fn compression(how: &str) -> Result<Vec<String>> {
+    Ok(match how {
+        "none" => Vec::new(),
+        "lz4" | "zstd" => vec!["--compress".to_owned(), how.to_owned()],
+        _ => bail!("no compression is called {how}: there are none, lz4, zstd"),
+    })
+}
+
 /// Without the place's folder for sockets.
 fn command() -> Command {
     Command::new(fathom_program())
@@ -64,7 +73,7 @@ pub(super) fn start(place: &Place<'_>, subject: &Subject) -> Result<Running> {
 
 /// To a folder, where nothing is. The guest ends.
 pub(super) fn save(place: &Place<'_>, running: &mut Running, path: &Path) -> Result<()> {
-    output(command_in(place).args(["save", NAME]).arg(path).arg("--stop"))?;
+    output(command_in(place).args(["save", NAME]).arg(path).arg("--stop").args(&place.compress))?;
     wait_for_end(running)
 }
 

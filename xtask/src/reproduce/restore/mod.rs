@@ -43,6 +43,9 @@ pub(crate) struct RestoreArgs {
     /// Whether the snapshot is in the host's page cache
     #[arg(long, value_delimiter = ',', value_name = "CACHE")]
     caches: Vec<Cache>,
+    /// How ours is compressed: none, lz4, zstd
+    #[arg(long, default_value = "none", value_name = "HOW")]
+    compress: String,
     /// Restores of each, by turns; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
@@ -76,8 +79,9 @@ pub(super) fn run(args: &RestoreArgs) -> Result<()> {
     }
     let folder = folder()?.join("restore");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let compress = fathom::compression(&args.compress)?;
     let follow = if args.quick { QUICK_FOLLOW } else { FOLLOW };
-    let place = Place { kit: &kit, folder, sockets: tempfile::tempdir()?, follow };
+    let place = Place { kit: &kit, folder, sockets: tempfile::tempdir()?, follow, compress };
     let runs = if args.quick { 1 } else { args.runs };
     let mut figures = Figures::new(runs);
     for subject in &subjects {

@@ -24,6 +24,8 @@ pub(super) struct Place<'a> {
     pub(super) folder: PathBuf,
     /// Names of sockets are short.
     pub(super) sockets: TempDir,
+    /// More words for `fathom save`.
+    pub(super) compress: Vec<String>,
     /// How long a guest is followed by its beats.
     pub(super) follow: Duration,
 }
