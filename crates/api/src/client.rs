@@ -1,8 +1,7 @@
 //! The client: one request a connection.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -170,16 +169,15 @@ impl Client {
         self.put("/fathom/vm/balloon", Some(&body))
     }
 
-    /// Has it written into these files, open for reading and writing: the machine's state, and the image of its memory.
-    /// Give it a timeout for that.
+    /// Has it sent on these sockets, 1 to 16, whose other ends the caller reads meanwhile. They are closed here when
+    /// this returns. Give it a timeout for that.
     pub fn save(
         &self,
-        machine: &File,
-        memory: &File,
+        lanes: Vec<OwnedFd>,
         request: SaveRequest,
     ) -> Result<SaveReport, ClientError> {
         let body = serde_json::to_vec(&request).map_err(|error| self.strange(error))?;
-        let descriptors = [machine.as_fd(), memory.as_fd()];
+        let descriptors: Vec<_> = lanes.iter().map(AsFd::as_fd).collect();
         let response = self.ask_with("PUT", "/fathom/vm/save", Some(&body), &descriptors)?;
         serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
     }

@@ -1,6 +1,6 @@
 //! What the server asks of the VM.
 
-use std::fs::File;
+use std::os::fd::OwnedFd;
 
 use insight::picture::Picture;
 
@@ -34,14 +34,13 @@ pub trait VmControl: Send + Sync {
     fn resume(&self) -> Result<(), ControlError>;
     /// Ends the VM. Returns as soon as that is certain.
     fn stop(&self) -> Result<(), ControlError>;
-    /// Writes it into files of the client's while it stands: its state, and the image of its memory. May take long.
+    /// Sends it on sockets of the client's while it stands: its memory and its state. May take long.
     fn save(
         &self,
-        machine: File,
-        memory: File,
+        lanes: Vec<OwnedFd>,
         request: SaveRequest,
     ) -> Result<SaveReport, ControlError> {
-        let _ = (machine, memory, request);
+        let _ = (lanes, request);
         Err(ControlError::State("it cannot be saved".to_owned()))
     }
     /// Sets what the balloon is to hold. Returns at once; the guest needs time.

@@ -29,7 +29,7 @@ pub(crate) const REQUEST_BODY_MAX: usize = 51_200;
 const RESPONSE_BODY_MAX: usize = 1 << 20;
 const HEADERS_MAX: usize = 64;
 /// Descriptors that come with a request, at most.
-const DESCRIPTORS_MAX: usize = 2;
+const DESCRIPTORS_MAX: usize = 16;
 const DESCRIPTORS_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 const JSON: &str = "application/json";
 /// Writing stops when the peer takes nothing for so long.

@@ -12,7 +12,7 @@
 //! PUT /fathom/vm/watch                    -> 204 (its working set is measured for a minute)
 //! PUT /fathom/vm/pause | resume | stop    -> 204
 //! PUT /fathom/vm/balloon  BalloonTarget   -> 204
-//! PUT /fathom/vm/save     SaveRequest     -> 200 SaveReport (two descriptors come along)
+//! PUT /fathom/vm/save     SaveRequest     -> 200 SaveReport (sockets come along)
 //!                              anything else -> 4xx, 5xx  Fault
 //! ```
 //!
@@ -83,7 +83,7 @@ pub use insight::picture::{
     CacheFigures, CurveOf, CurvePoint, HistoryPoint, IDLE_SECONDS, MemoryCurve, PartFigures,
     Picture, Recommendation, WorkingSets,
 };
-pub use report::{Report, WorkingSetSample};
+pub use report::{Report, Restore, RestoreFaults, TimeToResponsiveness, WorkingSetSample};
 pub use server::Server;
 pub use wire::{
     BalloonTarget, Fault, GuestProcess, HostCache, HostCacheDisk, KernelInfo, KernelSymbol,

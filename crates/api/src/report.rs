@@ -35,6 +35,9 @@ pub struct Report {
     pub host_cache: Option<HostCache>,
     /// The working set, one sample an interval, oldest first.
     pub working_set: Vec<WorkingSetSample>,
+    /// How its memory came; absent where it was not restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
     /// What was known of the guest's memory at the end.
     #[serde(default)]
     pub memory: Picture,
@@ -42,6 +45,57 @@ pub struct Report {
     pub host_resident_bytes: u64,
     /// Times that the guest was paused.
     pub pauses: u64,
+}
+
+/// How the memory of a restored VM came. Times are in seconds since it was asked for.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Restore {
+    /// `eager`, `lazy` or `working-set`.
+    pub mode: String,
+    /// Until a vCPU ran.
+    pub first_instruction_seconds: f64,
+    /// Until all memory was there; absent if the VM ended before.
+    pub complete_seconds: Option<f64>,
+    /// Contents read, as many as they are uncompressed.
+    pub bytes_read: u64,
+    /// Frames of the working set that was known.
+    pub working_set_frames: u64,
+    /// Frames that came before anybody needed them.
+    pub frames_prefetched: u64,
+    /// Frames that came late.
+    pub faults: RestoreFaults,
+    /// How long each vCPU waited for memory, its start included.
+    pub blocked_seconds: Vec<f64>,
+    /// Time to responsiveness.
+    pub ttr: Vec<TimeToResponsiveness>,
+    /// Of vCPU 0: from which time on, how much of each second it has at least.
+    pub curve: Vec<[f64; 2]>,
+}
+
+/// Frames that came late.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RestoreFaults {
+    /// Fetched since somebody needed them.
+    pub demand: u64,
+    /// Came along with these.
+    pub neighbours: u64,
+    /// Waits of vCPUs for a frame that another was fetching.
+    pub waited: u64,
+    /// Waits of devices.
+    pub device: u64,
+}
+
+/// The time from which on each window of a vCPU has so much of its time (Zhang and others, VEE 2011).
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct TimeToResponsiveness {
+    /// Length of a window.
+    pub window_seconds: f64,
+    /// What is asked of it, 0 to 1.
+    pub utilization: f64,
+    /// Mean of the vCPUs.
+    pub mean_seconds: f64,
+    /// The slowest vCPU's.
+    pub worst_seconds: f64,
 }
 
 /// The working set at one time. A window is absent until it has passed once.

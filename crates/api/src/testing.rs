@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{
@@ -186,17 +187,20 @@ impl VmControl for FakeVm {
 
     fn save(
         &self,
-        mut machine: File,
-        mut memory: File,
+        lanes: Vec<OwnedFd>,
         request: SaveRequest,
     ) -> Result<SaveReport, ControlError> {
         let failed = |error: std::io::Error| ControlError::Failed(error.to_string());
-        machine.write_all(b"the machine").map_err(failed)?;
-        memory.write_all(b"its memory").map_err(failed)?;
+        if lanes.is_empty() {
+            return Err(ControlError::Invalid("no socket came along".to_owned()));
+        }
+        for lane in lanes {
+            File::from(lane).write_all(b"its memory").map_err(failed)?;
+        }
         if request.stop {
             self.stop()?;
         }
-        Ok(SaveReport { pause_seconds: 0.5, memory_bytes: MEMORY, written_bytes: 10 })
+        Ok(SaveReport { pause_seconds: 0.5, memory_bytes: MEMORY, sent_bytes: 10 })
     }
 
     fn stop(&self) -> Result<(), ControlError> {

@@ -206,12 +206,12 @@ pub struct BalloonTarget {
     pub target_bytes: u64,
 }
 
-/// Body of `PUT /fathom/vm/save`. With its first byte come two descriptors (SCM_RIGHTS), open for reading and writing: of
-/// the file that takes the machine's state, and of the one that takes the image of memory.
+/// Body of `PUT /fathom/vm/save`. With its first byte come descriptors (SCM_RIGHTS), 1 to 16: of connected stream
+/// sockets, on which the VM sends its memory and state as `vmm::saved` says, and is answered that it is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SaveRequest {
-    /// Whether the VM ends then, without the guest having moved again.
+    /// Whether the VM ends once it is kept, without the guest having moved again.
     #[serde(default)]
     pub stop: bool,
 }
@@ -223,8 +223,8 @@ pub struct SaveReport {
     pub pause_seconds: f64,
     /// Size of its memory.
     pub memory_bytes: u64,
-    /// What of it was not zero, and written.
-    pub written_bytes: u64,
+    /// What of it was not zero, and sent.
+    pub sent_bytes: u64,
 }
 
 /// Body of every answer that is not a success.

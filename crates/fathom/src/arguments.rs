@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use snapshot::Compression;
+use vmm::RestoreMode;
 use vmm::config::{
     Bytes, ConsoleConfig, CpuModel, DEFAULT_CMDLINE, DiskConfig, EngineChoice, EstimateLogConfig,
     GdbConfig, HostCacheConfig, NetConfig, TranslationConfig, VmConfig, VsockConfig,
@@ -111,7 +113,8 @@ read-only makes the snapshot useless: use --stop, or an overlay that is copied b
 
 Example:
   fathom save web web.snapshot --stop
-  fathom restore web.snapshot";
+  fathom restore web.snapshot
+  fathom save web web.later --incremental web.snapshot --compress zstd";
 
 const RESTORE_AFTER: &str = "\
 The VM is as it was, with the disks, networks and sockets that it had, which nobody else may have now. Its clocks
@@ -390,9 +393,55 @@ pub(crate) struct SaveArguments {
     pub(crate) name: String,
     /// Where the snapshot is made, a folder; nothing may be there
     pub(crate) path: PathBuf,
-    /// End the VM then, before its guest moves again
+    /// End the VM once it is saved, before its guest moves again
     #[arg(long)]
     pub(crate) stop: bool,
+    /// How its memory is compressed: lz4 for speed, zstd for size
+    #[arg(long, value_enum, default_value_t = CompressArgument::None)]
+    pub(crate) compress: CompressArgument,
+    /// Save only what differs from this snapshot, which is needed to restore then
+    #[arg(long, value_name = "PARENT")]
+    pub(crate) incremental: Option<PathBuf>,
+    /// Replace the snapshot that is there, once this one is whole
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Print JSON: sizes, frames by kind, how long it took
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum ModeArgument {
+    Eager,
+    Lazy,
+    WorkingSet,
+}
+
+impl From<ModeArgument> for RestoreMode {
+    fn from(argument: ModeArgument) -> Self {
+        match argument {
+            ModeArgument::Eager => Self::Eager,
+            ModeArgument::Lazy => Self::Lazy,
+            ModeArgument::WorkingSet => Self::WorkingSet,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum CompressArgument {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl From<CompressArgument> for Compression {
+    fn from(argument: CompressArgument) -> Self {
+        match argument {
+            CompressArgument::None => Self::None,
+            CompressArgument::Lz4 => Self::Lz4,
+            CompressArgument::Zstd => Self::Zstd,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -414,6 +463,12 @@ pub(crate) struct RestoreArguments {
     /// The guest stands until `fathom resume`
     #[arg(long)]
     pub(crate) paused: bool,
+    /// When its memory comes: all before it runs, each frame when it is needed, or first what it needed before
+    #[arg(long, value_enum, default_value_t = ModeArgument::WorkingSet)]
+    pub(crate) mode: ModeArgument,
+    /// Write what the guest needs first into the snapshot, for the next restore
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub(crate) learn: bool,
     /// Whether the VM's process gives up what it will not need, as of `run`
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) confine: Confinement,

@@ -16,6 +16,7 @@ mod top;
 mod verbs;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 
@@ -23,18 +24,19 @@ use arguments::{Arguments, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
+    let asked = Instant::now();
     log::start();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return failure::bad_arguments(&error),
     };
-    match execute(arguments.command) {
+    match execute(arguments.command, asked) {
         Ok(code) => code,
         Err(failure) => failure.report(),
     }
 }
 
-fn execute(command: Command) -> Result<ExitCode, Failure> {
+fn execute(command: Command, asked: Instant) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(arguments) => run::run(*arguments),
         Command::List(arguments) => list::list(&arguments),
@@ -46,7 +48,7 @@ fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Resume(vm) => verbs::resume(&vm),
         Command::Stop(vm) => verbs::stop(&vm),
         Command::Save(arguments) => save::save(&arguments),
-        Command::Restore(arguments) => run::restore(arguments),
+        Command::Restore(arguments) => run::restore(arguments, asked),
         Command::Balloon(arguments) => verbs::balloon(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     }

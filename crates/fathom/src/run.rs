@@ -9,12 +9,13 @@ mod signals;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use api::{Server, SocketDirectory};
 use confine::{Jail, Thread};
 use vmm::config::{ConsoleConfig, VmConfig, VmPlan};
 use vmm::saved::Saved;
-use vmm::{Outcome, Outside, VmError, VmHandle};
+use vmm::{Outcome, Outside, RestoreOptions, VmError, VmHandle};
 
 use crate::arguments::{Confinement, RestoreArguments, RunArguments};
 use crate::failure::{Failure, GUEST_PANIC, SUCCESS};
@@ -34,15 +35,22 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
 }
 
 /// `fathom restore`.
-pub(crate) fn restore(arguments: RestoreArguments) -> Result<ExitCode, Failure> {
+///
+/// `asked`: when the command began.
+pub(crate) fn restore(arguments: RestoreArguments, asked: Instant) -> Result<ExitCode, Failure> {
     if arguments.confine == Confinement::On {
         confine::close_inherited(&[]).map_err(Failure::host)?;
     }
     let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
     let (confine, paused) = (arguments.confine, arguments.paused);
+    let options = RestoreOptions {
+        mode: arguments.mode.into(),
+        learning: if arguments.learn { saved.begin_to_learn() } else { None },
+        asked,
+    };
     let plan = VmPlan::new(arguments.config(&saved.state.config)).map_err(Failure::usage)?;
     live(plan, SocketDirectory::open()?, confine, false, move |plan, outside| {
-        vmm::restore_with(plan, outside, saved, paused)
+        vmm::restore_with(plan, outside, saved, options, paused)
     })
 }
 

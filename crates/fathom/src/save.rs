@@ -1,10 +1,16 @@
-//! `fathom save`: the files are opened here, since a VM's process can open none; the VM writes them.
+//! `fathom save`: the VM's process, which can open no file, sends itself here; this one writes.
 
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use api::{SaveRequest, SocketDirectory};
-use vmm::saved::Draft;
+use serde::Serialize;
+use snapshot::Snapshot;
+use vmm::saved::{Draft, DraftOptions, Kept, Progress};
 
 use crate::arguments::SaveArguments;
 use crate::failure::{Failure, SUCCESS};
@@ -14,25 +20,104 @@ use crate::verbs;
 
 /// A terabyte at the rate of a slow disk takes longer; then it is the user who waits.
 const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Between two looks at how far it is.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Figures {
+    /// From the command to a snapshot that is durable.
+    seconds: f64,
+    /// How long the guest stood.
+    pause_seconds: f64,
+    memory_bytes: u64,
+    /// Of the memory image.
+    image_bytes: u64,
+    frames: snapshot::Totals,
+}
 
 pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
+    let begun = Instant::now();
     let directory = SocketDirectory::open()?;
     let client = directory.client(&arguments.name);
     // Before anything is made: a name that nobody has is the most likely mistake.
-    client.status()?;
-    let (draft, files) = Draft::create(&arguments.path).map_err(Failure::usage)?;
+    let memory_bytes = client.status()?.configured_bytes;
+    let path = &arguments.path;
+    if path.symlink_metadata().is_ok() && !arguments.replace {
+        let what = "something is there: name a path where nothing is, or --replace a snapshot";
+        return Err(Failure::Usage(format!("{}: {what}", path.display())));
+    }
+    let parent = arguments.incremental.as_ref().map(Snapshot::open).transpose();
+    let options = DraftOptions {
+        compression: arguments.compress.into(),
+        parent: parent.map_err(Failure::usage)?.map(Arc::new),
+        lanes: thread::available_parallelism().map_or(1, |threads| threads.get().min(8)),
+    };
+    let (draft, lanes) = Draft::create(path, memory_bytes, options).map_err(Failure::usage)?;
     let request = SaveRequest { stop: arguments.stop };
     let client = client.with_timeout(TIMEOUT);
-    let report = client.save(&files.machine, &files.memory, request)?;
-    draft.finish().map_err(Failure::host)?;
+    let progress = Progress::default();
+    let done = AtomicBool::new(false);
+    let (report, kept) = thread::scope(|scope| {
+        let asked = scope.spawn(|| client.save(lanes, request));
+        let shown = scope.spawn(|| show(&progress, memory_bytes, &done));
+        let kept = draft.keep(&progress);
+        done.store(true, Ordering::Relaxed);
+        let panicked = || Failure::Host("a thread has panicked".to_owned());
+        let report = asked.join().map_err(|_| panicked())?.map_err(Failure::from);
+        shown.join().map_err(|_| panicked())?;
+        Ok::<_, Failure>((report, kept))
+    })?;
+    // Which of the two is the cause: a disk that is full, or a VM that is gone.
+    let (report, kept) = match (report, kept) {
+        (Ok(report), Ok(kept)) => (report, kept),
+        (_, Err(error)) if !error.is_of_the_stream() => return Err(Failure::host(error)),
+        (Err(error), _) => return Err(error),
+        (_, Err(error)) => return Err(Failure::host(error)),
+    };
     if arguments.stop {
         verbs::wait_for_end(&directory, &arguments.name)?;
     }
-    print(&format!(
-        "{} of {}; the guest stood for {:.0} ms\n",
-        text::bytes(report.written_bytes),
-        text::bytes(report.memory_bytes),
-        report.pause_seconds * 1e3
-    ));
+    let figures = Figures {
+        seconds: begun.elapsed().as_secs_f64(),
+        pause_seconds: report.pause_seconds,
+        memory_bytes,
+        image_bytes: kept.image_bytes,
+        frames: kept.frames,
+    };
+    print(&if arguments.json { json(&figures)? } else { line(&figures, &kept) });
     Ok(ExitCode::from(SUCCESS))
+}
+
+fn json(figures: &Figures) -> Result<String, Failure> {
+    Ok(serde_json::to_string(figures).map_err(Failure::host)? + "\n")
+}
+
+fn line(figures: &Figures, kept: &Kept) -> String {
+    let parent = match kept.frames.parent {
+        0 => String::new(),
+        frames => format!(" and {} in its parent", text::bytes(u64::from(frames) * 4096)),
+    };
+    format!(
+        "{} of {}{parent}; the guest stood for {:.0} ms\n",
+        text::bytes(figures.image_bytes),
+        text::bytes(figures.memory_bytes),
+        figures.pause_seconds * 1e3
+    )
+}
+
+/// On a terminal, how far it is, until it is done.
+fn show(progress: &Progress, memory_bytes: u64, done: &AtomicBool) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let all = (memory_bytes / 4096).max(1);
+    while !done.load(Ordering::Relaxed) {
+        thread::sleep(TICK);
+        let told = u64::from(progress.frames.load(Ordering::Relaxed));
+        let written = u64::from(progress.written.load(Ordering::Relaxed)) * 4096;
+        eprint!("\rfathom: {:3} %, {} written ", told * 100 / all, text::bytes(written));
+        let _ = std::io::stderr().flush();
+    }
+    eprint!("\r\x1b[K");
 }

@@ -41,7 +41,7 @@ fn bad_flags_and_sizes() {
         (&["run", "--kernel", &kernel, "--console", "/nowhere/c"], "/nowhere/c"),
         (&["save", "web"], "<PATH>"),
         (&["restore"], "<PATH>"),
-        (&["restore", "/nowhere/web"], "/nowhere/web/machine.json"),
+        (&["restore", "/nowhere/web"], "/nowhere/web"),
         (&["top"], "add --once"),
         (&["top", "--interval", "0"], "write seconds"),
         (&["balloon", "web", "much"], "`much` is not a size"),

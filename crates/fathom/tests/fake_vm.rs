@@ -44,12 +44,18 @@ fn a_save_is_whole_or_leaves_nothing() {
     let (_web, _server) = sandbox.fake_vm("web");
     let path = sandbox.path("web.snapshot");
     let name = path.to_str().expect("text");
-    assert_eq!(sandbox.success(&["save", "web", name]), "10 of 256M; the guest stood for 500 ms\n");
-    assert_eq!(std::fs::read(path.join("machine.json")).expect("written"), b"the machine");
-    assert_eq!(std::fs::read(path.join("memory.img")).expect("written"), b"its memory");
+    // It sends what is no machine.
+    let line = sandbox.refusal(1, &["save", "web", name]);
+    assert!(line.contains("what the VM sends"), "{line}");
+    assert!(!path.exists() && !sandbox.path("web.snapshot.new").exists());
+    std::fs::write(&path, "mine").expect("written");
     let line = sandbox.refusal(2, &["save", "web", name]);
     assert!(line.contains("name a path where nothing is"), "{line}");
-    assert_eq!(std::fs::read(path.join("machine.json")).expect("still there"), b"the machine");
+    let line = sandbox.refusal(2, &["save", "web", name, "--replace"]);
+    assert!(line.contains("exists and is no snapshot"), "{line}");
+    assert_eq!(std::fs::read(&path).expect("still there"), b"mine");
+    let line = sandbox.refusal(2, &["save", "web", "child", "--incremental", "/nowhere/parent"]);
+    assert!(line.contains("/nowhere/parent"), "{line}");
 
     let other = sandbox.path("other");
     let other_name = other.to_str().expect("text");

@@ -1,5 +1,6 @@
 //! Guest RAM and its one fault path.
 
+use std::io::IoSlice;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -214,12 +215,13 @@ impl GuestMemory {
         source
             .fetch(frame, &mut contents)
             .map_err(|error| ResolveError::Source { frame, error })?;
-        self.ram.fill(frame, &contents).map_err(|errno| ResolveError::Store { frame, errno })?;
+        let (_, filled) = self.ram.fill_run(frame, &[IoSlice::new(&contents)]);
+        filled.map_err(|errno| ResolveError::Store { frame, errno })?;
         filling.done(pin);
         Ok(())
     }
 
-    fn source(&self, id: SourceId) -> Arc<dyn Source> {
+    pub(crate) fn source(&self, id: SourceId) -> Arc<dyn Source> {
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&sources[id.0 as usize])
     }
@@ -228,6 +230,7 @@ impl GuestMemory {
     pub fn add_source(&self, source: Arc<dyn Source>) -> Option<SourceId> {
         let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
         let id = u16::try_from(sources.len()).ok()?;
+        self.ram.open_landing();
         sources.push(source);
         Some(SourceId(id))
     }

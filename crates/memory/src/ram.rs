@@ -16,17 +16,19 @@
 
 use std::ffi::c_void;
 use std::fs::File;
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, TryLockError};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::address::{FRAME_SIZE, Frame, FrameRange};
+use crate::landing::Landing;
 
 /// Address space that faults, before and after RAM: an access that runs over an end of RAM stops
 /// there instead of in somebody else's memory.
@@ -49,6 +51,10 @@ pub(crate) struct Ram {
     base: AtomicPtr<u8>,
     /// For all others, once the guest is apart.
     others: OnceLock<Mapping>,
+    /// Held by who fills pages by writing to the file, so that others find another way.
+    writing: Mutex<()>,
+    /// The other way.
+    landing: RwLock<Option<Landing>>,
     /// Its contents are not in the file, or not all.
     anonymous: AtomicBool,
     /// Of this process, opened while it may: for anonymous RAM.
@@ -56,7 +62,7 @@ pub(crate) struct Ram {
 }
 
 /// A reservation of address space with RAM in it, mapped until drop.
-struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     reserved: usize,
     /// The first byte of RAM; at least `GUARD` bytes lie before it and after its end.
@@ -71,6 +77,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn reserve(bytes: usize) -> Result<Self, Errno> {
         let reserved = bytes + LARGE_PAGE + 2 * GUARD;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -152,6 +166,8 @@ impl Ram {
             base: AtomicPtr::new(guest.base.as_ptr()),
             guest,
             others: OnceLock::new(),
+            writing: Mutex::default(),
+            landing: RwLock::default(),
             anonymous: AtomicBool::new(anonymous),
             pagemap,
         })
@@ -240,6 +256,68 @@ impl Ram {
         };
         let _ = self.punch(FrameRange { first: frame, count: 1 });
         Err(error)
+    }
+
+    /// As [`Ram::fill`], for neighbours from `first` on, at most 1024 (IOV_MAX): answers how many pages, from the first on, are complete
+    /// in the file, and why not all. The others are not in it.
+    ///
+    /// One thread at a time writes to the file, which costs least; others need not wait for it where
+    /// [`Ram::open_landing`] has worked.
+    pub(crate) fn fill_run(
+        &self,
+        first: Frame,
+        pages: &[IoSlice<'_>],
+    ) -> (usize, Result<(), Errno>) {
+        let writing = self.writing.try_lock();
+        let landing = self.landing.read().unwrap_or_else(PoisonError::into_inner);
+        let mut complete = match (&writing, &*landing) {
+            (Err(TryLockError::WouldBlock), Some(landing)) => {
+                landing.copy(first.index() * FRAME_SIZE, pages)
+            }
+            _ => 0,
+        };
+        let error = loop {
+            if complete == pages.len() {
+                return (complete, Ok(()));
+            }
+            let offset = (first.index() + complete) as u64 * FRAME_SIZE as u64;
+            match rustix::io::pwritev(&self.file, &pages[complete..], offset) {
+                Ok(bytes) if bytes > 0 && bytes % FRAME_SIZE == 0 => complete += bytes / FRAME_SIZE,
+                Ok(bytes) => {
+                    complete += bytes / FRAME_SIZE;
+                    break Errno::NOSPC;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => break error,
+            }
+        };
+        // The page that it stopped at may be there, with zeros for what did not come.
+        let stopped = FrameRange { first: Frame(first.0 + complete as u32), count: 1 };
+        let _ = self.punch(stopped);
+        (complete, Err(error))
+    }
+
+    /// Makes [`Ram::fill_run`] fast for many threads at once, if the host allows: for RAM's size of address space
+    /// and, per page filled, 8 bytes of page tables, until [`Ram::close_landing`].
+    pub(crate) fn open_landing(&self) {
+        let mut landing = self.landing.write().unwrap_or_else(PoisonError::into_inner);
+        if landing.is_none() {
+            let mapping = self.another_mapping().ok();
+            *landing = mapping.and_then(|mapping| Landing::new(mapping).ok());
+        }
+    }
+
+    pub(crate) fn another_mapping(&self) -> Result<Mapping, Errno> {
+        Mapping::of_file(&self.file, self.guest.bytes)
+    }
+
+    pub(crate) fn close_landing(&self) {
+        let is_open = self.landing.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        if is_open {
+            // Unmapped after the lock is free.
+            let landing = self.landing.write().unwrap_or_else(PoisonError::into_inner).take();
+            drop(landing);
+        }
     }
 
     /// Gives the pages of a run back to the host; they read as zeros then.

@@ -3,6 +3,8 @@
 use std::io;
 
 use crate::address::{FRAME_SIZE, Frame};
+use crate::guest_memory::GuestMemory;
+use crate::table::FrameState;
 
 /// A registered [`Source`], as [`crate::GuestMemory::add_source`] numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,4 +37,23 @@ pub enum SourceError {
     /// The store cannot be reached now; later it may.
     #[error("unavailable: {0}")]
     Unavailable(String),
+}
+
+impl GuestMemory {
+    /// Reads the contents of an absent frame from where they are. It stays absent, and nobody waits for this. False: it
+    /// is not absent, so look at the frame itself.
+    ///
+    /// # Errors
+    /// Its source fails.
+    pub fn read_absent(
+        &self,
+        frame: Frame,
+        into: &mut [u8; FRAME_SIZE],
+    ) -> Result<bool, SourceError> {
+        let Some(FrameState::Absent(source)) = self.facts(frame).map(|facts| facts.state) else {
+            return Ok(false);
+        };
+        self.source(source).fetch(frame, into)?;
+        Ok(true)
+    }
 }

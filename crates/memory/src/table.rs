@@ -208,6 +208,21 @@ impl FrameTable {
         });
     }
 
+    /// Absent at `source` to filling, without waiting: this thread alone must settle the frame by
+    /// [`FrameTable::filled`]. False if the frame is anything else.
+    pub(crate) fn claim(&self, frame: Frame, source: SourceId) -> bool {
+        let entry = self.entry(frame);
+        loop {
+            let word = Word(entry.word.load(Ordering::Acquire));
+            if word.tag() != Tag::Absent || word.source() != source {
+                return false;
+            }
+            if self.exchange(entry, word, word.with_tag(Tag::Filling)) {
+                return true;
+            }
+        }
+    }
+
     /// Pins `frame` if it has contents, and changes nothing else. Never waits.
     pub(crate) fn hold(&self, frame: Frame) -> Held {
         let entry = self.entry(frame);

@@ -44,6 +44,7 @@ enum Step {
     Discard(Vec<u32>, bool),
     Deflate(Vec<u32>),
     MakeAbsent(Vec<u32>),
+    Supply(Vec<u32>),
     SourceFails(bool),
     AdvanceEpoch,
     MarkCode(u32),
@@ -58,7 +59,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => frame.clone().prop_map(Step::DeviceRead),
         3 => (frames.clone(), any::<bool>()).prop_map(|(f, b)| Step::Discard(f, b)),
         2 => frames.clone().prop_map(Step::Deflate),
-        2 => frames.prop_map(Step::MakeAbsent),
+        2 => frames.clone().prop_map(Step::MakeAbsent),
+        2 => frames.prop_map(Step::Supply),
         1 => any::<bool>().prop_map(Step::SourceFails),
         2 => Just(Step::AdvanceEpoch),
         1 => frame.prop_map(Step::MarkCode),
@@ -189,6 +191,7 @@ impl Rig {
                 self.change(frames, FrameState::Untouched, absent);
                 self.change(frames, FrameState::Ballooned, absent);
             }
+            Step::Supply(ref frames) => self.supply(&memory, frames),
             Step::SourceFails(failing) => {
                 self.numbers.failing.store(failing, Ordering::Relaxed);
                 self.model.failing = failing;
@@ -203,6 +206,26 @@ impl Rig {
                     self.model.frames[frame as usize].code = true;
                 }
             }
+        }
+    }
+
+    fn supply(&mut self, memory: &GuestMemory, frames: &[u32]) {
+        let contents: Vec<_> = frames.iter().map(|&f| [number(Frame(f)); FRAME_SIZE]).collect();
+        let pages: Vec<_> = frames.iter().copied().map(Frame).zip(&contents).collect();
+        let absent = FrameState::Absent(self.source);
+        let before = memory.counts().absent;
+        match memory.supply(self.source, &pages) {
+            Ok(supplied) => {
+                for &frame in frames {
+                    let expected = &mut self.model.frames[frame as usize];
+                    if expected.state == absent {
+                        expected.state = FrameState::Resident;
+                        expected.byte = number(Frame(frame));
+                    }
+                }
+                assert_eq!(before - supplied, self.model.counts().absent);
+            }
+            Err(_) => assert!(frames.iter().any(|&frame| frame >= FRAMES)),
         }
     }
 

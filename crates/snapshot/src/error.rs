@@ -108,13 +108,16 @@ impl SnapshotError {
         move |error| SnapshotError::Host { operation, path: path.to_string(), error }
     }
 
-    /// For [`memory::Source`]: may another try succeed?
-    pub(crate) fn into_source_error(self) -> memory::SourceError {
-        match self {
-            SnapshotError::Host { ref error, .. } => {
-                memory::SourceError::Io(io::Error::new(error.kind(), self.to_string()))
+}
+
+/// May another try succeed?
+impl From<SnapshotError> for memory::SourceError {
+    fn from(error: SnapshotError) -> Self {
+        match &error {
+            SnapshotError::Host { error: cause, .. } => {
+                memory::SourceError::Io(io::Error::new(cause.kind(), error.to_string()))
             }
-            _ => memory::SourceError::Corrupt(self.to_string()),
+            _ => memory::SourceError::Corrupt(error.to_string()),
         }
     }
 }

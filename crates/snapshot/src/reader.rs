@@ -327,11 +327,20 @@ impl Snapshot {
     /// # Errors
     /// The index cannot be read.
     pub fn place_of(&self, frame: Frame) -> Result<Option<Place>, SnapshotError> {
+        self.place_around(frame, CHUNK_FRAMES as u32)
+    }
+
+    /// The same of a plain image with no more than `frames`, a power of two up to 64, for who is in a hurry. Of a
+    /// compressed image the smallest place is a chunk.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn place_around(&self, frame: Frame, frames: u32) -> Result<Option<Place>, SnapshotError> {
         let (mut owner, mut ancestor) = (self, 0);
         loop {
             match (owner.map.get(frame), &owner.parent) {
                 (Some((Kind::Stored, rank)), _) => {
-                    let at = owner.place_at(frame, rank)?;
+                    let at = owner.place_at(frame, rank, frames)?;
                     return Ok(Some(Place { ancestor, at }));
                 }
                 (Some((Kind::Parent, _)), Some(parent)) => {
@@ -342,13 +351,14 @@ impl Snapshot {
         }
     }
 
-    fn place_at(&self, frame: Frame, rank: u32) -> Result<At, SnapshotError> {
+    fn place_at(&self, frame: Frame, rank: u32, frames: u32) -> Result<At, SnapshotError> {
         if self.chunks.is_some() {
             let (number, _) = self.chunk_of(frame, rank, self.entry(rank)?)?;
             return Ok(At::Chunk(number));
         }
-        let group = frame.0 - frame.0 % CHUNK_FRAMES as u32;
-        let group_end = group.saturating_add(CHUNK_FRAMES as u32);
+        let frames = frames.clamp(1, CHUNK_FRAMES as u32);
+        let group = frame.0 - frame.0 % frames;
+        let group_end = group.saturating_add(frames);
         let run = self.map.run(frame).filter(|run| run.kind == Kind::Stored);
         let (first, end) =
             run.map_or((frame.0, frame.0 + 1), |run| (run.first.0, run.first.0 + run.count));
@@ -359,14 +369,14 @@ impl Snapshot {
     /// Everything that is stored, this snapshot's image first, then its ancestors', each in the order of its
     /// file: for who wants all of it. [`Snapshot::read_place`] tells which frames they have. Frames on
     /// disks are not among them.
-    pub fn places(&self) -> impl Iterator<Item = Place> {
+    pub fn places(&self) -> impl Iterator<Item = Place> + Send {
         let ancestors = std::iter::successors(Some(self), |snapshot| snapshot.parent.as_deref());
         ancestors.enumerate().flat_map(|(ancestor, snapshot)| {
             snapshot.own_places().map(move |at| Place { ancestor: ancestor as u8, at })
         })
     }
 
-    fn own_places(&self) -> Box<dyn Iterator<Item = At> + '_> {
+    fn own_places(&self) -> Box<dyn Iterator<Item = At> + Send + '_> {
         if let Some(chunks) = &self.chunks {
             return Box::new((0..chunks.count()).map(At::Chunk));
         }
@@ -598,7 +608,7 @@ impl Chunks {
 /// For lazy restore: frames come when they are first used.
 impl Source for Snapshot {
     fn fetch(&self, frame: Frame, into: &mut [u8; FRAME_SIZE]) -> Result<(), SourceError> {
-        self.read(frame, into).map_err(SnapshotError::into_source_error)
+        Ok(self.read(frame, into)?)
     }
 }
 

@@ -19,11 +19,12 @@ use crate::console::Console;
 use crate::debug::{Debugger, Finish};
 use crate::error::{RequestError, VmError};
 use crate::host_cache::HostCacheReport;
-use crate::machine::{Machine, Threads};
+use crate::machine::{Beginning, Machine, Threads};
 use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
-use crate::saved::{SaveFiles, SaveReport, Saved};
+use crate::restore::RestoreOptions;
+use crate::saved::{SaveLanes, SaveReport, Saved};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -138,15 +139,16 @@ pub fn restore_with(
     plan: VmPlan,
     outside: Outside,
     saved: Saved,
+    options: RestoreOptions,
     paused: bool,
 ) -> Result<VmHandle, VmError> {
-    start_from(plan, outside, Some(saved), paused)
+    start_from(plan, outside, Some((saved, options)), paused)
 }
 
 fn start_from(
     plan: VmPlan,
     outside: Outside,
-    saved: Option<Saved>,
+    saved: Option<(Saved, RestoreOptions)>,
     paused: bool,
 ) -> Result<VmHandle, VmError> {
     let engine: Box<dyn Engine> = match plan.engine.kind {
@@ -158,9 +160,10 @@ fn start_from(
     // Its socket is the last that is opened before threads start.
     let debugger = plan.gdb.as_ref().map(Debugger::start).transpose()?;
     let desk = debugger.as_ref();
-    let (life, threads) =
-        begin(&plan, &*engine, &console, &outside, desk, started, paused, saved.as_ref())?;
+    let (saved, options) = saved.unzip();
     let balloon_target_bytes = saved.as_ref().map_or(0, Saved::balloon_target_bytes);
+    let beginning = Beginning { paused, saved: saved.as_ref().zip(options) };
+    let (life, threads) = begin(&plan, &*engine, &console, &outside, desk, started, beginning)?;
     drop(saved);
     let before = Totals::default();
     let state = State {
@@ -204,7 +207,6 @@ fn translator(plan: &VmPlan, outside: &Outside) -> Result<TranslateEngine, VmErr
     Ok(engine)
 }
 
-#[allow(clippy::too_many_arguments, reason = "what a life is made of")]
 fn begin(
     plan: &VmPlan,
     engine: &dyn Engine,
@@ -212,11 +214,10 @@ fn begin(
     outside: &Outside,
     debugger: Option<&Debugger>,
     started: Instant,
-    paused: bool,
-    saved: Option<&Saved>,
+    beginning: Beginning<'_>,
 ) -> Result<(Life, Threads), VmError> {
     let desk = debugger.map(Debugger::desk);
-    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, paused, saved)?;
+    let (machine, threads) = Machine::start(plan, engine, console, outside, desk, beginning)?;
     let measured = Arc::clone(&machine);
     let task = Task {
         zero: started,
@@ -294,15 +295,15 @@ impl VmHandle {
         self.0.in_some_life(|machine| machine.control.resume())
     }
 
-    /// Writes the machine into `files` while all of it stands, and ends the VM then if it is to `stop`; else it goes on
+    /// Sends the machine on `lanes` while all of it stands. If it is to `stop`, it ends once it is kept; else it goes on
     /// as it was, standing or running. In the instant of a reboot it is the next life that is saved.
     ///
     /// # Errors
-    /// The VM has ended, or the host refused a write: the guest goes on.
-    pub fn save(&self, files: &SaveFiles, stop: bool) -> Result<SaveReport, RequestError> {
+    /// The VM has ended; or who keeps it does not take it, or does not say that it is kept: the guest goes on.
+    pub fn save(&self, lanes: &SaveLanes, stop: bool) -> Result<SaveReport, RequestError> {
         let mut saved = None;
         self.0.in_some_life(|machine| {
-            saved = machine.save(files, stop);
+            saved = machine.save(lanes, stop);
             saved.is_some()
         })?;
         let saved = saved.ok_or(RequestError::Ended)?;
@@ -398,8 +399,7 @@ impl Shared {
             outside,
             debugger,
             self.started,
-            paused,
-            None,
+            Beginning { paused, saved: None },
         )?;
         let mut state = self.lock();
         if paused && !state.paused {
@@ -487,6 +487,7 @@ impl Shared {
             cache: totals.cache,
             host_cache: totals.host_cache,
             working_set: totals.working_set,
+            restore: life.machine.restored(),
             picture: life.observer.last_picture(),
             host_resident_bytes: process_private_bytes()
                 + life.machine.memory.backed_bytes().unwrap_or(0),

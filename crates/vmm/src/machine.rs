@@ -26,7 +26,8 @@ use crate::io_thread::{Gate, IoThread};
 use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
-use crate::saved::{Devices, SaveFiles, SaveReport, Saved, Source};
+use crate::restore::{Learner, Readers, Restore, RestoreOptions, RestoreReport};
+use crate::saved::{Devices, SaveLanes, SaveReport, Saved, Source};
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -45,7 +46,17 @@ pub(crate) struct Machine {
     tells_accesses: bool,
     /// Where that is asked for; it ends with the machine.
     _estimates: Option<EstimateLog>,
+    /// Where it was saved before.
+    restore: Option<Arc<Restore>>,
     plan: VmPlan,
+}
+
+/// How a life begins.
+pub(crate) struct Beginning<'a> {
+    /// The vCPUs stand until they are resumed.
+    pub(crate) paused: bool,
+    /// As the machine was saved; without, it boots.
+    pub(crate) saved: Option<(&'a Saved, RestoreOptions)>,
 }
 
 /// What only the thread that waits for the machine needs. No clone of the machine keeps devices alive:
@@ -54,23 +65,25 @@ pub(crate) struct Threads {
     vcpus: Vec<JoinHandle<()>>,
     io: IoThread,
     filler: Option<Filler>,
+    readers: Option<Readers>,
+    learner: Option<Learner>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
 impl Machine {
-    /// Builds the machine, as it was `saved` or to boot, and starts its vCPUs, which a debugger at `desk` may want to
-    /// stand first, or the user.
+    /// Builds the machine and starts its vCPUs, which a debugger at `desk` may want to stand first.
     pub(crate) fn start(
         plan: &VmPlan,
         engine: &dyn Engine,
         console: &Console,
         outside: &Outside,
         desk: Option<&Arc<Desk>>,
-        paused: bool,
-        saved: Option<&Saved>,
+        beginning: Beginning<'_>,
     ) -> Result<(Arc<Self>, Threads), VmError> {
+        let Beginning { paused, saved } = beginning;
+        let (saved, options) = saved.unzip();
         saved.map_or(Ok(()), |saved| saved.check(plan))?;
-        let memory = Arc::new(guest_memory(plan, engine)?);
+        let memory = Arc::new(guest_memory(plan, engine, saved.is_some())?);
         let host_cache = host_cache::new(plan);
         let takes_evictions =
             host_cache.as_ref().is_some_and(|cache| cache.policy() == HostCachePolicy::Eviction);
@@ -93,7 +106,9 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        saved.map_or(Ok(()), |saved| saved.fill(&memory))?;
+        let restore = saved.zip(options).map(|(saved, options)| saved.fill(&memory, options));
+        let (restore, learning) = restore.transpose()?.unwrap_or_default();
+        let readers = restore.as_ref().map(Readers::start).transpose()?.flatten();
         let serial = saved.map(|saved| &saved.state.board.serial);
         let board = Board::build(
             plan,
@@ -145,10 +160,19 @@ impl Machine {
             host_cache: host_cache.map(|cache| (cache, board.page_caches)),
             tells_accesses: engine.capabilities().access_tracking != Tracking::Sampled,
             _estimates: estimates,
+            restore,
             plan: plan.clone(),
         });
+        if let Some(readers) = &readers {
+            readers.wait_for_first();
+        }
         let vcpus = machine.spawn(&shared)?;
-        Ok((machine, Threads { vcpus, io, filler, transports: board.transports }))
+        let learner = machine.restore.as_ref().zip(learning);
+        let learner = learner.map(|(restore, file)| Learner::start(restore, file)).transpose();
+        let learner = learner.inspect_err(|_| machine.end(End::Stopped))?;
+        let threads =
+            Threads { vcpus, io, filler, readers, learner, transports: board.transports };
+        Ok((machine, threads))
     }
 
     fn spawn(&self, shared: &Arc<VcpuShared>) -> Result<Vec<JoinHandle<()>>, VmError> {
@@ -175,6 +199,8 @@ impl Machine {
         }
         drop(threads.io);
         drop(threads.filler);
+        drop(threads.readers);
+        drop(threads.learner);
         for transport in &threads.transports {
             if let Err(error) = transport.flush() {
                 tracing::error!(
@@ -207,11 +233,11 @@ impl Machine {
         }
     }
 
-    /// Writes the machine into `files` while all of it stands, and ends it then if it is to `stop`. `None`: it has ended
-    /// before.
+    /// Sends the machine on `lanes` while all of it stands. If it is to `stop`, it waits until it is kept, and ends before
+    /// anybody moves again. `None`: it has ended before.
     pub(crate) fn save(
         &self,
-        files: &SaveFiles,
+        lanes: &SaveLanes,
         stop: bool,
     ) -> Option<Result<SaveReport, VmError>> {
         let begun = Instant::now();
@@ -227,18 +253,21 @@ impl Machine {
                     vcpus: &self.vcpus,
                     devices: &self.devices,
                 };
-                let written = source.write(files);
-                if stop && written.is_ok() {
-                    // Before anybody moves again.
-                    self.control.end(End::Stopped);
-                }
+                let sent = source.send(lanes).and_then(|sent| {
+                    if stop {
+                        let kept = lanes.wait_until_kept();
+                        kept.map_err(VmError::host("end the VM once it is saved"))?;
+                        self.control.end(End::Stopped);
+                    }
+                    Ok(sent)
+                });
                 pause = begun.elapsed();
-                written
+                sent
             },
         );
-        let report = |frames_written| SaveReport {
+        let report = |frames_sent| SaveReport {
             pause,
-            frames_written,
+            frames_sent,
             frames: self.memory.layout().frames(),
         };
         written.map(|written| written.map(report))
@@ -308,6 +337,12 @@ impl Machine {
         self.tells_accesses
     }
 
+    /// How its memory came, where it was saved before.
+    pub(crate) fn restored(&self) -> Option<RestoreReport> {
+        let begun: Vec<_> = self.facts.iter().map(|facts| facts.begun()).collect();
+        Some(self.restore.as_ref()?.report(&begun))
+    }
+
     /// CPU time of all vCPU threads.
     pub(crate) fn guest_cpu_seconds(&self) -> f64 {
         self.facts.iter().map(|facts| facts.cpu_seconds()).sum()
@@ -315,9 +350,13 @@ impl Machine {
 }
 
 /// Anonymous, for the host's large pages, until somebody asks which frames the guest accesses; an engine that
-/// sees each access needs no file for that, and gains nothing.
-fn guest_memory(plan: &VmPlan, engine: &dyn Engine) -> Result<GuestMemory, VmError> {
-    let watched_from_the_start = plan.report.is_some() || plan.estimate_log.is_some();
+/// sees each access needs no file for that, and gains nothing. A `restored` machine has absent frames.
+fn guest_memory(
+    plan: &VmPlan,
+    engine: &dyn Engine,
+    restored: bool,
+) -> Result<GuestMemory, VmError> {
+    let watched_from_the_start = plan.report.is_some() || plan.estimate_log.is_some() || restored;
     let sampled = engine.capabilities().access_tracking == Tracking::Sampled;
     let memory = if sampled && !watched_from_the_start {
         GuestMemory::anonymous(plan.memory.0)

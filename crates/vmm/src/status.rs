@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::control::RunState;
 use crate::host_cache::HostCacheReport;
+use crate::restore::RestoreReport;
 
 /// A VM at one moment.
 #[derive(Clone, PartialEq, Debug)]
@@ -88,6 +89,8 @@ pub struct RunReport {
     pub host_cache: Option<HostCacheReport>,
     /// One point a second.
     pub working_set: Vec<WorkingSetPoint>,
+    /// How the memory came, where the last life was saved before.
+    pub restore: Option<RestoreReport>,
     /// What is known of the guest's memory at the end; of the last life.
     pub picture: Arc<Picture>,
     /// Resident memory of this process at the end, guest frames included.

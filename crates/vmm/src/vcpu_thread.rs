@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use confine::Thread;
 use devices::bus::Bus;
@@ -43,9 +44,15 @@ pub(crate) struct VcpuFacts {
     final_cpu_ns: AtomicU64,
     exits: Mutex<BTreeMap<&'static str, u64>>,
     counters: Mutex<Counters>,
+    begun: OnceLock<Instant>,
 }
 
 impl VcpuFacts {
+    /// When it ran first.
+    pub(crate) fn begun(&self) -> Option<Instant> {
+        self.begun.get().copied()
+    }
+
     /// CPU time that the thread took.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         // The kernel forgets an ended thread's time.
@@ -115,6 +122,7 @@ impl VcpuThread {
     fn run(&mut self) -> Result<(), EngineError> {
         // It parks at instruction borders only: an exit in the middle of one is followed by another.
         while self.shared.control.may_run(self.id) {
+            self.facts.begun.get_or_init(Instant::now);
             while !self.step()? {}
         }
         Ok(())

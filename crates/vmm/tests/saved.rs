@@ -2,15 +2,15 @@
 
 mod machine;
 
-use std::fs;
+use std::{fs, io};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use machine::{Host, engine};
 use serde_json::Value;
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
-use vmm::saved::{Draft, Saved};
-use vmm::{Outcome, VmError, VmHandle};
+use vmm::saved::{Draft, DraftOptions, Kept, Progress, SaveLanes, Saved, MachineState};
+use vmm::{Outcome, RestoreMode, RestoreOptions, VmError, VmHandle};
 use x86::Gpr;
 
 /// Prints the alphabet for ever: `mov dx, 0x3f8; a: mov al, 'a'; b: out dx, al; inc al; cmp al, 'z' + 1; jne b; jmp a`
@@ -21,10 +21,19 @@ const ALPHABET: &[u8] =
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn save(host: &Host, vm: &VmHandle, name: &str, stop: bool) {
-    let (draft, files) = Draft::create(&host.path(name)).expect("a draft");
-    let report = vm.save(&files, stop).expect("saved");
-    assert!(report.frames_written > 0 && report.frames == 8192, "{report:?}");
-    draft.finish().expect("whole");
+    save_as(host, vm, name, stop, DraftOptions { lanes: 2, ..DraftOptions::default() });
+}
+
+fn save_as(host: &Host, vm: &VmHandle, name: &str, stop: bool, options: DraftOptions) -> Kept {
+    let (draft, sockets) = Draft::create(&host.path(name), 32 << 20, options).expect("a draft");
+    let lanes = SaveLanes::new(sockets).expect("lanes");
+    let (report, kept) = thread::scope(|scope| {
+        let sent = scope.spawn(|| vm.save(&lanes, stop));
+        let kept = draft.keep(&Progress::default()).expect("whole");
+        (sent.join().expect("no panic").expect("saved"), kept)
+    });
+    assert!(report.frames_sent > 0 && report.frames == 8192, "{report:?}");
+    kept
 }
 
 /// What a restore asks for by itself.
@@ -36,7 +45,11 @@ fn restore(host: &Host, saved: Saved, console: &str, paused: bool) -> Result<VmH
     let config = config(&saved, ConsoleConfig::File(host.path(console)));
     let plan = VmPlan::new(config).expect("a plan");
     let outside = plan.open_outside()?;
-    vmm::restore_with(plan, outside, saved, paused)
+    vmm::restore_with(plan, outside, saved, options(), paused)
+}
+
+fn options() -> RestoreOptions {
+    RestoreOptions { mode: RestoreMode::Lazy, learning: None, asked: Instant::now() }
 }
 
 fn open(host: &Host, name: &str) -> Saved {
@@ -96,7 +109,7 @@ fn a_save_changes_nothing() {
     assert_eq!(vm.status().state, vmm::RunState::Paused);
     vm.resume().expect("resumed");
     stop(&vm);
-    let memory = |name: &str| fs::read(host.path(name).join("memory.img")).expect("an image");
+    let memory = |name: &str| fs::read(host.path(name).join("memory")).expect("an image");
     assert!(memory("first") == memory("second"), "memory changed while the VM stood");
 
     // Restored and standing it is the same again, but for its generation.
@@ -218,22 +231,25 @@ fn any_number_may_be_any_other() {
     let vm = host.start(ALPHABET);
     save(&host, &vm, "snapshot", true);
     assert_eq!(vm.wait(), Ok(Outcome::Stopped));
-    let machine = host.path("snapshot").join("machine.json");
-    let good: Value = serde_json::from_slice(&fs::read(&machine).expect("state")).expect("json");
+    let machine = open(&host, "snapshot").snapshot().machine().expect("state");
+    let good: Value = serde_json::from_slice(&machine).expect("json");
     let mut random = 0x5eed;
     let (mut refused, mut taken) = (0, 0);
     for _ in 0..CHANGES {
         let mut json = good.clone();
         let path = change_a_number(&mut json, &mut random);
-        fs::write(&machine, json.to_string()).expect("written");
-        let restored = Saved::open(&host.path("snapshot")).map_err(VmError::from);
-        let restored = restored.and_then(|saved| {
+        let state = serde_json::from_value(json).map_err(io::Error::other);
+        let state = state.map_err(|error| VmError::Host("read it".to_owned(), error));
+        let restored = state.and_then(|state: MachineState| {
+            state.check()?;
+            let mut saved = open(&host, "snapshot");
+            saved.state = state;
             let config = config(&saved, ConsoleConfig::None);
             let plan = VmPlan::new(config).map_err(|error| {
                 VmError::Host(error.to_string(), std::io::ErrorKind::Other.into())
             })?;
             let outside = plan.open_outside()?;
-            vmm::restore_with(plan, outside, saved, false)
+            vmm::restore_with(plan, outside, saved, options(), false)
         });
         match restored {
             Err(_) => refused += 1,

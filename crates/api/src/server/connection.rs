@@ -1,6 +1,5 @@
 //! One connection: requests in turn, each answered.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -11,7 +10,7 @@ use crate::control::{ControlError, VmControl};
 use crate::http::{Connection, Fail, ReadError, Request, read_request};
 use crate::metrics;
 use crate::route::{Call, FathomCall, route};
-use crate::wire::{SaveReport, SaveRequest, Version};
+use crate::wire::Version;
 
 /// Longest silence before a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,7 +118,7 @@ fn answer(
             Ok(kind) => return connection.write_json(&kind, keep_alive),
             Err(error) => Err(error),
         },
-        FathomCall::Save(request) => match save(control, descriptors, request) {
+        FathomCall::Save(request) => match control.save(descriptors, request) {
             Ok(report) => return connection.write_json(&report, keep_alive),
             Err(error) => Err(error),
         },
@@ -133,18 +132,6 @@ fn answer(
         Ok(()) => connection.write_done(keep_alive),
         Err(error) => connection.write_fail(&fail_of(&error), keep_alive),
     }
-}
-
-fn save(
-    control: &dyn VmControl,
-    descriptors: Vec<OwnedFd>,
-    request: SaveRequest,
-) -> Result<SaveReport, ControlError> {
-    let Ok([machine, memory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
-        let what = "two descriptors have to come along, of the machine's file and of the memory's";
-        return Err(ControlError::Invalid(what.to_owned()));
-    };
-    control.save(File::from(machine), File::from(memory), request)
 }
 
 fn fail_of(error: &ControlError) -> Fail {

@@ -1,4 +1,5 @@
 use std::io::Read;
+use std::os::fd::OwnedFd;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -131,22 +132,27 @@ fn a_slow_peer_keeps_nobody_waiting() {
 }
 
 #[test]
-fn files_come_along_with_a_request() {
+fn sockets_come_along_with_a_request() {
     let running = running();
     let client = running.directory.client("fake");
-    let [machine, memory] = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
     let request = SaveRequest { stop: false };
-    let report = client.save(machine.as_file(), memory.as_file(), request).expect("saved");
-    assert_eq!((report.pause_seconds, report.written_bytes), (0.5, 10));
-    assert_eq!(std::fs::read(machine.path()).expect("read"), b"the machine");
-    assert_eq!(std::fs::read(memory.path()).expect("read"), b"its memory");
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        (0..3).map(|_| UnixStream::pair().expect("sockets")).unzip();
+    let report = client.save(theirs.into_iter().map(OwnedFd::from).collect(), request);
+    let report = report.expect("saved");
+    assert_eq!((report.pause_seconds, report.sent_bytes), (0.5, 10));
+    for mut lane in ours {
+        let mut text = String::new();
+        lane.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "its memory");
+    }
     // Without them it is refused.
     let mut peer = running.connect();
     let ask = "PUT /fathom/vm/save HTTP/1.1\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
     peer.write_all(ask.as_bytes()).expect("write");
     let mut answer = String::new();
     peer.read_to_string(&mut answer).expect("read");
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("two descriptors"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("no socket"), "{answer}");
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub enum Thread {
     Gdb,
     /// Answers faults of a guest on KVM.
     Userfault,
+    /// Reads the memory of a restored machine.
+    Restore,
 }
 
 /// What a VM has that takes system calls of its own.
@@ -60,7 +62,7 @@ pub enum Having {
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Main,
         Self::Supervisor,
         Self::Vcpu,
@@ -71,6 +73,7 @@ impl Thread {
         Self::Console,
         Self::Gdb,
         Self::Userfault,
+        Self::Restore,
     ];
 
     /// The data file.
@@ -86,6 +89,7 @@ impl Thread {
             Self::Console => "console",
             Self::Gdb => "gdb",
             Self::Userfault => "userfault",
+            Self::Restore => "restore",
         }
     }
 }

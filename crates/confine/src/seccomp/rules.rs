@@ -80,7 +80,7 @@ macro_rules! files {
 
 const FILES: &[(&str, &str)] = files! {
     "api" "common" "connections" "console" "disk" "gdb" "gdb-socket" "guest-memory" "io" "kvm-guest-memory"
-    "kvm-interrupts" "kvm-kick" "kvm-machine" "kvm-vcpu" "kvm-vcpu-state" "main" "process" "signals" "sockets"
+    "kvm-interrupts" "kvm-kick" "kvm-machine" "kvm-vcpu" "kvm-vcpu-state" "main" "process" "restore" "signals" "sockets"
     "start-threads" "supervisor" "translate-vcpu" "userfault" "vcpu" "working-set"
 };
 

@@ -1,13 +1,13 @@
 //! The VM as the API server sees it.
 
-use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use api::{
     BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, MemoryUse, Picture,
     RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
 };
-use vmm::saved::SaveFiles;
+use vmm::saved::SaveLanes;
 use vmm::{RequestError, VmHandle};
 
 use super::{kernel, report};
@@ -96,17 +96,16 @@ impl VmControl for HandleControl {
 
     fn save(
         &self,
-        machine: File,
-        memory: File,
+        lanes: Vec<OwnedFd>,
         request: SaveRequest,
     ) -> Result<SaveReport, ControlError> {
-        let files = SaveFiles { machine, memory };
-        let report = self.vm.save(&files, request.stop).map_err(|error| refusal(&error))?;
+        let lanes = SaveLanes::new(lanes).map_err(ControlError::Invalid)?;
+        let report = self.vm.save(&lanes, request.stop).map_err(|error| refusal(&error))?;
         let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;
         Ok(SaveReport {
             pause_seconds: report.pause.as_secs_f64(),
             memory_bytes: bytes(report.frames),
-            written_bytes: bytes(report.frames_written),
+            sent_bytes: bytes(report.frames_sent),
         })
     }
 

@@ -3,8 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use api::{HostCache, HostCacheDisk, Report, WorkingSetSample};
-use vmm::{HostCacheStatus, Outcome, PageCache, RunReport};
+use api::{
+    HostCache, HostCacheDisk, Report, Restore, TimeToResponsiveness, WorkingSetSample,
+};
+use vmm::{
+    HostCacheStatus, Outcome, PageCache, Responsiveness, RestoreFaults, RestoreReport, RunReport,
+};
 
 use crate::failure::Failure;
 
@@ -47,9 +51,32 @@ fn wire(figures: RunReport, outcome: &Result<Outcome, String>) -> Report {
         cache: figures.cache.into_iter().map(owned).collect(),
         host_cache: figures.host_cache.map(host_cache),
         working_set: figures.working_set.into_iter().map(sample).collect(),
+        restore: figures.restore.map(restore),
         memory: figures.picture.as_ref().clone(),
         host_resident_bytes: figures.host_resident_bytes,
         pauses: figures.pauses,
+    }
+}
+
+fn restore(report: RestoreReport) -> Restore {
+    let RestoreFaults { demand, neighbours, waited, device } = report.faults;
+    let time = |time: Responsiveness| TimeToResponsiveness {
+        window_seconds: time.window_seconds,
+        utilization: time.utilization,
+        mean_seconds: time.mean_seconds,
+        worst_seconds: time.worst_seconds,
+    };
+    Restore {
+        mode: report.mode.to_owned(),
+        first_instruction_seconds: report.first_instruction_seconds,
+        complete_seconds: report.complete_seconds,
+        bytes_read: report.read_bytes,
+        working_set_frames: report.working_set_frames,
+        frames_prefetched: report.prefetched_frames,
+        faults: api::RestoreFaults { demand, neighbours, waited, device },
+        blocked_seconds: report.blocked_seconds,
+        ttr: report.responsiveness.into_iter().map(time).collect(),
+        curve: report.curve.into_iter().map(|(at, share)| [at, share]).collect(),
     }
 }
 

@@ -110,7 +110,7 @@ fn all_memory_is_the_same(vm: &mut Vm<'_>, path: &str) {
     vm.begin_again(path, &["--paused"]);
     let again = format!("{path}.again");
     vm.tell("save", &[&again, "--stop"]);
-    let image = |path: &str| fs::read(format!("{path}/memory.img")).expect("an image");
+    let image = |path: &str| fs::read(format!("{path}/memory")).expect("an image");
     let (before, after) = (image(path), image(&again));
     assert_eq!(before.len(), after.len());
     let frames = before.chunks_exact(4096).zip(after.chunks_exact(4096));

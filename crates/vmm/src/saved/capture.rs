@@ -13,8 +13,7 @@ use engine::Vm;
 use memory::{Frame, FrameState, GuestMemory};
 use x86::{VcpuState, msr};
 
-use super::{BoardState, ClockState, DiskIdentity, FrameRun, MachineState, SaveFiles, VERSION};
-use super::{container, image};
+use super::{BoardState, ClockState, DiskIdentity, FrameRun, MachineState, SaveLanes, VERSION};
 use crate::config::VmPlan;
 use crate::error::VmError;
 use crate::vcpu_thread::SharedVcpu;
@@ -37,14 +36,10 @@ pub(crate) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Writes the machine, whose vCPUs and devices stand; how many frames were written.
-    pub(crate) fn write(&self, files: &SaveFiles) -> Result<u32, VmError> {
+    /// Sends the machine, whose vCPUs and devices stand; how many frames had contents.
+    pub(crate) fn send(&self, lanes: &SaveLanes) -> Result<u32, VmError> {
         let state = self.state()?;
-        let failed = VmError::host("write the image of memory");
-        let frames = image::write(self.memory, &files.memory).map_err(failed)?;
-        container::write_state(&state, &files.machine)
-            .map_err(VmError::host("write the machine's state"))?;
-        Ok(frames)
+        lanes.send(self.memory, &state).map_err(VmError::host("send the machine"))
     }
 
     /// Everything but the memory. Disks are flushed.

@@ -11,6 +11,12 @@ use devices::virtio::RestoreError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SavedError {
+    /// The snapshot cannot be written or read.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::SnapshotError),
+    /// What the VM sends breaks off, or cannot be.
+    #[error("what the VM sends: {0}")]
+    Stream(String),
     /// A file of it cannot be used.
     #[error("{path}: {source}")]
     File {
@@ -65,6 +71,12 @@ pub enum SavedError {
 }
 
 impl SavedError {
+    /// Whether it only says that the VM, or who keeps it, has gone: the other may know why.
+    #[must_use]
+    pub fn is_of_the_stream(&self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+
     pub(crate) fn field(field: &str, what: impl ToString) -> Self {
         Self::Field { field: field.to_owned(), what: what.to_string() }
     }

@@ -1,7 +1,9 @@
-//! A machine as it is saved: plain data that says everything but what is in its memory, which is an image beside it.
+//! A machine as it is saved: plain data that says everything but what is in its memory, which is in the image of a
+//! [`snapshot`].
 //!
 //! ```text
-//!   running --capture--> MachineState + memory image --Saved::open, VmPlan--> rebuild --> running
+//!   the VM's process                        who asked
+//!   running --capture--> SaveLanes ==sockets==> Draft --> snapshot --Saved::open, VmPlan--> rebuild, fill --> running
 //! ```
 //!
 //! No engine is named in it but for the reader's sake: a state of one is taken up by the other where the processor that
@@ -21,12 +23,15 @@
 //! | writes to disks | flushed |
 
 mod capture;
-mod container;
 mod error;
-mod image;
+mod fill;
+mod keep;
+mod open;
 mod rebuild;
+mod send;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,8 +47,10 @@ use x86::{IoApicState, VcpuState};
 use crate::config::VmConfig;
 
 pub(crate) use capture::{Devices, Source};
-pub use container::{Draft, SaveFiles, Saved};
 pub use error::SavedError;
+pub use keep::{Draft, DraftOptions, Kept, Progress};
+pub use open::Saved;
+pub use send::SaveLanes;
 
 /// The version that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
@@ -122,8 +129,8 @@ pub struct DiskIdentity {
 pub struct SaveReport {
     /// How long the guest stood.
     pub pause: Duration,
-    /// Frames whose contents were written.
-    pub frames_written: u32,
+    /// Frames whose contents were sent.
+    pub frames_sent: u32,
     /// Frames of the guest in all.
     pub frames: u32,
 }

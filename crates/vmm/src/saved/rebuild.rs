@@ -6,15 +6,17 @@ use std::sync::Arc;
 use devices::virtio::DeviceState;
 use engine::{EngineError, Vcpu, Vm};
 use memory::{Discard, FRAME_SIZE, Frame, GuestMemory};
+use snapshot::Learning;
 use x86::VcpuState;
 use x86::cpuid::HYPERVISOR;
 
 use super::capture::{identity, set_tsc, tsc, unix_ns};
-use super::{Saved, SavedError, image};
+use super::{Saved, SavedError, fill};
 use crate::board::Board;
 use crate::config::VmPlan;
 use crate::error::VmError;
 use crate::generation;
+use crate::restore::{Restore, RestoreMode, RestoreOptions};
 
 impl Saved {
     /// What the balloon was asked to hold.
@@ -52,21 +54,35 @@ impl Saved {
         Ok(())
     }
 
-    /// Reads the memory into `memory`, which is untouched.
-    pub(crate) fn fill(&self, memory: &Arc<GuestMemory>) -> Result<(), VmError> {
-        image::read(memory, &self.memory).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let what = format!("shorter than {} bytes", memory.bytes());
-                SavedError::Damaged { path: self.memory_path.clone(), what }
+    /// Has the contents of `memory`, which is untouched, come as the options say. Where the engine cannot wait for
+    /// frames, all of it is in when this returns, and there is no restore to go on with.
+    pub(crate) fn fill(
+        &self,
+        memory: &Arc<GuestMemory>,
+        options: RestoreOptions,
+    ) -> Result<(Option<Arc<Restore>>, Option<Learning>), VmError> {
+        let RestoreOptions { mode, learning, asked } = options;
+        let begun = match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked) {
+            Err(VmError::Engine(EngineError::Unsupported(why))) => {
+                if mode != RestoreMode::Eager {
+                    tracing::warn!("{why}: all memory is read before the guest runs");
+                }
+                fill::eagerly(memory, &self.snapshot)?;
+                None
             }
-            _ => SavedError::File { path: self.memory_path.clone(), source },
-        })?;
+            begun => Some(begun?),
+        };
+        if let Some(restore) = begun.as_ref().filter(|_| mode == RestoreMode::Eager) {
+            restore.fill()?;
+        }
         let runs = self.state.ballooned.iter();
         let frames = runs.flat_map(|run| (run.first..run.first + run.count).map(Frame));
         let discarded = memory.discard(frames, Discard::Balloon);
         discarded.map(drop).map_err(|error| {
             VmError::Host("take the balloon's frames".into(), io::Error::other(error))
-        })
+        })?;
+        let learning = learning.filter(|_| begun.is_some());
+        Ok((begun, learning))
     }
 
     /// Devices take up their states. Memory is there, and nobody works yet.

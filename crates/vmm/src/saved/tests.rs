@@ -1,3 +1,9 @@
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use snapshot::{Options, Writer};
+
+use super::wire::{Header, Kind};
 use super::*;
 
 /// What a machine of 16 MiB and one vCPU might say.
@@ -38,17 +44,30 @@ fn state() -> serde_json::Value {
 /// Opened from a folder, as any snapshot.
 fn open(json: &[u8], memory_bytes: u64) -> Result<Saved, SavedError> {
     let folder = tempfile::tempdir().expect("temporary directory");
-    std::fs::write(folder.path().join("machine.json"), json).expect("written");
-    let memory = std::fs::File::create(folder.path().join("memory.img")).expect("made");
-    memory.set_len(memory_bytes).expect("its length");
-    Saved::open(folder.path())
+    let path = folder.path().join("snapshot");
+    let layout = memory::RamLayout::new(memory_bytes).expect("a layout");
+    let writer = Writer::create(&path, Options::new(layout)).expect("a writer");
+    let all = memory::FrameRange { first: memory::Frame(0), count: layout.frames() };
+    writer.leave(all, snapshot::Left::Zero).expect("left out");
+    let vm = snapshot::Description {
+        saved_at: snapshot::Time { seconds: 0, nanoseconds: 0 },
+        writer: "a test".into(),
+        engine: "none".into(),
+        cpu: snapshot::Cpu::default(),
+        vcpus: 1,
+        machine_version: VERSION,
+        disks: Vec::new(),
+        generation: None,
+    };
+    writer.finish(vm, json, &[]).expect("whole");
+    Saved::open(&path)
 }
 
 fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
     let mut json = state();
     change(&mut json);
     let error =
-        open(json.to_string().as_bytes(), 16 << 20).expect_err("must be refused").to_string();
+        open(json.to_string().as_bytes(), 16 << 20).err().expect("must be refused").to_string();
     assert!(!error.contains('\n'), "{error}");
     error
 }
@@ -88,39 +107,62 @@ fn what_cannot_be_is_refused_by_name() {
 }
 
 #[test]
-fn files_that_are_cut_or_strange_are_refused() {
+fn states_that_are_cut_or_strange_are_refused() {
     let json = state().to_string();
     for length in [0, 1, json.len() / 2, json.len() - 1] {
-        let error = open(&json.as_bytes()[..length], 16 << 20).expect_err("cut").to_string();
-        assert!(error.contains("machine.json"), "{error}");
+        let error = open(&json.as_bytes()[..length], 16 << 20).err().expect("cut").to_string();
+        assert!(error.contains("/snapshot: "), "{error}");
     }
-    let error = open(json.as_bytes(), 4096).expect_err("short").to_string();
-    assert!(error.contains("memory.img: 4096 bytes, expected 16777216"), "{error}");
+    let error = open(json.as_bytes(), 1 << 20).err().expect("short").to_string();
+    assert!(error.contains("image of 1048576 bytes, config.memory is 16777216"), "{error}");
     assert!(open(b"\xff\xfe", 16 << 20).is_err());
     let folder = tempfile::tempdir().expect("temporary directory");
-    let error = Saved::open(folder.path()).expect_err("nothing there").to_string();
-    assert!(error.contains("machine.json"), "{error}");
+    let error = Saved::open(folder.path()).err().expect("nothing there").to_string();
+    assert!(error.contains("manifest"), "{error}");
 }
 
+/// What may come of a VM that fails, or wants to do harm: no snapshot, and a clear word.
 #[test]
 fn a_draft_is_whole_or_gone() {
     let folder = tempfile::tempdir().expect("temporary directory");
     let path = folder.path().join("web");
-    let (draft, _) = Draft::create(&path).expect("a draft");
-    assert!(Draft::create(&path).is_err(), "two at the same time");
-    drop(draft);
-    assert_eq!(std::fs::read_dir(&folder).expect("folder").count(), 0);
-    let (draft, _) = Draft::create(&path).expect("a draft");
-    // What cannot be given its name is not lost.
-    std::fs::create_dir_all(path.join("meanwhile")).expect("somebody else's");
-    let error = draft.finish().expect_err("something is there").to_string();
-    assert!(error.contains("web.new"), "{error}");
-    assert!(folder.path().join("web.new/memory.img").is_file());
-    std::fs::remove_dir_all(&path).expect("removed");
-    std::fs::remove_dir_all(folder.path().join("web.new")).expect("removed");
-    let (draft, _) = Draft::create(&path).expect("a draft");
-    draft.finish().expect("whole");
-    assert!(path.join("memory.img").is_file());
-    let error = Draft::create(&path).expect_err("something is there").to_string();
-    assert!(error.contains("name a path where nothing is"), "{error}");
+    let page = [7; memory::FRAME_SIZE];
+    let frames = |kind, first, count| Header { kind, first, count }.encode().to_vec();
+    let contents = |first| [frames(Kind::Contents, first, 1), page.to_vec()].concat();
+    let rest = |first: u32| frames(Kind::Zero, first, 4096 - first);
+    let json = state().to_string().into_bytes();
+    let machine = [frames(Kind::Machine, 0, json.len() as u32), json].concat();
+    let end = frames(Kind::End, 0, 0);
+    let cases: [(Vec<Vec<u8>>, &str); 8] = [
+        (vec![], "stopped in the middle"),
+        (vec![contents(0)], "stopped in the middle"),
+        (vec![contents(0)[..100].to_vec()], "stopped in the middle"),
+        (vec![contents(0), rest(1), end.clone()], "no state"),
+        (vec![contents(0), contents(0)], "told twice"),
+        (vec![contents(4096)], "past the end"),
+        (vec![frames(Kind::Unchanged, 0, 1)], "unchanged"),
+        (vec![b"neither a machine nor a record".to_vec()], "record of kind"),
+    ];
+    for (sent, expected) in cases {
+        let error = kept(&path, &sent.concat()).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+        assert_eq!(std::fs::read_dir(&folder).expect("folder").count(), 0, "{expected}");
+    }
+    let sent = [contents(0), rest(1), machine, end].concat();
+    assert_eq!(kept(&path, &sent).expect("whole").frames.stored, 1);
+    assert_eq!(Saved::open(&path).expect("a snapshot").state.vcpus.len(), 1);
+    // What is there stays when the next one fails.
+    kept(&path, &sent[..5000]).expect_err("cut");
+    assert!(Saved::open(&path).is_ok());
+}
+
+/// A draft of 16 MiB by one lane, on which `sent` comes.
+fn kept(path: &std::path::Path, sent: &[u8]) -> Result<Kept, SavedError> {
+    let (draft, mut sockets) = Draft::create(path, 16 << 20, DraftOptions::default())?;
+    let mut to = UnixStream::from(sockets.remove(0));
+    std::thread::scope(|scope| {
+        // It may hang up in the middle.
+        scope.spawn(move || to.write_all(sent));
+        draft.keep(&Progress::default())
+    })
 }

@@ -1,0 +1,188 @@
+//! A machine that stands, sent to who keeps it.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use memory::{FRAME_SIZE, Frame, FrameRange, FrameState, GuestMemory, ReadError, ReadView};
+
+use super::MachineState;
+use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind};
+
+/// Frames that a lane takes at once, as many as are told in one go of a plain image's order.
+const TAKE: u32 = 512;
+
+/// Where a machine is sent.
+#[derive(Debug)]
+pub struct SaveLanes(Vec<UnixStream>);
+
+impl SaveLanes {
+    /// More are refused: a machine has no use for them.
+    pub const MAX: usize = 16;
+
+    /// From sockets that came with a request.
+    ///
+    /// # Errors
+    /// There are none, or too many.
+    pub fn new(sockets: Vec<OwnedFd>) -> Result<Self, String> {
+        match sockets.len() {
+            1..=Self::MAX => Ok(Self(sockets.into_iter().map(UnixStream::from).collect())),
+            found => Err(format!("{found} sockets came along, expected 1 to {}", Self::MAX)),
+        }
+    }
+
+    /// Sends all frames, one thread a lane, and then the state; how many frames had contents. Nobody writes to memory
+    /// meanwhile.
+    pub(super) fn send(&self, memory: &Arc<GuestMemory>, state: &MachineState) -> io::Result<u32> {
+        let json = serde_json::to_vec(state)?;
+        let next = AtomicU32::new(0);
+        let stored = AtomicU32::new(0);
+        let run = |lane: &UnixStream| -> io::Result<()> {
+            let mut lane = Lane::new(lane, memory);
+            let frames = memory.layout().frames();
+            loop {
+                let first = next.fetch_add(TAKE, Ordering::Relaxed);
+                if first >= frames {
+                    break;
+                }
+                lane.send(first..frames.min(first + TAKE))?;
+            }
+            stored.fetch_add(lane.stored, Ordering::Relaxed);
+            Ok(())
+        };
+        let done = thread::scope(|scope| {
+            let start = |(number, lane)| {
+                let builder = thread::Builder::new().name(format!("save{number}"));
+                builder.spawn_scoped(scope, move || run(lane))
+            };
+            let threads: Vec<_> = self.0.iter().enumerate().map(start).collect();
+            let ended = threads.into_iter().map(|thread| {
+                let gone = |_| Err(io::Error::other("a thread that saves has panicked"));
+                thread?.join().unwrap_or_else(gone)
+            });
+            // All of them, whichever fails.
+            ended.fold(Ok(()), io::Result::and)
+        });
+        done?;
+        let machine = Header { kind: Kind::Machine, first: 0, count: json.len() as u32 };
+        machine.write(self.first())?;
+        self.first().write_all(&json)?;
+        self.0.iter().try_for_each(|lane| Header::END.write(lane))?;
+        Ok(stored.into_inner())
+    }
+
+    /// Waits until it is kept.
+    pub(crate) fn wait_until_kept(&self) -> io::Result<()> {
+        let mut answer = [0];
+        match self.first().read_exact(&mut answer) {
+            Ok(()) if answer == [KEPT] => Ok(()),
+            Ok(()) => Err(io::Error::new(io::ErrorKind::InvalidData, "a strange answer")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(io::Error::other("who asked for it has not kept it"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn first(&self) -> &UnixStream {
+        &self.0[0]
+    }
+}
+
+/// One stream, and what is to go on it.
+struct Lane<'a> {
+    to: &'a UnixStream,
+    memory: &'a Arc<GuestMemory>,
+    view: ReadView,
+    /// A header and the contents of neighbours.
+    contents: Vec<u8>,
+    first: u32,
+    held: u32,
+    /// Neighbours without contents.
+    without: Option<Header>,
+    stored: u32,
+}
+
+impl<'a> Lane<'a> {
+    fn new(to: &'a UnixStream, memory: &'a Arc<GuestMemory>) -> Self {
+        let contents = vec![0; HEADER + CONTENTS_MAX as usize * FRAME_SIZE];
+        let view = ReadView::new(Arc::clone(memory));
+        Self { to, memory, view, contents, first: 0, held: 0, without: None, stored: 0 }
+    }
+
+    fn send(&mut self, frames: std::ops::Range<u32>) -> io::Result<()> {
+        for number in frames {
+            let frame = Frame(number);
+            let state = self.memory.facts(frame).map(|facts| facts.state);
+            match state {
+                Some(FrameState::Ballooned) => self.leave(Kind::Ballooned, frame)?,
+                Some(FrameState::Untouched) | None => self.leave(Kind::Zero, frame)?,
+                Some(FrameState::Resident | FrameState::Absent(_)) => self.take(frame)?,
+            }
+        }
+        self.flush()?;
+        self.flush_without()
+    }
+
+    /// Its contents, unless it is all zeros.
+    fn take(&mut self, frame: Frame) -> io::Result<()> {
+        if self.held == CONTENTS_MAX || (self.held > 0 && self.first + self.held != frame.0) {
+            self.flush()?;
+        }
+        if self.held == 0 {
+            self.first = frame.0;
+        }
+        let gpa = self.memory.gpa_of(frame).ok_or(io::ErrorKind::InvalidInput)?;
+        let at = HEADER + self.held as usize * FRAME_SIZE;
+        let page = self.contents[at..].first_chunk_mut().ok_or(io::ErrorKind::InvalidInput)?;
+        loop {
+            match self.view.read(gpa, page) {
+                // Unless it has been fetched since.
+                Err(ReadError::Absent(_)) => {
+                    if self.memory.read_absent(frame, page).map_err(io::Error::other)? {
+                        break;
+                    }
+                }
+                read => break read.map_err(io::Error::other)?,
+            }
+        }
+        if is_zero(page) {
+            return self.leave(Kind::Zero, frame);
+        }
+        self.held += 1;
+        self.stored += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self, kind: Kind, frame: Frame) -> io::Result<()> {
+        match &mut self.without {
+            Some(run) if run.kind == kind && run.first + run.count == frame.0 => run.count += 1,
+            _ => {
+                self.flush_without()?;
+                self.without = Some(Header { kind, first: frame.0, count: 1 });
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_without(&mut self) -> io::Result<()> {
+        self.without.take().map_or(Ok(()), |run| run.write(self.to))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.held == 0 {
+            return Ok(());
+        }
+        let frames = FrameRange { first: Frame(self.first), count: std::mem::take(&mut self.held) };
+        let header = Header::of(Kind::Contents, frames);
+        self.contents[..HEADER].copy_from_slice(&header.encode());
+        (&mut &*self.to).write_all(&self.contents[..HEADER + header.follows()])
+    }
+}
+
+fn is_zero(page: &[u8; FRAME_SIZE]) -> bool {
+    page.as_chunks::<64>().0.iter().all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
+}
