@@ -170,8 +170,7 @@ impl Machine {
         let learner = machine.restore.as_ref().zip(learning);
         let learner = learner.map(|(restore, file)| Learner::start(restore, file)).transpose();
         let learner = learner.inspect_err(|_| machine.end(End::Stopped))?;
-        let threads =
-            Threads { vcpus, io, filler, readers, learner, transports: board.transports };
+        let threads = Threads { vcpus, io, filler, readers, learner, transports: board.transports };
         Ok((machine, threads))
     }
 
@@ -265,11 +264,8 @@ impl Machine {
                 sent
             },
         );
-        let report = |frames_sent| SaveReport {
-            pause,
-            frames_sent,
-            frames: self.memory.layout().frames(),
-        };
+        let report =
+            |frames_sent| SaveReport { pause, frames_sent, frames: self.memory.layout().frames() };
         written.map(|written| written.map(report))
     }
 

@@ -2,14 +2,14 @@
 
 mod machine;
 
-use std::{fs, io};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use machine::{Host, engine};
 use serde_json::Value;
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
-use vmm::saved::{Draft, DraftOptions, Kept, Progress, SaveLanes, Saved, MachineState};
+use vmm::saved::{Draft, DraftOptions, Kept, MachineState, Progress, SaveLanes, Saved};
 use vmm::{Outcome, RestoreMode, RestoreOptions, VmError, VmHandle};
 use x86::Gpr;
 

@@ -94,11 +94,7 @@ impl VmControl for HandleControl {
         Ok(())
     }
 
-    fn save(
-        &self,
-        lanes: Vec<OwnedFd>,
-        request: SaveRequest,
-    ) -> Result<SaveReport, ControlError> {
+    fn save(&self, lanes: Vec<OwnedFd>, request: SaveRequest) -> Result<SaveReport, ControlError> {
         let lanes = SaveLanes::new(lanes).map_err(ControlError::Invalid)?;
         let report = self.vm.save(&lanes, request.stop).map_err(|error| refusal(&error))?;
         let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;

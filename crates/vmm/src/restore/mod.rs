@@ -27,7 +27,7 @@ use crate::saved::SavedError;
 use demand::Demand;
 pub(crate) use learn::Learner;
 pub(crate) use read::Readers;
-pub use report::{RestoreFaults, RestoreReport, Responsiveness};
+pub use report::{Responsiveness, RestoreFaults, RestoreReport};
 
 /// When the memory of a restored machine comes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -87,7 +87,9 @@ impl Restore {
         let contents = snapshot.runs().iter().filter(|run| run.kind.has_contents());
         let frames = contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame));
         let absent = memory.make_absent(frames, demand.source());
-        absent.map_err(|error| VmError::Engine(engine::EngineError::Unsupported(error.to_string())))?;
+        absent.map_err(|error| {
+            VmError::Engine(engine::EngineError::Unsupported(error.to_string()))
+        })?;
         let progress = read::Progress::new(set, mode);
         let (memory, snapshot) = (Arc::clone(memory), Arc::clone(snapshot));
         Ok(Arc::new(Self { memory, snapshot, mode, demand, asked, progress }))

@@ -149,7 +149,9 @@ mod tests {
             let words = [kind, first, count, last].map(u32::to_le_bytes);
             Header::read(words.as_flattened())
         };
-        assert!(with(1, 0, 64, 0).is_ok() && with(1, 0, 65, 0).is_err() && with(1, 0, 0, 0).is_err());
+        assert!(
+            with(1, 0, 64, 0).is_ok() && with(1, 0, 65, 0).is_err() && with(1, 0, 0, 0).is_err()
+        );
         assert!(with(2, 5, u32::MAX - 5, 0).is_ok() && with(2, 6, u32::MAX - 5, 0).is_err());
         assert!(with(0, 0, 1, 0).is_err() && with(8, 0, 1, 0).is_err());
         assert!(with(7, 0, 0, 0).is_ok() && with(7, 0, 0, 1).is_err() && with(7, 0, 1, 0).is_err());

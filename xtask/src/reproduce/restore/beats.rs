@@ -11,6 +11,8 @@ const LONGEST: Duration = Duration::from_secs(240);
 /// Of the intervals before the save, so many are not longer than the usual one. With the mean, half of all beats of
 /// an undisturbed guest would be late.
 const USUAL_PERCENT: usize = 95;
+/// Beats that come faster count by several, or a fast monitor would be held to shorter stalls than a slow one.
+const RESOLUTION_SECONDS: f64 = 0.025;
 
 /// What is in the guest's memory only, and what it computes from all of its load's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,20 +82,33 @@ pub(super) fn follow(running: &mut Running, length: Duration) -> Result<Vec<Dura
 /// What passes for undisturbed.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Usual {
-    pub(super) interval_seconds: f64,
+    /// Between two beats.
     pub(super) mean_seconds: f64,
+    /// So many count as one.
+    pub(super) group: usize,
+    /// Between two groups.
+    pub(super) interval_seconds: f64,
 }
 
 impl Usual {
     pub(super) fn of(beats: &[Duration]) -> Result<Self> {
+        let [Some(first), Some(last)] = [beats.first(), beats.last()] else {
+            bail!("a guest without beats");
+        };
+        let mean_seconds = (*last - *first).as_secs_f64() / (beats.len() - 1).max(1) as f64;
+        let group = (RESOLUTION_SECONDS / mean_seconds.max(1e-6)).round().max(1.0) as usize;
+        // From each beat to the one that is a group later.
         let mut intervals: Vec<f64> =
-            beats.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+            beats.windows(group + 1).map(|some| (some[group] - some[0]).as_secs_f64()).collect();
         intervals.sort_by(f64::total_cmp);
         let Some(&interval_seconds) = intervals.get(intervals.len() * USUAL_PERCENT / 100) else {
             bail!("{} beats are too few to know what is usual", beats.len());
         };
-        let mean_seconds = intervals.iter().sum::<f64>() / intervals.len() as f64;
-        Ok(Self { interval_seconds, mean_seconds })
+        Ok(Self { mean_seconds, group, interval_seconds })
+    }
+
+    pub(super) fn heartbeat(&self, beats: impl Iterator<Item = Duration>) -> Heartbeat {
+        Heartbeat::new(Duration::from_secs_f64(self.interval_seconds), beats.step_by(self.group))
     }
 }
 
@@ -117,8 +132,7 @@ pub(super) struct Ttr {
 impl Outside {
     /// `beats` since the command.
     pub(super) fn of(usual: Usual, beats: &[Duration]) -> Self {
-        let heartbeat =
-            Heartbeat::new(Duration::from_secs_f64(usual.interval_seconds), beats.iter().copied());
+        let heartbeat = usual.heartbeat(beats.iter().copied());
         let stalls = heartbeat.stalls();
         let each = WINDOWS.iter().flat_map(|window| UTILIZATIONS.map(|part| (*window, part)));
         let ttr = each.map(|(window, utilization)| Ttr {
@@ -153,16 +167,38 @@ mod tests {
 
     #[test]
     fn what_is_usual_is_rarely_exceeded() {
-        let beats: Vec<Duration> = (0..=100).map(|n| ms(n * 10 + n / 50 * 7)).collect();
+        let beats: Vec<Duration> = (0..=100).map(|n| ms(n * 40 + n / 50 * 7)).collect();
         let usual = Usual::of(&beats).unwrap();
-        assert!((usual.interval_seconds - 0.010).abs() < 1e-9, "{usual:?}");
-        assert!((usual.mean_seconds - 0.01014).abs() < 1e-9, "{usual:?}");
-        assert!(Usual::of(&beats[..1]).is_err());
+        assert!((usual.interval_seconds - 0.040).abs() < 1e-9, "{usual:?}");
+        assert!((usual.mean_seconds - 0.04014).abs() < 1e-9, "{usual:?}");
+        assert_eq!(usual.group, 1);
+        assert!(Usual::of(&beats[..1]).is_err() && Usual::of(&[]).is_err());
+    }
+
+    #[test]
+    fn fast_beats_count_by_several() {
+        let beats: Vec<Duration> = (0..=1000).map(|n| ms(n * 5)).collect();
+        let usual = Usual::of(&beats).unwrap();
+        assert!((usual.interval_seconds - 0.025).abs() < 1e-9, "{usual:?}");
+        assert_eq!(usual.group, 5);
+        // Two late by 10 ms each in one group of five.
+        let late = (0..=50).map(|n| {
+            ms(n * 5
+                + if n < 11 {
+                    0
+                } else if n < 13 {
+                    10
+                } else {
+                    20
+                })
+        });
+        let lost = usual.heartbeat(late).stalls().total();
+        assert_eq!(lost, ms(20));
     }
 
     #[test]
     fn a_late_first_beat_is_lost_time() {
-        let usual = Usual { interval_seconds: 0.01, mean_seconds: 0.01 };
+        let usual = Usual { interval_seconds: 0.01, mean_seconds: 0.01, group: 1 };
         let outside = Outside::of(usual, &[ms(500), ms(510), ms(520)]);
         assert!((outside.first_beat_seconds - 0.5).abs() < 1e-9);
         assert!((outside.degradation_seconds - 0.49).abs() < 1e-9, "{outside:?}");

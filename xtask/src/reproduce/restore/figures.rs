@@ -224,11 +224,12 @@ impl GuestFigures {
         for saved in &self.saved {
             let _ = writeln!(
                 text,
-                "saved by {}: {:.1} MiB on the disk in {:.2} s; beats {:.1} ms apart, 95 % at most {:.1}",
+                "saved by {}: {:.1} MiB on the disk in {:.2} s; beats {:.2} ms apart, {} of them at most {:.1}",
                 saved.monitor,
                 saved.bytes as f64 / f64::from(1 << 20),
                 saved.seconds,
                 saved.usual.mean_seconds * 1e3,
+                saved.usual.group,
                 saved.usual.interval_seconds * 1e3
             );
         }
@@ -249,7 +250,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const USUAL: Usual = Usual { interval_seconds: 0.01, mean_seconds: 0.01 };
+    const USUAL: Usual = Usual { interval_seconds: 0.01, mean_seconds: 0.01, group: 1 };
 
     fn sample(first_ms: u64, demand: Option<u64>) -> Sample {
         let beats = [first_ms, first_ms + 10].map(Duration::from_millis);

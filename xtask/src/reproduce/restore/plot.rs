@@ -5,7 +5,6 @@ use super::cache::Cache;
 use super::figures::{Figures, GuestFigures, RestoreFigures};
 use crate::dots::{DotRow, Dots};
 use anyhow::{Result, anyhow};
-use snapshot::responsiveness::Heartbeat;
 use std::time::Duration;
 
 const WINDOW: Duration = Duration::from_secs(1);
@@ -34,8 +33,7 @@ pub(super) fn draw(guest: &GuestFigures) -> Result<()> {
 fn curve(guest: &GuestFigures, row: &RestoreFigures) -> Option<Vec<(f64, f64)>> {
     let usual = guest.saved.iter().find(|saved| saved.monitor == row.monitor)?.usual;
     let beats = row.middle()?.beats_seconds.iter().map(|beat| Duration::from_secs_f64(*beat));
-    let usual = Duration::from_secs_f64(usual.interval_seconds);
-    let curve = Heartbeat::new(usual, beats).stalls().curve(WINDOW);
+    let curve = usual.heartbeat(beats).stalls().curve(WINDOW);
     let mut points: Vec<(f64, f64)> = curve
         .into_iter()
         .map(|(at, part)| (at.as_secs_f64(), part))
