@@ -35,7 +35,11 @@ pub trait VmControl: Send + Sync {
     /// Ends the VM. Returns as soon as that is certain.
     fn stop(&self) -> Result<(), ControlError>;
     /// Sends it on sockets of the client's while it stands: its memory and its state. May take long.
-    fn save(&self, lanes: Vec<OwnedFd>, request: SaveRequest) -> Result<SaveReport, ControlError> {
+    fn save(
+        &self,
+        lanes: Vec<OwnedFd>,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ControlError> {
         let _ = (lanes, request);
         Err(ControlError::State("it cannot be saved".to_owned()))
     }

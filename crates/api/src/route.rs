@@ -81,7 +81,7 @@ mod tests {
         }
         assert_eq!(ask("GET", "/metrics?name", ""), Ok(Call::Metrics));
         let target = BalloonTarget { target_bytes: 7 };
-        let request = SaveRequest { stop: true };
+        let request = SaveRequest { stop: true, ..SaveRequest::default() };
         assert_eq!(
             ask("PUT", "/fathom/vm/save", r#"{"stop":true}"#),
             Ok(Call::Fathom(FathomCall::Save(request)))

@@ -185,7 +185,11 @@ impl VmControl for FakeVm {
         Ok(())
     }
 
-    fn save(&self, lanes: Vec<OwnedFd>, request: SaveRequest) -> Result<SaveReport, ControlError> {
+    fn save(
+        &self,
+        lanes: Vec<OwnedFd>,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ControlError> {
         let failed = |error: std::io::Error| ControlError::Failed(error.to_string());
         if lanes.is_empty() {
             return Err(ControlError::Invalid("no socket came along".to_owned()));

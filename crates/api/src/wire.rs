@@ -214,6 +214,12 @@ pub struct SaveRequest {
     /// Whether the VM ends once it is kept, without the guest having moved again.
     #[serde(default)]
     pub stop: bool,
+    /// Also the contents of frames that the guest's kernel calls free.
+    #[serde(default)]
+    pub all: bool,
+    /// So long before the guest stands, it is watched what it uses: what it will need first.
+    #[serde(default)]
+    pub watch_milliseconds: u32,
 }
 
 /// Answer to it.

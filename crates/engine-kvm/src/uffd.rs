@@ -10,8 +10,8 @@ use memory::{UserFaults, open_userfaultfd};
 
 /// UFFD_API.
 const API: u64 = 0xaa;
-/// UFFD_FEATURE_MISSING_SHMEM and UFFD_FEATURE_WP_HUGETLBFS_SHMEM.
-const FEATURES: u64 = 1 << 5 | 1 << 12;
+/// UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_THREAD_ID and UFFD_FEATURE_WP_HUGETLBFS_SHMEM.
+const FEATURES: u64 = 1 << 5 | 1 << 8 | 1 << 12;
 /// UFFD_EVENT_PAGEFAULT.
 const PAGEFAULT: u8 = 0x12;
 
@@ -53,7 +53,16 @@ struct Message {
     reserved: [u8; 7],
     flags: u64,
     address: u64,
-    thread: u64,
+    thread: u32,
+    padding: u32,
+}
+
+/// A reported page fault.
+pub(crate) struct Fault {
+    /// The address that was accessed.
+    pub(crate) address: u64,
+    /// The kernel's number of the thread that waits.
+    pub(crate) thread: u32,
 }
 
 /// _IOWR(0xaa, number, T).
@@ -93,8 +102,8 @@ impl Uffd {
         self.request(UFFDIO_WAKE, &mut Range { start, bytes })
     }
 
-    /// The address of the next reported fault; `None` when there is none now.
-    pub(crate) fn next_fault(&self) -> io::Result<Option<u64>> {
+    /// The next reported fault; `None` when there is none now.
+    pub(crate) fn next_fault(&self) -> io::Result<Option<Fault>> {
         let mut bytes = [0; size_of::<Message>()];
         match rustix::io::read(&self.0, &mut bytes) {
             Ok(length) if length == bytes.len() => {}
@@ -103,7 +112,8 @@ impl Uffd {
         }
         // SAFETY: the bytes are as many as the structure, all of whose values are valid.
         let message: Message = unsafe { std::mem::transmute(bytes) };
-        Ok((message.event == PAGEFAULT).then_some(message.address))
+        let Message { event, address, thread, .. } = message;
+        Ok((event == PAGEFAULT).then_some(Fault { address, thread }))
     }
 
     fn request<T>(&self, request: u64, argument: &mut T) -> io::Result<()> {

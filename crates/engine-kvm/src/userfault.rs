@@ -13,7 +13,7 @@ use std::thread;
 
 use confine::Thread;
 use engine::EngineError;
-use memory::{Access, FRAME_SIZE, Frame, FrameRange, GuestMemory, UserFaults};
+use memory::{Access, FRAME_SIZE, Frame, FrameRange, GuestMemory, UserFaults, waits};
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
@@ -135,9 +135,9 @@ impl UserFaultHandler {
                 Ok(_) => {}
             }
             let Some(memory) = memory.upgrade() else { return };
-            while let Ok(Some(address)) = self.uffd.next_fault() {
-                if let Some(frame) = ram.frame_at(address) {
-                    self.answer(frame, ram, &memory);
+            while let Ok(Some(fault)) = self.uffd.next_fault() {
+                if let Some(frame) = ram.frame_at(fault.address) {
+                    waits::in_place_of(fault.thread, || self.answer(frame, ram, &memory));
                 }
             }
         }

@@ -402,6 +402,12 @@ pub(crate) struct SaveArguments {
     /// Save only what differs from this snapshot, which is needed to restore then
     #[arg(long, value_name = "PARENT")]
     pub(crate) incremental: Option<PathBuf>,
+    /// How long it is watched before, in milliseconds, which memory the guest uses: what a restore brings first
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub(crate) watch: u32,
+    /// Save also the contents of memory that the guest's kernel calls free
+    #[arg(long)]
+    pub(crate) all: bool,
     /// Replace the snapshot that is there, once this one is whole
     #[arg(long)]
     pub(crate) replace: bool,

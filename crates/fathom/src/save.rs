@@ -54,7 +54,11 @@ pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
         lanes: thread::available_parallelism().map_or(1, |threads| threads.get().min(8)),
     };
     let (draft, lanes) = Draft::create(path, memory_bytes, options).map_err(Failure::usage)?;
-    let request = SaveRequest { stop: arguments.stop };
+    let request = SaveRequest {
+        stop: arguments.stop,
+        all: arguments.all,
+        watch_milliseconds: arguments.watch,
+    };
     let client = client.with_timeout(TIMEOUT);
     let progress = Progress::default();
     let done = AtomicBool::new(false);

@@ -76,7 +76,7 @@ impl FrameRange {
     }
 
     /// Splits a sorted list without duplicates into maximal runs of at most `limit` frames.
-    pub(crate) fn coalesce(sorted: &[Frame], limit: u32) -> Vec<FrameRange> {
+    pub fn coalesce(sorted: &[Frame], limit: u32) -> Vec<FrameRange> {
         let mut runs: Vec<FrameRange> = Vec::new();
         for &frame in sorted {
             match runs.last_mut() {

@@ -13,6 +13,7 @@ use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
 use crate::source::{Source, SourceError, SourceId};
 use crate::table::{Entered, FrameCounts, FrameFacts, FrameTable};
+use crate::waits::WaitLog;
 
 /// The RAM of one guest. Shared as an `Arc` by vCPUs, devices and whoever wants to know.
 pub struct GuestMemory {
@@ -26,6 +27,7 @@ pub struct GuestMemory {
     pub(crate) discarding: Mutex<()>,
     /// Held to read while a pin is taken: nobody takes one while it is held to write.
     pub(crate) pinning: RwLock<()>,
+    pub(crate) waits: WaitLog,
 }
 
 /// Why guest memory could not be made.
@@ -124,6 +126,7 @@ impl GuestMemory {
             events: Events::default(),
             discarding: Mutex::default(),
             pinning: RwLock::default(),
+            waits: WaitLog::default(),
         })
     }
 
@@ -198,9 +201,17 @@ impl GuestMemory {
     #[cold]
     #[inline(never)]
     fn make_resident(&self, frame: Frame, pin: bool) -> Result<(), ResolveError> {
+        let begin = if self.table.is_elsewhere(frame) { self.waits.begin() } else { None };
         match self.table.enter(frame, pin) {
-            Entered::Resident => Ok(()),
-            Entered::Fill(source) => self.fill(frame, source, pin),
+            Entered::Resident { waited } => {
+                self.waits.end(begin.filter(|_| waited), frame, false);
+                Ok(())
+            }
+            Entered::Fill(source) => {
+                let outcome = self.fill(frame, source, pin);
+                self.waits.end(begin, frame, outcome.is_ok());
+                outcome
+            }
         }
     }
 

@@ -57,6 +57,7 @@ pub use touches::Tracer;
 pub use userfault::{UserFaults, open_userfaultfd};
 pub use view::DeviceView;
 pub use vm_memory_traits::{FrameTracking, LoaderRegion, LoaderView, SlicePin};
+pub use waits::{Wait, Waiter, Waits};
 
 mod address;
 mod backing;
@@ -78,4 +79,5 @@ mod touches;
 mod userfault;
 mod view;
 mod vm_memory_traits;
+pub mod waits;
 mod word;

@@ -66,8 +66,8 @@ pub struct FrameCounts {
 /// What [`FrameTable::enter`] asks of its caller.
 #[must_use]
 pub(crate) enum Entered {
-    /// The frame is resident.
-    Resident,
+    /// The frame is resident, `waited`: after another thread was done with it.
+    Resident { waited: bool },
     /// This thread alone must fetch the frame and call [`FrameTable::filled`].
     Fill(SourceId),
 }
@@ -155,22 +155,36 @@ impl FrameTable {
 
     // ---- Arriving ----
 
+    /// Whether the contents of `frame` are at a source, or on their way.
+    pub(crate) fn is_elsewhere(&self, frame: Frame) -> bool {
+        let word = Word(self.entry(frame).word.load(Ordering::Relaxed));
+        matches!(word.tag(), Tag::Absent | Tag::Filling)
+    }
+
+    /// Whether somebody waits for `frame`.
+    #[cfg(test)]
+    pub(crate) fn is_waited_for(&self, frame: Frame) -> bool {
+        Word(self.entry(frame).word.load(Ordering::Relaxed)).is_waited()
+    }
+
     /// Takes `frame` towards resident, and pins it there if `pin`.
     ///
     /// Waits while another thread fills or punches it. Takes it back from a discard that has not
     /// punched it yet.
     pub(crate) fn enter(&self, frame: Frame, pin: bool) -> Entered {
         let entry = self.entry(frame);
+        let mut waited = false;
         loop {
             let word = Word(entry.word.load(Ordering::Acquire));
             let (next, entered) = match word.tag() {
                 Tag::Resident | Tag::Discarding | Tag::Untouched | Tag::Ballooned => {
                     let resident = word.with_tag(Tag::Resident);
-                    (if pin { resident.pinned() } else { resident }, Entered::Resident)
+                    (if pin { resident.pinned() } else { resident }, Entered::Resident { waited })
                 }
                 Tag::Absent => (word.with_tag(Tag::Filling), Entered::Fill(word.source())),
                 Tag::Punching | Tag::Filling => {
                     self.wait(frame);
+                    waited = true;
                     continue;
                 }
             };

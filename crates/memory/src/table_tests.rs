@@ -13,7 +13,7 @@ fn state(table: &FrameTable) -> FrameState {
 }
 
 fn enter(table: &FrameTable) {
-    assert!(matches!(table.enter(F, false), Entered::Resident));
+    assert!(matches!(table.enter(F, false), Entered::Resident { .. }));
 }
 
 #[test]
@@ -41,12 +41,12 @@ fn an_access_takes_a_frame_back_from_a_discard() {
 #[test]
 fn a_pinned_frame_is_kept() {
     let table = table();
-    assert!(matches!(table.enter(F, true), Entered::Resident));
+    assert!(matches!(table.enter(F, true), Entered::Resident { .. }));
     assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Kept);
     table.unpin(F);
     assert_eq!(table.begin_discard(F, Tag::Ballooned, false), Begun::Leaving);
     // A pin during the revocation takes it back too.
-    assert!(matches!(table.enter(F, true), Entered::Resident));
+    assert!(matches!(table.enter(F, true), Entered::Resident { .. }));
     assert!(!table.begin_punch(F));
     assert_eq!(table.facts(F).unwrap().pins, 1);
 }
@@ -131,7 +131,8 @@ fn accesses_wait_for_the_end_of_a_punch() {
     assert!(table.begin_punch(F));
     std::thread::scope(|scope| {
         let plain = scope.spawn(|| enter(&table));
-        let pinning = scope.spawn(|| assert!(matches!(table.enter(F, true), Entered::Resident)));
+        let pinning =
+            scope.spawn(|| assert!(matches!(table.enter(F, true), Entered::Resident { .. })));
         until_waited(&table);
         table.punched(F, Some(Tag::Ballooned));
         plain.join().unwrap();

@@ -107,6 +107,7 @@ impl SnapshotError {
     ) -> impl FnOnce(io::Error) -> SnapshotError {
         move |error| SnapshotError::Host { operation, path: path.to_string(), error }
     }
+
 }
 
 /// May another try succeed?

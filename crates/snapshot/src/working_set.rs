@@ -224,8 +224,7 @@ impl WorkingSet {
     /// The host refuses; nothing is lost but what was learnt.
     pub fn adopt(snapshot: &Snapshot) -> Result<(), SnapshotError> {
         let Some(directory) = snapshot.store().directory() else { return Ok(()) };
-        let (new, path) =
-            (directory.join(part::WORKING_SET_NEW), directory.join(part::WORKING_SET));
+        let (new, path) = (directory.join(part::WORKING_SET_NEW), directory.join(part::WORKING_SET));
         let refused = |operation| SnapshotError::host(operation, new.display());
         let left = match File::open(&new) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -24,7 +24,7 @@ use crate::observer::{self, ClassCheck, Observer, Task};
 use crate::outcome::{End, Outcome};
 use crate::outside::Outside;
 use crate::restore::RestoreOptions;
-use crate::saved::{SaveLanes, SaveReport, Saved};
+use crate::saved::{SaveLanes, SaveOptions, SaveReport, Saved};
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
@@ -295,15 +295,15 @@ impl VmHandle {
         self.0.in_some_life(|machine| machine.control.resume())
     }
 
-    /// Sends the machine on `lanes` while all of it stands. If it is to `stop`, it ends once it is kept; else it goes on
+    /// Sends the machine on `lanes` while all of it stands. If it is to stop, it ends once it is kept; else it goes on
     /// as it was, standing or running. In the instant of a reboot it is the next life that is saved.
     ///
     /// # Errors
     /// The VM has ended; or who keeps it does not take it, or does not say that it is kept: the guest goes on.
-    pub fn save(&self, lanes: &SaveLanes, stop: bool) -> Result<SaveReport, RequestError> {
+    pub fn save(&self, lanes: &SaveLanes, options: SaveOptions) -> Result<SaveReport, RequestError> {
         let mut saved = None;
         self.0.in_some_life(|machine| {
-            saved = machine.save(lanes, stop);
+            saved = machine.save(lanes, options);
             saved.is_some()
         })?;
         let saved = saved.ok_or(RequestError::Ended)?;

@@ -46,5 +46,5 @@ pub use host_cache::HostCacheReport;
 pub use observer::ClassCheck;
 pub use outcome::Outcome;
 pub use outside::Outside;
-pub use restore::{Responsiveness, RestoreFaults, RestoreMode, RestoreOptions, RestoreReport};
+pub use restore::{RestoreFaults, RestoreMode, RestoreOptions, RestoreReport, Responsiveness};
 pub use status::{RunReport, VmStatus, WorkingSet, WorkingSetPoint};

@@ -9,7 +9,8 @@ use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
-use memory::{DeviceView, FRAME_SIZE, GuestMemory};
+use insight::kernel::Kernel;
+use memory::{DeviceView, FRAME_SIZE, GuestMemory, ReadView};
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
@@ -27,7 +28,7 @@ use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
 use crate::restore::{Learner, Readers, Restore, RestoreOptions, RestoreReport};
-use crate::saved::{Devices, SaveLanes, SaveReport, Saved, Source};
+use crate::saved::{Devices, Known, SaveLanes, SaveOptions, SaveReport, Saved, Source};
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -106,7 +107,7 @@ impl Machine {
             control.ask_to_pause();
         }
         let ending = Ending::new(&control, &vm, plan.cpus);
-        let restore = saved.zip(options).map(|(saved, options)| saved.fill(&memory, options));
+        let restore = saved.zip(options).map(|(saved, options)| saved.fill(&memory, options, plan.report.is_some()));
         let (restore, learning) = restore.transpose()?.unwrap_or_default();
         let readers = restore.as_ref().map(Readers::start).transpose()?.flatten();
         let serial = saved.map(|saved| &saved.state.board.serial);
@@ -170,7 +171,8 @@ impl Machine {
         let learner = machine.restore.as_ref().zip(learning);
         let learner = learner.map(|(restore, file)| Learner::start(restore, file)).transpose();
         let learner = learner.inspect_err(|_| machine.end(End::Stopped))?;
-        let threads = Threads { vcpus, io, filler, readers, learner, transports: board.transports };
+        let threads =
+            Threads { vcpus, io, filler, readers, learner, transports: board.transports };
         Ok((machine, threads))
     }
 
@@ -232,13 +234,14 @@ impl Machine {
         }
     }
 
-    /// Sends the machine on `lanes` while all of it stands. If it is to `stop`, it waits until it is kept, and ends before
+    /// Sends the machine on `lanes` while all of it stands. If it is to stop, it waits until it is kept, and ends before
     /// anybody moves again. `None`: it has ended before.
     pub(crate) fn save(
         &self,
         lanes: &SaveLanes,
-        stop: bool,
+        options: SaveOptions,
     ) -> Option<Result<SaveReport, VmError>> {
+        let known = self.before_save(options);
         let begun = Instant::now();
         let mut pause = Duration::ZERO;
         let written = self.control.while_still(
@@ -252,8 +255,8 @@ impl Machine {
                     vcpus: &self.vcpus,
                     devices: &self.devices,
                 };
-                let sent = source.send(lanes).and_then(|sent| {
-                    if stop {
+                let sent = source.send(lanes, &known).and_then(|sent| {
+                    if options.stop {
                         let kept = lanes.wait_until_kept();
                         kept.map_err(VmError::host("end the VM once it is saved"))?;
                         self.control.end(End::Stopped);
@@ -264,9 +267,35 @@ impl Machine {
                 sent
             },
         );
-        let report =
-            |frames_sent| SaveReport { pause, frames_sent, frames: self.memory.layout().frames() };
+        let report = |frames_sent| SaveReport {
+            pause,
+            frames_sent,
+            frames: self.memory.layout().frames(),
+        };
         written.map(|written| written.map(report))
+    }
+
+    /// What can be found out before the guest stands.
+    fn before_save(&self, options: SaveOptions) -> Known {
+        let since = (!options.watch.is_zero() && self.can_be_watched()).then(|| {
+            let epoch = self.memory.advance_epoch();
+            std::thread::sleep(options.watch);
+            epoch
+        });
+        // A kernel that fills free frames with a pattern wants to find it there.
+        let checks_free = ["page_poison", "debug_pagealloc"]
+            .iter()
+            .any(|option| self.plan.cmdline.contains(option));
+        let free = (!options.all && !checks_free).then(|| {
+            self.memory.catch_up();
+            let kernel = Kernel::find(&ReadView::new(Arc::clone(&self.memory)));
+            kernel.and_then(|kernel| kernel.free_frames()).map(Mutex::new)
+        });
+        let free = free.transpose().unwrap_or_else(|error| {
+            tracing::info!("{error}: free frames are saved, too");
+            None
+        });
+        Known { free, since }
     }
 
     /// Makes every vCPU leave guest code and look at the run state.

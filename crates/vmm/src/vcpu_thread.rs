@@ -108,6 +108,7 @@ impl VcpuThread {
         let _finish = Finish { shared: Arc::clone(&self.shared), facts: Arc::clone(&self.facts) };
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u64;
         self.facts.tid.store(tid, Ordering::Relaxed);
+        memory::waits::i_am_vcpu(self.id);
         // A panic here is a defect of ours; the machine must still end and say so. Nothing that the
         // panic may have left half done is used again, but for what the report reads.
         match catch_unwind(AssertUnwindSafe(|| self.run())) {

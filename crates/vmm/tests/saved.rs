@@ -2,14 +2,14 @@
 
 mod machine;
 
+use std::{fs, io};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use machine::{Host, engine};
 use serde_json::Value;
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
-use vmm::saved::{Draft, DraftOptions, Kept, MachineState, Progress, SaveLanes, Saved};
+use vmm::saved::{Draft, DraftOptions, Kept, Progress, SaveLanes, SaveOptions, Saved, MachineState};
 use vmm::{Outcome, RestoreMode, RestoreOptions, VmError, VmHandle};
 use x86::Gpr;
 
@@ -28,7 +28,7 @@ fn save_as(host: &Host, vm: &VmHandle, name: &str, stop: bool, options: DraftOpt
     let (draft, sockets) = Draft::create(&host.path(name), 32 << 20, options).expect("a draft");
     let lanes = SaveLanes::new(sockets).expect("lanes");
     let (report, kept) = thread::scope(|scope| {
-        let sent = scope.spawn(|| vm.save(&lanes, stop));
+        let sent = scope.spawn(|| vm.save(&lanes, SaveOptions { stop, ..SaveOptions::default() }));
         let kept = draft.keep(&Progress::default()).expect("whole");
         (sent.join().expect("no panic").expect("saved"), kept)
     });

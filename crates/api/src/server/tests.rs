@@ -135,7 +135,7 @@ fn a_slow_peer_keeps_nobody_waiting() {
 fn sockets_come_along_with_a_request() {
     let running = running();
     let client = running.directory.client("fake");
-    let request = SaveRequest { stop: false };
+    let request = SaveRequest::default();
     let (ours, theirs): (Vec<_>, Vec<_>) =
         (0..3).map(|_| UnixStream::pair().expect("sockets")).unzip();
     let report = client.save(theirs.into_iter().map(OwnedFd::from).collect(), request);

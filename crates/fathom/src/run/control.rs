@@ -2,12 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use api::{
     BalloonTarget, ControlError, KernelInfo, KernelSymbol, KernelType, MemoryUse, Picture,
     RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
 };
-use vmm::saved::SaveLanes;
+use vmm::saved::{SaveLanes, SaveOptions};
 use vmm::{RequestError, VmHandle};
 
 use super::{kernel, report};
@@ -94,9 +95,18 @@ impl VmControl for HandleControl {
         Ok(())
     }
 
-    fn save(&self, lanes: Vec<OwnedFd>, request: SaveRequest) -> Result<SaveReport, ControlError> {
+    fn save(
+        &self,
+        lanes: Vec<OwnedFd>,
+        request: SaveRequest,
+    ) -> Result<SaveReport, ControlError> {
+        let options = SaveOptions {
+            stop: request.stop,
+            all: request.all,
+            watch: Duration::from_millis(request.watch_milliseconds.into()),
+        };
         let lanes = SaveLanes::new(lanes).map_err(ControlError::Invalid)?;
-        let report = self.vm.save(&lanes, request.stop).map_err(|error| refusal(&error))?;
+        let report = self.vm.save(&lanes, options).map_err(|error| refusal(&error))?;
         let bytes = |frames: u32| u64::from(frames) * memory::FRAME_SIZE as u64;
         Ok(SaveReport {
             pause_seconds: report.pause.as_secs_f64(),

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use api::{HostCache, HostCacheDisk, Report, Restore, TimeToResponsiveness, WorkingSetSample};
+use api::{
+    HostCache, HostCacheDisk, Report, Restore, TimeToResponsiveness, WorkingSetSample,
+};
 use vmm::{
     HostCacheStatus, Outcome, PageCache, Responsiveness, RestoreFaults, RestoreReport, RunReport,
 };

@@ -42,8 +42,7 @@ impl Demand {
             read: AtomicU64::new(0),
         });
         let id = memory.add_source(Arc::clone(&demand) as Arc<dyn Source>);
-        let full =
-            || VmError::Host("register the snapshot".into(), std::io::ErrorKind::Other.into());
+        let full = || VmError::Host("register the snapshot".into(), std::io::ErrorKind::Other.into());
         let _ = demand.id.set(id.ok_or_else(full)?);
         Ok(demand)
     }
@@ -75,8 +74,7 @@ impl Demand {
         into: &mut [u8; FRAME_SIZE],
         batch: &mut Batch,
     ) -> Result<(), SourceError> {
-        let Some(place) =
-            self.snapshot.place_around(frame, NEIGHBOURS).map_err(SourceError::from)?
+        let Some(place) = self.snapshot.place_around(frame, NEIGHBOURS).map_err(SourceError::from)?
         else {
             self.read.fetch_add(1, Ordering::Relaxed);
             return self.snapshot.fetch(frame, into);

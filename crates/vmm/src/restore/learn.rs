@@ -69,8 +69,9 @@ impl Restore {
     fn learn(&self, stop: &Stop, learning: Learning) {
         let begun = Instant::now();
         let contents = self.snapshot.runs().iter().filter(|run| run.kind.has_contents());
-        let mut unseen: Vec<Frame> =
-            contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame)).collect();
+        let mut unseen: Vec<Frame> = contents
+            .flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame))
+            .collect();
         let mut seen = Vec::new();
         let mut pause = FASTEST;
         loop {
@@ -78,8 +79,10 @@ impl Restore {
             // Frames that came ahead of the guest do not count as accessed.
             self.memory.catch_up();
             unseen.retain(|&frame| {
-                let touched =
-                    self.memory.facts(frame).is_some_and(|facts| facts.accessed > Epoch::NEVER);
+                let touched = self
+                    .memory
+                    .facts(frame)
+                    .is_some_and(|facts| facts.accessed > Epoch::NEVER);
                 if touched {
                     seen.push(frame);
                 }

@@ -27,7 +27,10 @@ use crate::saved::SavedError;
 use demand::Demand;
 pub(crate) use learn::Learner;
 pub(crate) use read::Readers;
-pub use report::{Responsiveness, RestoreFaults, RestoreReport};
+pub use report::{RestoreFaults, RestoreReport, Responsiveness};
+
+/// Waits that are written down for a report, 48 bytes each: of more, it is said that they are not in it.
+const WAITS_MAX: usize = 1 << 17;
 
 /// When the memory of a restored machine comes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -82,14 +85,16 @@ impl Restore {
         set: Option<Arc<WorkingSet>>,
         mode: RestoreMode,
         asked: Instant,
+        recorded: bool,
     ) -> Result<Arc<Self>, VmError> {
         let demand = Demand::register(memory, snapshot)?;
         let contents = snapshot.runs().iter().filter(|run| run.kind.has_contents());
         let frames = contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame));
         let absent = memory.make_absent(frames, demand.source());
-        absent.map_err(|error| {
-            VmError::Engine(engine::EngineError::Unsupported(error.to_string()))
-        })?;
+        absent.map_err(|error| VmError::Engine(engine::EngineError::Unsupported(error.to_string())))?;
+        if recorded {
+            memory.record_waits(WAITS_MAX);
+        }
         let progress = read::Progress::new(set, mode);
         let (memory, snapshot) = (Arc::clone(memory), Arc::clone(snapshot));
         Ok(Arc::new(Self { memory, snapshot, mode, demand, asked, progress }))

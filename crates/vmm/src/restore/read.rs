@@ -112,8 +112,11 @@ impl Readers {
         }
         let threads = if progress.set_first { threads() } else { 1 };
         *progress.at_set() = threads;
-        let mut readers =
-            Self { restore: Arc::clone(restore), threads: Vec::new(), started: Instant::now() };
+        let mut readers = Self {
+            restore: Arc::clone(restore),
+            threads: Vec::new(),
+            started: Instant::now(),
+        };
         for number in 0..threads {
             let restore = Arc::clone(restore);
             let builder = thread::Builder::new().name(format!("restore{number}"));

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use memory::{Waiter, Waits};
 use snapshot::responsiveness::{Stalls, UTILIZATIONS, WINDOWS, mean_and_worst};
 
 use super::Restore;
@@ -59,19 +60,40 @@ pub struct Responsiveness {
 
 /// When vCPUs waited.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stalled {
+struct Stalled {
     /// Of each vCPU.
-    pub(crate) vcpus: Vec<Vec<(Instant, Instant)>>,
+    vcpus: Vec<Vec<(Instant, Instant)>>,
     /// Waits of vCPUs for what another fetched.
-    pub(crate) waited: u64,
+    waited: u64,
     /// Waits of devices.
-    pub(crate) device: u64,
+    device: u64,
 }
 
 impl Restore {
+    fn stalled(&self) -> Stalled {
+        let Waits { waits, lost } = self.memory.take_waits();
+        if lost > 0 {
+            tracing::warn!("{lost} waits for memory are not in the report: there were too many");
+        }
+        let mut stalled = Stalled::default();
+        for wait in waits {
+            let Waiter::Vcpu(id) = wait.waiter else {
+                stalled.device += 1;
+                continue;
+            };
+            let id = id as usize;
+            if stalled.vcpus.len() <= id {
+                stalled.vcpus.resize(id + 1, Vec::new());
+            }
+            stalled.vcpus[id].push((wait.begin, wait.end));
+            stalled.waited += u64::from(!wait.fetched);
+        }
+        stalled
+    }
+
     /// `begun`: when each vCPU ran first, if it did.
     pub(crate) fn report(&self, begun: &[Option<Instant>]) -> RestoreReport {
-        let stalled = Stalled::default();
+        let stalled = self.stalled();
         let since = |at: Instant| at.saturating_duration_since(self.asked);
         let stalls: Vec<Stalls> = begun
             .iter()

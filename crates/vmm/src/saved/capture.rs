@@ -13,7 +13,7 @@ use engine::Vm;
 use memory::{Frame, FrameState, GuestMemory};
 use x86::{VcpuState, msr};
 
-use super::{BoardState, ClockState, DiskIdentity, FrameRun, MachineState, SaveLanes, VERSION};
+use super::{BoardState, ClockState, DiskIdentity, FrameRun, Known, MachineState, SaveLanes, VERSION};
 use crate::config::VmPlan;
 use crate::error::VmError;
 use crate::vcpu_thread::SharedVcpu;
@@ -37,9 +37,9 @@ pub(crate) struct Source<'a> {
 
 impl Source<'_> {
     /// Sends the machine, whose vCPUs and devices stand; how many frames had contents.
-    pub(crate) fn send(&self, lanes: &SaveLanes) -> Result<u32, VmError> {
+    pub(crate) fn send(&self, lanes: &SaveLanes, known: &Known) -> Result<u32, VmError> {
         let state = self.state()?;
-        lanes.send(self.memory, &state).map_err(VmError::host("send the machine"))
+        lanes.send(self.memory, known, &state).map_err(VmError::host("send the machine"))
     }
 
     /// Everything but the memory. Disks are flushed.

@@ -22,7 +22,8 @@ pub(super) fn eagerly(memory: &Arc<GuestMemory>, snapshot: &Snapshot) -> Result<
         while let Some(place) = next() {
             snapshot.read_place(place, &mut batch)?;
             for (frame, contents) in batch.iter() {
-                let refused = |error: &dyn std::fmt::Display| SavedError::Stream(error.to_string());
+                let refused =
+                    |error: &dyn std::fmt::Display| SavedError::Stream(error.to_string());
                 let gpa = memory.gpa_of(frame).ok_or_else(|| refused(&"past the end of memory"))?;
                 view.write(gpa, contents).map_err(|error| refused(&error))?;
             }

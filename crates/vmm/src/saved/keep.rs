@@ -32,6 +32,7 @@ pub struct DraftOptions {
 pub struct Draft {
     writer: Writer,
     parent: Option<Arc<Snapshot>>,
+    memory: RamLayout,
     lanes: Vec<UnixStream>,
     path: String,
 }
@@ -75,7 +76,8 @@ impl Draft {
             ours.push(near);
             theirs.push(OwnedFd::from(far));
         }
-        Ok((Self { writer, parent, lanes: ours, path: path.display().to_string() }, theirs))
+        let path = path.display().to_string();
+        Ok((Self { writer, parent, memory: layout, lanes: ours, path }, theirs))
     }
 
     /// Takes what the VM sends, and makes the snapshot whole.
@@ -84,11 +86,11 @@ impl Draft {
     /// The VM failed or sent what cannot be, or the host refuses. There is no snapshot then, and what was at its path
     /// before is there still; the VM learns of it.
     pub fn keep(self, progress: &Progress) -> Result<Kept, SavedError> {
-        let Self { writer, parent, lanes, path } = self;
-        let take = |stream: &UnixStream| -> Result<Option<Vec<u8>>, SavedError> {
+        let Self { writer, parent, memory, lanes, path } = self;
+        let take = |stream: &UnixStream| -> Result<Taken, SavedError> {
             let lane = writer.lane()?;
-            Taking { writer: &writer, parent: parent.as_deref(), stream, path: &path, progress }
-                .take(lane)
+            let (writer, parent, path) = (&writer, parent.as_deref(), path.as_str());
+            Taking { memory, writer, parent, stream, path, progress }.take(lane)
         };
         let taken = thread::scope(|scope| {
             let threads: Vec<_> =
@@ -97,16 +99,16 @@ impl Draft {
             let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(gone));
             let (taken, failed): (Vec<_>, Vec<_>) = ended.partition(Result::is_ok);
             // What a lane says of the host tells more than that the other end has gone.
-            let worst = failed
-                .into_iter()
-                .filter_map(Result::err)
-                .min_by_key(|error| error.is_of_the_stream());
+            let worst = failed.into_iter().filter_map(Result::err).min_by_key(|error| {
+                error.is_of_the_stream()
+            });
             worst.map_or(Ok(taken), Err)
         })?;
-        let mut machines = taken.into_iter().filter_map(|taken| taken.ok().flatten());
-        let json = machines.next().ok_or_else(|| SavedError::Stream("no state came".into()))?;
+        let first = taken.into_iter().filter_map(Result::ok).find(|taken| taken.machine.is_some());
+        let Taken { machine, needed } = first.unwrap_or_default();
+        let json = machine.ok_or_else(|| SavedError::Stream("no state came".into()))?;
         let state = open::parse_state(Path::new(&path), &json)?;
-        let saved = writer.finish(describe(&state), &json, &[])?;
+        let saved = writer.finish(describe(&state), &json, &needed)?;
         // It is whole, whoever listens.
         let _ = (&lanes[0]).write_all(&[KEPT]);
         if let Some(old) = saved.old {
@@ -129,7 +131,15 @@ fn hang_up_after<T>(
     taken
 }
 
+/// What was on a lane beside frames.
+#[derive(Default)]
+struct Taken {
+    machine: Option<Vec<u8>>,
+    needed: Vec<Frame>,
+}
+
 struct Taking<'a> {
+    memory: RamLayout,
     writer: &'a Writer,
     parent: Option<&'a Snapshot>,
     stream: &'a UnixStream,
@@ -138,9 +148,9 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Until the end of the stream; the machine's state, if that was on it.
-    fn take(&self, mut lane: Lane) -> Result<Option<Vec<u8>>, SavedError> {
-        let mut machine = None;
+    /// Until the end of the stream.
+    fn take(&self, mut lane: Lane) -> Result<Taken, SavedError> {
+        let mut taken = Taken::default();
         let mut contents = vec![0; CONTENTS_MAX as usize * FRAME_SIZE];
         let mut from = io::BufReader::with_capacity(HEADER, self.stream);
         loop {
@@ -161,7 +171,15 @@ impl Taking<'_> {
                 Kind::Machine => {
                     let mut json = vec![0; header.follows()];
                     from.read_exact(&mut json).map_err(broken)?;
-                    machine = Some(json);
+                    taken.machine = Some(json);
+                    continue;
+                }
+                Kind::Needed => {
+                    let most = self.memory.frames() as usize;
+                    if taken.needed.len() + frames.count as usize > most {
+                        return Err(SavedError::Stream(format!("more than {most} frames needed")));
+                    }
+                    taken.needed.extend(frames.frames());
                     continue;
                 }
                 Kind::End => break,
@@ -169,7 +187,7 @@ impl Taking<'_> {
             self.progress.frames.fetch_add(frames.count, Ordering::Relaxed);
         }
         lane.finish()?;
-        Ok(machine)
+        Ok(taken)
     }
 
     fn store(

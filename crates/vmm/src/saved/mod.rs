@@ -50,6 +50,7 @@ pub(crate) use capture::{Devices, Source};
 pub use error::SavedError;
 pub use keep::{Draft, DraftOptions, Kept, Progress};
 pub use open::Saved;
+pub(crate) use send::Known;
 pub use send::SaveLanes;
 
 /// The version that is written, and the only one that is read.
@@ -122,6 +123,17 @@ pub struct DiskIdentity {
     pub len: u64,
     /// When it was last changed, since 1970; 0 for a block device.
     pub modified_ns: u64,
+}
+
+/// How a machine is saved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SaveOptions {
+    /// It ends once it is kept, before anybody moves again.
+    pub stop: bool,
+    /// Also the contents of frames that the guest's kernel calls free.
+    pub all: bool,
+    /// So long before the guest stands, it is watched what it uses.
+    pub watch: Duration,
 }
 
 /// What a save came to.

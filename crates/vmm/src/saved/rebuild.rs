@@ -55,14 +55,16 @@ impl Saved {
     }
 
     /// Has the contents of `memory`, which is untouched, come as the options say. Where the engine cannot wait for
-    /// frames, all of it is in when this returns, and there is no restore to go on with.
+    /// frames, all of it is in when this returns, and there is no restore to go on with. If `recorded`, it is written
+    /// down who waits.
     pub(crate) fn fill(
         &self,
         memory: &Arc<GuestMemory>,
         options: RestoreOptions,
+        recorded: bool,
     ) -> Result<(Option<Arc<Restore>>, Option<Learning>), VmError> {
         let RestoreOptions { mode, learning, asked } = options;
-        let begun = match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked) {
+        let begun = match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked, recorded) {
             Err(VmError::Engine(EngineError::Unsupported(why))) => {
                 if mode != RestoreMode::Eager {
                     tracing::warn!("{why}: all memory is read before the guest runs");

@@ -1,19 +1,22 @@
 //! A machine that stands, sent to who keeps it.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use memory::{FRAME_SIZE, Frame, FrameRange, FrameState, GuestMemory, ReadError, ReadView};
+use insight::kernel::FreeFrames;
+use memory::{Epoch, FRAME_SIZE, Frame, FrameRange, FrameState, GuestMemory, ReadError, ReadView};
 
 use super::MachineState;
 use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind};
 
 /// Frames that a lane takes at once, as many as are told in one go of a plain image's order.
-const TAKE: u32 = 512;
+/// A multiple of the largest block that a kernel calls free.
+const TAKE: u32 = 1024;
 
 /// Where a machine is sent.
 #[derive(Debug)]
@@ -36,12 +39,17 @@ impl SaveLanes {
 
     /// Sends all frames, one thread a lane, and then the state; how many frames had contents. Nobody writes to memory
     /// meanwhile.
-    pub(super) fn send(&self, memory: &Arc<GuestMemory>, state: &MachineState) -> io::Result<u32> {
+    pub(super) fn send(
+        &self,
+        memory: &Arc<GuestMemory>,
+        known: &Known,
+        state: &MachineState,
+    ) -> io::Result<u32> {
         let json = serde_json::to_vec(state)?;
         let next = AtomicU32::new(0);
         let stored = AtomicU32::new(0);
         let run = |lane: &UnixStream| -> io::Result<()> {
-            let mut lane = Lane::new(lane, memory);
+            let mut lane = Lane::new(lane, memory, known);
             let frames = memory.layout().frames();
             loop {
                 let first = next.fetch_add(TAKE, Ordering::Relaxed);
@@ -67,6 +75,7 @@ impl SaveLanes {
             ended.fold(Ok(()), io::Result::and)
         });
         done?;
+        known.send_needed(memory, self.first())?;
         let machine = Header { kind: Kind::Machine, first: 0, count: json.len() as u32 };
         machine.write(self.first())?;
         self.first().write_all(&json)?;
@@ -92,8 +101,40 @@ impl SaveLanes {
     }
 }
 
+/// What is known of the guest's memory when it is sent.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// By which its kernel's free frames are known, whose contents are nobody's.
+    pub(crate) free: Option<Mutex<FreeFrames>>,
+    /// What was accessed in this epoch and later is what it needs first.
+    pub(crate) since: Option<Epoch>,
+}
+
+impl Known {
+    /// For a thread.
+    fn free(&self) -> Option<FreeFrames> {
+        let free = self.free.as_ref()?;
+        Some(free.lock().unwrap_or_else(PoisonError::into_inner).anew())
+    }
+
+    fn send_needed(&self, memory: &GuestMemory, to: &UnixStream) -> io::Result<()> {
+        let Some(since) = self.since else { return Ok(()) };
+        let needed = |frame: &Frame| {
+            memory.facts(*frame).is_some_and(|facts| facts.accessed >= since)
+        };
+        let needed: Vec<Frame> =
+            (0..memory.layout().frames()).map(Frame).filter(needed).collect();
+        let mut to = io::BufWriter::new(to);
+        for run in FrameRange::coalesce(&needed, u32::MAX) {
+            Header::of(Kind::Needed, run).write(&mut to)?;
+        }
+        to.flush()
+    }
+}
+
 /// One stream, and what is to go on it.
 struct Lane<'a> {
+    free: Option<FreeFrames>,
     to: &'a UnixStream,
     memory: &'a Arc<GuestMemory>,
     view: ReadView,
@@ -107,19 +148,22 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn new(to: &'a UnixStream, memory: &'a Arc<GuestMemory>) -> Self {
+    fn new(to: &'a UnixStream, memory: &'a Arc<GuestMemory>, known: &Known) -> Self {
         let contents = vec![0; HEADER + CONTENTS_MAX as usize * FRAME_SIZE];
         let view = ReadView::new(Arc::clone(memory));
-        Self { to, memory, view, contents, first: 0, held: 0, without: None, stored: 0 }
+        Self { free: known.free(), to, memory, view, contents, first: 0, held: 0, without: None, stored: 0 }
     }
 
-    fn send(&mut self, frames: std::ops::Range<u32>) -> io::Result<()> {
-        for number in frames {
+    fn send(&mut self, frames: Range<u32>) -> io::Result<()> {
+        let in_buddy = |free: &FreeFrames| free.in_buddy(frames.clone());
+        let free = self.free.as_ref().map_or(Vec::new(), in_buddy);
+        for (index, number) in frames.enumerate() {
             let frame = Frame(number);
             let state = self.memory.facts(frame).map(|facts| facts.state);
             match state {
                 Some(FrameState::Ballooned) => self.leave(Kind::Ballooned, frame)?,
                 Some(FrameState::Untouched) | None => self.leave(Kind::Zero, frame)?,
+                Some(_) if free.get(index) == Some(&true) => self.leave(Kind::Free, frame)?,
                 Some(FrameState::Resident | FrameState::Absent(_)) => self.take(frame)?,
             }
         }

@@ -12,6 +12,7 @@
 //! | 5, unchanged since the parent was saved | frame | frames | |
 //! | 6, machine | 0 | bytes | the state of the machine as JSON; on the first lane |
 //! | 7, end | 0 | 0 | the lane is complete |
+//! | 8, needed | frame | frames | the guest used them last; on the first lane |
 //!
 //! The fourth number is 0. A lane that stops before its end is of a VM that failed, or whose host did. Each frame is told
 //! once, on any lane. After all ends, who keeps it answers [`KEPT`] on the first lane, or closes it.
@@ -37,10 +38,11 @@ pub(super) enum Kind {
     Unchanged = 5,
     Machine = 6,
     End = 7,
+    Needed = 8,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Contents,
         Self::Zero,
         Self::Free,
@@ -48,6 +50,7 @@ impl Kind {
         Self::Unchanged,
         Self::Machine,
         Self::End,
+        Self::Needed,
     ];
 }
 
@@ -128,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(kind in 0..7usize, first in 0..1u32 << 30, count in 1..65u32) {
+        fn what_is_written_is_read(kind in 0..8usize, first in 0..1u32 << 30, count in 1..65u32) {
             let kind = Kind::ALL[kind];
             let header = if kind == Kind::End { Header::END } else { Header { kind, first, count } };
             prop_assert_eq!(Header::read(&header.encode()[..]).expect("a header"), header);
@@ -149,11 +152,9 @@ mod tests {
             let words = [kind, first, count, last].map(u32::to_le_bytes);
             Header::read(words.as_flattened())
         };
-        assert!(
-            with(1, 0, 64, 0).is_ok() && with(1, 0, 65, 0).is_err() && with(1, 0, 0, 0).is_err()
-        );
+        assert!(with(1, 0, 64, 0).is_ok() && with(1, 0, 65, 0).is_err() && with(1, 0, 0, 0).is_err());
         assert!(with(2, 5, u32::MAX - 5, 0).is_ok() && with(2, 6, u32::MAX - 5, 0).is_err());
-        assert!(with(0, 0, 1, 0).is_err() && with(8, 0, 1, 0).is_err());
+        assert!(with(0, 0, 1, 0).is_err() && with(9, 0, 1, 0).is_err());
         assert!(with(7, 0, 0, 0).is_ok() && with(7, 0, 0, 1).is_err() && with(7, 0, 1, 0).is_err());
     }
 }

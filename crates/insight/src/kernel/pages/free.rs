@@ -22,6 +22,17 @@ impl FreeFrames {
     /// of RAM. A free block that begins before the first of `frames` is not met.
     #[must_use]
     pub fn read(&self, frames: Range<u32>) -> Vec<bool> {
+        self.classes(frames).into_iter().map(PageClass::is_free).collect()
+    }
+
+    /// As [`FreeFrames::read`], without the lists of CPUs: what is left is what the kernel itself says is free, and not
+    /// inferred of anything. The contents of these frames are nobody's.
+    #[must_use]
+    pub fn in_buddy(&self, frames: Range<u32>) -> Vec<bool> {
+        self.classes(frames).into_iter().map(|class| class == PageClass::Free).collect()
+    }
+
+    fn classes(&self, frames: Range<u32>) -> Vec<PageClass> {
         let end = frames.end.min(self.view.layout().frames());
         let files = Files::new(None);
         let pages = KernelPages { classes: Vec::new(), cached: Vec::new(), files };
@@ -34,7 +45,19 @@ impl FreeFrames {
                 reader.unmapped(gpa, va, page).unwrap_or(PageClass::Kernel)
             });
         }
-        reader.pages.classes.iter().map(|class| class.is_free()).collect()
+        reader.pages.classes
+    }
+
+    /// The same for another thread.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let Self { view, space, layout, vmemmap } = self;
+        Self {
+            view: view.clone(),
+            space: space.anew(),
+            layout: layout.clone(),
+            vmemmap: *vmemmap,
+        }
     }
 
     /// The kernel's own root of page tables.
