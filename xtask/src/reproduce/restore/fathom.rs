@@ -35,13 +35,36 @@ pub(super) struct Faults {
     pub(super) device: u64,
 }
 
-/// The modes that this Fathom has; the first is what it does without being asked.
-pub(super) fn modes() -> Result<Vec<&'static str>> {
-    let help = output(command().args(["restore", "--help"]))?;
-    Ok(match help.contains("--mode") {
-        true => vec!["eager", "lazy", "working-set"],
-        false => vec!["eager"],
-    })
+/// A mode of restore, and where its working set is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mode {
+    Eager,
+    Lazy,
+    /// By the accessed bits before the save.
+    Scan,
+    /// By what earlier restores needed, and the same.
+    Learnt,
+}
+
+impl Mode {
+    pub(super) const ALL: [Self; 4] = [Self::Eager, Self::Lazy, Self::Scan, Self::Learnt];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Eager => "eager",
+            Self::Lazy => "lazy",
+            Self::Scan => "scan",
+            Self::Learnt => "learnt",
+        }
+    }
+
+    /// As the command line has it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Eager | Self::Lazy => self.name(),
+            Self::Scan | Self::Learnt => "working-set",
+        }
+    }
 }
 
 /// For `fathom save`; nothing for what it does anyway.
@@ -53,13 +76,8 @@ pub(super) fn compression(how: &str) -> Result<Vec<String>> {
     })
 }
 
-/// Without the place's folder for sockets.
-fn command() -> Command {
-    Command::new(fathom_program())
-}
-
-fn command_in(place: &Place<'_>) -> Command {
-    let mut command = command();
+fn command(place: &Place<'_>) -> Command {
+    let mut command = Command::new(fathom_program());
     command.env("XDG_RUNTIME_DIR", place.sockets.path());
     command
 }
@@ -73,26 +91,39 @@ pub(super) fn start(place: &Place<'_>, subject: &Subject) -> Result<Running> {
 
 /// To a folder, where nothing is. The guest ends.
 pub(super) fn save(place: &Place<'_>, running: &mut Running, path: &Path) -> Result<()> {
-    output(command_in(place).args(["save", NAME]).arg(path).arg("--stop").args(&place.compress))?;
+    output(command(place).args(["save", NAME]).arg(path).arg("--stop").args(&place.compress))?;
     wait_for_end(running)
 }
 
-pub(super) fn restore(place: &Place<'_>, path: &Path, mode: &str) -> Result<Running> {
+/// What the restore needs is written back to the snapshot if it is to be `learnt`.
+pub(super) fn restore(place: &Place<'_>, path: &Path, mode: Mode, learnt: bool) -> Result<Running> {
     let report = report(place);
     if report.exists() {
         fs::remove_file(&report)?;
     }
-    let mut command = command_in(place);
+    let mut command = command(place);
     command.arg("restore").arg(path).arg("--report").arg(report);
-    if modes()?.len() > 1 {
-        command.args(["--mode", mode]);
-    }
+    command.args(["--mode", mode.word(), "--learn", if learnt { "true" } else { "false" }]);
     Running::start_listening("fathom", command)
+}
+
+/// The same snapshot once more: files that nobody changes are in both, and each has a working set of its own.
+pub(super) fn twin(path: &Path) -> Result<PathBuf> {
+    let twin = path.with_extension("learnt");
+    if twin.exists() {
+        fs::remove_dir_all(&twin)?;
+    }
+    fs::create_dir(&twin).with_context(|| format!("create {}", twin.display()))?;
+    for file in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+        let file = file?;
+        fs::hard_link(file.path(), twin.join(file.file_name()))?;
+    }
+    Ok(twin)
 }
 
 /// Ends the guest; none if the report says nothing of a restore.
 pub(super) fn end(place: &Place<'_>, running: &mut Running) -> Result<Option<Inside>> {
-    output(command_in(place).args(["stop", NAME]))?;
+    output(command(place).args(["stop", NAME]))?;
     wait_for_end(running)?;
     let report = report(place);
     let text = fs::read_to_string(&report).with_context(|| format!("read {}", report.display()))?;

@@ -97,7 +97,7 @@ const INSIDE: [Column<Sample>; 9] = [
         let blocked = sample.inside()?.blocked_seconds.as_ref()?;
         blocked.iter().copied().reduce(f64::max).map(|seconds| seconds * 1e3)
     }),
-    ("demand", |sample| Some(sample.inside()?.faults.as_ref()?.demand as f64)),
+    ("demand", Sample::demand),
     ("waited", |sample| Some(sample.inside()?.faults.as_ref()?.waited as f64)),
     ("device", |sample| Some(sample.inside()?.faults.as_ref()?.device as f64)),
     ("prefetched", |sample| Some(sample.inside()?.frames_prefetched? as f64)),
@@ -108,6 +108,10 @@ const INSIDE: [Column<Sample>; 9] = [
 impl Sample {
     fn inside(&self) -> Option<&Inside> {
         self.inside.as_ref()
+    }
+
+    fn demand(&self) -> Option<f64> {
+        Some(self.inside()?.faults.as_ref()?.demand as f64)
     }
 }
 
@@ -173,15 +177,19 @@ impl GuestFigures {
     /// Each restore was proven before it came here.
     pub(super) fn check(&self) -> Result<()> {
         for lazy in self.restores.iter().filter(|row| row.mode == "lazy") {
-            let same = |row: &&RestoreFigures| row.mode == "working-set" && row.cache == lazy.cache;
-            let Some(working_set) = self.restores.iter().find(same) else { continue };
-            let [lazy, working_set] = [lazy, working_set].map(|row| row.median(INSIDE[3].1));
-            match (lazy, working_set) {
-                (Some(lazy), Some(ours)) if lazy > 0.0 && ours <= FAULTS_MAX * lazy => {}
-                _ => bail!(
-                    "{}: demand faults with the working set: {working_set:?}, lazy: {lazy:?}",
-                    self.guest
-                ),
+            let same = |row: &&RestoreFigures| {
+                ["scan", "learnt"].contains(&row.mode) && row.cache == lazy.cache
+            };
+            for by_set in self.restores.iter().filter(same) {
+                let demand = |row: &RestoreFigures| row.median(|sample| sample.demand());
+                match (demand(lazy), demand(by_set)) {
+                    (Some(lazy), Some(ours)) if lazy > 0.0 && ours <= FAULTS_MAX * lazy => {}
+                    (lazy, ours) => bail!(
+                        "{}: demand faults by {}: {ours:?}, lazy: {lazy:?}",
+                        self.guest,
+                        by_set.mode
+                    ),
+                }
             }
         }
         Ok(())
@@ -283,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_working_set_that_is_not_there_in_time_fails() {
-        let of = |ours| guest(&[("lazy", 1, Some(1000)), ("working-set", 1, ours)]).check();
+        let of = |ours| guest(&[("lazy", 1, Some(1000)), ("learnt", 1, ours)]).check();
         assert!(of(Some(50)).is_ok());
         assert!(of(Some(51)).is_err() && of(None).is_err());
         assert!(guest(&[("eager", 1, None)]).check().is_ok());

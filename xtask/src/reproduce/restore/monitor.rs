@@ -2,13 +2,14 @@
 
 use super::beats::{self, Outside, Proof, Usual};
 use super::cache::{self, Cache};
-use super::fathom::{self, Inside};
+use super::fathom::{self, Inside, Mode};
 use super::guests::Subject;
 use super::qemu;
 use crate::kit::Kit;
 use crate::machine::{Next, Running};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use std::cell::OnceCell;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,23 +41,29 @@ pub(super) enum Monitor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
     pub(super) monitor: Monitor,
-    /// How it restores.
-    mode: &'static str,
+    how: How,
 }
 
-/// Of QEMU: pages are fetched from a QEMU that has them in its memory.
-const POSTCOPY: &str = "qemu-postcopy";
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Ours(Mode),
+    File(qemu::Kind),
+    /// Pages are fetched from a QEMU that has them in its memory.
+    Postcopy(qemu::Kind),
+}
 
 impl Way {
     /// Those that are there, or those of them that are named.
     pub(super) fn named(names: &[String]) -> Result<Vec<Self>> {
-        let modes = fathom::modes()?;
-        let ours = modes.iter().map(|&mode| Self { monitor: Monitor::Fathom, mode });
-        let peers = [qemu::Kind::Stream, qemu::Kind::Mapped];
-        let peers = peers.map(|kind| (kind, qemu::name(kind)));
-        let peers = peers.into_iter().chain([(qemu::Kind::Stream, POSTCOPY)]);
-        let peers = peers.map(|(kind, mode)| Self { monitor: Monitor::Qemu(kind), mode });
-        let all: Vec<Self> = ours.chain(peers).collect();
+        let ours = Mode::ALL.map(|mode| Self { monitor: Monitor::Fathom, how: How::Ours(mode) });
+        let [stream, mapped] = [qemu::Kind::Stream, qemu::Kind::Mapped];
+        let peers = [
+            (stream, How::File(stream)),
+            (mapped, How::File(mapped)),
+            (stream, How::Postcopy(stream)),
+        ];
+        let peers = peers.map(|(kind, how)| Self { monitor: Monitor::Qemu(kind), how });
+        let all: Vec<Self> = ours.into_iter().chain(peers).collect();
         if names.is_empty() {
             return Ok(all);
         }
@@ -69,13 +76,19 @@ impl Way {
     }
 
     pub(super) fn name(&self) -> &'static str {
-        self.mode
+        match self.how {
+            How::Ours(mode) => mode.name(),
+            How::File(kind) => qemu::name(kind),
+            How::Postcopy(_) => "qemu-postcopy",
+        }
     }
 }
 
 /// A guest that was saved in the middle of its work.
 pub(super) struct Saved {
     path: PathBuf,
+    /// Of Fathom: the same after a restore that was learnt from.
+    learnt: OnceCell<PathBuf>,
     proof: Proof,
     pub(super) usual: Usual,
     /// The same as after a restore, of the guest before it was saved: what is measured of a guest that is left alone.
@@ -115,7 +128,8 @@ impl Monitor {
         let seconds = (running.elapsed() - begun).as_secs_f64();
         let undisturbed = Outside::of(usual, &undisturbed);
         let bytes = cache::size(&path)?;
-        Ok(Saved { path, proof, usual, undisturbed, bytes, seconds })
+        let learnt = OnceCell::new();
+        Ok(Saved { path, learnt, proof, usual, undisturbed, bytes, seconds })
     }
 
     /// Again if it does not get to its first word, but for Fathom, which may not fail so.
@@ -142,7 +156,12 @@ impl Monitor {
 
     /// Removes what it has saved.
     pub(super) fn forget(self, place: &Place<'_>, subject: &Subject) -> Result<()> {
-        self.path(place, subject).map(drop)
+        let path = self.path(place, subject)?;
+        let learnt = path.with_extension("learnt");
+        if learnt.exists() {
+            fs::remove_dir_all(learnt)?;
+        }
+        Ok(())
     }
 
     /// Where nothing is.
@@ -157,6 +176,20 @@ impl Monitor {
     }
 }
 
+impl Saved {
+    /// Restored once when first asked for, as a user would without a word about it.
+    fn learnt(&self, place: &Place<'_>) -> Result<&PathBuf> {
+        if let Some(path) = self.learnt.get() {
+            return Ok(path);
+        }
+        let twin = fathom::twin(&self.path)?;
+        let mut running = fathom::restore(place, &twin, Mode::Scan, true)?;
+        beats::follow(&mut running, place.follow)?;
+        fathom::end(place, &mut running)?;
+        Ok(self.learnt.get_or_init(|| twin))
+    }
+}
+
 impl Way {
     /// Has the guest prove that it is the one that was saved.
     pub(super) fn restore(
@@ -166,18 +199,22 @@ impl Way {
         saved: &Saved,
         cache: Cache,
     ) -> Result<Sample> {
-        let mut files = vec![saved.path.clone()];
+        let path = match self.how {
+            How::Ours(Mode::Learnt) => saved.learnt(place)?,
+            _ => &saved.path,
+        };
+        let mut files = vec![path.clone()];
         files.extend(subject.disk(place.kit)?);
         cache.prepare(&files)?;
         // Dropped, and so ended, when all is done.
         let source;
-        let mut running = match self.monitor {
-            Monitor::Fathom => fathom::restore(place, &saved.path, self.mode)?,
-            Monitor::Qemu(kind) if self.mode == POSTCOPY => {
-                source = qemu::Source::start(place, subject, &saved.path, kind)?;
+        let mut running = match self.how {
+            How::Ours(mode) => fathom::restore(place, path, mode, false)?,
+            How::Postcopy(kind) => {
+                source = qemu::Source::start(place, subject, path, kind)?;
                 source.restore(place, subject)?
             }
-            Monitor::Qemu(kind) => qemu::restore(place, subject, &saved.path, kind)?,
+            How::File(kind) => qemu::restore(place, subject, path, kind)?,
         };
         let beats = beats::follow(&mut running, place.follow)?;
         let bytes_from_disk = read_bytes(&running)?;
