@@ -21,18 +21,40 @@ pub(super) struct Inside {
     pub(super) first_instruction_seconds: Option<f64>,
     pub(super) complete_seconds: Option<f64>,
     pub(super) bytes_read: Option<u64>,
+    pub(super) working_set_frames: Option<u64>,
     pub(super) frames_prefetched: Option<u64>,
     pub(super) faults: Option<Faults>,
     pub(super) blocked_seconds: Option<Vec<f64>>,
-    pub(super) ttr: Option<serde_json::Value>,
+    pub(super) ttr: Option<Vec<InsideTtr>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Faults {
     pub(super) demand: u64,
+    pub(super) neighbours: u64,
     pub(super) waited: u64,
     pub(super) device: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct InsideTtr {
+    window_seconds: f64,
+    utilization: f64,
+    mean_seconds: f64,
+    worst_seconds: f64,
+}
+
+impl Inside {
+    /// Of the vCPU that waited longest; without what an empty translation cache costs.
+    pub(super) fn ttr(&self, window_seconds: f64, utilization: f64) -> Option<f64> {
+        let same = |ttr: &&InsideTtr| {
+            (ttr.window_seconds - window_seconds).abs() < 1e-9
+                && (ttr.utilization - utilization).abs() < 1e-9
+        };
+        self.ttr.as_ref()?.iter().find(same).map(|ttr| ttr.worst_seconds)
+    }
 }
 
 /// A mode of restore, and where its working set is from.

@@ -64,15 +64,11 @@ impl Figures {
         Self { row: "restore", paper: PAPER, run: RUN, runs, guests: Vec::new() }
     }
 
-    pub(super) fn text(&self) -> String {
-        let mut text = format!(
-            "restore\npaper: {PAPER}\nrun:   {RUN}\n\nmedians of {} runs; ms unless said otherwise\n",
-            self.runs
-        );
-        for guest in &self.guests {
-            text += &guest.text();
-        }
-        text
+    pub(super) fn head(&self) -> String {
+        let runs = self.runs;
+        format!(
+            "restore\npaper: {PAPER}\nrun:   {RUN}\n\nmedians of {runs} runs; ms where a column names no unit\n"
+        )
     }
 }
 
@@ -90,16 +86,19 @@ const OUTSIDE: [Column<Outside>; 7] = [
     ("lost", |outside| Some(outside.degradation_seconds * 1e3)),
 ];
 /// What a report says; those that no report has are left out.
-const INSIDE: [Column<Sample>; 9] = [
+const INSIDE: [Column<Sample>; 12] = [
     ("1st instr", |sample| Some(sample.inside()?.first_instruction_seconds? * 1e3)),
     ("complete", |sample| Some(sample.inside()?.complete_seconds? * 1e3)),
     ("blocked", |sample| {
         let blocked = sample.inside()?.blocked_seconds.as_ref()?;
         blocked.iter().copied().reduce(f64::max).map(|seconds| seconds * 1e3)
     }),
+    ("in 1s 95%", |sample| Some(sample.inside()?.ttr(1.0, 0.95)? * 1e3)),
     ("demand", Sample::demand),
+    ("neighbours", |sample| Some(sample.inside()?.faults.as_ref()?.neighbours as f64)),
     ("waited", |sample| Some(sample.inside()?.faults.as_ref()?.waited as f64)),
     ("device", |sample| Some(sample.inside()?.faults.as_ref()?.device as f64)),
+    ("in set", |sample| Some(sample.inside()?.working_set_frames? as f64)),
     ("prefetched", |sample| Some(sample.inside()?.frames_prefetched? as f64)),
     ("read MiB", |sample| Some(sample.inside()?.bytes_read? as f64 / f64::from(1 << 20))),
     ("disk MiB", |sample| Some(sample.bytes_from_disk as f64 / f64::from(1 << 20))),
@@ -195,7 +194,7 @@ impl GuestFigures {
         Ok(())
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text = format!(
             "\n{}, {} MiB; others kept {:.1} processors busy\n",
             self.guest, self.memory_mib, self.others_processors

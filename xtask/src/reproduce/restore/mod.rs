@@ -49,6 +49,9 @@ pub(crate) struct RestoreArgs {
     /// Restores of each, by turns; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
+    /// How long a guest is followed after its first beat, 6 if not said
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
     /// One small guest, once, without peers: whether it works, not how fast
     #[arg(long)]
     quick: bool,
@@ -80,15 +83,18 @@ pub(super) fn run(args: &RestoreArgs) -> Result<()> {
     let folder = folder()?.join("restore");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let compress = fathom::compression(&args.compress)?;
-    let follow = if args.quick { QUICK_FOLLOW } else { FOLLOW };
+    let follow = args.seconds.map(Duration::from_secs);
+    let follow = follow.unwrap_or(if args.quick { QUICK_FOLLOW } else { FOLLOW });
     let place = Place { kit: &kit, folder, sockets: tempfile::tempdir()?, follow, compress };
     let runs = if args.quick { 1 } else { args.runs };
     let mut figures = Figures::new(runs);
+    print!("{}", figures.head());
     for subject in &subjects {
         let others = Others::from_now()?;
         let mut guest = measure(&place, subject, &ways, &caches, runs)?;
         guest.others_processors = others.processors()?;
         plot::draw(&guest)?;
+        print!("{}", guest.text());
         if args.check {
             guest.check()?;
         }
@@ -99,7 +105,6 @@ pub(super) fn run(args: &RestoreArgs) -> Result<()> {
         }
     }
     plot::draw_all(&figures)?;
-    print!("{}", figures.text());
     println!("pictures: {}", super::folder()?.join("restore*.svg").display());
     Ok(())
 }

@@ -19,6 +19,10 @@ use tempfile::TempDir;
 const BOOT_TRIES: usize = 4;
 const BOOT_LONGEST: Duration = Duration::from_secs(40);
 
+/// Who reads nothing for so long has read all that it wants to.
+const SETTLED: Duration = Duration::from_secs(1);
+const SETTLE_LONGEST: Duration = Duration::from_secs(20);
+
 /// Where snapshots and sockets are.
 pub(super) struct Place<'a> {
     pub(super) kit: &'a Kit,
@@ -217,7 +221,10 @@ impl Way {
             How::File(kind) => qemu::restore(place, subject, path, kind)?,
         };
         let beats = beats::follow(&mut running, place.follow)?;
-        let bytes_from_disk = read_bytes(&running)?;
+        let bytes_from_disk = io(&running, "read_bytes: ")?;
+        if self.monitor == Monitor::Fathom {
+            settle(&running)?;
+        }
         let proof = beats::proof(&mut running)?;
         if proof != saved.proof {
             let what = format!("is another than was saved: {proof:?}, not {:?}", saved.proof);
@@ -233,10 +240,26 @@ impl Way {
     }
 }
 
-/// What a process has had read for it (Documentation/filesystems/proc.rst, 3.3).
-fn read_bytes(running: &Running) -> Result<u64> {
+/// Waits until nothing is read any more: the proof needs all memory, and its faults are none of the load's.
+fn settle(running: &Running) -> Result<()> {
+    let begun = running.elapsed();
+    let mut before = io(running, "rchar: ")?;
+    while running.elapsed() < begun + SETTLE_LONGEST {
+        std::thread::sleep(SETTLED);
+        let now = io(running, "rchar: ")?;
+        if now == before {
+            return Ok(());
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+/// A figure of what a process has read (Documentation/filesystems/proc.rst, 3.3): `rchar` by any call, `read_bytes` from
+/// a disk.
+fn io(running: &Running, figure: &str) -> Result<u64> {
     let file = format!("/proc/{}/io", running.pid());
     let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    let line = text.lines().find_map(|line| line.strip_prefix(figure));
     line.and_then(|bytes| bytes.parse().ok()).with_context(|| format!("{file} says {text}"))
 }
