@@ -176,18 +176,13 @@ impl GuestFigures {
     /// Each restore was proven before it came here.
     pub(super) fn check(&self) -> Result<()> {
         for lazy in self.restores.iter().filter(|row| row.mode == "lazy") {
-            let same = |row: &&RestoreFigures| {
-                ["scan", "learnt"].contains(&row.mode) && row.cache == lazy.cache
-            };
-            for by_set in self.restores.iter().filter(same) {
-                let demand = |row: &RestoreFigures| row.median(|sample| sample.demand());
-                match (demand(lazy), demand(by_set)) {
-                    (Some(lazy), Some(ours)) if lazy > 0.0 && ours <= FAULTS_MAX * lazy => {}
-                    (lazy, ours) => bail!(
-                        "{}: demand faults by {}: {ours:?}, lazy: {lazy:?}",
-                        self.guest,
-                        by_set.mode
-                    ),
+            let same = |row: &&RestoreFigures| row.mode == "learnt" && row.cache == lazy.cache;
+            let Some(learnt) = self.restores.iter().find(same) else { continue };
+            let demand = |row: &RestoreFigures| row.median(Sample::demand);
+            match (demand(lazy), demand(learnt)) {
+                (Some(lazy), Some(learnt)) if lazy > 0.0 && learnt <= FAULTS_MAX * lazy => {}
+                (lazy, learnt) => {
+                    bail!("{}: demand faults: {learnt:?} learnt, {lazy:?} lazy", self.guest)
                 }
             }
         }
