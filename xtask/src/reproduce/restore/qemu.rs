@@ -204,7 +204,7 @@ impl Monitor {
 
     fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.0.get_mut(), "{request}")?;
+        writeln!(self.0.get_mut(), "{request}").context("write to QEMU's monitor")?;
         loop {
             // Events come in between.
             let mut said = self.line()?;
