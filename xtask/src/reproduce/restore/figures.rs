@@ -17,8 +17,9 @@ const RUN: &str = "a guest that beats after each piece of its work, saved and re
     that comes later than 95 % did before the save is a stall. TTR(window, x): from when on no window has less than x of \
     its time to itself; lost: all stalls of the first seconds. Rows `undisturbed`: the same of the guest before it was \
     saved, by monitor";
-/// Of lazy's demand faults, so many may be left with the working set.
-const FAULTS_MAX: f64 = 0.05;
+/// Of lazy's demand faults, so many may be left with the working set: on a small guest a few that come before its pages do
+/// are much of lazy's two hundred.
+const FAULTS_MAX: f64 = 0.1;
 
 #[derive(Serialize)]
 pub(super) struct Figures {
@@ -286,8 +287,8 @@ mod tests {
     #[test]
     fn a_working_set_that_is_not_there_in_time_fails() {
         let of = |ours| guest(&[("lazy", 1, Some(1000)), ("learnt", 1, ours)]).check();
-        assert!(of(Some(50)).is_ok());
-        assert!(of(Some(51)).is_err() && of(None).is_err());
+        assert!(of(Some(100)).is_ok());
+        assert!(of(Some(101)).is_err() && of(None).is_err());
         assert!(guest(&[("eager", 1, None)]).check().is_ok());
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct RestoreArgs {
     /// One small guest, once, without peers: whether it works, not how fast
     #[arg(long)]
     quick: bool,
-    /// Fail where a working set that was learnt leaves more than 5 % of lazy's demand faults
+    /// Fail where a working set that was learnt leaves more than 10 % of lazy's demand faults
     #[arg(long)]
     check: bool,
     /// Also write all figures to this file, as one JSON object
