@@ -31,6 +31,7 @@
 //!
 //! It is *not* a test of Linux: whatever fails here but not on the host is the machine's fault.
 
+mod beat;
 mod bench;
 mod cache;
 mod init;

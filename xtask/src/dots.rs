@@ -9,12 +9,13 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::error::Error;
 use std::path::Path;
 
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(196, 52, 32),
     RGBColor(38, 84, 138),
     RGBColor(120, 140, 60),
     RGBColor(150, 150, 150),
     RGBColor(200, 140, 30),
+    RGBColor(120, 70, 140),
 ];
 const WIDTH: u32 = 900;
 const ROW_HEIGHT: u32 = 19;

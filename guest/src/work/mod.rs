@@ -12,12 +12,12 @@ mod verify;
 use crate::report::emit;
 use crate::request::{Request, Work};
 use crate::selftest;
-use crate::{bench, cache, litmus, patching};
+use crate::{beat, bench, cache, litmus, patching};
 
 /// For the usage line.
 pub(crate) const NAMES: &str = "boot phases:MIB,... reuse:step|cycle|skew,MIB,... integer:MILLIONS sweep:MIB alloc-free:MIB \
     verify:MIB,OPERATIONS \
-     smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list cache:LOAD[,MIB] selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
+     smp:THREADS litmus[:NAME,...] patching[:NAME,...] bench:NAME,... bench:list cache:LOAD[,MIB] beat:kernel|redis|web|sqlite3|build[,MIB] selftest[:NAME] tests exec:PROGRAM disk:PROGRAM sh";
 
 /// Do all that is asked, in order; false if anything failed.
 pub(crate) fn run_all(request: &Request) -> bool {
@@ -46,6 +46,7 @@ fn run(work: &Work, request: &Request) -> bool {
         "exec" => program::run(&work.command()),
         "disk" => program::run_from_disk(&work.command(), &request.root),
         "cache" => cache::run(work, request),
+        "beat" => beat::run(work, request),
         "bench" => bench::run(work, request),
         "sh" => program::shell(),
         name => {

@@ -19,21 +19,21 @@ pub(crate) fn children_cpu_seconds() -> Result<f64> {
 }
 
 /// Since when to look at others.
-pub(super) struct Others {
+pub(crate) struct Others {
     started: Instant,
     all: f64,
     children: f64,
 }
 
 impl Others {
-    pub(super) fn from_now() -> Result<Self> {
+    pub(crate) fn from_now() -> Result<Self> {
         let (all, children) = (busy_seconds()?, children_cpu_seconds()?);
         Ok(Self { started: Instant::now(), all, children })
     }
 
     /// How many processors others kept busy, on average, or took from this host altogether. Our
     /// own children must have ended.
-    pub(super) fn processors(&self) -> Result<f64> {
+    pub(crate) fn processors(&self) -> Result<f64> {
         let elapsed = self.started.elapsed().as_secs_f64();
         if elapsed < SHORTEST_SECONDS {
             return Ok(0.0);

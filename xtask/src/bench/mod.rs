@@ -8,7 +8,7 @@ mod lab_boot;
 mod lab_measure;
 mod mips;
 
-pub(crate) use host::children_cpu_seconds;
+pub(crate) use host::{Others, children_cpu_seconds};
 
 use anyhow::Result;
 use clap::Subcommand;

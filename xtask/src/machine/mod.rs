@@ -163,16 +163,20 @@ impl Guest {
 
     /// Start it. The console is read in the background from now on.
     pub(crate) fn start(&self, vmm: Vmm) -> Result<Running> {
-        let command = match vmm {
+        let mut running = Running::start(vmm.name(), self.command(vmm)?)?;
+        running.has_processes = vmm == Vmm::UserMode;
+        Ok(running)
+    }
+
+    /// What would be started.
+    pub(crate) fn command(&self, vmm: Vmm) -> Result<Command> {
+        Ok(match vmm {
             Vmm::Fathom => self.fathom("translate"),
             Vmm::FathomKvm => self.fathom("kvm"),
             Vmm::Qemu => self.qemu(&QEMU_TCG, &clock_words(self.cpus))?,
             Vmm::QemuKvm => self.qemu(&QEMU_KVM, "")?,
             Vmm::UserMode => self.user_mode()?,
-        };
-        let mut running = Running::start(vmm.name(), command)?;
-        running.has_processes = vmm == Vmm::UserMode;
-        Ok(running)
+        })
     }
 
     fn fathom(&self, engine: &str) -> Command {

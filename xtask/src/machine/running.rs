@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -64,8 +64,17 @@ pub(crate) enum Next {
 impl Running {
     /// Start a program that talks as the guest program does, or holds it. What it prints is read
     /// in the background from now on.
-    pub(crate) fn start(name: &'static str, mut command: Command) -> Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub(crate) fn start(name: &'static str, command: Command) -> Result<Self> {
+        Self::start_with(name, command, Stdio::null())
+    }
+
+    /// The same with one that listens: see [`Running::say`].
+    pub(crate) fn start_listening(name: &'static str, command: Command) -> Result<Self> {
+        Self::start_with(name, command, Stdio::piped())
+    }
+
+    fn start_with(name: &'static str, mut command: Command, input: Stdio) -> Result<Self> {
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| {
             format!("start {}: is it built?", command.get_program().to_string_lossy())
@@ -73,6 +82,12 @@ impl Running {
         let lines = read_lines(child.stdout.take().context("the guest has a console")?);
         let errors = read_lines(child.stderr.take().context("the guest has an error output")?);
         Ok(Self { name, child, has_processes: false, started, lines, errors, console: Vec::new() })
+    }
+
+    /// A line on its console.
+    pub(crate) fn say(&mut self, line: &str) -> Result<()> {
+        let console = self.child.stdin.as_mut().context("it does not listen")?;
+        console.write_all(format!("{line}\n").as_bytes()).context("say something to the guest")
     }
 
     pub(crate) fn pid(&self) -> u32 {

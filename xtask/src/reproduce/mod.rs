@@ -6,6 +6,7 @@ mod geiger;
 mod paths;
 mod place;
 mod profile;
+mod restore;
 mod self_e;
 mod translate;
 mod wss;
@@ -31,6 +32,8 @@ pub(crate) enum Reproduce {
     /// What each frame of a guest is for, seen from outside, against its kernel's word (SELF-e, 2019)
     #[command(name = "self-e")]
     SelfE(self_e::SelfEArgs),
+    /// How soon a guest that was saved does its work again (Zhang and others, 2011)
+    Restore(restore::RestoreArgs),
     /// How much memory a guest uses, by several methods at once (ESX, 2002, and others)
     Wss(wss::WssArgs),
 }
@@ -76,6 +79,7 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
         Reproduce::Paths(args) => publish(&paths::measure(args)?, args),
         Reproduce::Geiger(args) => geiger::run(args),
         Reproduce::SelfE(args) => self_e::run(args),
+        Reproduce::Restore(args) => restore::run(args),
         Reproduce::Wss(args) => wss::run(args),
     }
 }

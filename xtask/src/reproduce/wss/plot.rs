@@ -8,12 +8,13 @@ use std::error::Error;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (1000, 420);
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(150, 150, 150),
     RGBColor(196, 52, 32),
     RGBColor(38, 84, 138),
     RGBColor(120, 140, 60),
     RGBColor(200, 140, 30),
+    RGBColor(120, 70, 140),
 ];
 
 /// A line with its name.
