@@ -122,8 +122,9 @@ impl Shared {
     /// Takes the translations for writing back. vCPUs stand, and keep those for reading; should one be inside all the
     /// same, all are taken back from all.
     fn revoke_writes(&self) {
-        let inside = self.attentions().fold(false, |any, vcpu| vcpu.want_writes() || any);
-        if inside {
+        // Of all, before the first look at the answers.
+        let inside: Vec<bool> = self.attentions().map(Attention::want_writes).collect();
+        if inside.contains(&true) {
             self.revoke_all();
         }
     }
