@@ -103,8 +103,7 @@ impl SaveLanes {
                 Ok(())
             }
         });
-        live::copy(frozen, kept, sinks.collect())
-            .map_err(io::Error::other)?;
+        live::copy(frozen, kept, sinks.collect()).map_err(io::Error::other)?;
         lanes.iter_mut().try_for_each(Lane::flush)?;
         for (number, (given, &kind)) in given.iter().zip(left).enumerate() {
             if !given.load(Ordering::Relaxed) {
