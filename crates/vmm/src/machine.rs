@@ -87,7 +87,7 @@ impl Machine {
     ) -> Result<(Arc<Self>, Threads), VmError> {
         let Beginning { paused, origin } = beginning;
         origin.as_ref().map_or(Ok(()), |origin| origin.check(plan))?;
-        let memory = origin.as_ref().and_then(|origin| origin.memory());
+        let memory = origin.as_ref().and_then(Origin::memory);
         let memory = memory.unwrap_or_else(|| guest_memory(plan, engine, origin.is_some()));
         let memory = Arc::new(memory?);
         let host_cache = host_cache::new(plan);

@@ -99,10 +99,8 @@ impl Draft {
             let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(gone));
             let (taken, failed): (Vec<_>, Vec<_>) = ended.partition(Result::is_ok);
             // What a lane says of the host tells more than that the other end has gone.
-            let worst = failed
-                .into_iter()
-                .filter_map(Result::err)
-                .min_by_key(|error| error.is_of_the_stream());
+            let worst =
+                failed.into_iter().filter_map(Result::err).min_by_key(SavedError::is_of_the_stream);
             worst.map_or(Ok(taken), Err)
         })?;
         let first = taken.into_iter().filter_map(Result::ok).find(|taken| taken.machine.is_some());
