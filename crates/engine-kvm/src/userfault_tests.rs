@@ -108,7 +108,7 @@ impl Keep for Shelf {
     }
 }
 
-fn take(frozen: &Frozen, release: bool) -> Vec<Option<Contents>> {
+fn take(frozen: &Frozen) -> Vec<Option<Contents>> {
     let mut found = Vec::new();
     for frame in 0..FRAMES {
         let mut contents = [0; FRAME_SIZE];
@@ -118,9 +118,6 @@ fn take(frozen: &Frozen, release: bool) -> Vec<Option<Contents>> {
             Taken::Kept => None,
             Taken::Absent(_) => panic!("nothing is absent"),
         });
-        if release && frame % 256 == 255 {
-            frozen.release(FrameRange { first: Frame(frame - 255), count: 256 });
-        }
     }
     found
 }
@@ -154,12 +151,12 @@ fn is_the_moments(rig: &Rig, meanwhile: bool) {
             }
             rig.memory.discard((1000..1100).map(Frame), Discard::Reported).expect("given back");
         });
-        let found = meanwhile.then(|| take(&frozen, true));
+        let found = meanwhile.then(|| take(&frozen));
         for writer in writers.into_iter().chain([device]) {
             writer.join().expect("no panic");
         }
         stop.store(true, Ordering::Relaxed);
-        found.unwrap_or_else(|| take(&frozen, false))
+        found.unwrap_or_else(|| take(&frozen))
     });
     drop(frozen);
     let shelf = shelf.0.lock().expect("no panic");

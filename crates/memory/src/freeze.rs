@@ -378,24 +378,6 @@ impl Frozen {
         self.memory.source(source).fetch(frame, into)
     }
 
-    /// All of these frames are taken: the guest's writes to them need not be seen any more. Saves an engine that the
-    /// host's kernel stops a page fault each; worth its call for a hundred frames and more. Frames that are not
-    /// taken stay frozen.
-    pub fn release(&self, range: FrameRange) {
-        let Some(observer) = self.memory.observer() else { return };
-        let done = |frame: &Frame| {
-            frame.index() < self.freeze.states.len()
-                && !matches!(
-                    self.freeze.state(*frame).left(),
-                    Left::Pending | Left::Absent | Left::Copying
-                )
-        };
-        let frames: Vec<Frame> = range.frames().filter(done).collect();
-        for run in FrameRange::coalesce(&frames, u32::MAX) {
-            observer.unprotect(run);
-        }
-    }
-
     /// Frames whose contents the keeper has got so far, or is getting.
     pub fn kept(&self) -> u32 {
         self.freeze.kept.load(Ordering::Relaxed)

@@ -72,6 +72,9 @@ pub enum ImageError {
     /// Contents that are elsewhere cannot be fetched.
     #[error(transparent)]
     Fetch(#[from] ResolveError),
+    /// Somebody wants its contents of an earlier moment.
+    #[error("the memory is being saved: try again when it is")]
+    Frozen,
     /// The draft is of another image.
     #[error("another clone was made at the same time: try again")]
     Overtaken,
@@ -384,6 +387,9 @@ impl GuestMemory {
     pub fn become_image(&self, draft: ImageDraft) -> Result<Image, ImageError> {
         let _no_discard = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let _unpinned = self.wait_unpinned(PATIENCE).ok_or(MoveError::Pinned)?;
+        if self.is_frozen() {
+            return Err(ImageError::Frozen);
+        }
         // It would show, and write, an image.
         self.ram.close_landing();
         let of = self.ram.below().as_ref().map(Below::id).transpose()?;

@@ -55,10 +55,12 @@ impl GuestMemory {
         frame: Frame,
         into: &mut [u8; FRAME_SIZE],
     ) -> Result<bool, SourceError> {
-        let Some(FrameState::Absent(source)) = self.facts(frame).map(|facts| facts.state) else {
-            return Ok(false);
-        };
-        self.source(source).fetch(frame, into)?;
-        Ok(true)
+        match self.facts(frame).map(|facts| facts.state) {
+            Some(FrameState::Absent(source)) if source != SourceId::BASE => {
+                self.source(source).fetch(frame, into)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 }

@@ -285,7 +285,6 @@ impl<'a, S: FnMut(Frame, &Contents) -> io::Result<()>> Copier<'a, S> {
                 }
             }
         }
-        frozen.release(chunk);
         self.work.kept.expect(expected);
         Ok(())
     }

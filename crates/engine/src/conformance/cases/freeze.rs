@@ -249,7 +249,7 @@ fn freeze(memory: &Arc<GuestMemory>, shelf: &Shelf) -> Frozen {
 }
 
 /// Takes all frames; what each had at the moment of the freeze, and which of them were kept.
-fn take(frozen: &Frozen, release: bool) -> Vec<Option<Contents>> {
+fn take(frozen: &Frozen) -> Vec<Option<Contents>> {
     let frames = frozen.memory().layout().frames();
     let mut found = Vec::new();
     for frame in 0..frames {
@@ -260,9 +260,6 @@ fn take(frozen: &Frozen, release: bool) -> Vec<Option<Contents>> {
             Taken::Kept => None,
             Taken::Absent(_) => panic!("nothing is absent"),
         });
-        if release && frame % 256 == 255 {
-            frozen.release(memory::FrameRange { first: Frame(frame - 255), count: 256 });
-        }
     }
     found
 }
@@ -285,7 +282,7 @@ impl Moment {
         let frozen = Arc::new(freeze(memory, &shelf));
         let taking = meanwhile.then(|| {
             let frozen = Arc::clone(&frozen);
-            thread::spawn(move || take(&frozen, true))
+            thread::spawn(move || take(&frozen))
         });
         Self { expected, shelf, frozen: Some(frozen), taking }
     }
@@ -295,7 +292,7 @@ impl Moment {
         let frozen = self.frozen.take().expect("begun");
         let found = match self.taking.take() {
             Some(taking) => taking.join().expect("no panic"),
-            None => take(&frozen, false),
+            None => take(&frozen),
         };
         let shelf = self.shelf.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_right = |frame: u32| {
