@@ -52,6 +52,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::{Capabilities, Engine, EngineError, Tracking, Vm, VmSpec};
 
+pub use crate::clock::begin_to_measure;
 pub use crate::options::{Dump, Options, Predict};
 use crate::perf_map::PerfMap;
 use crate::profile::Recorder;

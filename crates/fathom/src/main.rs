@@ -27,6 +27,7 @@ use failure::Failure;
 
 fn main() -> ExitCode {
     let asked = Instant::now();
+    vmm::begin_to_measure_time();
     log::start();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

@@ -41,6 +41,8 @@ mod vcpu_thread;
 
 pub use control::RunState;
 pub use devices::virtio::block::{HostCacheCounts, HostCacheStatus, PageCache};
+/// For a process that will run a VM: call it first of all, see [`engine_translate::begin_to_measure`].
+pub use engine_translate::begin_to_measure as begin_to_measure_time;
 pub use error::{RequestError, VmError};
 pub use handle::{VmHandle, clone_with, restore_with, start, start_with};
 pub use host_cache::HostCacheReport;
