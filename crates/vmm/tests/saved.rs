@@ -44,10 +44,21 @@ fn config(saved: &Saved, console: ConsoleConfig) -> VmConfig {
 }
 
 fn restore(host: &Host, saved: Saved, console: &str, paused: bool) -> Result<VmHandle, VmError> {
+    restore_by(RestoreMode::default(), host, saved, console, paused)
+}
+
+fn restore_by(
+    mode: RestoreMode,
+    host: &Host,
+    saved: Saved,
+    console: &str,
+    paused: bool,
+) -> Result<VmHandle, VmError> {
     let config = config(&saved, ConsoleConfig::File(host.path(console)));
     let plan = VmPlan::new(config).expect("a plan");
     let outside = plan.open_outside()?;
-    vmm::restore_with(plan, outside, saved, options(), paused)
+    let options = RestoreOptions { mode, learning: saved.begin_to_learn(), asked: Instant::now() };
+    vmm::restore_with(plan, outside, saved, options, paused)
 }
 
 fn options() -> RestoreOptions {
@@ -84,10 +95,11 @@ fn it_goes_on_with_the_next_byte() {
     save(&host, &vm, "snapshot", true);
     assert_eq!(vm.wait(), Ok(Outcome::Stopped));
     let mut text = fs::read(host.path("console")).expect("console");
-    for life in 0..3 {
+    let modes = [RestoreMode::Eager, RestoreMode::Lazy, RestoreMode::WorkingSet];
+    for (life, mode) in modes.into_iter().enumerate() {
         let (console, name) = (format!("console{life}"), format!("snapshot{life}"));
         let from = if life == 0 { "snapshot".to_owned() } else { format!("snapshot{}", life - 1) };
-        let vm = restore(&host, open(&host, &from), &console, false).expect("restored");
+        let vm = restore_by(mode, &host, open(&host, &from), &console, false).expect("restored");
         printed(&host, &console, 1000);
         save(&host, &vm, &name, true);
         assert_eq!(vm.wait(), Ok(Outcome::Stopped));
@@ -132,6 +144,58 @@ fn a_save_changes_nothing() {
     let passed = second.clock.unix_ns - first.clock.unix_ns;
     let clock = second.clock.kvmclock_ns - first.clock.kvmclock_ns;
     assert!(clock.abs_diff(passed) < passed / 10 + 50_000_000, "{clock} ns in {passed} ns");
+}
+
+/// What a machine touched after a restore comes first in the next one.
+#[test]
+fn the_working_set_is_learnt() {
+    let host = Host::new();
+    let vm = host.start(ALPHABET);
+    printed(&host, "console", 100);
+    save(&host, &vm, "snapshot", true);
+    assert_eq!(vm.wait(), Ok(Outcome::Stopped));
+    assert!(open(&host, "snapshot").snapshot().working_set().expect("readable").is_none());
+    for life in 0..2 {
+        let console = format!("console{life}");
+        let vm = restore(&host, open(&host, "snapshot"), &console, false).expect("restored");
+        printed(&host, &console, 100);
+        // It writes down what it knows when it ends.
+        stop(&vm);
+    }
+    let saved = open(&host, "snapshot");
+    let set = saved.snapshot().working_set().expect("readable").expect("learnt");
+    assert!(!set.frames().is_empty());
+}
+
+/// Frames that are not there yet are saved, too: from where they are.
+#[test]
+fn a_save_of_a_restore_has_all_of_it() {
+    let host = Host::new();
+    let vm = host.start(ALPHABET);
+    printed(&host, "console", 100);
+    save(&host, &vm, "first", true);
+    assert_eq!(vm.wait(), Ok(Outcome::Stopped));
+    for live in [false, true] {
+        let saved = open(&host, "first");
+        let vm = restore_by(RestoreMode::Lazy, &host, saved, &format!("console{live}"), true);
+        let vm = vm.expect("restored");
+        let name = format!("second{live}");
+        let (draft, sockets) =
+            Draft::create(&host.path(&name), 32 << 20, DraftOptions::default()).expect("a draft");
+        let lanes = SaveLanes::new(sockets).expect("lanes");
+        let options = SaveOptions { live, ..SaveOptions::default() };
+        thread::scope(|scope| {
+            let sent = scope.spawn(|| vm.save(&lanes, options));
+            draft.keep(&Progress::default()).expect("whole");
+            sent.join().expect("no panic").expect("saved");
+        });
+        stop(&vm);
+        let memory = |name: &str| fs::read(host.path(name).join("memory")).expect("an image");
+        let (before, after) = (memory("first"), memory(&name));
+        let id = vmm::boot::layout::GENERATION_ID as usize;
+        let differs = |at: &usize| before[*at] != after[*at] && !(id..id + 16).contains(at);
+        assert_eq!((0..before.len()).find(differs), None, "live: {live}");
+    }
 }
 
 #[test]

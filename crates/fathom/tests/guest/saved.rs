@@ -105,6 +105,61 @@ fn random_numbers_are_new_and_a_snapshot_is_taken_up_twice() {
     assert_eq!(drawn.len(), 3, "the same random numbers twice: {drawn:?}");
 }
 
+/// However its memory is written and comes back, the guest finds in it what it left there.
+#[test]
+fn memory_is_the_same_by_every_way_there_and_back() {
+    let sandbox = Sandbox::new();
+    let mut vm = Guest::new("fathom.run=sh").start(&sandbox);
+    vm.wait_for_shell();
+    let nonce = vm.shell("head -c16 /dev/urandom | md5sum | tee /tmp/nonce");
+    let sum = vm.shell("head -c16m /dev/urandom >/tmp/file; md5sum </tmp/file");
+    // Memory that changes while it is saved, and says so where it does not hang together.
+    let writes = "head -c2m /dev/urandom >/tmp/new; md5sum </tmp/new >/tmp/new.sum; \
+                  md5sum </tmp/new | cmp -s - /tmp/new.sum || echo torn >>/tmp/torn";
+    vm.shell(&format!("{{ while :; do {writes}; done & }}"));
+    let path = |name: &str| sandbox.path(name).to_str().expect("text").to_owned();
+    let (plain, parent) = (path("plain"), path("live"));
+    for (name, options) in [
+        ("plain", vec![]),
+        ("lz4", vec!["--compress", "lz4", "--all"]),
+        ("live", vec!["--live", "--watch", "0"]),
+        ("child", vec!["--incremental", &parent, "--compress", "zstd"]),
+        ("livechild", vec!["--incremental", &plain, "--live"]),
+    ] {
+        let said = vm.tell("save", &[&[path(name).as_str()][..], &options].concat());
+        announce(&format!("{name}: {}", said.trim_end()));
+    }
+    vm.tell("stop", &[]);
+    for (name, mode) in [
+        ("plain", "eager"),
+        ("plain", "lazy"),
+        ("plain", "working-set"),
+        ("lz4", "lazy"),
+        ("lz4", "working-set"),
+        ("live", "working-set"),
+        ("child", "lazy"),
+        ("child", "working-set"),
+        ("livechild", "eager"),
+    ] {
+        vm.begin_again(&path(name), &["--mode", mode]);
+        assert_eq!(vm.shell("cat /tmp/nonce"), nonce, "{name}, {mode}");
+        assert_eq!(vm.shell("md5sum </tmp/file"), sum, "{name}, {mode}");
+        assert_eq!(vm.shell("cat /tmp/torn 2>/dev/null; :"), "", "{name}, {mode}");
+        vm.tell("stop", &[]);
+        let restore = vm.report_of_a_restore();
+        assert_eq!(restore.mode, mode);
+        assert!(restore.first_instruction_seconds > 0.0 && restore.ttr.len() == 9);
+        let api::RestoreFaults { demand, neighbours, .. } = restore.faults;
+        announce(&format!(
+            "{name}, {mode}: {} ahead, {demand} and {neighbours} when they were needed",
+            restore.frames_prefetched
+        ));
+        assert!(mode != "eager" || demand == 0, "all was there");
+        // It has been learnt since the first restore.
+        assert_eq!(restore.working_set_frames > 0, mode == "working-set");
+    }
+}
+
 /// Taken up, and saved again before the guest moves: its memory is the same but for what tells it that it has moved.
 fn all_memory_is_the_same(vm: &mut Vm<'_>, path: &str) {
     vm.begin_again(path, &["--paused"]);

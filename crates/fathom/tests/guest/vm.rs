@@ -259,6 +259,13 @@ impl Vm<'_> {
         self.errors.wait_for(&format!("runs on engine {engine} "));
     }
 
+    /// How its memory came, when it has been stopped.
+    pub(crate) fn report_of_a_restore(&self) -> api::Restore {
+        let json = fs::read(self.sandbox.path(&format!("{}.json", self.name))).expect("a report");
+        let report: Report = serde_json::from_slice(&json).expect("a report");
+        report.restore.expect("of a restore")
+    }
+
     /// Waits for the end.
     pub(crate) fn ended(mut self) -> Ended {
         let console = self.console.until_end();
