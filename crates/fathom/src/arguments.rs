@@ -146,6 +146,16 @@ Example:
   fathom clone web --count 8
   fathom clone web --name test --output logs --json";
 
+const ACTIVATE_AFTER: &str = "\
+The snapshot's memory is mapped, and is in the host's page cache once, however many VMs lie over it; each has pages of its
+own only of what it writes. It is checked before they start, and must stay as it is while they run: `fathom save --replace`
+does not touch it. Names, disks, vsock and network are as of `fathom clone`. A disk that was written after the save is refused.
+
+Example:
+  fathom save web web.snapshot --stop
+  fathom activate web.snapshot --count 20
+  fathom activate web.snapshot --name test --output logs --json";
+
 const CLONE_PROCESS_AFTER: &str = "\
 Example:
   fathom clone-process is started by fathom clone";
@@ -211,6 +221,9 @@ pub(crate) enum Command {
     /// Make copies of a running VM, which go on from where it is and have its memory in common with it
     #[command(after_help = CLONE_AFTER)]
     Clone(CloneArguments),
+    /// Start VMs that go on from a snapshot, with its memory in common
+    #[command(after_help = ACTIVATE_AFTER)]
+    Activate(ActivateArguments),
     /// The process of a clone
     #[command(hide = true, after_help = CLONE_PROCESS_AFTER)]
     CloneProcess(CloneProcessArguments),
@@ -525,19 +538,34 @@ impl RestoreArguments {
 pub(crate) struct CloneArguments {
     /// Name of the VM
     pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) how: CloneHow,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ActivateArguments {
+    /// The snapshot, saved without --compress and --incremental
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) how: CloneHow,
+}
+
+/// How VMs are started that have memory in common.
+#[derive(Debug, Args)]
+pub(crate) struct CloneHow {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) count: u32,
-    /// Name of the clone; of several, what their names begin with [default: the VM's; then a number follows in any case]
+    /// Its name; of several, what their names begin with [default: the VM's; then a number follows in any case]
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) clone_name: Option<String>,
-    /// A folder for what clones print: CLONE.console, and CLONE.log for messages about them [default: it is dropped]
+    /// A folder for what they print: NAME.console, and NAME.log for messages about them [default: it is dropped]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) output: Option<PathBuf>,
-    /// The clones stand until `fathom resume`
+    /// They stand until `fathom resume`
     #[arg(long)]
     pub(crate) paused: bool,
-    /// Whether the clones' processes give up what they will not need, as of `run`
+    /// Whether their processes give up what they will not need, as of `run`
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) confine: Confinement,
     /// Print JSON: an object

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use api::{Client, CloneReport, CloneRequest, SocketDirectory};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
-use vmm::saved::MachineState;
+use vmm::saved::{MachineState, Saved};
 
-use crate::arguments::{CloneArguments, Confinement};
+use crate::arguments::{ActivateArguments, CloneArguments, CloneHow, Confinement};
 use crate::failure::{Failure, SUCCESS};
 use crate::list::print;
 use crate::text;
@@ -39,8 +39,9 @@ const RUNS: u8 = b'+';
 /// What was done, for scripts.
 #[derive(Debug, Serialize)]
 struct Done {
-    /// How long the guest stood.
-    pause_seconds: f64,
+    /// How long the guest stood, if one runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_seconds: Option<f64>,
     memory_bytes: u64,
     copied_bytes: u64,
     /// From the command to the last clone.
@@ -61,48 +62,76 @@ struct Clone {
 
 pub(crate) fn clone(arguments: &CloneArguments) -> Result<ExitCode, Failure> {
     let begun = Instant::now();
-    if arguments.count == 0 || arguments.count > COUNT_MAX {
-        return Err(Failure::Usage(format!("--count: write 1 to {COUNT_MAX}")));
-    }
+    let how = &arguments.how;
+    check_count(how)?;
     let directory = SocketDirectory::open()?;
     let client = directory.client(&arguments.name);
     // Before anything is made: a name that nobody has is the most likely mistake.
     client.status()?;
-    let names = names(arguments, &directory)?;
+    let names = names(how, &arguments.name, &directory)?;
     let (report, pause_seconds, state, memory, overlays) = fetch(&client, &names)?;
-    let started = start_all(arguments, &names, &state, &memory, overlays)?;
+    let started = start_all(how, &names, &state, &memory, overlays)?;
     let done = Done {
-        pause_seconds,
+        pause_seconds: Some(pause_seconds),
         memory_bytes: report.memory_bytes,
         copied_bytes: report.copied_bytes,
         seconds: begun.elapsed().as_secs_f64(),
         clones: started,
     };
-    if arguments.json {
-        print(&(serde_json::to_string(&done).map_err(Failure::host)? + "\n"));
-    } else {
-        done.clones.iter().for_each(|clone| print(&format!("{}\n", clone.name)));
-        print(&format!(
-            "{} of {} in {:.0} ms; the guest stood for {:.1} ms\n",
-            done.clones.len(),
-            text::bytes(done.memory_bytes),
-            done.seconds * 1e3,
-            done.pause_seconds * 1e3
-        ));
+    done.tell(how)
+}
+
+/// `fathom activate`: the same from a snapshot.
+pub(crate) fn activate(arguments: &ActivateArguments) -> Result<ExitCode, Failure> {
+    let begun = Instant::now();
+    let how = &arguments.how;
+    check_count(how)?;
+    let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
+    let image = saved.common_image().map_err(Failure::usage)?;
+    let directory = SocketDirectory::open()?;
+    let state = saved.state;
+    let stem = state.config.name.as_deref().unwrap_or("vm");
+    let names = names(how, stem, &directory)?;
+    let overlays = Overlays::copy_first(&state.config, &names)?;
+    let memory_bytes = state.config.memory.0;
+    let memory = Memory { image, layer: None };
+    let clones = start_all(how, &names, &state, &memory, overlays)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    Done { pause_seconds: None, memory_bytes, copied_bytes: 0, seconds, clones }.tell(how)
+}
+
+fn check_count(how: &CloneHow) -> Result<(), Failure> {
+    if how.count == 0 || how.count > COUNT_MAX {
+        return Err(Failure::Usage(format!("--count: write 1 to {COUNT_MAX}")));
     }
-    Ok(ExitCode::from(SUCCESS))
+    Ok(())
+}
+
+impl Done {
+    fn tell(&self, how: &CloneHow) -> Result<ExitCode, Failure> {
+        if how.json {
+            print(&(serde_json::to_string(self).map_err(Failure::host)? + "\n"));
+            return Ok(ExitCode::from(SUCCESS));
+        }
+        self.clones.iter().for_each(|clone| print(&format!("{}\n", clone.name)));
+        let (count, bytes) = (self.clones.len(), text::bytes(self.memory_bytes));
+        let stood = |seconds| format!("; the guest stood for {:.1} ms", seconds * 1e3);
+        let stood = self.pause_seconds.map_or(String::new(), stood);
+        print(&format!("{count} of {bytes} in {:.0} ms{stood}\n", self.seconds * 1e3));
+        Ok(ExitCode::from(SUCCESS))
+    }
 }
 
 /// As asked, or the first numbers that nobody has.
-fn names(arguments: &CloneArguments, directory: &SocketDirectory) -> Result<Vec<String>, Failure> {
-    if let (Some(name), 1) = (&arguments.clone_name, arguments.count) {
+fn names(how: &CloneHow, stem: &str, directory: &SocketDirectory) -> Result<Vec<String>, Failure> {
+    if let (Some(name), 1) = (&how.clone_name, how.count) {
         return Ok(vec![name.clone()]);
     }
-    let stem = arguments.clone_name.as_deref().unwrap_or(&arguments.name);
+    let stem = how.clone_name.as_deref().unwrap_or(stem);
     let taken = directory.names()?;
     let free =
         (1u32..).map(|number| format!("{stem}-{number}")).filter(|name| !taken.contains(name));
-    Ok(free.take(arguments.count as usize).collect())
+    Ok(free.take(how.count as usize).collect())
 }
 
 /// What clones lie over.
@@ -156,7 +185,7 @@ fn read_state(file: &mut File) -> Result<MachineState, Failure> {
 
 /// Starts them all, then waits until each runs. Where one fails, those that run stay, and the error says so.
 fn start_all(
-    arguments: &CloneArguments,
+    how: &CloneHow,
     names: &[String],
     state: &MachineState,
     memory: &Memory,
@@ -168,15 +197,14 @@ fn start_all(
     let mut failed = None;
     for (index, name) in names.iter().enumerate() {
         let started = overlays.of(name).and_then(|own| {
-            state.config =
-                config::of_clone(&parent, name, index, &own, arguments.output.as_deref());
+            state.config = config::of_clone(&parent, name, index, &own, how.output.as_deref());
             let clone = Clone {
                 name: name.clone(),
                 pid: 0,
                 overlays: own,
                 vsock: state.config.vsock.as_ref().map(|vsock| vsock.path.clone()),
             };
-            Ok((clone, start(arguments, &state, memory)?))
+            Ok((clone, start(how, &state, memory)?))
         });
         match started {
             Ok(started) => children.push(started),
@@ -207,23 +235,19 @@ fn start_all(
     }
 }
 
-fn start(
-    arguments: &CloneArguments,
-    state: &MachineState,
-    memory: &Memory,
-) -> Result<Child, Failure> {
+fn start(how: &CloneHow, state: &MachineState, memory: &Memory) -> Result<Child, Failure> {
     let mut file = File::from(memfd("fathom-clone")?);
     let json = serde_json::to_vec(state).map_err(Failure::host)?;
     file.write_all(&json).and_then(|()| file.rewind()).map_err(Failure::host)?;
     let mut command = Command::new(program());
     command.arg("clone-process");
-    if arguments.paused {
+    if how.paused {
         command.arg("--paused");
     }
-    if arguments.confine == Confinement::Off {
+    if how.confine == Confinement::Off {
         command.args(["--confine", "off"]);
     }
-    if let (Some(output), Some(name)) = (&arguments.output, &state.config.name) {
+    if let (Some(output), Some(name)) = (&how.output, &state.config.name) {
         command.arg("--log").arg(log_of(output, name));
     }
     if let Some(layer) = &memory.layer {

@@ -431,12 +431,14 @@ fn read_bitmap(layer: &OwnedFd, frames: u32) -> io::Result<Bits> {
     Ok(bits)
 }
 
-/// Nobody writes to it any more, whoever has a descriptor of it: not even a process that a guest has taken over.
+/// Nobody writes to it any more, whoever has a descriptor of it: not even a process that a guest has taken over. A file of
+/// a file system, which knows no seals, is whoever's who gave it.
 fn seal(file: &OwnedFd) -> Result<(), Errno> {
     let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    match rustix::fs::fcntl_get_seals(file)?.contains(seals) {
-        true => Ok(()),
-        false => rustix::fs::fcntl_add_seals(file, seals),
+    match rustix::fs::fcntl_get_seals(file) {
+        Err(Errno::INVAL) => Ok(()),
+        found if found?.contains(seals) => Ok(()),
+        _ => rustix::fs::fcntl_add_seals(file, seals),
     }
 }
 

@@ -38,12 +38,17 @@ impl Drop for Clones<'_> {
 }
 
 fn clone(sandbox: &Sandbox, vm: &Vm<'_>, arguments: &[&str]) -> Value {
-    let folder = sandbox.path("output");
-    fs::create_dir_all(&folder).expect("a folder");
-    let folder = folder.to_str().expect("text");
-    let said = vm.tell("clone", &[&["--json", "--output", folder], arguments].concat());
+    let folder = output(sandbox);
+    let said = vm.tell("clone", &[&["--json", "--output", &folder], arguments].concat());
     announce(&format!("clone: {}", &said[..said.find("\"clones\"").unwrap_or(0)]));
     serde_json::from_str(&said).expect("json")
+}
+
+/// Where clones print to.
+fn output(sandbox: &Sandbox) -> String {
+    let folder = sandbox.path("output");
+    fs::create_dir_all(&folder).expect("a folder");
+    folder.to_str().expect("text").to_owned()
 }
 
 fn names(done: &Value) -> Vec<String> {
@@ -135,6 +140,47 @@ fn clones_of_a_busy_guest_go_on_and_differ() {
 }
 
 /// Each has an overlay of its own: a copy of the parent's, as it was.
+/// From a snapshot, as often as one wants; one of them is cloned in turn.
+#[test]
+fn a_snapshot_is_activated_many_times() {
+    let sandbox = Sandbox::new();
+    let _clones = Clones(&sandbox);
+    let mut vm = Guest::new("fathom.run=sh").start(&sandbox);
+    vm.wait_for_shell();
+    vm.shell(WORK);
+    let nonce = vm.shell("cut -c1-32 /tmp/nonce");
+    vm.shell(CHECK);
+    let path = |name: &str| sandbox.path(name).to_str().expect("text").to_owned();
+    let (packed, plain) = (path("packed"), path("plain"));
+    vm.tell("save", &[&packed, "--compress", "lz4", "--watch", "0"]);
+    vm.tell("save", &[&plain, "--stop"]);
+    let refused = sandbox.refusal(2, &["activate", &packed]);
+    assert!(refused.contains("compressed or incremental"), "{refused}");
+    let folder = output(&sandbox);
+    let activate = ["activate", &plain, "--count", "2", "--json", "--output", &folder];
+    let done: Value = serde_json::from_str(&sandbox.success(&activate)).expect("json");
+    assert_eq!(names(&done), ["guest-1", "guest-2"]);
+    sandbox.success(&["clone", "guest-1", "--name", "again", "--output", &folder]);
+    for name in ["guest-1", "guest-2", "again"] {
+        let lines = lines(&sandbox, name, "round ", 2);
+        assert!(lines.iter().all(|line| line.starts_with(&nonce)), "{name} is another: {lines:?}");
+        let console = fs::read_to_string(format!("{folder}/{name}.console")).expect("printed");
+        assert!(!console.contains("WRONG"), "{name}:\n{console}");
+        sandbox.success(&["stop", name]);
+    }
+    // They have written nothing to it; and what is not as it was saved is not started.
+    sandbox.success(&["activate", &plain, "--paused"]);
+    sandbox.success(&["stop", "guest-1"]);
+    let memory = sandbox.path("plain").join("memory");
+    let mut bytes = fs::read(&memory).expect("the image");
+    let at = bytes.iter().position(|&byte| byte == 0x5a).expect("some byte");
+    bytes[at] ^= 1;
+    fs::write(&memory, bytes).expect("written");
+    let refused = sandbox.refusal(2, &["activate", &plain]);
+    assert!(refused.contains("checksum of a frame"), "{refused}");
+    assert_eq!(sandbox.success(&["list", "--json"]), "[]\n");
+}
+
 #[test]
 fn clones_have_disks_of_their_own() {
     let sandbox = Sandbox::new();

@@ -52,6 +52,14 @@ pub enum SavedError {
     /// The guest may use what is not here.
     #[error("the guest's processor is not to be had here: {}", .0.join("; "))]
     Processor(Vec<String>),
+    /// VMs cannot have it in common.
+    #[error("{path}: {what}")]
+    NotCommon {
+        /// The snapshot.
+        path: String,
+        /// Why not, and what to do.
+        what: String,
+    },
     /// A disk is not what the guest has half in its memory.
     #[error("disk {path}: {what}: the guest, which has parts of it in memory, would damage it")]
     Disk {

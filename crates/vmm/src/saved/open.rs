@@ -1,11 +1,14 @@
 //! A saved machine, opened.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use snapshot::{Learning, Snapshot, WorkingSet};
+use snapshot::{Kind, Learning, Snapshot, WorkingSet};
 
 use super::{MachineState, SavedError, VERSION};
+use crate::config::VmPlan;
+use crate::error::VmError;
 
 /// A saved machine, open. Its state is checked; its memory is when it is read.
 pub struct Saved {
@@ -40,6 +43,41 @@ impl Saved {
             None
         });
         Ok(Self { state, snapshot, set: set.map(Arc::new) })
+    }
+
+    /// The file that VMs lie over which have this memory in common: frame n at byte 4096 n. All of it is read and checked
+    /// now; nobody checks it later.
+    ///
+    /// # Errors
+    /// It is compressed, or not whole without others; a disk has been written since, or can be written by one VM only;
+    /// or what is read is not what was saved.
+    pub fn common_image(&self) -> Result<OwnedFd, SavedError> {
+        let path = self.snapshot.store().name();
+        let not_common = |what: String| Err(SavedError::NotCommon { path, what });
+        let elsewhere = |kind| matches!(kind, Kind::Parent | Kind::Disk(_));
+        let whole = !self.snapshot.runs().iter().any(|run| elsewhere(run.kind));
+        let image = match self.snapshot.plain_image().filter(|image| whole && image.offset == 0) {
+            Some(image) => image,
+            None => {
+                let what = "it is compressed or incremental, so its memory cannot be mapped: save it without";
+                return not_common(what.to_owned());
+            }
+        };
+        let plan = VmPlan::new(self.state.config.clone());
+        let plan = match plan.map_err(|error| error.to_string()) {
+            Ok(plan) => plan,
+            Err(what) => return not_common(what),
+        };
+        if let Err(what) = plan.check_clonable() {
+            return not_common(what);
+        }
+        match self.state.check_disks(&plan) {
+            Ok(()) => {}
+            Err(VmError::Saved(error)) => return Err(error),
+            Err(error) => return not_common(error.to_string()),
+        }
+        self.snapshot.verify()?;
+        image.file.try_clone_to_owned().map_err(SavedError::file(Path::new("the image of memory")))
     }
 
     /// A file for what this one learns; `None` where another learns, or nobody may write.
