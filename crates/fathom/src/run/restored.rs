@@ -131,7 +131,7 @@ mod tests {
             "fathom: restored, lazy: first instruction after 12.3 ms, all memory there after 1.50 s"
         );
         assert_eq!(lines[3], "  in 100.0 ms   20.0 ms  200.0 ms    2.00 s");
-        assert_eq!(lines[4], "  in 1.00 s       0.0 ms");
+        assert_eq!(lines[4], "  in 1.00 s      0.0 ms");
     }
 
     #[test]

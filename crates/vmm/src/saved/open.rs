@@ -56,12 +56,11 @@ impl Saved {
         let not_common = |what: String| Err(SavedError::NotCommon { path, what });
         let elsewhere = |kind| matches!(kind, Kind::Parent | Kind::Disk(_));
         let whole = !self.snapshot.runs().iter().any(|run| elsewhere(run.kind));
-        let image = match self.snapshot.plain_image().filter(|image| whole && image.offset == 0) {
-            Some(image) => image,
-            None => {
-                let what = "it is compressed or incremental, so its memory cannot be mapped: save it without";
-                return not_common(what.to_owned());
-            }
+        let plain = self.snapshot.plain_image().filter(|image| whole && image.offset == 0);
+        let Some(image) = plain else {
+            let what =
+                "it is compressed or incremental, so its memory cannot be mapped: save it without";
+            return not_common(what.to_owned());
         };
         let plan = VmPlan::new(self.state.config.clone());
         let plan = match plan.map_err(|error| error.to_string()) {
