@@ -224,6 +224,11 @@ impl LocalApic {
         let value = |register| self.read(register, now).unwrap_or(0) as u32;
         let mut registers: Vec<u32> = (0..64).map(value).collect();
         registers[ICR_HIGH as usize] = (self.icr >> 32) as u32;
+        // A count of 0 is a timer that has fired. This one is about to, and will where it is taken up.
+        if self.deadline != u64::MAX && self.mode() != TIMER_DEADLINE {
+            let count = &mut registers[CURRENT_COUNT as usize];
+            *count = (*count).max(1);
+        }
         ApicState { registers, tsc_deadline: self.tsc_deadline() }
     }
 
@@ -437,5 +442,23 @@ mod tests {
         let (mut other, _) = self::apic();
         other.set_state(&state, 500);
         assert_eq!(other.state(500), state);
+    }
+
+    #[test]
+    fn a_timer_that_is_due_fires_where_its_state_is_taken_up() {
+        let (mut apic, _) = apic();
+        apic.write(LVT_TIMER, 0x60, 0).unwrap();
+        apic.write(INITIAL_COUNT, 1000, 0).unwrap();
+        let due = apic.deadline;
+        for late in [0, 1, 1_000_000_000] {
+            let (mut other, _) = self::apic();
+            other.set_state(&apic.state(due + late), 5);
+            assert_ne!(other.deadline, u64::MAX, "{late} too late");
+        }
+        // One that has fired does not again.
+        let (mut other, _) = self::apic();
+        apic.deadline = u64::MAX;
+        other.set_state(&apic.state(due), 5);
+        assert_eq!(other.deadline, u64::MAX);
     }
 }
