@@ -229,9 +229,10 @@ fn tsc(from: &dyn Engine, to: &dyn Engine) {
     let log = other.run().log;
     let adjust = rig.word(DATA);
     assert_eq!(log[..2], [adjust as u32, (adjust >> 32) as u32]);
-    assert_eq!(log[3], (START >> 32) as u32);
     let saved = state.msrs.iter().find(|entry| entry.index == msr::TSC).expect("a TSC").value;
-    assert!(u64::from(log[2]) >= saved & 0xffff_ffff, "{:#x} after {saved:#x}", log[2]);
+    let found = u64::from(log[3]) << 32 | u64::from(log[2]);
+    // A minute or two, on a host that stands still.
+    assert!((saved..START + (1 << 38)).contains(&found), "{found:#x} after {saved:#x}");
 }
 
 /// kvmclock goes on where it was, by the record that the guest finds after the move.
