@@ -156,6 +156,10 @@ Example:
   fathom activate web.snapshot --count 20
   fathom activate web.snapshot --name test --output logs --json";
 
+const LEARN_PROCESS_AFTER: &str = "\
+Example:
+  fathom learn-process is started by fathom restore";
+
 const CLONE_PROCESS_AFTER: &str = "\
 Example:
   fathom clone-process is started by fathom clone";
@@ -224,6 +228,9 @@ pub(crate) enum Command {
     /// Start VMs that go on from a snapshot, with its memory in common
     #[command(after_help = ACTIVATE_AFTER)]
     Activate(ActivateArguments),
+    /// The process that keeps what a restore learns
+    #[command(hide = true, after_help = LEARN_PROCESS_AFTER)]
+    LearnProcess(LearnProcessArguments),
     /// The process of a clone
     #[command(hide = true, after_help = CLONE_PROCESS_AFTER)]
     CloneProcess(CloneProcessArguments),
@@ -571,6 +578,13 @@ pub(crate) struct CloneHow {
     /// Print JSON: an object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What `fathom restore` gives a process that it starts.
+#[derive(Debug, Args)]
+pub(crate) struct LearnProcessArguments {
+    /// The snapshot
+    pub(crate) path: PathBuf,
 }
 
 /// What `fathom clone` gives a process that it starts.

@@ -54,6 +54,7 @@ fn execute(command: Command, asked: Instant) -> Result<ExitCode, Failure> {
         Command::Restore(arguments) => run::restore(arguments, asked),
         Command::Clone(arguments) => clone::clone(&arguments),
         Command::Activate(arguments) => clone::activate(&arguments),
+        Command::LearnProcess(arguments) => run::learn::keep(&arguments),
         Command::CloneProcess(arguments) => clone::process::run(&arguments),
         Command::Balloon(arguments) => verbs::balloon(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),

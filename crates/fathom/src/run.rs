@@ -3,6 +3,7 @@
 mod confinement;
 mod control;
 mod kernel;
+pub(crate) mod learn;
 mod report;
 mod restored;
 mod signals;
@@ -47,7 +48,7 @@ pub(crate) fn restore(arguments: RestoreArguments, asked: Instant) -> Result<Exi
     let (confine, paused) = (arguments.confine, arguments.paused);
     let options = RestoreOptions {
         mode: arguments.mode.into(),
-        learning: if arguments.learn { saved.begin_to_learn() } else { None },
+        learning: if arguments.learn { learn::start_keeper(&arguments.path) } else { None },
         asked,
     };
     let plan = VmPlan::new(arguments.config(&saved.state.config)).map_err(Failure::usage)?;

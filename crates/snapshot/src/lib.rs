@@ -59,7 +59,7 @@ pub use manifest::{
 pub use map::{Kind, Run};
 pub use reader::{DiskBlocks, Place, PlainImage, Snapshot};
 pub use store::{Directory, InMemory, ReadAt, Store};
-pub use working_set::{Learning, WorkingSet};
+pub use working_set::WorkingSet;
 pub use writer::{Lane, Left, Options, Saved, Writer};
 
 mod checksum;

@@ -3,12 +3,9 @@
 //! One file that stands by itself, so that it can be replaced when more is known of the guest, and the
 //! snapshot stays as it is.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use memory::Frame;
-use rustix::fs::FlockOperation;
 
 use crate::checksum::Checksum;
 use crate::chunk::{Batch, CHUNK_FRAMES, RECORD_BYTES, Record};
@@ -38,47 +35,6 @@ pub struct WorkingSet {
     data: u64,
     records: Vec<Record>,
     frames: Vec<Frame>,
-}
-
-/// A file for a working set that is learnt while the snapshot is in use: made by who may write to the snapshot, and
-/// filled by who may not. It takes its place when the snapshot is used next, see [`WorkingSet::adopt`].
-#[derive(Debug)]
-pub struct Learning {
-    file: File,
-    path: PathBuf,
-}
-
-impl Learning {
-    /// Makes the file. `None`: somebody else learns, or the snapshot is not in a directory.
-    ///
-    /// # Errors
-    /// The host refuses.
-    pub fn begin(snapshot: &Snapshot) -> Result<Option<Learning>, SnapshotError> {
-        let Some(directory) = snapshot.store().directory() else { return Ok(None) };
-        let path = directory.join(part::WORKING_SET_NEW);
-        let refused = |operation| SnapshotError::host(operation, path.display());
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let file = match made {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(None),
-            made => made.map_err(refused("create"))?,
-        };
-        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-        locked.map_err(|error| refused("lock")(error.into()))?;
-        Ok(Some(Learning { file, path }))
-    }
-
-    /// Writes the working set: whole when this returns, and until then none.
-    ///
-    /// # Errors
-    /// The snapshot cannot be read, or the host refuses.
-    pub fn finish(
-        self,
-        snapshot: &Snapshot,
-        frames: &[Frame],
-        compression: Compression,
-    ) -> Result<(), SnapshotError> {
-        write_into(&self.file, &self.path, snapshot, frames, compression)
-    }
 }
 
 struct Header {
@@ -184,16 +140,12 @@ impl WorkingSet {
             }
             opened => opened?,
         };
-        Self::read_from(file, snapshot).map(Some)
-    }
-
-    fn read_from(file: PartFile, snapshot: &Snapshot) -> Result<WorkingSet, SnapshotError> {
         let header = Header::read(&file, snapshot)?;
         let records = read_records(&file, &header, snapshot)?;
         let frames: Vec<Frame> = records.iter().flat_map(Record::frames).collect();
         check_frames(&file, &frames, snapshot)?;
         let (compression, data) = (header.compression, header.data_at());
-        Ok(WorkingSet { file, compression, data, records, frames })
+        Ok(Some(WorkingSet { file, compression, data, records, frames }))
     }
 
     /// The frames, in the order in which they are wanted. No frame is there twice.
@@ -216,33 +168,6 @@ impl WorkingSet {
             return Err(SnapshotError::Bug(why));
         };
         record.read(&self.file, self.data, self.compression, batch)
-    }
-
-    /// Takes over what [`Learning`] left, if that is whole and nobody writes to it still; else removes it.
-    ///
-    /// # Errors
-    /// The host refuses; nothing is lost but what was learnt.
-    pub fn adopt(snapshot: &Snapshot) -> Result<(), SnapshotError> {
-        let Some(directory) = snapshot.store().directory() else { return Ok(()) };
-        let (new, path) =
-            (directory.join(part::WORKING_SET_NEW), directory.join(part::WORKING_SET));
-        let refused = |operation| SnapshotError::host(operation, new.display());
-        let left = match File::open(&new) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            opened => opened.map_err(refused("open"))?,
-        };
-        match rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
-            locked => locked.map_err(|error| refused("lock")(error.into()))?,
-        }
-        let whole = PartFile::open(snapshot.store(), part::WORKING_SET_NEW)
-            .and_then(|file| WorkingSet::read_from(file, snapshot))
-            .is_ok();
-        if whole {
-            std::fs::rename(&new, &path).map_err(refused("rename"))
-        } else {
-            std::fs::remove_file(&new).map_err(refused("remove"))
-        }
     }
 
     /// Writes a working set for `snapshot`, in the place of the one that it has: what was learnt of restores.
@@ -336,19 +261,9 @@ pub(crate) fn write(
     frames: &[Frame],
     compression: Compression,
 ) -> Result<(), SnapshotError> {
-    let output = host.create(path).map_err(SnapshotError::host("create", path.display()))?;
-    write_into(&*output, path, snapshot, frames, compression)
-}
-
-fn write_into(
-    output: &dyn Output,
-    path: &Path,
-    snapshot: &Snapshot,
-    frames: &[Frame],
-    compression: Compression,
-) -> Result<(), SnapshotError> {
     let frames = wanted(snapshot, frames);
     let refused = |operation| SnapshotError::host(operation, path.display());
+    let output = host.create(path).map_err(refused("create"))?;
     let (id, count) = (snapshot.manifest().id.0, frames.len() as u32);
     let mut header = Header { compression, id, frames: count, data_bytes: 0 };
     let mut compressor = Compressor::new(compression).map_err(refused("compress"))?;
@@ -366,7 +281,7 @@ fn write_into(
         header.data_bytes += stored.len() as u64;
     }
     let end = header.data_at() + header.data_bytes;
-    finish(output, &header, &records, end).map_err(refused("write"))
+    finish(&*output, &header, &records, end).map_err(refused("write"))
 }
 
 fn finish(output: &dyn Output, header: &Header, records: &[u8], end: u64) -> std::io::Result<()> {

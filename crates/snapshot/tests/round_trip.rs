@@ -448,3 +448,30 @@ fn parts_may_be_elsewhere() {
     let error = WorkingSet::replace(&snapshot, &[Frame(1)], Compression::None).unwrap_err();
     assert!(matches!(error, SnapshotError::Refused { .. }), "{error}");
 }
+
+#[test]
+fn a_place_around_a_frame_is_as_small_as_was_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("saved");
+    let layout = RamLayout::new(u64::from(FRAMES) * FRAME_SIZE as u64).unwrap();
+    let writer = Writer::create(&path, Options::new(layout)).unwrap();
+    let mut lane = writer.lane().unwrap();
+    (0..FRAMES - 3).for_each(|n| lane.write(Frame(n), &[n as u8 | 1; FRAME_SIZE]).unwrap());
+    lane.finish().unwrap();
+    writer.leave(FrameRange { first: Frame(FRAMES - 3), count: 3 }, Left::Zero).unwrap();
+    writer.finish(description(), b"{}", &[]).unwrap();
+    let snapshot = Snapshot::open(&path).unwrap();
+    let mut batch = Batch::new();
+    for (frame, frames, expected) in [
+        (77, 1, 77..78),
+        (77, 16, 64..80),
+        (77, 64, 64..128),
+        (293, 16, 288..297),
+        (5, 1000, 0..64),
+    ] {
+        let place = snapshot.place_around(Frame(frame), frames).unwrap().unwrap();
+        snapshot.read_place(place, &mut batch).unwrap();
+        assert!(batch.frames().iter().copied().eq(expected.map(Frame)), "{frame}, {frames}");
+    }
+    assert_eq!(snapshot.place_around(Frame(FRAMES - 1), 16).unwrap(), None);
+}

@@ -2,12 +2,15 @@
 
 mod machine;
 
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use machine::{Host, engine};
+use memory::Frame;
 use serde_json::Value;
+use snapshot::{Compression, WorkingSet};
 use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
 use vmm::saved::{
     Draft, DraftOptions, Kept, MachineState, Progress, SaveLanes, SaveOptions, Saved,
@@ -57,7 +60,7 @@ fn restore_by(
     let config = config(&saved, ConsoleConfig::File(host.path(console)));
     let plan = VmPlan::new(config).expect("a plan");
     let outside = plan.open_outside()?;
-    let options = RestoreOptions { mode, learning: saved.begin_to_learn(), asked: Instant::now() };
+    let options = RestoreOptions { mode, learning: None, asked: Instant::now() };
     vmm::restore_with(plan, outside, saved, options, paused)
 }
 
@@ -146,7 +149,7 @@ fn a_save_changes_nothing() {
     assert!(clock.abs_diff(passed) < passed / 10 + 50_000_000, "{clock} ns in {passed} ns");
 }
 
-/// What a machine touched after a restore comes first in the next one.
+/// What a machine touched after a restore is told, and comes first in the next one.
 #[test]
 fn the_working_set_is_learnt() {
     let host = Host::new();
@@ -155,16 +158,32 @@ fn the_working_set_is_learnt() {
     save(&host, &vm, "snapshot", true);
     assert_eq!(vm.wait(), Ok(Outcome::Stopped));
     assert!(open(&host, "snapshot").snapshot().working_set().expect("readable").is_none());
+    let told = host.path("told");
     for life in 0..2 {
+        let saved = open(&host, "snapshot");
+        let mut keeper = Command::new("sh");
+        keeper.arg("-c").arg(format!("cat >{}", told.display())).stdin(Stdio::piped());
+        let learning = Some(keeper.spawn().expect("a keeper"));
         let console = format!("console{life}");
-        let vm = restore(&host, open(&host, "snapshot"), &console, false).expect("restored");
+        let config = config(&saved, ConsoleConfig::File(host.path(&console)));
+        let plan = VmPlan::new(config).expect("a plan");
+        let outside = plan.open_outside().expect("opened");
+        let options = RestoreOptions { learning, ..options() };
+        let vm = vmm::restore_with(plan, outside, saved, options, false).expect("restored");
         printed(&host, &console, 100);
-        // It writes down what it knows when it ends.
+        // It tells what it knows when it ends.
         stop(&vm);
+        let bytes = fs::read(&told).expect("told");
+        let (words, rest) = bytes.as_chunks();
+        assert!(rest.is_empty() && !words.is_empty());
+        let frames: Vec<_> = words.iter().map(|word| Frame(u32::from_le_bytes(*word))).collect();
+        let snapshot = open(&host, "snapshot");
+        let snapshot = snapshot.snapshot();
+        // Before the second life, so that it has one to add to.
+        WorkingSet::replace(snapshot, &frames, Compression::None).expect("replaced");
+        let set = snapshot.working_set().expect("readable").expect("learnt");
+        assert_eq!(set.frames().len(), frames.len(), "each frame once, and all with contents");
     }
-    let saved = open(&host, "snapshot");
-    let set = saved.snapshot().working_set().expect("readable").expect("learnt");
-    assert!(!set.frames().is_empty());
 }
 
 /// Frames that are not there yet are saved, too: from where they are.

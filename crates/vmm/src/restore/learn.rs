@@ -1,12 +1,13 @@
 //! Which frames a guest really touches after a restore, and in which order.
 
+use std::io::{self, Write};
+use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use confine::Thread;
 use memory::{Epoch, Frame};
-use snapshot::Learning;
 
 use super::Restore;
 use crate::error::VmError;
@@ -43,7 +44,7 @@ impl Stop {
 
 impl Learner {
     /// Watches from now on.
-    pub(crate) fn start(restore: &Arc<Restore>, learning: Learning) -> Result<Self, VmError> {
+    pub(crate) fn start(restore: &Arc<Restore>, learning: Child) -> Result<Self, VmError> {
         let stop = Arc::new(Stop::default());
         let (restore, asked) = (Arc::clone(restore), Arc::clone(&stop));
         let body = move || restore.learn(&asked, learning);
@@ -66,7 +67,7 @@ impl Drop for Learner {
 }
 
 impl Restore {
-    fn learn(&self, stop: &Stop, learning: Learning) {
+    fn learn(&self, stop: &Stop, learning: Child) {
         let begun = Instant::now();
         let contents = self.snapshot.runs().iter().filter(|run| run.kind.has_contents());
         let mut unseen: Vec<Frame> =
@@ -90,12 +91,20 @@ impl Restore {
             }
             pause = (pause * 2).min(SLOWEST);
         }
-        let union = union(seen, self.progress.set());
-        let compression = self.snapshot.manifest().memory.compression;
-        if let Err(error) = learning.finish(&self.snapshot, &union, compression) {
+        if let Err(error) = tell(learning, &union(seen, self.progress.set())) {
             tracing::warn!("{error}: what was learnt of the working set is lost");
         }
     }
+}
+
+/// Tells who keeps it, and waits until that is done.
+fn tell(mut keeper: Child, frames: &[Frame]) -> io::Result<()> {
+    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.0.to_le_bytes()).collect();
+    // Closed behind the last one.
+    let told = keeper.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(&bytes));
+    let status = keeper.wait()?;
+    told?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("keeper: {status}"))) }
 }
 
 /// What was touched this time in its order, and then what was touched before. A frame that is in vain there costs a

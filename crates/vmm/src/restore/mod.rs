@@ -15,11 +15,12 @@ mod learn;
 mod read;
 mod report;
 
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Instant;
 
 use memory::{Frame, GuestMemory};
-use snapshot::{Learning, Snapshot, WorkingSet};
+use snapshot::{Snapshot, WorkingSet};
 
 use crate::error::VmError;
 use crate::saved::SavedError;
@@ -61,8 +62,10 @@ impl RestoreMode {
 pub struct RestoreOptions {
     /// When its memory comes.
     pub mode: RestoreMode,
-    /// Takes what is learnt of the guest's working set.
-    pub learning: Option<Learning>,
+    /// Told at its standard input, which is a pipe, what the guest needs first: frame numbers, each in four bytes,
+    /// little-endian. It has to make a working set of them; a guest that has taken over this process can then write
+    /// nothing that the next one reads.
+    pub learning: Option<Child>,
     /// When somebody asked for it: what times count from.
     pub asked: Instant,
 }

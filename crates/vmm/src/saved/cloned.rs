@@ -11,11 +11,11 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
 use memory::{GuestMemory, Image, RamLayout};
-use snapshot::Learning;
 
 use super::{MachineState, Saved, SavedError, open};
 use crate::config::{DiskAccess, NetBackend, VmPlan};
@@ -165,7 +165,7 @@ impl<'a> Origin<'a> {
         self,
         memory: &Arc<GuestMemory>,
         recorded: bool,
-    ) -> Result<(Option<Arc<Restore>>, Option<Learning>), VmError> {
+    ) -> Result<(Option<Arc<Restore>>, Option<Child>), VmError> {
         match self {
             Self::Saved(saved, options) => saved.fill(memory, options, recorded),
             Self::Cloned(cloned) => cloned.state.take_balloon(memory).map(|()| (None, None)),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use snapshot::{Kind, Learning, Snapshot, WorkingSet};
+use snapshot::{Kind, Snapshot, WorkingSet};
 
 use super::{MachineState, SavedError, VERSION};
 use crate::config::VmPlan;
@@ -20,8 +20,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens the snapshot at `path` and checks all but the contents of its memory. What an earlier restore has learnt
-    /// of its working set is taken over.
+    /// Opens the snapshot at `path` and checks all but the contents of its memory.
     ///
     /// # Errors
     /// It is not there, not whole, of another version, or says what cannot be.
@@ -32,10 +31,6 @@ impl Saved {
         if found != expected {
             let what = format!("image of {found} bytes, config.memory is {expected}");
             return Err(SavedError::Damaged { path: path.to_owned(), what });
-        }
-        if let Err(error) = WorkingSet::adopt(&snapshot) {
-            // Others may own the snapshot.
-            tracing::debug!("{error}");
         }
         // It is only an advice.
         let set = snapshot.working_set().unwrap_or_else(|error| {
@@ -77,15 +72,6 @@ impl Saved {
         }
         self.snapshot.verify()?;
         image.file.try_clone_to_owned().map_err(SavedError::file(Path::new("the image of memory")))
-    }
-
-    /// A file for what this one learns; `None` where another learns, or nobody may write.
-    #[must_use]
-    pub fn begin_to_learn(&self) -> Option<Learning> {
-        Learning::begin(&self.snapshot).unwrap_or_else(|error| {
-            tracing::debug!("{error}");
-            None
-        })
     }
 
     /// Its memory.

@@ -1,12 +1,12 @@
 //! A machine built of a saved one.
 
 use std::io;
+use std::process::Child;
 use std::sync::Arc;
 
 use devices::virtio::DeviceState;
 use engine::{EngineError, Vcpu, Vm};
 use memory::{Discard, FRAME_SIZE, Frame, GuestMemory};
-use snapshot::Learning;
 use x86::VcpuState;
 use x86::cpuid::HYPERVISOR;
 
@@ -27,7 +27,7 @@ impl Saved {
         memory: &Arc<GuestMemory>,
         options: RestoreOptions,
         recorded: bool,
-    ) -> Result<(Option<Arc<Restore>>, Option<Learning>), VmError> {
+    ) -> Result<(Option<Arc<Restore>>, Option<Child>), VmError> {
         let RestoreOptions { mode, learning, asked } = options;
         let begun =
             match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked, recorded) {
