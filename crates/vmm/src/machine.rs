@@ -117,7 +117,8 @@ impl Machine {
         let recorded = plan.report.is_some();
         let filled = origin.map(|origin| origin.fill(&memory, recorded)).transpose()?;
         let (restore, learning) = filled.unwrap_or_default();
-        let readers = restore.as_ref().map(Readers::start).transpose()?.flatten();
+        let readers = restore.as_ref().map(|restore| Readers::start(restore, plan.cpus));
+        let readers = readers.transpose()?.flatten();
         let board = Board::build(
             plan,
             &memory,

@@ -105,12 +105,14 @@ pub(crate) struct Readers {
 
 impl Readers {
     /// Starts them, if there is anything to read.
-    pub(crate) fn start(restore: &Arc<Restore>) -> Result<Option<Self>, VmError> {
+    pub(crate) fn start(restore: &Arc<Restore>, vcpus: u32) -> Result<Option<Self>, VmError> {
         let progress = &restore.progress;
         if progress.complete.get().is_some() {
             return Ok(None);
         }
-        let threads = if progress.set_first { threads() } else { 1 };
+        // The guest's own processors are not taken from it.
+        let threads = if progress.set_first { threads().saturating_sub(vcpus as usize) } else { 1 };
+        let threads = threads.max(1);
         *progress.at_set() = threads;
         let mut readers =
             Self { restore: Arc::clone(restore), threads: Vec::new(), started: Instant::now() };
