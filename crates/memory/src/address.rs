@@ -111,6 +111,13 @@ impl Epoch {
     pub const FIRST: Epoch = Epoch(1);
 }
 
+/// Whether a frame's contents are all zeros. Most that are not have something else in their first bytes.
+#[must_use]
+pub fn is_zero(contents: &[u8; FRAME_SIZE]) -> bool {
+    let parts = contents.as_chunks::<64>().0;
+    parts.iter().all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +140,16 @@ mod tests {
         assert_eq!(run.frames().collect::<Vec<_>>(), [Frame(5), Frame(6)]);
         assert!(!run.contains(Frame(4)) && run.contains(Frame(5)) && run.contains(Frame(6)));
         assert!(!run.contains(Frame(7)));
+    }
+
+    #[test]
+    fn zeros_are_all_zeros() {
+        let mut contents = [0; FRAME_SIZE];
+        assert!(is_zero(&contents));
+        for at in [0, 63, 64, FRAME_SIZE - 1] {
+            contents[at] = 0x80;
+            assert!(!is_zero(&contents), "{at}");
+            contents[at] = 0;
+        }
     }
 }

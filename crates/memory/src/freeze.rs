@@ -23,7 +23,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
-use crate::address::{FRAME_SIZE, Frame, FrameRange};
+use crate::address::{FRAME_SIZE, Frame, FrameRange, is_zero};
 use crate::guest_memory::GuestMemory;
 use crate::source::{SourceError, SourceId};
 use crate::word::{Tag, Word};
@@ -230,11 +230,6 @@ impl Freeze {
             self.keeper.keep(frame, &contents);
         }
     }
-}
-
-fn is_zero(contents: &[u8; FRAME_SIZE]) -> bool {
-    // By words of 16 bytes, of which a frame is a whole number.
-    contents.as_chunks::<16>().0.iter().all(|word| u128::from_ne_bytes(*word) == 0)
 }
 
 impl GuestMemory {

@@ -41,7 +41,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa};
+pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa, is_zero};
 pub use backing::MoveError;
 pub use discard::{Discard, DiscardError, Discarded};
 pub use events::{DiskBlock, Event, EventStream, Stamped};

@@ -34,7 +34,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
-use crate::address::{FRAME_SIZE, Frame, FrameRange};
+use crate::address::{FRAME_SIZE, Frame, FrameRange, is_zero};
 use crate::image::Below;
 use crate::landing::Landing;
 
@@ -305,7 +305,7 @@ impl Ram {
                     contents.as_mut_ptr().copy_from_nonoverlapping(page, FRAME_SIZE);
                 }
                 // What the host's large page has beyond what the guest touched stays a hole.
-                if contents.iter().any(|&byte| byte != 0) {
+                if !is_zero(&contents) {
                     self.fill(Frame((page / FRAME_SIZE) as u32), &contents)?;
                 }
             }

@@ -260,13 +260,7 @@ impl Machine {
         options: SaveOptions,
     ) -> Option<Result<SaveReport, VmError>> {
         let known = self.before_save(options);
-        let source = Source {
-            plan: &self.plan,
-            memory: &self.memory,
-            vm: &self.vm,
-            vcpus: &self.vcpus,
-            devices: &self.devices,
-        };
+        let source = self.source();
         let begun = Instant::now();
         let mut pause = Duration::ZERO;
         let sent = if options.live {
@@ -289,6 +283,17 @@ impl Machine {
         };
         let frames = self.memory.layout().frames();
         Some(sent.map(|frames_sent| SaveReport { pause, frames_sent, frames }))
+    }
+
+    /// What is written down of it.
+    fn source(&self) -> Source<'_> {
+        Source {
+            plan: &self.plan,
+            memory: &self.memory,
+            vm: &self.vm,
+            vcpus: &self.vcpus,
+            devices: &self.devices,
+        }
     }
 
     /// Neither vCPUs nor devices work until `act` returns. `None`: the machine has ended before.
@@ -339,38 +344,28 @@ impl Machine {
             Ok(draft) => draft,
             Err(error) => return Some(Err(error)),
         };
-        let source = Source {
-            plan: &self.plan,
-            memory: &self.memory,
-            vm: &self.vm,
-            vcpus: &self.vcpus,
-            devices: &self.devices,
-        };
+        let source = self.source();
         // So that there is little to flush while the guest stands.
         if let Err(error) = source.flush() {
             return Some(Err(error));
         }
         let begun = Instant::now();
         let mut pause = Duration::ZERO;
-        let cloned = self.control.while_still(
-            || self.kick(),
-            || {
-                let _held = self.gate.hold();
-                let parked = begun.elapsed();
-                let cloned = source.state().and_then(|state| {
-                    let captured = begun.elapsed();
-                    let image = self.memory.become_image(draft).map_err(failed)?;
-                    let mapped = begun.elapsed();
-                    tracing::debug!(?parked, ?captured, ?mapped, "cloned");
-                    Ok((state, image))
-                });
-                if stands && cloned.is_ok() {
-                    self.control.ask_to_pause();
-                }
-                pause = begun.elapsed();
-                cloned
-            },
-        )?;
+        let cloned = self.while_all_stands(|| {
+            let parked = begun.elapsed();
+            let cloned = source.state().and_then(|state| {
+                let captured = begun.elapsed();
+                let image = self.memory.become_image(draft).map_err(failed)?;
+                let mapped = begun.elapsed();
+                tracing::debug!(?parked, ?captured, ?mapped, "cloned");
+                Ok((state, image))
+            });
+            if stands && cloned.is_ok() {
+                self.control.ask_to_pause();
+            }
+            pause = begun.elapsed();
+            cloned
+        })?;
         Some(cloned.and_then(|(state, image)| {
             files.write_state(&state)?;
             Ok(CloneReport { pause, frames: self.memory.layout().frames(), stands, image })

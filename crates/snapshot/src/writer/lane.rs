@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use memory::{FRAME_SIZE, Frame};
+use memory::{FRAME_SIZE, Frame, is_zero};
 
 use super::{Shared, told};
 use crate::checksum::Checksum;
@@ -107,10 +107,4 @@ impl Drop for Lane {
             self.shared.failed.store(true, std::sync::atomic::Ordering::Relaxed);
         }
     }
-}
-
-/// Most frames that are not have something else in their first bytes.
-fn is_zero(contents: &[u8; FRAME_SIZE]) -> bool {
-    let parts = contents.as_chunks::<64>().0;
-    parts.iter().all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }

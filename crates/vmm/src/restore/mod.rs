@@ -23,11 +23,10 @@ use memory::{Frame, GuestMemory};
 use snapshot::{Snapshot, WorkingSet};
 
 use crate::error::VmError;
-use crate::saved::SavedError;
 
 use demand::Demand;
 pub(crate) use learn::Learner;
-pub(crate) use read::Readers;
+pub(crate) use read::{Readers, together};
 pub use report::{Responsiveness, RestoreFaults, RestoreReport};
 
 /// Waits that are written down for a report, 48 bytes each: of more, it is said that they are not in it.
@@ -103,10 +102,5 @@ impl Restore {
         let progress = read::Progress::new(set, mode);
         let (memory, snapshot) = (Arc::clone(memory), Arc::clone(snapshot));
         Ok(Arc::new(Self { memory, snapshot, mode, demand, asked, progress }))
-    }
-
-    /// All of it, on this thread and others.
-    pub(crate) fn fill(&self) -> Result<(), SavedError> {
-        self.read_all()
     }
 }

@@ -149,24 +149,28 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX)
 }
 
+/// Does the same on this thread and others, each of which takes what is left; the first error of any.
+pub(crate) fn together(work: impl Fn() -> Result<(), SavedError> + Sync) -> Result<(), SavedError> {
+    let work = &work;
+    thread::scope(|scope| {
+        let start = |number| {
+            let builder = thread::Builder::new().name(format!("restore{number}"));
+            builder.spawn_scoped(scope, work)
+        };
+        let started: Vec<_> = (1..threads()).map(start).collect();
+        let mine = work();
+        let gone = |_| Err(SavedError::Stream("a thread that reads has panicked".into()));
+        let refused = |error| SavedError::Stream(format!("start a thread: {error}"));
+        let ended =
+            started.into_iter().map(|thread| thread.map_err(refused)?.join().unwrap_or_else(gone));
+        ended.fold(mine, Result::and)
+    })
+}
+
 impl Restore {
-    /// Everything, now.
-    pub(super) fn read_all(&self) -> Result<(), SavedError> {
-        let work = || self.read_rest(&mut Batch::new());
-        thread::scope(|scope| {
-            let start = |number| {
-                let builder = thread::Builder::new().name(format!("restore{number}"));
-                builder.spawn_scoped(scope, work)
-            };
-            let started: Vec<_> = (1..threads()).map(start).collect();
-            let mine = work();
-            let gone = |_| Err(SavedError::Stream("a thread that reads has panicked".into()));
-            let refused = |error| SavedError::Stream(format!("start a thread: {error}"));
-            let ended = started
-                .into_iter()
-                .map(|thread| thread.map_err(refused)?.join().unwrap_or_else(gone));
-            ended.fold(mine, Result::and)
-        })?;
+    /// Everything, now, on this thread and others.
+    pub(crate) fn read_all(&self) -> Result<(), SavedError> {
+        together(|| self.read_rest(&mut Batch::new()))?;
         let _ = self.progress.complete.set(Instant::now());
         Ok(())
     }

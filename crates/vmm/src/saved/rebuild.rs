@@ -41,7 +41,7 @@ impl Saved {
                 begun => Some(begun?),
             };
         if let Some(restore) = begun.as_ref().filter(|_| mode == RestoreMode::Eager) {
-            restore.fill()?;
+            restore.read_all()?;
         }
         self.state.take_balloon(memory)?;
         let learning = learning.filter(|_| begun.is_some());

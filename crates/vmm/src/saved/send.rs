@@ -11,7 +11,7 @@ use std::thread;
 use insight::kernel::FreeFrames;
 use memory::{
     Epoch, FRAME_SIZE, Frame, FrameRange, FrameState, FreezeError, Frozen, GuestMemory, ReadError,
-    ReadView,
+    ReadView, is_zero,
 };
 
 use super::MachineState;
@@ -98,8 +98,11 @@ impl SaveLanes {
         let given = &given;
         let sinks = lanes.iter_mut().map(|lane| {
             move |frame: Frame, contents: &[u8; FRAME_SIZE]| {
-                let sent = left[frame.index()] == Kind::Zero && lane.give(frame, contents)?;
-                given[frame.index()].store(sent, Ordering::Relaxed);
+                // Of one that is free or in the balloon nobody wants them.
+                if left[frame.index()] == Kind::Zero {
+                    lane.give(frame, contents)?;
+                    given[frame.index()].store(true, Ordering::Relaxed);
+                }
                 Ok(())
             }
         });
@@ -278,16 +281,13 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// These contents. False, and nothing is sent, if they are all zeros.
-    fn give(&mut self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> io::Result<bool> {
-        if is_zero(contents) {
-            return Ok(false);
-        }
+    /// These contents.
+    fn give(&mut self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> io::Result<()> {
         let at = self.room_for(frame)?;
         self.contents[at..at + FRAME_SIZE].copy_from_slice(contents);
         self.held += 1;
         self.stored += 1;
-        Ok(true)
+        Ok(())
     }
 
     /// Where the contents of the next frame go: behind its neighbour's.
@@ -325,8 +325,4 @@ impl<'a> Lane<'a> {
         self.contents[..HEADER].copy_from_slice(&header.encode());
         (&mut &*self.to).write_all(&self.contents[..HEADER + header.follows()])
     }
-}
-
-fn is_zero(page: &[u8; FRAME_SIZE]) -> bool {
-    page.as_chunks::<64>().0.iter().all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }
