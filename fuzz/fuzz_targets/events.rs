@@ -75,7 +75,7 @@ fuzz_target!(|input: &[u8]| {
         let small = if kind & 0x80 == 0 { number % 1024 } else { number };
         let block = DiskBlock { disk: disk % 2, block: small };
         let event = match kind % 11 {
-            0 | 1 => Event::Read { frame, from: block },
+            0 | 1 => Event::Read { frame, from: block, changed: disk & 2 != 0 },
             2 => Event::Written { frame, to: block, starts: [0; 4] },
             3 => Event::Written { frame, to: block, starts: JBD2 },
             4 => Event::Overwritten { frame },

@@ -54,6 +54,9 @@ fn guest(like: Like, mut patches: &[u8]) {
         assert_eq!(pages.classes().len() as u64, RAM >> 12);
         assert!(pages.cached().all(|cached| u64::from(cached.frame.0) < RAM >> 12));
     }
+    if let Ok(together) = kernel.together() {
+        assert!(together.len() as u64 <= RAM >> 12);
+    }
     if let Ok(free) = kernel.free_frames() {
         assert_eq!(free.read(0..u32::MAX).len() as u64, RAM >> 12);
         free.last_entry();

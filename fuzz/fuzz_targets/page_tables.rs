@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use insight::{CacheTracker, Classifier, FrameClass};
 use libfuzzer_sys::fuzz_target;
-use memory::{DeviceView, Event, Frame, Gpa, GuestMemory, ReadView};
+use memory::{DeviceView, Event, Frame, Gpa, GuestMemory, Inbox, ReadView};
 
 /// More than a large page, so that one can be mapped.
 const FRAMES: u32 = 1024;
@@ -33,8 +33,9 @@ fuzz_target!(|input: &[u8]| {
     let contents = Box::new(ReadView::new(Arc::clone(&memory)));
     let mut cache = CacheTracker::new(FRAMES, contents);
     let mut classifier = Classifier::new(Arc::clone(&memory));
+    let mut inbox = Inbox::default();
     for _ in 0..3 {
-        while let Some(stamped) = events.take() {
+        while let Some(stamped) = inbox.take(events) {
             classifier.tell(&stamped);
             cache.tell(stamped);
         }

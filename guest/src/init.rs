@@ -6,6 +6,7 @@ use crate::request::{End, Request};
 use crate::{sys, work};
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Never returns: when process 1 ends, the kernel panics.
@@ -20,6 +21,9 @@ pub(crate) fn run() -> ! {
     }
     if let Some(address) = Address::from_cmdline(&cmdline) {
         address.configure();
+    }
+    if request.agent && has_vsock() {
+        start_agent();
     }
     let done = std::panic::catch_unwind(|| work::run_all(&request)).unwrap_or(false);
     sys::sync();
@@ -59,6 +63,21 @@ fn load_modules(folder: &Path) {
         }
     }
     emit("modules", &[("loaded", count.into())]);
+}
+
+/// Whether the machine has a device of the kind that the agent listens on: virtio's number 19.
+fn has_vsock() -> bool {
+    let devices = fs::read_dir("/sys/bus/virtio/devices").into_iter().flatten().flatten();
+    let mut kinds = devices.map(|device| fs::read_to_string(device.path().join("device")));
+    kinds.any(|kind| kind.is_ok_and(|kind| kind.trim() == "0x0013"))
+}
+
+/// It runs beside the work, until the machine ends.
+fn start_agent() {
+    let mut command = Command::new("/bin/agent");
+    if let Err(error) = command.stdin(Stdio::null()).spawn() {
+        emit("agent", &[("error", error.to_string().as_str().into())]);
+    }
 }
 
 fn end(how: End) -> ! {

@@ -15,6 +15,7 @@
 //! fathom.trace=DEVICE         where `cache` puts what it traces, /dev/vdc if not said
 //! fathom.swap=DEVICE          a swap area for `cache`, /dev/vdd if not said
 //! fathom.modules=none        load no modules
+//! fathom.agent=off            start no agent; it is started where there is vsock
 //! fathom.end=poweroff|reboot|halt|panic|stay
 //! ip=dhcp, ip=CLIENT::..     an address for eth0, as the kernel has it
 //! ```

@@ -41,6 +41,8 @@ pub(crate) struct Request {
     /// A disk that is a swap area.
     pub(crate) swap: PathBuf,
     pub(crate) load_modules: bool,
+    /// Whether the host can have the machine do things, where it has vsock.
+    pub(crate) agent: bool,
     pub(crate) end: End,
 }
 
@@ -56,6 +58,7 @@ impl Default for Request {
             trace: "/dev/vdc".into(),
             swap: "/dev/vdd".into(),
             load_modules: true,
+            agent: true,
             end: End::default(),
         }
     }
@@ -99,6 +102,7 @@ impl Request {
             "trace" => self.trace = value.into(),
             "swap" => self.swap = value.into(),
             "modules" => self.load_modules = value != "none",
+            "agent" => self.agent = value != "off",
             "end" => self.end = end(value),
             _ => {}
         }

@@ -135,23 +135,39 @@ impl Mapping {
     /// Readable and writable, and executable too if `protection` says so.
     pub(crate) fn new(length: usize, protection: libc::c_int) -> Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        Self::map(length, protection, flags, -1)
+        Self::map(length, protection, flags, -1, 0)
     }
 
     /// Where 32-bit code reaches it.
     pub(crate) fn below_4_gib(length: usize, protection: libc::c_int) -> Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
-        Self::map(length, protection, flags, -1)
+        Self::map(length, protection, flags, -1, 0)
     }
 
     /// A second name for the memory of a file.
     pub(crate) fn shared(length: usize, protection: libc::c_int, fd: libc::c_int) -> Result<Self> {
-        Self::map(length, protection, libc::MAP_SHARED, fd)
+        Self::shared_at(length, protection, fd, 0)
     }
 
-    fn map(length: usize, prot: libc::c_int, flags: libc::c_int, fd: libc::c_int) -> Result<Self> {
+    /// The same, from an offset of whole pages on.
+    pub(crate) fn shared_at(
+        length: usize,
+        protection: libc::c_int,
+        fd: libc::c_int,
+        from: u64,
+    ) -> Result<Self> {
+        Self::map(length, protection, libc::MAP_SHARED, fd, from as libc::off_t)
+    }
+
+    fn map(
+        length: usize,
+        prot: libc::c_int,
+        flags: libc::c_int,
+        fd: libc::c_int,
+        from: libc::off_t,
+    ) -> Result<Self> {
         // SAFETY: a new mapping where the kernel likes: no memory of ours is replaced.
-        let address = unsafe { libc::mmap(ptr::null_mut(), length, prot, flags, fd, 0) };
+        let address = unsafe { libc::mmap(ptr::null_mut(), length, prot, flags, fd, from) };
         if address == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
@@ -166,6 +182,12 @@ impl Mapping {
     pub(crate) fn small_pages_only(&self) {
         // SAFETY: advice about our own mapping; a kernel without huge pages refuses, rightly.
         unsafe { libc::madvise(self.address.cast(), self.length, libc::MADV_NOHUGEPAGE) };
+    }
+
+    /// Has all of it in memory from now on.
+    pub(crate) fn stay(&self) -> Result<()> {
+        // SAFETY: our own mapping, whose contents stay what they are.
+        done(unsafe { libc::mlock(self.address.cast(), self.length) }.into())
     }
 
     /// # Safety

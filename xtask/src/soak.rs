@@ -1,5 +1,5 @@
 //! `cargo xtask soak`: the same things many times, and many VMs at once, until something is left behind; and
-//! what the interpreter checks of the translator, for minutes.
+//! what the interpreter checks of the translator, and snapshots that are mutated, for minutes.
 
 use crate::command::run;
 use crate::{kit, lab, workspace};
@@ -19,13 +19,15 @@ pub(crate) struct SoakArgs {
 }
 
 /// One test after the other, since what one leaves must not be seen by another.
-pub(crate) const ARGUMENTS: [&str; 6] = [
+pub(crate) const ARGUMENTS: [&str; 8] = [
     "--include-ignored",
     "--test-threads=1",
     "--nocapture",
     "leave_nothing",
     "come_and_go",
     "in_lockstep",
+    "for_long",
+    "killed_often",
 ];
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
@@ -34,13 +36,14 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
         return lab::soak(how, args.processors);
     }
     let kit = kit::prepare(&kit::GuestArgs::everything())?;
-    let tests: [&[&str]; 2] =
-        [&["-p", "vmm", "--test", "leaks"], &["-p", "fathom", "--test", "guest"]];
-    for test in tests {
-        let mut cargo = workspace::cargo();
-        cargo.arg("test").args(test).env("FATHOM_KIT", kit.folder());
-        cargo.env("FATHOM_ENGINE", &args.engine).env("FATHOM_SOAK", how);
-        run(cargo.arg("--").args(ARGUMENTS))?;
-    }
-    Ok(())
+    // Of the whole workspace, so that nothing is built again that its tests have built.
+    let mut cargo = workspace::cargo();
+    cargo
+        .args(["test", "--workspace"])
+        .args(["mutations", "leaks", "guest"].map(|test| format!("--test={test}")));
+    cargo
+        .env("FATHOM_KIT", kit.folder())
+        .env("FATHOM_ENGINE", &args.engine)
+        .env("FATHOM_SOAK", how);
+    run(cargo.arg("--").args(ARGUMENTS))
 }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::http::{Connection, ReadError, Response, read_response, write_request};
 use crate::wire::{
     BalloonTarget, CloneReport, CloneRequest, Fault, KernelInfo, KernelSymbol, KernelType,
-    SaveReport, SaveRequest, Version, VmStatus,
+    ReclaimRequest, SaveReport, SaveRequest, ShareReport, ShareRequest, Version, VmStatus,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,8 +115,7 @@ impl Client {
 
     /// Its metrics, as Prometheus reads them.
     pub fn metrics(&self) -> Result<String, ClientError> {
-        let response = self.ask("GET", "/metrics", None)?;
-        String::from_utf8(response.body).map_err(|error| self.strange(error))
+        self.document("/metrics")
     }
 
     /// What its guest's kernel says of itself.
@@ -170,6 +169,30 @@ impl Client {
         self.put("/fathom/vm/balloon", Some(&body))
     }
 
+    /// Has memory of its guest taken, which may be written to `store`, an empty file that nobody else uses.
+    pub fn reclaim(
+        &self,
+        request: ReclaimRequest,
+        store: Option<&File>,
+    ) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(&request).map_err(|error| self.strange(error))?;
+        let descriptors: Vec<_> = store.iter().map(AsFd::as_fd).collect();
+        self.ask_with("PUT", "/fathom/vm/reclaim", Some(&body), &descriptors).map(drop)
+    }
+
+    /// Has it look for frames that others may have, and share what they have. `attach`: in this pool from now on, with an
+    /// outbox.
+    pub fn share(
+        &self,
+        request: &ShareRequest,
+        attach: Option<[BorrowedFd<'_>; 2]>,
+    ) -> Result<ShareReport, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| self.strange(error))?;
+        let descriptors = attach.as_ref().map_or(&[][..], |attach| attach);
+        let response = self.ask_with("PUT", "/fathom/vm/share", Some(&body), descriptors)?;
+        serde_json::from_slice(&response.body).map_err(|error| self.strange(error))
+    }
+
     /// Has it sent on these sockets, 1 to 16, whose other ends the caller reads meanwhile. They are closed here when
     /// this returns. Give it a timeout for that.
     pub fn save(
@@ -201,6 +224,12 @@ impl Client {
             true => Err(self.strange("no descriptor of its memory")),
             false => Ok((report, memory)),
         }
+    }
+
+    /// The text at a path of who listens there, such as of a [`crate::DocumentServer`].
+    pub fn document(&self, path: &str) -> Result<String, ClientError> {
+        let response = self.ask("GET", path, None)?;
+        String::from_utf8(response.body).map_err(|error| self.strange(error))
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

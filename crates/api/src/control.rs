@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use insight::picture::Picture;
 
 use crate::wire::{
-    BalloonTarget, CloneReport, CloneRequest, KernelInfo, KernelSymbol, KernelType, SaveReport,
-    SaveRequest, VmStatus,
+    BalloonTarget, CloneReport, CloneRequest, KernelInfo, KernelSymbol, KernelType, ReclaimRequest,
+    SaveReport, SaveRequest, ShareReport, ShareRequest, VmStatus,
 };
 
 /// A VM that can be looked at and driven. Called from many threads at a time; may block while the VM does
@@ -51,6 +51,21 @@ pub trait VmControl: Send + Sync {
     ) -> Result<(CloneReport, Vec<OwnedFd>), ControlError> {
         let _ = (machine, memory, request);
         Err(ControlError::State("it cannot be cloned".to_owned()))
+    }
+    /// Has memory of its guest taken, which may be written to `store`. Returns at once; it takes time.
+    fn reclaim(&self, request: ReclaimRequest, store: Option<File>) -> Result<(), ControlError> {
+        let _ = (request, store);
+        Err(ControlError::State("nothing can be taken of its memory".to_owned()))
+    }
+    /// Looks for frames that others may have, and shares those that they have; `attach`: in this pool from now on, with a file
+    /// for contents.
+    fn share(
+        &self,
+        request: ShareRequest,
+        attach: Option<(OwnedFd, File)>,
+    ) -> Result<ShareReport, ControlError> {
+        let _ = (request, attach);
+        Err(ControlError::State("its memory cannot be shared".to_owned()))
     }
     /// Sets what the balloon is to hold. Returns at once; the guest needs time.
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError>;

@@ -4,6 +4,7 @@
 //! $XDG_RUNTIME_DIR/fathom/   or   /tmp/fathom-UID/     mode 0700, ours
 //!     web.lock     locked by the process that runs `web`; holds its process id
 //!     web.sock     where it listens
+//!     .serve.sock  where the user's daemon listens: no VM has a name that begins so
 //! ```
 //!
 //! The lock, not the socket, decides whether a name is in use: the kernel lets go of it however the process
@@ -28,6 +29,8 @@ pub use claim::Claim;
 
 /// A socket's path takes 108 bytes with the closing zero: unix(7).
 const SOCKET_PATH_MAX: usize = 107;
+/// Beside those of VMs.
+const DAEMON_SOCKET: &str = ".serve.sock";
 const CLAIM_TRIES: u32 = 5;
 const CLAIM_RETRY: Duration = Duration::from_millis(20);
 
@@ -150,6 +153,16 @@ impl SocketDirectory {
     /// A client of the VM `name`, whether it runs or not.
     pub fn client(&self, name: &str) -> Client {
         Client::new(name, self.socket(name))
+    }
+
+    /// Where the user's daemon listens, if it runs.
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.path.join(DAEMON_SOCKET)
+    }
+
+    /// A client of the user's daemon, whether it runs or not; it has documents only ([`Client::document`]).
+    pub fn daemon(&self) -> Client {
+        Client::new("daemon", self.daemon_socket())
     }
 
     /// Names of the VMs that run, sorted. Clears away what dead ones have left.

@@ -13,9 +13,12 @@
 //! PUT /fathom/vm/pause | resume | stop    -> 204
 //! PUT /fathom/vm/balloon  BalloonTarget   -> 204
 //! PUT /fathom/vm/save     SaveRequest     -> 200 SaveReport (sockets come along)
+//! PUT /fathom/vm/share    ShareRequest    -> 200 ShareReport (two descriptors may come along)
 //! PUT /fathom/vm/clone    CloneRequest    -> 200 CloneReport (two descriptors come along, one goes back)
 //!                              anything else -> 4xx, 5xx  Fault
 //! ```
+//!
+//! The user's daemon listens beside them and only tells: documents by path, read by GET ([`DocumentServer`]).
 //!
 //! Everything of ours is under `/fathom/`, but for `/metrics`, which is where everybody looks for it; the paths beside it are kept for Firecracker's API, whose
 //! manner (204, `fault_message`) this one follows.
@@ -85,9 +88,10 @@ pub use insight::picture::{
     Picture, Recommendation, WorkingSets,
 };
 pub use report::{Report, Restore, RestoreFaults, TimeToResponsiveness, WorkingSetSample};
-pub use server::Server;
+pub use server::{Document, DocumentServer, Documents, Server};
 pub use wire::{
     BalloonTarget, CloneReport, CloneRequest, Fault, GuestProcess, HostCache, HostCacheDisk,
-    KernelInfo, KernelSymbol, KernelType, MemoryUse, RunState, SaveReport, SaveRequest, Version,
-    VmStatus, WorkingSet,
+    KernelInfo, KernelSymbol, KernelType, MemoryUse, ReclaimRequest, ReclaimStatus, RunState,
+    SaveReport, SaveRequest, ShareReport, ShareRequest, Switch, Version, VmStatus, WorkingSet,
+    WorkingSetSources,
 };

@@ -59,6 +59,19 @@ fn memory(text: &mut Text, status: &VmStatus, picture: &Picture) {
     if let Some(shareable) = picture.shareable_bytes() {
         gauge("memory_shareable_bytes", "Equal to other pages of the VM.", shareable);
     }
+    gauge("shared_bytes", "In pages that other guests may have, too.", status.shared_bytes);
+    if let Some(reclaim) = &status.reclaim {
+        gauge("reclaim_wanted_bytes", "To be taken by the host.", reclaim.wanted_bytes);
+        gauge("reclaim_store_bytes", "What its swap store takes.", reclaim.store_bytes);
+        gauge("reclaim_store_frames", "Frames in its swap store.", reclaim.slots);
+        let mut counter = |name, help, bytes: u64| text.one(name, "counter", help, bytes as f64);
+        counter("reclaim_taken_bytes_total", "Taken by the host.", reclaim.taken_bytes);
+        counter("reclaim_written_bytes_total", "Of that, written.", reclaim.written_bytes);
+        let dropped = reclaim.zero_bytes + reclaim.disk_bytes + reclaim.unchanged_bytes;
+        counter("reclaim_dropped_bytes_total", "Of that, not written.", dropped);
+        counter("reclaim_returned_bytes_total", "Wanted again.", reclaim.returned_bytes);
+        counter("reclaim_prefetched_bytes_total", "Came with that.", reclaim.prefetched_bytes);
+    }
     let windows = status.working_set;
     let windows = [
         ("1", windows.window_1s_bytes),
@@ -182,7 +195,8 @@ mod tests {
     #[test]
     fn names_cannot_end_a_label() {
         assert_eq!(label("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
-        let status = VmStatus { name: "x\"} 1\n".to_owned(), ..VmStatus::default() };
+        let reclaim = Some(crate::wire::ReclaimStatus::default());
+        let status = VmStatus { name: "x\"} 1\n".to_owned(), reclaim, ..VmStatus::default() };
         samples(&shown(&status, &Picture::default()));
     }
 }

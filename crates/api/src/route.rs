@@ -28,12 +28,12 @@ pub(crate) fn route(request: &Request) -> Result<Call, Fail> {
     }
 }
 
-fn no_such_path(path: &str) -> Fail {
+pub(crate) fn no_such_path(path: &str) -> Fail {
     let shown: String = path.chars().take(80).flat_map(char::escape_debug).collect();
     Fail::new(404, format!("no such path: {shown}"))
 }
 
-fn wrong_method(request: &Request, right: &str) -> Fail {
+pub(crate) fn wrong_method(request: &Request, right: &str) -> Fail {
     let shown: String = request.method.chars().take(16).collect();
     Fail::new(405, format!("method {shown} is not for this path: use {right}"))
 }
@@ -41,7 +41,7 @@ fn wrong_method(request: &Request, right: &str) -> Fail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{BalloonTarget, CloneRequest, SaveRequest};
+    use crate::wire::{BalloonTarget, CloneRequest, ReclaimRequest, SaveRequest};
 
     fn ask(method: &str, path: &str, body: &str) -> Result<Call, u16> {
         let request = Request {
@@ -49,6 +49,7 @@ mod tests {
             path: path.to_owned(),
             body: body.as_bytes().to_vec(),
             keep_alive: true,
+            host: None,
         };
         route(&request).map_err(|fail| fail.status)
     }
@@ -94,6 +95,11 @@ mod tests {
             ask("PUT", "/fathom/vm/balloon", r#"{"target_bytes":7}"#),
             Ok(Call::Fathom(FathomCall::Balloon(target)))
         );
+        let request = ReclaimRequest { bytes: 7, ..ReclaimRequest::default() };
+        assert_eq!(
+            ask("PUT", "/fathom/vm/reclaim", r#"{"bytes":7}"#),
+            Ok(Call::Fathom(FathomCall::Reclaim(request)))
+        );
     }
 
     #[test]
@@ -110,6 +116,10 @@ mod tests {
         assert_eq!(ask("PUT", "/fathom/vm/balloon", "7"), Err(400));
         assert_eq!(ask("GET", "/fathom/vm/save", "{}"), Err(405));
         assert_eq!(ask("PUT", "/fathom/vm/save", r#"{"halt":true}"#), Err(400));
+        assert_eq!(ask("GET", "/fathom/vm/reclaim", "{}"), Err(405));
+        assert_eq!(ask("PUT", "/fathom/vm/reclaim", r#"{"bytes":-7}"#), Err(400));
+        assert_eq!(ask("GET", "/fathom/vm/share", "{}"), Err(405));
+        assert_eq!(ask("PUT", "/fathom/vm/share", r#"{"switch":[[1]]}"#), Err(400));
         assert_eq!(ask("GET", "/fathom/vm/clone", "{}"), Err(405));
         assert_eq!(ask("PUT", "/fathom/vm/clone", r#"{"count":2}"#), Err(400));
     }

@@ -1,12 +1,14 @@
 //! The server: one thread that accepts, one a connection.
 
 mod connection;
+mod documents;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,6 +21,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::control::VmControl;
 use crate::directory::Claim;
 use crate::http::{Connection, Fail};
+
+pub use documents::{Document, DocumentServer, Documents};
 
 /// Connections at a time; more are told to come again.
 const CONNECTIONS_MAX: usize = 16;
@@ -34,12 +38,32 @@ const STACK_BYTES: usize = 256 << 10;
 /// Dropping it lets answers under way be written, ends every connection, then gives up the name.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
-    wake: UnixStream,
-    accept: Option<JoinHandle<()>>,
+    _listening: Listening,
     /// After everything else: the name is free only when nobody is served any more.
     _claim: Claim,
 }
+
+/// A socket that is answered, until dropped.
+#[derive(Debug)]
+struct Listening {
+    shared: Arc<Shared>,
+    wake: UnixStream,
+    accept: Option<JoinHandle<()>>,
+}
+
+/// Where peers come from. It does not block.
+trait Listener: AsFd + Send + 'static {
+    fn accept_stream(&self) -> io::Result<UnixStream>;
+}
+
+impl Listener for UnixListener {
+    fn accept_stream(&self) -> io::Result<UnixStream> {
+        self.accept().map(|(stream, _)| stream)
+    }
+}
+
+/// Serves a connection until it ends, or the flag says to.
+type Serve = dyn Fn(UnixStream, &AtomicBool) + Send + Sync;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -61,18 +85,27 @@ impl Server {
     pub fn start(mut claim: Claim, control: Arc<dyn VmControl>) -> io::Result<Self> {
         let listener = claim.listen()?;
         listener.set_nonblocking(true)?;
+        let serve = move |stream: UnixStream, stopping: &AtomicBool| {
+            connection::serve(stream, control.as_ref(), stopping);
+        };
+        Ok(Self { _listening: Listening::start(listener, Arc::new(serve))?, _claim: claim })
+    }
+}
+
+impl Listening {
+    fn start(listener: impl Listener, serve: Arc<Serve>) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         let shared = Arc::new(Shared::default());
         let for_thread = Arc::clone(&shared);
         let builder = thread::Builder::new().name("api".to_owned()).stack_size(STACK_BYTES);
         let accept = confine::spawn(builder, Thread::Api, move || {
-            accept_loop(&listener, &woken, &for_thread, &control);
+            accept_loop(&listener, &woken, &for_thread, &serve);
         })?;
-        Ok(Self { shared, wake, accept: Some(accept), _claim: claim })
+        Ok(Self { shared, wake, accept: Some(accept) })
     }
 }
 
-impl Drop for Server {
+impl Drop for Listening {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
         // Fails only if the other end is gone: then the thread is, too.
@@ -85,17 +118,17 @@ impl Drop for Server {
 }
 
 fn accept_loop(
-    listener: &UnixListener,
+    listener: &impl Listener,
     woken: &UnixStream,
     shared: &Arc<Shared>,
-    control: &Arc<dyn VmControl>,
+    serve: &Arc<Serve>,
 ) {
     while !shared.stopping.load(Ordering::Acquire) {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(woken, PollFlags::IN)];
         // An interruption, or a spurious wake-up, ends in WouldBlock below.
         let _ = poll(&mut fds, None);
-        match listener.accept() {
-            Ok((stream, _)) => serve(stream, shared, control),
+        match listener.accept_stream() {
+            Ok(stream) => begin(stream, shared, serve),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!("api socket: accept: {error}");
@@ -106,18 +139,15 @@ fn accept_loop(
 }
 
 /// Starts a thread for the connection, or says why not. It may make the system calls of this one.
-fn serve(stream: UnixStream, shared: &Arc<Shared>, control: &Arc<dyn VmControl>) {
+fn begin(stream: UnixStream, shared: &Arc<Shared>, serve: &Arc<Serve>) {
     let Some(entry) = Entry::new(&stream, shared) else {
         return refuse(stream);
     };
-    let control = Arc::clone(control);
+    let serve = Arc::clone(serve);
     let spawned = thread::Builder::new()
         .name("api connection".to_owned())
         .stack_size(STACK_BYTES)
-        .spawn(move || {
-            let stopping = &entry.shared.stopping;
-            connection::serve(stream, control.as_ref(), stopping);
-        });
+        .spawn(move || serve(stream, &entry.shared.stopping));
     if let Err(error) = spawned {
         tracing::warn!("api socket: thread: {error}");
     }

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::{
     BalloonTarget, CacheFigures, CloneReport, CloneRequest, ControlError, CurveOf, CurvePoint,
     FrameClass, GuestProcess, HistoryPoint, KernelInfo, KernelSymbol, KernelType, MemoryCurve,
-    MemoryUse, PartFigures, Picture, Recommendation, RunState, SaveReport, SaveRequest, VmControl,
-    VmStatus, WorkingSet, WorkingSets,
+    MemoryUse, PartFigures, Picture, ReclaimRequest, ReclaimStatus, Recommendation, RunState,
+    SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet, WorkingSets,
 };
 
 /// Of the guest, in bytes.
@@ -27,6 +28,8 @@ pub struct FakeVm {
     pub balloon_target: AtomicU64,
     /// Whether its working set is measured.
     pub watched: AtomicBool,
+    /// What was asked of it last, and whether a store came along.
+    pub reclaimed: Mutex<Option<(ReclaimRequest, bool)>>,
     /// How often its status was asked.
     pub questions: AtomicU64,
 }
@@ -40,8 +43,23 @@ impl FakeVm {
             stopped: AtomicBool::new(false),
             balloon_target: AtomicU64::new(0),
             watched: AtomicBool::new(false),
+            reclaimed: Mutex::default(),
             questions: AtomicU64::new(0),
         }
+    }
+}
+
+impl FakeVm {
+    /// All was taken that was asked for.
+    fn reclaim_status(&self) -> Option<ReclaimStatus> {
+        let asked = *self.reclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.map(|(request, store)| ReclaimStatus {
+            taken_bytes: request.bytes,
+            written_bytes: if store { request.bytes } else { 0 },
+            zero_bytes: if store { 0 } else { request.bytes },
+            store_limit_bytes: store.then_some(u64::MAX),
+            ..ReclaimStatus::default()
+        })
     }
 }
 
@@ -68,6 +86,7 @@ impl VmControl for FakeVm {
                 ..MemoryUse::default()
             },
             guest_cpu_seconds: questions as f64 / 2.0,
+            reclaim: self.reclaim_status(),
             ..VmStatus::default()
         })
     }
@@ -196,7 +215,8 @@ impl VmControl for FakeVm {
         if request.stop {
             self.stop()?;
         }
-        Ok(SaveReport { pause_seconds: 0.5, memory_bytes: MEMORY, sent_bytes: 10 })
+        let (pause_seconds, memory_bytes, sent_bytes) = (0.5, MEMORY, 10);
+        Ok(SaveReport { pause_seconds, memory_bytes, sent_bytes, ..SaveReport::default() })
     }
 
     fn make_clonable(
@@ -222,6 +242,12 @@ impl VmControl for FakeVm {
         if self.stopped.swap(true, Ordering::Relaxed) {
             return Err(ControlError::State("the guest has ended".to_owned()));
         }
+        Ok(())
+    }
+
+    fn reclaim(&self, request: ReclaimRequest, store: Option<File>) -> Result<(), ControlError> {
+        let mut reclaimed = self.reclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+        *reclaimed = Some((request, store.is_some()));
         Ok(())
     }
 

@@ -53,6 +53,15 @@ pub struct VmStatus {
     /// The cache of disk blocks in the VM's process; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_cache: Option<HostCache>,
+    /// What the host has taken of its memory; absent where it was never asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaim: Option<ReclaimStatus>,
+    /// Of its memory, what is in pages that other guests may have, too; not part of what is resident.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub shared_bytes: u64,
+    /// Where the host connects to it by vsock; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<std::path::PathBuf>,
 }
 
 /// A cache of disk blocks in a VM's process, below the guest's own. Counts are of blocks of 4 KiB, over all reboots.
@@ -201,12 +210,116 @@ pub struct KernelType {
     pub bits: u64,
 }
 
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
+/// Body of `PUT /fathom/vm/share`, of the daemon: frames that guests share. To attach, two descriptors come with its first byte
+/// (SCM_RIGHTS): of the pool, a sealed memfd, and of an outbox of 1 MiB.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShareRequest {
+    /// So many frames are to be looked at: 16,384 at most.
+    pub scan: u32,
+    /// Contents of these frames go to the outbox, in order: of 256 at most.
+    pub give: Vec<u32>,
+    /// Frames, each with the slot of the pool that may have its contents: 1024 at most.
+    pub switch: Vec<(u32, u32)>,
+    /// The host's kernel is to share frames, without a pool: those that are worth it are marked for it (madvise(2),
+    /// MADV_MERGEABLE), or, if false, none any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merge: Option<bool>,
+}
+
+/// Answer to it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShareReport {
+    /// There is a pool; without, nothing was done.
+    pub attached: bool,
+    /// Its memory is being saved or cloned: nothing was done.
+    pub busy: bool,
+    /// Frames that are worth it, each with a fingerprint of its contents.
+    pub candidates: Vec<(u32, u64)>,
+    /// Which were given.
+    pub given: Vec<bool>,
+    /// What became of each that was to be switched.
+    pub switched: Vec<Switch>,
+    /// Slots that frames had and do not have any more, each as often.
+    pub released: Vec<u32>,
+    /// Frames that are shared now.
+    pub shared_frames: u32,
+    /// Frames that are marked for the kernel.
+    pub marked_frames: u32,
+}
+
+/// What became of a frame that was to be shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// It is shared.
+    Shared,
+    /// It has other contents than the slot.
+    Differs,
+    /// It is in use.
+    Busy,
+    /// As many are shared as may be.
+    Full,
+}
+
 /// Body of `PUT /fathom/vm/balloon`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonTarget {
     /// How much memory the balloon is to take from the guest; 0 gives all of it back.
     pub target_bytes: u64,
+}
+
+/// Body of `PUT /fathom/vm/reclaim`: the host takes memory that the guest does not give, the coldest frames first. With its
+/// first byte may come a descriptor (SCM_RIGHTS), once: of an empty file for what is nowhere else, open for reading and writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReclaimRequest {
+    /// So much from now on, whatever was asked before; 0 ends it.
+    pub bytes: u64,
+    /// At most so much in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// The file may have so many bytes in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_limit_bytes: Option<u64>,
+}
+
+/// What has come of it since the guest was started or rebooted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReclaimStatus {
+    /// Asked for, and not taken yet.
+    pub wanted_bytes: u64,
+    /// Taken: the sum of the next four.
+    pub taken_bytes: u64,
+    /// Written to the store.
+    pub written_bytes: u64,
+    /// Zeros.
+    pub zero_bytes: u64,
+    /// Dropped: the image of a disk has it.
+    pub disk_bytes: u64,
+    /// Dropped: the store had it already.
+    pub unchanged_bytes: u64,
+    /// Came back since somebody wanted it.
+    pub returned_bytes: u64,
+    /// Came along with that.
+    pub prefetched_bytes: u64,
+    /// Frames in the store.
+    pub slots: u64,
+    /// What the store takes.
+    pub store_bytes: u64,
+    /// What it may take; absent where there is no store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_limit_bytes: Option<u64>,
+    /// Why not all was taken that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Body of `PUT /fathom/vm/save`. With its first byte come descriptors (SCM_RIGHTS), 1 to 16: of connected stream
@@ -226,6 +339,12 @@ pub struct SaveRequest {
     /// So long before the guest stands, it is watched what it uses: what it will need first.
     #[serde(default)]
     pub watch_milliseconds: u32,
+    /// So long after the guest goes on, if it does, it is watched what it touches first.
+    #[serde(default)]
+    pub trace_milliseconds: u32,
+    /// Frames that the guest's programs reach one after the other come one after the other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub together: bool,
 }
 
 /// Answer to it.
@@ -237,6 +356,20 @@ pub struct SaveReport {
     pub memory_bytes: u64,
     /// What of it was not zero, and sent.
     pub sent_bytes: u64,
+    /// How its working set was found.
+    #[serde(default)]
+    pub working_set: WorkingSetSources,
+}
+
+/// By which estimators a working set was found, each frame counted for the first that found it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct WorkingSetSources {
+    /// Touched after the guest went on.
+    pub traced_frames: u32,
+    /// Used while it was watched before it stood.
+    pub scanned_frames: u32,
+    /// In blocks of memory of which much was used.
+    pub dense_frames: u32,
 }
 
 /// Body of `PUT /fathom/vm/clone`. With its first byte come two descriptors (SCM_RIGHTS), open for reading and writing:

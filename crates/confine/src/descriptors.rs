@@ -1,7 +1,7 @@
 //! Descriptors that came from whoever started the process.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::ConfineError;
 
@@ -28,6 +28,23 @@ pub fn close_inherited(keep: &[RawFd]) -> Result<(), ConfineError> {
         first = fd + 1;
     }
     close(first, RawFd::MAX).map_err(failed())
+}
+
+/// Another descriptor of what an inherited one, `fd`, is of, for who was told its number and wants to own one. Programs
+/// that are started later inherit neither.
+///
+/// # Errors
+/// There is none of that number.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the calls take no memory of ours. The second answers a new descriptor, which nobody else can own.
+    unsafe {
+        let kept = libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        let new = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FIRST);
+        if kept < 0 || new < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(new))
+    }
 }
 
 fn threads() -> io::Result<usize> {

@@ -24,7 +24,7 @@ mod paths;
 mod seccomp;
 
 pub use cgroup::{Cgroup, CgroupError};
-pub use descriptors::close_inherited;
+pub use descriptors::{close_inherited, inherited};
 pub use error::ConfineError;
 pub use jail::{Jail, JailError};
 pub use paths::{Need, PathRule};

@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use x86::cpuid::{EXTENDED, Leaf, Table};
-use x86::model::{self, Capability, CpuModel, Difference, Processor, Topology};
+use x86::model::{self, Capability, Difference, Processor, Shown, Topology};
 use x86::{Msr, msr};
 
 use crate::error::refused;
@@ -29,12 +29,12 @@ const BRAND: [u32; 3] = [EXTENDED + 2, EXTENDED + 3, EXTENDED + 4];
 pub(crate) fn set(
     fd: &VcpuFd,
     host: &Host,
-    model: CpuModel,
+    shown: &Shown,
     topology: Topology,
 ) -> Result<Processor, EngineError> {
     let id = topology.id;
     let supported = table(&host.supported_cpuid);
-    let processor = model.processor(&capability(fd, host, &supported)?, topology);
+    let processor = shown.processor(&capability(fd, host, &supported)?, topology);
     let processor = processor.map_err(|error| EngineError::Unsupported(error.to_string()))?;
     let entries: Vec<_> = processor.cpuid.leaves.iter().map(entry).collect();
     let table = CpuId::from_entries(&entries)

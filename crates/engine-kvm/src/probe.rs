@@ -14,7 +14,7 @@ use engine::{Engine, EngineError, Exit, Vcpu, Vm, VmSpec};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory::{DeviceView, Gpa, GuestMemory};
-use x86::model::CpuModel;
+use x86::model::Shown;
 use x86::paging::{LARGE, PRESENT, WRITABLE};
 use x86::{Gpr, VcpuState, cr4};
 
@@ -75,7 +75,7 @@ pub fn probe() -> Result<(), ProbeError> {
         GuestMemory::with_bytes(RAM).map_err(|error| EngineError::Memory(error.to_string()))?;
     let memory = Arc::new(memory);
     load(&memory)?;
-    let vm = engine.create_vm(VmSpec { memory, vcpus: 1, cpu: CpuModel::default() })?;
+    let vm = engine.create_vm(VmSpec { memory, vcpus: 1, cpu: Shown::default() })?;
     let mut vcpu = vm.create_vcpu(0)?;
     let fresh = vcpu.state()?;
     let mut state = VcpuState { msrs: fresh.msrs, apic: fresh.apic, ..VcpuState::long_mode() };

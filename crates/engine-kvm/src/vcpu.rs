@@ -6,7 +6,7 @@ use engine::{Counters, DebugControl, DebugStop, EngineError, Exit, Vcpu};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::VcpuFd;
 use memory::Gpa;
-use x86::model::{Difference, Processor, Topology, saved_msrs};
+use x86::model::{Difference, Processor, Topology, saved_msrs, state_components};
 use x86::{VcpuState, efer, paging};
 
 use crate::cpuid;
@@ -41,7 +41,7 @@ impl KvmVcpu {
         let fd = vm.vm.create_vcpu(id.into()).map_err(refused(format!("create vcpu {id}")))?;
         let page = RunPage::map(&fd, vm.vm.run_size())?;
         vm.list_writes_of(&fd)?;
-        let processor = cpuid::set(&fd, &vm.host, vm.cpu, Topology { vcpus: vm.vcpus, id })?;
+        let processor = cpuid::set(&fd, &vm.host, &vm.cpu, Topology { vcpus: vm.vcpus, id })?;
         state::start(&fd, id)?;
         let kicker = Arc::new(Kicker::new(page)?);
         let known = vm.kickers[id as usize].set(Arc::clone(&kicker));
@@ -174,12 +174,12 @@ impl Vcpu for KvmVcpu {
     }
 
     fn state(&self) -> Result<VcpuState, EngineError> {
-        state::save(&self.fd, &self.saved_msrs)
+        state::save(&self.fd, state_components(&self.processor.cpuid), &self.saved_msrs)
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         self.finish_exit();
-        state::load(&self.fd, self.id, state)
+        state::load(&self.fd, self.id, state_components(&self.processor.cpuid), state)
     }
 
     fn processor(&self) -> &Processor {

@@ -12,7 +12,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use memory::{Frame, FrameRange, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 use x86::IoApicState;
-use x86::model::CpuModel;
+use x86::model::Shown;
 
 use crate::dirty::{Dirty, DirtyLog, DirtyRing};
 use crate::error::refused;
@@ -44,7 +44,7 @@ pub(crate) struct Inner {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) host: Arc<Host>,
     pub(crate) vcpus: u32,
-    pub(crate) cpu: CpuModel,
+    pub(crate) cpu: Shown,
     slots: Vec<Slot>,
     dirty: Dirty,
     /// Slots have the flag that makes KVM note writes.

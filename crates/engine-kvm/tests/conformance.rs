@@ -118,6 +118,7 @@ topics!(
     state,
     kicks,
     processor,
+    shown,
     vector_state,
 );
 

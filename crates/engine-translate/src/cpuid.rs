@@ -8,7 +8,7 @@
 use engine::EngineError;
 use translator::vector::{Features, host_features};
 use x86::cpuid::{Leaf, Table};
-use x86::model::{self, Capability, CpuModel, Difference, Processor, Topology};
+use x86::model::{self, Capability, Difference, Processor, Shown, Topology};
 
 use crate::{clock, walk};
 
@@ -77,10 +77,10 @@ const INTEGER: [&str; 52] = [
 
 /// The processor of the vCPU with local APIC `id` out of `vcpus`. OSXSAVE and the XSAVE size depend on the
 /// vCPU's state: [`query`] fills them in.
-pub(crate) fn processor(model: CpuModel, id: u32, vcpus: u32) -> Result<Processor, EngineError> {
+pub(crate) fn processor(shown: &Shown, id: u32, vcpus: u32) -> Result<Processor, EngineError> {
     let features = host_features();
     let processor =
-        model.processor(&capability(&features, &supported(&features)), Topology { vcpus, id });
+        shown.processor(&capability(&features, &supported(&features)), Topology { vcpus, id });
     processor.map_err(|error| EngineError::Unsupported(error.to_string()))
 }
 
@@ -126,7 +126,8 @@ fn supported(host: &Features) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use x86::model::{Exposure, FEATURES};
+    use x86::cpuid::EXTENDED;
+    use x86::model::{CpuModel, Exposure, FEATURES};
 
     use super::*;
 
@@ -166,7 +167,33 @@ mod tests {
 
     #[test]
     fn both_models_are_the_same_here() {
-        let of = |model| processor(model, 1, 3).expect("a processor");
+        let of = |model| processor(&Shown::Model(model), 1, 3).expect("a processor");
         assert_eq!(of(CpuModel::Common), of(CpuModel::Full));
+    }
+
+    /// A guest that comes from a smaller processor sees that one, and may go back.
+    #[test]
+    fn a_processor_that_was_shown_elsewhere_stays() {
+        let full = processor(&Shown::default(), 0, 3).expect("a processor");
+        let mut small = full.clone();
+        let leaf = |leaf: &&mut Leaf| leaf.function == 1;
+        small.cpuid.leaves.iter_mut().find(leaf).expect("leaf 1").ecx &= !(1 << 17);
+        widths_of(&mut small, 40);
+        let shown = Shown::Elsewhere(small.clone());
+        assert_eq!(processor(&shown, 0, 3).expect("a processor"), small);
+        let other = processor(&shown, 2, 3).expect("a processor");
+        assert_eq!(other.of_vcpu(0), small);
+        assert_eq!(other.cpuid.registers(0xb, 1)[3], 2);
+        assert_eq!(full.of_vcpu(2), processor(&Shown::default(), 2, 3).expect("a processor"));
+        // What is not here is not shown: the difference is found, and the guest refused.
+        widths_of(&mut small, 60);
+        assert_eq!(processor(&Shown::Elsewhere(small.clone()), 0, 3).expect("a processor"), full);
+        assert!(differences(&small).iter().any(Difference::is_fatal));
+    }
+
+    fn widths_of(processor: &mut Processor, bits: u32) {
+        let leaves = &mut processor.cpuid.leaves;
+        let leaf = leaves.iter_mut().find(|leaf| leaf.function == EXTENDED + 8).expect("widths");
+        leaf.eax = leaf.eax & !0xff | bits;
     }
 }

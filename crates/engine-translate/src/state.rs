@@ -8,6 +8,9 @@ use crate::instructions::{CR4_KNOWN, EFER_KNOWN, msr_load, msr_read};
 use crate::system::{Answer, Core};
 use crate::{clock, exceptions, segments};
 
+/// Offset of XSTATE_BV in an XSAVE image.
+const HEADER: usize = 512;
+
 /// Everything, as of now.
 pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
     let (cpu, machine) = (&core.cpu, &core.machine);
@@ -40,7 +43,7 @@ pub(crate) fn save(core: &Core, waiting_for_sipi: bool) -> VcpuState {
         xcr0: cpu.xcr0,
         efer: regs.efer,
         debug: regs.debug,
-        xstate: cpu.fpu.image.to_vec(),
+        xstate: image(core),
         msrs: model::saved_msrs(&machine.cpuid).into_iter().filter_map(value).collect(),
         apic: machine.apic.state(now),
         halted: machine.halted,
@@ -58,7 +61,7 @@ pub(crate) fn check(core: &Core, state: &VcpuState) -> Result<(), EngineError> {
         ("cr4", state.cr4, CR4_KNOWN),
         ("efer", state.efer, EFER_KNOWN),
         ("xcr0", state.xcr0, xcr0_known(core)),
-        ("xstate components", components(state), xcr0_known(core)),
+        ("xstate components", components(state), model::state_components(&core.machine.cpuid)),
     ] {
         if value & !known != 0 {
             let unknown = value & !known;
@@ -96,9 +99,18 @@ fn xcr0_known(core: &Core) -> u64 {
     (u64::from(low) | u64::from(high) << 32).max(1)
 }
 
+/// With all components that this processor has, for none is known to be in its initial state: without its bit in XSTATE_BV
+/// a processor takes a component for that, whatever the image has (SDM volume 1, 13.8).
+fn image(core: &Core) -> Vec<u8> {
+    let mut image = core.cpu.fpu.image.to_vec();
+    let components = model::state_components(&core.machine.cpuid);
+    image[HEADER..HEADER + 8].copy_from_slice(&components.to_le_bytes());
+    image
+}
+
 /// Those of the image that are not in their initial state: XSTATE_BV (SDM volume 1, 13.4.2).
 fn components(state: &VcpuState) -> u64 {
-    let field = state.xstate.get(512..).and_then(|header| header.first_chunk());
+    let field = state.xstate.get(HEADER..).and_then(|header| header.first_chunk());
     field.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 

@@ -9,7 +9,7 @@ use memory::{FRAME_SIZE, FrameRange, Gpa, GuestMemory, MappingObserver, Revocati
 use translator::BlockCache;
 use translator::native::Counts;
 use x86::IoApicState;
-use x86::model::CpuModel;
+use x86::model::Shown;
 
 use crate::Observers;
 use crate::apic::{Delivery, Inbox, IoApic, Message};
@@ -40,7 +40,7 @@ pub(crate) struct Shared {
     pub(crate) lately: Lately,
     pub(crate) code: Code,
     pub(crate) vcpus: Vec<Peer>,
-    pub(crate) cpu: CpuModel,
+    pub(crate) cpu: Shown,
     pub(crate) generation: Generation,
     io_apic: Mutex<IoApic>,
     pub(crate) clock: KvmClock,
@@ -275,7 +275,7 @@ impl Vm for TranslateVm {
                 self.shared.vcpus.len() - 1
             )));
         }
-        let processor = cpuid::processor(self.shared.cpu, id, self.shared.vcpus.len() as u32)?;
+        let processor = cpuid::processor(&self.shared.cpu, id, self.shared.vcpus.len() as u32)?;
         made.push(id);
         Ok(Box::new(TranslateVcpu::new(Arc::clone(&self.shared), id, processor)))
     }

@@ -62,5 +62,6 @@ topics!(
     state,
     kicks,
     processor,
+    shown,
     vector_state,
 );

@@ -70,7 +70,9 @@ fn told(options: Options) {
     }
     rig.run();
     let events = rig.memory.events().expect("somebody listens");
-    let told: Vec<_> = std::iter::from_fn(|| events.take()).map(|stamped| stamped.event).collect();
+    let mut inbox = memory::Inbox::default();
+    let told: Vec<_> =
+        std::iter::from_fn(|| inbox.take(events)).map(|stamped| stamped.event).collect();
     let copied = |number| {
         let (from, to) = pages(number);
         Event::Copied { from: frame(from), to: frame(to) }

@@ -9,7 +9,7 @@ use engine::{Engine, Exit, Vm, VmSpec};
 use engine_translate::{Options, Policy, TranslateEngine};
 use memory::{DeviceView, Gpa, GuestMemory};
 use translator::native;
-use x86::model::CpuModel;
+use x86::model::Shown;
 use x86::{DescriptorTable, Gpr, VcpuState, paging};
 
 const RAM: u64 = 4 << 20;
@@ -60,7 +60,7 @@ fn guest(view: &DeviceView) {
 fn run(engine: &TranslateEngine, vcpus: u32) -> (Vec<u64>, BTreeMap<&'static str, u64>) {
     let memory = Arc::new(GuestMemory::with_bytes(RAM).expect("memory"));
     guest(&DeviceView::new(Arc::clone(&memory)));
-    let vm = engine.create_vm(VmSpec { memory, vcpus, cpu: CpuModel::default() }).expect("a VM");
+    let vm = engine.create_vm(VmSpec { memory, vcpus, cpu: Shown::default() }).expect("a VM");
     let vm_ref = &*vm;
     let results = thread::scope(|scope| {
         let start = |id| scope.spawn(move || run_vcpu(vm_ref, id));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
-use x86::model::{CpuModel, Difference, Processor};
+use x86::model::{Difference, Processor, Shown};
 use x86::{IoApicState, VcpuState};
 
 use crate::debug::DebugControl;
@@ -45,7 +45,7 @@ pub struct VmSpec {
     /// Number of vCPUs, 1 or more; their local APIC ids are 0 to `vcpus - 1`.
     pub vcpus: u32,
     /// Which processor they show.
-    pub cpu: CpuModel,
+    pub cpu: Shown,
 }
 
 /// A way to execute guest code.

@@ -1,16 +1,30 @@
 //! What the user may write.
 
+mod agent;
 mod cgroup;
 mod disk;
 mod estimate;
 mod gdb;
 mod host_cache;
-mod net;
+mod identity;
+pub(crate) mod net;
+mod pool;
+mod reclaim;
+mod serve;
+mod store;
 mod translate;
 mod vsock;
 
+pub(crate) use agent::{AgentArguments, AgentVerb};
+pub(crate) use identity::IdentityArguments;
+pub(crate) use reclaim::ReclaimArguments;
+pub(crate) use serve::{BalanceArguments, ServeArguments};
+pub(crate) use store::{PullArguments, PushArguments};
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub(crate) use pool::{DockArguments, PoolArguments, PoolCommand, PoolPlace};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snapshot::Compression;
@@ -121,12 +135,14 @@ The VM is as it was, with the disks, networks and sockets that it had, which nob
 show the time of day, its random numbers are new where the kernel knows of generations (CONFIG_VMGENID), its
 networks announce themselves; connections over vsock and passt are gone. What the guest was shown of the processor
 must be here: --cpu-model common lets it go on on the other engine. A reboot of the guest starts from its kernel's file.
+From an object store a process beside it reads, with the AWS_ variables as of `push`, which the VM's process has not.
 
 Exit status: as of `run`.
 
 Example:
   fathom save web web.snapshot --stop
   fathom restore web.snapshot
+  fathom restore s3://backups/web --mode lazy
   fathom restore web.snapshot --name web2 --engine translate --console web2.log";
 
 const CLONE_AFTER: &str = "\
@@ -151,10 +167,19 @@ The snapshot's memory is mapped, and is in the host's page cache once, however m
 own only of what it writes. It is checked before they start, and must stay as it is while they run: `fathom save --replace`
 does not touch it. Names, disks, vsock and network are as of `fathom clone`. A disk that was written after the save is refused.
 
+A name without a slash, where no such path is, is that of a substrate (`fathom dock`).
+
 Example:
+  fathom dock web
+  fathom activate web --count 20
   fathom save web web.snapshot --stop
   fathom activate web.snapshot --count 20
-  fathom activate web.snapshot --name test --output logs --json";
+  fathom activate web.snapshot --name test --output logs --json
+  fathom activate web.snapshot --count 3 --memory 128M --hostname web{n} --address 192.168.77.{n+9}/24,gateway=192.168.77.1
+  fathom activate --cluster shop.toml
+
+What a VM is told about itself goes through the agent in its guest (docs/snapshots.md); --memory does not need one.
+{n} is the number of the VM, from 1 on, and {n+9} and {n-1} count from there.";
 
 const LEARN_PROCESS_AFTER: &str = "\
 Example:
@@ -185,6 +210,26 @@ Example:
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// `fathom clone-process` alone.
+#[derive(Debug, Parser)]
+struct CloneProcess {
+    #[command(flatten)]
+    arguments: CloneProcessArguments,
+}
+
+impl Arguments {
+    /// What this process was given. That of a clone runs a hundred times beside itself, and memory that it once had for the
+    /// options of all other commands would stay its own.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let mut given = std::env::args_os().skip(1);
+        if given.next().is_none_or(|command| command != "clone-process") {
+            return Self::try_parse();
+        }
+        let CloneProcess { arguments } = CloneProcess::try_parse_from(std::env::args_os().skip(1))?;
+        Ok(Self { command: Command::CloneProcess(arguments) })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -225,9 +270,24 @@ pub(crate) enum Command {
     /// Make copies of a running VM, which go on from where it is and have its memory in common with it
     #[command(after_help = CLONE_AFTER)]
     Clone(CloneArguments),
-    /// Start VMs that go on from a snapshot, with its memory in common
+    /// Start VMs that go on from a substrate or a snapshot, with its memory in common
     #[command(after_help = ACTIVATE_AFTER)]
     Activate(ActivateArguments),
+    /// Keep a VM in memory, small and with others, to be started from there
+    #[command(after_help = pool::DOCK_AFTER)]
+    Dock(DockArguments),
+    /// List what is kept in memory and what it costs
+    #[command(after_help = pool::POOL_AFTER)]
+    Pool(PoolArguments),
+    /// Put a snapshot into an object store, or a folder of snapshots
+    #[command(after_help = store::PUSH_AFTER)]
+    Push(PushArguments),
+    /// Get a snapshot from an object store
+    #[command(after_help = store::PULL_AFTER)]
+    Pull(PullArguments),
+    /// Ask the agent in a guest, over vsock
+    #[command(after_help = agent::AFTER)]
+    Agent(AgentArguments),
     /// The process that keeps what a restore learns
     #[command(hide = true, after_help = LEARN_PROCESS_AFTER)]
     LearnProcess(LearnProcessArguments),
@@ -237,6 +297,15 @@ pub(crate) enum Command {
     /// Take memory from a VM, or give it back
     #[command(after_help = BALLOON_AFTER)]
     Balloon(BalloonArguments),
+    /// Take memory from a VM whose guest does not give it
+    #[command(after_help = reclaim::AFTER)]
+    Reclaim(ReclaimArguments),
+    /// Keep many VMs on this host: start them, start them again, and move memory to those that use it
+    #[command(after_help = serve::AFTER)]
+    Serve(ServeArguments),
+    /// Show which VM is to have how much memory, and why
+    #[command(after_help = serve::BALANCE_AFTER)]
+    Balance(BalanceArguments),
     /// Say what this machine can do, and what mends what it cannot
     #[command(after_help = DOCTOR_AFTER)]
     Doctor(DoctorArguments),
@@ -449,12 +518,19 @@ pub(crate) struct SaveArguments {
     /// How its memory is compressed: lz4 for speed, zstd for size
     #[arg(long, value_enum, default_value_t = CompressArgument::None)]
     pub(crate) compress: CompressArgument,
+    /// With --compress: put frames together that the guest's programs reach one after the other, instead of by number
+    #[arg(long, requires = "compress", conflicts_with = "live")]
+    pub(crate) together: bool,
     /// Save only what differs from this snapshot, which is needed to restore then
     #[arg(long, value_name = "PARENT")]
     pub(crate) incremental: Option<PathBuf>,
     /// How long it is watched before, in milliseconds, which memory the guest uses: what a restore brings first
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u32).range(..=60_000))]
     pub(crate) watch: u32,
+    /// How long it is watched after it goes on, in milliseconds, which memory the guest touches first: a restore brings
+    /// that before all else
+    #[arg(long, value_name = "MS", default_value_t = 2000, conflicts_with = "stop", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub(crate) trace: u32,
     /// Save also the contents of memory that the guest's kernel calls free
     #[arg(long)]
     pub(crate) all: bool,
@@ -502,7 +578,7 @@ impl From<CompressArgument> for Compression {
 
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArguments {
-    /// The snapshot
+    /// The snapshot: a folder, or s3://BUCKET/NAME, file:///FOLDER/NAME
     pub(crate) path: PathBuf,
     /// Name of the VM, for the other commands [default: the one it had]
     #[arg(long, value_name = "NAME")]
@@ -528,6 +604,12 @@ pub(crate) struct RestoreArguments {
     /// Whether the VM's process gives up what it will not need, as of `run`
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) confine: Confinement,
+    /// Descriptor of the process that reads the store
+    #[arg(long, hide = true, value_name = "FD")]
+    pub(crate) store: Option<i32>,
+    /// How long ago the command began, in nanoseconds
+    #[arg(long, hide = true, value_name = "NS")]
+    pub(crate) begun: Option<u64>,
 }
 
 impl RestoreArguments {
@@ -551,10 +633,23 @@ pub(crate) struct CloneArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct ActivateArguments {
-    /// The snapshot, saved without --compress and --incremental
-    pub(crate) path: PathBuf,
+    /// Name of a substrate (`fathom pool`), or the path or URL of a snapshot. One that was saved with --compress or
+    /// --incremental, or is in a store, is read into memory first
+    #[arg(required_unless_present = "cluster")]
+    pub(crate) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) place: PoolPlace,
+    /// A folder for copies of the disks' overlays: NAME and the overlay's name [default: beside the overlays. Of a
+    /// substrate that is in memory, and nobody removes them]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) disks: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) how: CloneHow,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+    /// Start the VMs that this file describes, each with the addresses of all (docs/snapshots.md has an example)
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["path", "count", "clone_name", "identity"])]
+    pub(crate) cluster: Option<PathBuf>,
 }
 
 /// How VMs are started that have memory in common.
@@ -596,6 +691,15 @@ pub(crate) struct CloneProcessArguments {
     /// Descriptor of what its memory has in place of the image's
     #[arg(long, value_name = "FD")]
     pub(crate) layer: Option<i32>,
+    /// Descriptor of what it stands for until it ends
+    #[arg(long, value_name = "FD")]
+    pub(crate) gate: Option<i32>,
+    /// Descriptor of what says which frames are elsewhere than in the image
+    #[arg(long, value_name = "FD", conflicts_with = "layer")]
+    pub(crate) extents: Option<i32>,
+    /// Descriptors of the files that it means
+    #[arg(long, value_name = "FD")]
+    pub(crate) shared: Vec<i32>,
     /// As of `clone`
     #[arg(long)]
     pub(crate) paused: bool,

@@ -64,25 +64,15 @@ impl From<DirectoryError> for Failure {
 
 /// The error and what caused it, but for causes that it has in its own words already.
 fn with_causes(error: &dyn Error) -> String {
-    let mut line = without_number(&error.to_string());
+    let mut line = remote::without_number(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let text = without_number(&error.to_string());
+        let text = remote::without_number(&error.to_string());
         if !line.contains(&text) {
             line += ": ";
             line += &text;
         }
         cause = error.source();
-    }
-    line
-}
-
-/// The standard library adds ` (os error 2)` to the host's words.
-fn without_number(text: &str) -> String {
-    let mut parts = text.split(" (os error ");
-    let mut line = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        line += part.split_once(')').map_or(part, |(_, rest)| rest);
     }
     line
 }

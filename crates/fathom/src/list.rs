@@ -1,19 +1,12 @@
 //! `fathom list`.
 
 use std::process::ExitCode;
-use std::thread;
-use std::time::Duration;
 
 use api::{Client, ClientError, RunState, SocketDirectory, VmStatus};
 
 use crate::arguments::ListArguments;
 use crate::failure::{Failure, SUCCESS};
 use crate::text;
-
-/// A VM that does not answer should not hold up the others for long.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// VMs asked at a time.
-const ASKED_AT_ONCE: usize = 32;
 
 pub(crate) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
     let answers = ask_all(&SocketDirectory::open()?)?;
@@ -31,33 +24,14 @@ pub(crate) fn list(arguments: &ListArguments) -> Result<ExitCode, Failure> {
 pub(crate) fn ask_all(
     directory: &SocketDirectory,
 ) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
-    ask_each(directory, Client::status)
+    Ok(host::ask_each(directory, Client::status)?)
 }
 
 /// The same, and has them measure their working sets.
 pub(crate) fn watch_all(
     directory: &SocketDirectory,
 ) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
-    ask_each(directory, |client| client.watch().and_then(|()| client.status()))
-}
-
-fn ask_each(
-    directory: &SocketDirectory,
-    question: fn(&Client) -> Result<VmStatus, ClientError>,
-) -> Result<Vec<Result<VmStatus, ClientError>>, Failure> {
-    let names = directory.names()?;
-    let ask = |name: &str| question(&directory.client(name).with_timeout(ANSWER_TIMEOUT));
-    let mut answers = Vec::with_capacity(names.len());
-    for some in names.chunks(ASKED_AT_ONCE) {
-        thread::scope(|scope| {
-            let threads: Vec<_> = some.iter().map(|name| scope.spawn(|| ask(name))).collect();
-            answers.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
-        });
-    }
-    answers.retain(|answer| {
-        !matches!(answer, Err(ClientError::NotRunning { .. } | ClientError::Gone { .. }))
-    });
-    Ok(answers)
+    Ok(host::ask_each(directory, |client| client.watch().and_then(|()| client.status()))?)
 }
 
 /// Says which VMs did not answer.
@@ -90,7 +64,8 @@ pub(crate) fn state(vm: &VmStatus) -> &'static str {
 
 /// A line for a VM that waits for something.
 pub(crate) fn waiting(vm: &VmStatus) -> Option<String> {
-    vm.waits_for.as_ref().map(|what| format!("{}: {what}", vm.name))
+    let reclaim = || vm.reclaim.as_ref().and_then(|reclaim| reclaim.problem.as_ref());
+    vm.waits_for.as_ref().or_else(reclaim).map(|what| format!("{}: {what}", vm.name))
 }
 
 fn table(vms: &[VmStatus]) -> String {

@@ -5,11 +5,18 @@ use std::io::{self, IsTerminal, Write};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Without the variable, warnings and errors are shown. A part of it that makes no sense is left out.
-pub(crate) fn start() {
+use crate::arguments::Command;
+
+/// Without the variable, warnings and errors are shown; of the daemon, whose log is all that it shows, what it does, too.
+/// A part of the variable that makes no sense is left out.
+pub(crate) fn start(command: &Command) {
+    let level = match command {
+        Command::Serve(_) => LevelFilter::INFO,
+        _ => LevelFilter::WARN,
+    };
     let filter = EnvFilter::builder()
         .with_env_var("FATHOM_LOG")
-        .with_default_directive(LevelFilter::WARN.into())
+        .with_default_directive(level.into())
         .from_env_lossy();
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     if io::stderr().is_terminal() {

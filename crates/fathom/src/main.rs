@@ -1,17 +1,26 @@
 //! The command line: parses, wires the crates together, reports. It decides nothing about a VM.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod arguments;
+mod balance;
 mod clone;
+mod cluster;
 mod curve;
+mod dock;
 mod doctor;
 mod explain;
 mod failure;
+mod identity;
 mod inspect;
 mod list;
 mod log;
+mod pool;
+mod reclaim;
 mod run;
 mod save;
+mod serve;
+mod store;
 mod svg;
 mod text;
 mod top;
@@ -20,19 +29,17 @@ mod verbs;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
-
 use arguments::{Arguments, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
     let asked = Instant::now();
     vmm::begin_to_measure_time();
-    log::start();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::read() {
         Ok(arguments) => arguments,
         Err(error) => return failure::bad_arguments(&error),
     };
+    log::start(&arguments.command);
     match execute(arguments.command, asked) {
         Ok(code) => code,
         Err(failure) => failure.report(),
@@ -54,9 +61,17 @@ fn execute(command: Command, asked: Instant) -> Result<ExitCode, Failure> {
         Command::Restore(arguments) => run::restore(arguments, asked),
         Command::Clone(arguments) => clone::clone(&arguments),
         Command::Activate(arguments) => clone::activate(&arguments),
+        Command::Push(arguments) => match store::push(&arguments)? {},
+        Command::Pull(arguments) => match store::pull(&arguments)? {},
+        Command::Agent(arguments) => agent::agent(&arguments),
+        Command::Dock(arguments) => dock::dock(&arguments),
+        Command::Pool(arguments) => pool::pool(&arguments),
         Command::LearnProcess(arguments) => run::learn::keep(&arguments),
         Command::CloneProcess(arguments) => clone::process::run(&arguments),
         Command::Balloon(arguments) => verbs::balloon(&arguments),
+        Command::Reclaim(arguments) => reclaim::reclaim(&arguments),
+        Command::Serve(arguments) => serve::serve(&arguments),
+        Command::Balance(arguments) => balance::balance(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     }
 }

@@ -16,12 +16,14 @@ use std::time::Instant;
 
 use api::{Server, SocketDirectory};
 use confine::{Jail, Thread};
+use remote::Address;
 use vmm::config::{ConsoleConfig, VmConfig, VmPlan};
 use vmm::saved::Saved;
-use vmm::{Outcome, Outside, RestoreOptions, VmError, VmHandle};
+use vmm::{Keeper, Outcome, Outside, RestoreOptions, VmError, VmHandle};
 
-use crate::arguments::{Confinement, RestoreArguments, RunArguments};
+use crate::arguments::{Confinement, ModeArgument, RestoreArguments, RunArguments};
 use crate::failure::{Failure, GUEST_PANIC, SUCCESS};
+use crate::store;
 use control::HandleControl;
 use signals::StopSignals;
 
@@ -42,15 +44,20 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
 /// `asked`: when the command began.
 pub(crate) fn restore(arguments: RestoreArguments, asked: Instant) -> Result<ExitCode, Failure> {
     if arguments.confine == Confinement::On {
-        confine::close_inherited(&[]).map_err(Failure::host)?;
+        confine::close_inherited(arguments.store.as_slice()).map_err(Failure::host)?;
     }
-    let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
-    let (confine, paused) = (arguments.confine, arguments.paused);
-    let options = RestoreOptions {
-        mode: arguments.mode.into(),
-        learning: if arguments.learn { learn::start_keeper(&arguments.path) } else { None },
-        asked,
+    let (saved, learning, asked) = if Address::is_url(&arguments.path) {
+        store::restored::open(&arguments, asked)?
+    } else {
+        let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
+        if arguments.mode == ModeArgument::WorkingSet {
+            saved.expect_set();
+        }
+        let keeper = arguments.learn.then(|| learn::start_keeper(&arguments.path));
+        (saved, keeper.flatten().map(Keeper::Process), asked)
     };
+    let (confine, paused) = (arguments.confine, arguments.paused);
+    let options = RestoreOptions { mode: arguments.mode.into(), learning, asked };
     let plan = VmPlan::new(arguments.config(&saved.state.config)).map_err(Failure::usage)?;
     // Later it can make no file.
     let picture = plan.report.as_deref().map(restored::make_picture).transpose()?;
@@ -71,13 +78,15 @@ pub(crate) fn live(
     let claim = sockets.claim(&plan.name)?;
     let (name, report, line) = (plan.name.clone(), plan.report.clone(), opening(&plan));
 
+    let vsock = plan.vsock.as_ref().map(|vsock| vsock.path.clone());
+
     // passt is started here, unconfined by our walls and with its own.
     let outside = plan.open_outside().map_err(blame)?;
     confinement::complete(confine, &plan, &sockets)?;
     let vm = start(plan, outside).map_err(blame)?;
     let (outcome, written) = {
         let _signals = StopSignals::watch(vm.clone()).map_err(|error| abandon(&vm, error))?;
-        let control = Arc::new(HandleControl::new(vm.clone()));
+        let control = Arc::new(HandleControl::new(vm.clone(), vsock));
         let _server = Server::start(claim, control).map_err(|error| abandon(&vm, error))?;
         confine::enter(Thread::Main).map_err(|error| abandon(&vm, error))?;
         // On a terminal in raw mode a line feed does not return to the margin.

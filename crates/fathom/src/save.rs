@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api::{SaveRequest, SocketDirectory};
+use std::os::fd::OwnedFd;
+
+use api::{Client, SaveReport, SaveRequest, SocketDirectory};
 use serde::Serialize;
 use snapshot::Snapshot;
-use vmm::saved::{Draft, DraftOptions, Kept, Progress};
+use vmm::saved::{Draft, DraftOptions, Kept, MachineState, Progress, SavedError};
 
 use crate::arguments::SaveArguments;
 use crate::failure::{Failure, SUCCESS};
@@ -34,6 +36,8 @@ struct Figures {
     /// Of the memory image.
     image_bytes: u64,
     frames: snapshot::Totals,
+    /// By which estimators the working set was found.
+    working_set: api::WorkingSetSources,
 }
 
 pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
@@ -51,7 +55,8 @@ pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
     let options = DraftOptions {
         compression: arguments.compress.into(),
         parent: parent.map_err(Failure::usage)?.map(Arc::new),
-        lanes: thread::available_parallelism().map_or(1, |threads| threads.get().min(8)),
+        lanes: lanes(),
+        ..DraftOptions::default()
     };
     let (draft, lanes) = Draft::create(path, memory_bytes, options).map_err(Failure::usage)?;
     let request = SaveRequest {
@@ -59,27 +64,10 @@ pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
         all: arguments.all,
         live: arguments.live,
         watch_milliseconds: arguments.watch,
+        trace_milliseconds: arguments.trace,
+        together: arguments.together,
     };
-    let client = client.with_timeout(TIMEOUT);
-    let progress = Progress::default();
-    let done = AtomicBool::new(false);
-    let (report, kept) = thread::scope(|scope| {
-        let asked = scope.spawn(|| client.save(lanes, request));
-        let shown = scope.spawn(|| show(&progress, memory_bytes, &done));
-        let kept = draft.keep(&progress);
-        done.store(true, Ordering::Relaxed);
-        let panicked = || Failure::Host("a thread has panicked".to_owned());
-        let report = asked.join().map_err(|_| panicked())?.map_err(Failure::from);
-        shown.join().map_err(|_| panicked())?;
-        Ok::<_, Failure>((report, kept))
-    })?;
-    // Which of the two is the cause: a disk that is full, or a VM that is gone.
-    let (report, kept) = match (report, kept) {
-        (Ok(report), Ok(kept)) => (report, kept),
-        (_, Err(error)) if !error.is_of_the_stream() => return Err(Failure::host(error)),
-        (Err(error), _) => return Err(error),
-        (_, Err(error)) => return Err(Failure::host(error)),
-    };
+    let (report, kept) = take(client, draft, lanes, request, memory_bytes, |_| Ok(()))?;
     if arguments.stop {
         verbs::wait_for_end(&directory, &arguments.name)?;
     }
@@ -89,9 +77,46 @@ pub(crate) fn save(arguments: &SaveArguments) -> Result<ExitCode, Failure> {
         memory_bytes,
         image_bytes: kept.image_bytes,
         frames: kept.frames,
+        working_set: report.working_set,
     };
     print(&if arguments.json { json(&figures)? } else { line(&figures, &kept) });
     Ok(ExitCode::from(SUCCESS))
+}
+
+/// Streams that a VM is sent on.
+pub(crate) fn lanes() -> usize {
+    thread::available_parallelism().map_or(1, |threads| threads.get().min(8))
+}
+
+/// Has the VM send itself, and keeps it; `amend` changes its state.
+pub(crate) fn take(
+    client: Client,
+    draft: Draft,
+    lanes: Vec<OwnedFd>,
+    request: SaveRequest,
+    memory_bytes: u64,
+    amend: impl FnOnce(&mut MachineState) -> Result<(), SavedError>,
+) -> Result<(SaveReport, Kept), Failure> {
+    let client = client.with_timeout(TIMEOUT);
+    let progress = Progress::default();
+    let done = AtomicBool::new(false);
+    let (report, kept) = thread::scope(|scope| {
+        let asked = scope.spawn(|| client.save(lanes, request));
+        let shown = scope.spawn(|| show(&progress, memory_bytes, &done));
+        let kept = draft.keep_as(&progress, amend);
+        done.store(true, Ordering::Relaxed);
+        let panicked = || Failure::Host("a thread has panicked".to_owned());
+        let report = asked.join().map_err(|_| panicked())?.map_err(Failure::from);
+        shown.join().map_err(|_| panicked())?;
+        Ok::<_, Failure>((report, kept))
+    })?;
+    // Which of the two is the cause: a disk that is full, or a VM that is gone.
+    match (report, kept) {
+        (Ok(report), Ok(kept)) => Ok((report, kept)),
+        (_, Err(error)) if !error.is_of_the_stream() => Err(Failure::host(error)),
+        (Err(error), _) => Err(error),
+        (_, Err(error)) => Err(Failure::host(error)),
+    }
 }
 
 fn json(figures: &Figures) -> Result<String, Failure> {

@@ -2,6 +2,7 @@
 
 mod detail;
 mod history;
+mod host_line;
 mod screen;
 mod terminal;
 
@@ -52,6 +53,7 @@ fn once(directory: &SocketDirectory, json: bool) -> Result<(), Failure> {
         let vms: Vec<_> = answers.into_iter().filter_map(Result::ok).collect();
         print(&json_line(&vms)?);
     } else {
+        history.host = host_line::of(directory);
         print(&table(&history));
     }
     Ok(())
@@ -86,5 +88,6 @@ fn table(history: &History) -> String {
     let mut rows = vec![screen::HEADS.map(str::to_owned).to_vec()];
     rows.extend(history.rows().map(|row| screen::cells(row).to_vec()));
     let waiting = history.rows().filter_map(|row| waiting(&row.latest));
-    text::table(&rows) + &waiting.map(|line| line + "\n").collect::<String>()
+    let host = history.host.iter().map(|line| format!("{line}\n")).collect::<String>();
+    host + &text::table(&rows) + &waiting.map(|line| line + "\n").collect::<String>()
 }

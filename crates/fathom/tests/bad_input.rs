@@ -45,6 +45,9 @@ fn bad_flags_and_sizes() {
         (&["top"], "add --once"),
         (&["top", "--interval", "0"], "write seconds"),
         (&["balloon", "web", "much"], "`much` is not a size"),
+        (&["reclaim", "web", "much"], "`much` is not a size"),
+        (&["serve", "--swap-limit", "1G"], "--swap"),
+        (&["serve", "--swap", "/nowhere/swap"], "/nowhere/swap: "),
         (&["stop"], "<NAME>"),
         (&["satrt"], "satrt"),
     ] {
@@ -178,6 +181,7 @@ fn names_of_no_vm() {
         &["resume", "web"],
         &["stop", "../web"],
         &["balloon", "web", "1M"],
+        &["reclaim", "web", "1M"],
         &["balloon", ""],
     ] {
         let line = sandbox.refusal(1, arguments);

@@ -36,6 +36,15 @@ fn verbs_reach_the_vm_of_that_name() {
     assert_eq!(sandbox.success(&["balloon", "db"]), "0 of 64M\n");
     let line = sandbox.refusal(1, &["balloon", "db", "1G"]);
     assert!(line.contains("VM `db`: more than the guest has"), "{line}");
+    let store = sandbox.path("db.swap");
+    let store = store.to_str().expect("text");
+    let line = sandbox.success(&["reclaim", "db", "64M", "--store", store]);
+    assert!(line.starts_with("64M taken; in all 64M written, 0 dropped"), "{line}");
+    let request = db.reclaimed.lock().expect("no panic").expect("asked");
+    assert_eq!((request.0.bytes, request.1), (64 << 20, true));
+    assert!(!sandbox.path("db.swap").exists(), "its space is free when the VM ends");
+    std::fs::write(store, "mine").expect("written");
+    assert!(sandbox.refusal(2, &["reclaim", "db", "1M", "--store", store]).contains("exists"));
 }
 
 #[test]

@@ -18,13 +18,15 @@
 #![forbid(unsafe_code)]
 
 pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
-pub use classes::{ClassSummary, Classifier, Evidence, FrameClass, ProcessSeen};
+pub use classes::{ClassSummary, Classifier, Evidence, Fingerprint, FrameClass, ProcessSeen};
+pub use cold::{ColdFrame, coldest};
 pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack, splice};
 pub use estimate::{Demand, DemandFacts, DemandReason, Estimate, Estimator, EstimatorSet, demand};
 pub use working_set::{WorkingSetSample, WorkingSetTracker};
 
 mod cache;
 pub mod classes;
+mod cold;
 mod curve;
 pub mod estimate;
 pub mod kernel;

@@ -69,6 +69,7 @@ impl GuestMemory {
         }
         let unpinned = self.wait_unpinned(PATIENCE).ok_or(MoveError::Pinned)?;
         self.ram.move_to_file()?;
+        self.merging.forget();
         drop(unpinned);
         if let Some(observer) = observer {
             observer.moved_to_file();

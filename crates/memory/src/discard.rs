@@ -88,6 +88,11 @@ impl GuestMemory {
         frames.dedup();
         let _one_at_a_time = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = Discarded::default();
+        // Their addresses would show the slots still. One that cannot be copied is kept, like one in use.
+        let _ = self.unshare(frames.iter().copied());
+        let all = frames.len();
+        frames.retain(|&frame| frame.0 >= self.table.len() || !self.is_from_pool(frame));
+        report.kept += (all - frames.len()) as u32;
         self.keep_all(&frames);
         let leaving = self.begin(&frames, why, &mut report);
         if leaving.is_empty() {

@@ -8,19 +8,24 @@
 //!   devices: frames with rings; vCPUs: roots of page tables, once each           /
 //! ```
 //!
+//! Most of what vCPUs tell are the kernel's first writes, and most of these nobody needs at once: the kernel clears a frame
+//! before a disk reads into it. So such a write is a mark of its frame, which goes with what is told of the frame next, or
+//! is found by [`crate::Inbox`] when it has taken all else. And what a disk transfers by one request is told as one.
+//!
 //! Accesses as such are told beside that, to who traces them: [`crate::Tracer`].
 //!
 //! Nobody who tells ever waits: what the queue has no room for is lost and counted. Before somebody listens, an event
 //! costs one load.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
 use crate::address::{Access, FRAME_SIZE, Frame};
 use crate::guest_memory::GuestMemory;
+use crate::inbox::Regions;
 use crate::owners::{OwnerTable, Owners};
 use crate::revoke::Revocation;
 use crate::touches::{self, Touches};
@@ -43,6 +48,8 @@ pub enum Event {
         frame: Frame,
         /// All of it.
         from: DiskBlock,
+        /// The kernel has written to the frame before that, and it was not told yet.
+        changed: bool,
     },
     /// The frame was written to a disk's block.
     Written {
@@ -79,7 +86,8 @@ pub enum Event {
         /// The translation allows writes.
         writable: bool,
     },
-    /// The guest's kernel has copied the whole of a watched frame to another one, which is watched from now on.
+    /// The guest's kernel has copied the whole of a frame to another one. If the first was watched, both are from now on; or
+    /// the other one was, which has new contents by that.
     Copied {
         /// The frame.
         from: Frame,
@@ -123,11 +131,30 @@ pub struct Stamped {
 #[derive(Debug)]
 pub struct EventStream {
     zero: Instant,
-    queue: ArrayQueue<Stamped>,
+    pub(crate) queue: ArrayQueue<Told>,
+    /// Events of batches in the queue.
+    pub(crate) batched: AtomicUsize,
     lost: AtomicU64,
     pub(crate) watched: Box<[AtomicU8]>,
-    owners: OwnerTable,
+    pub(crate) owners: OwnerTable,
+    /// Where frames may be with a change that was not told yet.
+    pub(crate) regions: Regions,
     pub(crate) touches: Touches,
+}
+
+/// What was told at once.
+#[derive(Debug)]
+pub(crate) enum Told {
+    One(Stamped),
+    Batch(Box<[Stamped]>),
+}
+
+/// What a disk transferred by one request, told when it is dropped.
+#[derive(Debug)]
+pub struct Transfer<'a> {
+    events: &'a EventStream,
+    at: Duration,
+    told: Vec<Stamped>,
 }
 
 /// What is told of a watched frame, once each.
@@ -145,9 +172,11 @@ impl EventStream {
         Self {
             zero: Instant::now(),
             queue: ArrayQueue::new(capacity.max(1)),
+            batched: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
             watched: (0..frames).map(|_| AtomicU8::new(0)).collect(),
             owners: OwnerTable::new(frames),
+            regions: Regions::new(frames),
             touches: Touches::default(),
         }
     }
@@ -155,19 +184,57 @@ impl EventStream {
     /// Tells an event. A frame that a disk had to do with is watched from now on, but for accesses through
     /// translations that a vCPU has already.
     pub fn tell(&self, event: Event) {
-        if let Event::Read { frame, .. } | Event::Written { frame, .. } = event
-            && let Some(watched) = self.watched.get(frame.index())
-        {
-            watched.fetch_or(watch::ALL, Ordering::Relaxed);
-        }
-        if self.queue.push(Stamped { at: self.zero.elapsed(), event }).is_err() {
+        let at = self.now();
+        self.with_changes(event, |event| self.push(Stamped { at, event }));
+    }
+
+    /// Begins to tell of a request: all of it is of this moment.
+    pub fn transfer(&self) -> Transfer<'_> {
+        Transfer { events: self, at: self.now(), told: Vec::new() }
+    }
+
+    fn push(&self, stamped: Stamped) {
+        if self.queue.push(Told::One(stamped)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The oldest event that was not taken yet.
-    pub fn take(&self) -> Option<Stamped> {
-        self.queue.pop()
+    /// Hands `event` to `tell`, behind the kernel's changes of its frames that were not told yet.
+    fn with_changes(&self, event: Event, mut tell: impl FnMut(Event)) {
+        match event {
+            Event::Read { frame, from, changed } => {
+                let changed = self.watch_again(frame) || changed;
+                return tell(Event::Read { frame, from, changed });
+            }
+            Event::Written { frame, .. } => {
+                if self.watch_again(frame) {
+                    tell(Event::Changed { frame, user: false });
+                }
+            }
+            Event::Overwritten { frame }
+            | Event::Changed { frame, .. }
+            | Event::Mapped { frame, .. }
+            | Event::PageTable { frame }
+            | Event::Freed { frame } => self.tell_change(frame, &mut tell),
+            Event::Copied { from, to } => {
+                [from, to].into_iter().for_each(|frame| self.tell_change(frame, &mut tell));
+            }
+            Event::Discarded { .. } | Event::AddressSpace { .. } | Event::Ring { .. } => {}
+        }
+        tell(event);
+    }
+
+    fn tell_change(&self, frame: Frame, tell: &mut impl FnMut(Event)) {
+        if self.owners.take_change(frame) {
+            tell(Event::Changed { frame, user: false });
+        }
+    }
+
+    /// Whether there was a change that was not told.
+    fn watch_again(&self, frame: Frame) -> bool {
+        let Some(watched) = self.watched.get(frame.index()) else { return false };
+        watch_all(watched);
+        self.owners.take_change(frame)
     }
 
     /// Events that found the queue full, from the beginning on.
@@ -190,7 +257,11 @@ impl EventStream {
             return false;
         }
         if access == Access::Write && self.take_watch(watched, watch::WRITE) {
-            self.tell(Event::Changed { frame, user });
+            if user {
+                self.tell(Event::Changed { frame, user });
+            } else if self.owners.set_change(frame) {
+                self.regions.mark(frame);
+            }
         }
         if user && self.take_watch(watched, watch::USER) {
             self.tell(Event::Mapped { frame, writable });
@@ -230,7 +301,9 @@ impl EventStream {
             return;
         };
         if self.take_watch(watched, watch::COPY) {
-            copy.fetch_or(watch::ALL, Ordering::Relaxed);
+            watch_all(copy);
+            self.tell(Event::Copied { from, to });
+        } else if self.take_watch(copy, watch::COPY) {
             self.tell(Event::Copied { from, to });
         }
     }
@@ -278,6 +351,40 @@ impl EventStream {
     }
 }
 
+impl Transfer<'_> {
+    /// Part of it.
+    pub fn tell(&mut self, event: Event) {
+        let Self { events, at, told } = self;
+        events.with_changes(event, |event| told.push(Stamped { at: *at, event }));
+    }
+}
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        if let [one] = told[..] {
+            return self.events.push(one);
+        }
+        let (events, count) = (self.events, told.len());
+        if count == 0 {
+            return;
+        }
+        // As many as fit into the queue one by one. Another disk's may come between: then it is a batch more.
+        let room = events.batched.fetch_add(count, Ordering::Relaxed) < events.queue.capacity();
+        if !room || events.queue.push(Told::Batch(told.into())).is_err() {
+            events.batched.fetch_sub(count, Ordering::Relaxed);
+            events.lost.fetch_add(count as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Most often it is already, and others look at its neighbours.
+fn watch_all(watched: &AtomicU8) {
+    if watched.load(Ordering::Relaxed) & watch::ALL != watch::ALL {
+        watched.fetch_or(watch::ALL, Ordering::Relaxed);
+    }
+}
+
 impl GuestMemory {
     /// Begins to tell events, at most `capacity` that nobody has taken; for ever. The capacity of the first call
     /// counts.
@@ -299,7 +406,7 @@ impl GuestMemory {
         let mut any = false;
         for frame in frames {
             if let Some(watched) = events.watched.get(frame.index()) {
-                watched.fetch_or(watch::ALL, Ordering::Relaxed);
+                watch_all(watched);
                 any = true;
             }
         }
@@ -318,11 +425,17 @@ const _: () = assert!(FRAME_SIZE == 4096);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inbox::Inbox;
 
     const BLOCK: DiskBlock = DiskBlock { disk: 1, block: 7 };
 
     fn taken(events: &EventStream) -> Vec<Event> {
-        std::iter::from_fn(|| events.take()).map(|stamped| stamped.event).collect()
+        let mut inbox = Inbox::default();
+        std::iter::from_fn(|| inbox.take(events)).map(|stamped| stamped.event).collect()
+    }
+
+    fn read(frame: u32, changed: bool) -> Event {
+        Event::Read { frame: Frame(frame), from: BLOCK, changed }
     }
 
     #[test]
@@ -338,7 +451,7 @@ mod tests {
         let memory = GuestMemory::with_bytes(1 << 20).expect("1 MiB");
         let events = memory.listen(2);
         for frame in 0..5 {
-            events.tell(Event::Read { frame: Frame(frame), from: BLOCK });
+            events.tell(read(frame, false));
         }
         assert_eq!((events.lost(), taken(events).len()), (3, 2));
         events.tell(Event::Freed { frame: Frame(9) });
@@ -367,6 +480,16 @@ mod tests {
             Event::PageTable { frame: to },
         ];
         assert_eq!(taken(events), expected);
+    }
+
+    #[test]
+    fn a_copy_to_a_watched_frame_is_told() {
+        let memory = GuestMemory::with_bytes(1 << 20).expect("1 MiB");
+        let events = memory.listen(16);
+        let (from, to) = (Frame(3), Frame(4));
+        memory.watch([to]);
+        (0..3).for_each(|_| events.note_copy(from, to));
+        assert_eq!(taken(events), [Event::Copied { from, to }]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::address::{FRAME_SIZE, Frame, FrameRange, is_zero};
 use crate::guest_memory::GuestMemory;
+use crate::merge::MergeError;
 use crate::source::{SourceError, SourceId};
 use crate::word::{Tag, Word};
 
@@ -57,6 +58,9 @@ pub enum FreezeError {
     /// The engine cannot tell the guest's writes on this host.
     #[error("freeze guest memory: {0}: save without --live, which stops the guest meanwhile")]
     Protect(String),
+    /// What the host's kernel has merged could not be had apart.
+    #[error("freeze guest memory: {0}")]
+    Merged(#[from] MergeError),
 }
 
 /// What became of a frame's contents of the moment of the freeze.
@@ -250,6 +254,8 @@ impl GuestMemory {
         }
         let _no_discard = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let _no_pins = self.wait_unpinned(PATIENCE).ok_or(FreezeError::Pinned)?;
+        // KSM would merge a page that is protected, and its next write would not be told.
+        self.unmark_all_held()?;
         let states = self.first_states();
         let freeze = Arc::new(Freeze { states, kept: AtomicU32::new(0), keeper });
         if !self.freezing.begin(&freeze) {

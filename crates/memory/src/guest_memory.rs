@@ -10,8 +10,11 @@ use crate::address::{Access, Epoch, FRAME_SIZE, Frame, FrameRange, Gpa};
 use crate::events::Events;
 use crate::freeze::Freezing;
 use crate::layout::{LayoutError, RamLayout};
+use crate::merge::Merging;
+use crate::origins::OriginTable;
 use crate::ram::Ram;
 use crate::revoke::{MappingObserver, Revocation};
+use crate::share::Sharing;
 use crate::shortage::Shortages;
 use crate::source::{Source, SourceError, SourceId};
 use crate::table::{Entered, FrameCounts, FrameFacts, FrameTable};
@@ -21,6 +24,7 @@ use crate::waits::WaitLog;
 pub struct GuestMemory {
     pub(crate) layout: RamLayout,
     pub(crate) table: FrameTable,
+    pub(crate) origins: OriginTable,
     pub(crate) ram: Ram,
     pub(crate) sources: RwLock<Vec<Arc<dyn Source>>>,
     observer: RwLock<Option<Arc<dyn MappingObserver>>>,
@@ -33,6 +37,8 @@ pub struct GuestMemory {
     pub(crate) shortages: Shortages,
     /// Who wants to know what is overwritten.
     pub(crate) freezing: Freezing,
+    pub(crate) sharing: Sharing,
+    pub(crate) merging: Merging,
 }
 
 /// Why guest memory could not be made.
@@ -126,9 +132,12 @@ impl GuestMemory {
     }
 
     pub(crate) fn of(layout: RamLayout, table: FrameTable, ram: Ram) -> GuestMemory {
+        let origins = OriginTable::new(layout.frames());
+        let merging = Merging::of(&ram);
         GuestMemory {
             layout,
             table,
+            origins,
             ram,
             sources: RwLock::default(),
             observer: RwLock::default(),
@@ -138,6 +147,8 @@ impl GuestMemory {
             waits: WaitLog::default(),
             shortages: Shortages::default(),
             freezing: Freezing::default(),
+            sharing: Sharing::default(),
+            merging,
         }
     }
 
@@ -187,6 +198,7 @@ impl GuestMemory {
     pub fn resolve(&self, frame: Frame, access: Access) -> Result<HostPage, ResolveError> {
         match self.table.is_resident(frame) {
             Some(true) => {}
+            Some(false) if access == Access::Read && self.shows_slot(frame) => {}
             Some(false) => self.make_resident(frame, false)?,
             None => return Err(ResolveError::NoSuchFrame(frame)),
         }
@@ -242,13 +254,15 @@ impl GuestMemory {
     fn fill(&self, frame: Frame, source: SourceId, pin: bool) -> Result<(), ResolveError> {
         let filling = Filling { table: &self.table, frame };
         let _under_way = self.shortages.fetching(frame);
-        let source = self.source(source);
+        let id = source;
+        let source = self.source(id);
         let mut contents = [0; FRAME_SIZE];
         source
             .fetch(frame, &mut contents)
             .map_err(|error| ResolveError::Source { frame, error })?;
         let (_, filled) = self.ram.fill_run(frame, &[IoSlice::new(&contents)]);
-        filled.map_err(|errno| ResolveError::Store { frame, errno })?;
+        let shown = filled.and_then(|()| self.show_filled(frame, id));
+        shown.map_err(|errno| ResolveError::Store { frame, errno })?;
         filling.done(pin);
         Ok(())
     }
@@ -260,9 +274,16 @@ impl GuestMemory {
 
     /// Registers a source for [`GuestMemory::make_absent`]. `None` if 65,535 are registered.
     pub fn add_source(&self, source: Arc<dyn Source>) -> Option<SourceId> {
+        let id = self.add_slow_source(source)?;
+        self.ram.open_landing();
+        Some(id)
+    }
+
+    /// The same, without what makes it fast for many threads at once, and takes calls to the system that a confined
+    /// process has given up.
+    pub fn add_slow_source(&self, source: Arc<dyn Source>) -> Option<SourceId> {
         let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
         let id = u16::try_from(sources.len()).ok().filter(|&id| id < SourceId::BASE.0)?;
-        self.ram.open_landing();
         sources.push(source);
         Some(SourceId(id))
     }

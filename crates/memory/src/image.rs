@@ -7,6 +7,9 @@
 //!   RAM        0 1'2 0 0 0 6 7      1 was written; 3 was given back: zeros of this process are mapped over it, as over
 //!                                   long holes, so that a first write copies nothing
 //! ```
+//! Over the image there may be runs of other files: a layer, which has what was written since, or contents that several
+//! images have in common. Each run is a mapping.
+//!
 //! In the table, frames that the image has contents of are absent with [`SourceId::BASE`]: their first access makes them
 //! resident, and nothing is fetched. To drop a page of a private mapping would show the image again; that is why zeros
 //! are mapped over what is given back. Neighbours are one mapping, and there are so many at most (a process may have
@@ -66,6 +69,14 @@ pub enum ImageError {
     /// Pages begin at multiples of 4096.
     #[error("image at byte {0} of its file: not a multiple of 4096")]
     Unaligned(u64),
+    /// Runs are in RAM, rise, and do not touch each other's frames.
+    #[error("{count} frames at {first} of an image: not in RAM, or not behind the run before")]
+    Run {
+        /// The first of them.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
     /// The new file is not new.
     #[error("a file of {0} bytes for a new image: it must be empty")]
     NotEmpty(u64),
@@ -127,25 +138,88 @@ pub struct ImageDraft {
 /// Device and inode.
 type FileId = (u64, u64);
 
+/// Runs of frames that are in other files than their image, and which ones.
+#[derive(Debug, Default)]
+pub struct ImageRuns {
+    /// The files.
+    pub files: Vec<OwnedFd>,
+    /// By rising frame, none of them twice.
+    pub runs: Vec<ImageRun>,
+}
+
+/// Neighbouring frames in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageRun {
+    /// Of RAM.
+    pub frames: FrameRange,
+    /// Which file it is: its place in [`ImageRuns::files`], or none for the image's own.
+    pub file: Option<usize>,
+    /// Where the first frame is in it: a multiple of 4096.
+    pub from: u64,
+}
+
+impl ImageRuns {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.runs.is_empty()
+    }
+
+    /// With descriptors of its own.
+    ///
+    /// # Errors
+    /// The host has no more of them.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let files = self.files.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+        Ok(Self { files, runs: self.runs.clone() })
+    }
+
+    fn file<'a>(&'a self, run: &ImageRun, image: &'a OwnedFd) -> Option<&'a OwnedFd> {
+        run.file.map_or(Some(image), |number| self.files.get(number))
+    }
+
+    /// Whether each is where it says, in RAM and in its file.
+    fn check(&self, image: &OwnedFd, frames: u32) -> Result<(), ImageError> {
+        let files = std::iter::once(image).chain(&self.files);
+        let lengths = files.map(length).collect::<Result<Vec<u64>, _>>()?;
+        let mut end = 0;
+        for run in &self.runs {
+            let FrameRange { first: Frame(first), count } = run.frames;
+            let behind = first.checked_add(count).filter(|behind| *behind <= frames);
+            let (Some(behind), true) = (behind, count > 0 && first >= end) else {
+                return Err(ImageError::Run { first, count });
+            };
+            end = behind;
+            if !run.from.is_multiple_of(FRAME_SIZE as u64) {
+                return Err(ImageError::Unaligned(run.from));
+            }
+            let number = run.file.map_or(0, |number| number.saturating_add(1));
+            let found = lengths.get(number).copied().unwrap_or(0);
+            let expected = run.from.saturating_add(u64::from(count) * FRAME_SIZE as u64);
+            if found < expected {
+                return Err(ImageError::Short { found, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The image that RAM lies over.
 pub(crate) struct Below {
     file: OwnedFd,
     from: u64,
-    /// Has contents in place of the file's: frame n at byte 4096 n. Behind the last is a bitmap of frames that are zeros
-    /// in place of the file's contents: bit n % 8 of byte n / 8.
-    layer: Option<OwnedFd>,
+    /// What is there in place of the file's contents.
+    over: ImageRuns,
     /// Where zeros are mapped over it: from the first frame of a run to the one behind it. Runs do not touch.
     blanks: BTreeMap<u32, u32>,
 }
 
 impl Below {
     fn new(file: OwnedFd, from: u64) -> Self {
-        Self { file, from, layer: None, blanks: BTreeMap::new() }
+        Self { file, from, over: ImageRuns::default(), blanks: BTreeMap::new() }
     }
 
     fn try_clone(&self) -> io::Result<Self> {
-        let layer = self.layer.as_ref().map(OwnedFd::try_clone).transpose()?;
-        Ok(Self { file: self.file.try_clone()?, from: self.from, layer, blanks: BTreeMap::new() })
+        let (file, over) = (self.file.try_clone()?, self.over.try_clone()?);
+        Ok(Self { file, from: self.from, over, blanks: BTreeMap::new() })
     }
 
     fn id(&self) -> Result<FileId, ImageError> {
@@ -175,11 +249,15 @@ impl Below {
 
     /// The parts of RAM that are mapped one by one.
     fn mappings(&self, bytes: usize) -> Vec<Range<usize>> {
-        let borders = self.blanks.iter().flat_map(|(first, end)| [*first, *end]);
-        let borders = borders.map(|frame| frame as usize * FRAME_SIZE).chain([bytes]);
+        let blanks = self.blanks.iter().flat_map(|(first, end)| [*first, *end]);
+        let runs = self.over.runs.iter().map(|run| run.frames);
+        let runs = runs.flat_map(|run| [run.first.0, run.first.0 + run.count]);
+        let mut borders: Vec<usize> =
+            blanks.chain(runs).map(|frame| frame as usize * FRAME_SIZE).chain([bytes]).collect();
+        borders.sort_unstable();
         let mut start = 0;
         let part = |end| std::mem::replace(&mut start, end)..end;
-        borders.map(part).filter(|part| !part.is_empty()).collect()
+        borders.into_iter().map(part).filter(|part| !part.is_empty()).collect()
     }
 
     fn is_blank(&self, frame: u32) -> bool {
@@ -196,29 +274,39 @@ impl Below {
         let of_file = extents(&self.file, from..from + bytes as u64)?;
         let of_file = of_file.into_iter().flat_map(|extent| extent.step_by(FRAME_SIZE));
         let of_file = of_file.map(|at| (at - self.from) as usize);
-        let range = offset as u64..(offset + bytes) as u64;
-        let of_layer = self.layer.as_ref().map(|layer| extents(layer, range)).transpose()?;
-        let of_layer = of_layer.into_iter().flatten().flat_map(|extent| extent.step_by(FRAME_SIZE));
-        let pages = of_file.chain(of_layer.map(|at| at as usize));
+        let (first, end) = (offset / FRAME_SIZE, (offset + bytes) / FRAME_SIZE);
+        let behind = |run: &ImageRun| run.frames.first.index() + run.frames.count as usize;
+        let start = self.over.runs.partition_point(|run| behind(run) <= first);
+        let runs = self.over.runs[start..].iter();
+        let runs = runs.take_while(|run| run.frames.first.index() < end);
+        let over = runs.flat_map(|run| run.frames.first.index().max(first)..behind(run).min(end));
+        let pages = of_file.chain(over.map(|frame| frame * FRAME_SIZE));
         Ok(pages.filter(|page| !self.is_blank((page / FRAME_SIZE) as u32)).collect())
     }
 
     /// Copies the image into another one.
     fn copy_to(&self, file: &OwnedFd, bytes: u64) -> io::Result<()> {
-        copy(&self.file, self.from, file, bytes)?;
-        self.layer.as_ref().map_or(Ok(()), |layer| copy(layer, 0, file, bytes))
+        let page = FRAME_SIZE as u64;
+        copy(&self.file, self.from..self.from + bytes, file, 0)?;
+        for run in &self.over.runs {
+            let Some(from) = self.over.file(run, &self.file) else { continue };
+            let range = run.from..run.from + u64::from(run.frames.count) * page;
+            copy(from, range, file, run.frames.first.index() as u64 * page)?;
+        }
+        Ok(())
     }
 }
 
-/// Copies what has contents of `bytes` at `start` of a file to the beginning of another one.
-fn copy(from: &OwnedFd, start: u64, into: &OwnedFd, bytes: u64) -> io::Result<()> {
+/// Copies what has contents of a range of a file to another one.
+fn copy(from: &OwnedFd, range: Range<u64>, into: &OwnedFd, to: u64) -> io::Result<()> {
+    let start = range.start;
     let (reads, writes) = (File::from(from.try_clone()?), File::from(into.try_clone()?));
-    let mut piece = vec![0; PIECE];
-    for extent in extents(from, start..start + bytes)? {
+    let mut piece = vec![0; PIECE.min((range.end - start) as usize)];
+    for extent in extents(from, range)? {
         for at in extent.clone().step_by(PIECE) {
             let piece = &mut piece[..(extent.end - at).min(PIECE as u64) as usize];
             reads.read_exact_at(piece, at)?;
-            writes.write_all_at(piece, at - start)?;
+            writes.write_all_at(piece, to + (at - start))?;
         }
     }
     Ok(())
@@ -273,6 +361,49 @@ impl GuestMemory {
         from: u64,
         layer: Option<OwnedFd>,
     ) -> Result<GuestMemory, ImageError> {
+        let frames = layout.frames();
+        let (mut zeros, mut over) = (Bits::new(frames), ImageRuns::default());
+        if let Some(layer) = layer {
+            let expected = layout.bytes() + bitmap_len(frames) as u64;
+            let found = length(&layer)?;
+            if found < expected {
+                return Err(ImageError::Short { found, expected });
+            }
+            zeros = read_bitmap(&layer, frames).map_err(host("read an image's layer"))?;
+            let changed = extents(&layer, 0..layout.bytes());
+            let changed = changed.map_err(host("find holes of an image"))?.into_iter();
+            over.runs.extend(changed.map(|extent| ImageRun {
+                frames: run_of(&extent, 0),
+                file: Some(0),
+                from: extent.start,
+            }));
+            over.files.push(layer);
+        }
+        Self::over_all(layout, image, from, over, &zeros)
+    }
+
+    /// Memory over an image, as [`GuestMemory::over`], with what other files, or other places of it, have in place of its
+    /// contents.
+    ///
+    /// # Errors
+    /// As of [`GuestMemory::over`]; or a run is not in RAM, or not in its file.
+    pub fn over_runs(
+        layout: RamLayout,
+        image: OwnedFd,
+        from: u64,
+        over: ImageRuns,
+    ) -> Result<GuestMemory, ImageError> {
+        Self::over_all(layout, image, from, over, &Bits::new(layout.frames()))
+    }
+
+    /// `zeros`: frames that are zeros whatever the image has there; the runs are without them.
+    fn over_all(
+        layout: RamLayout,
+        image: OwnedFd,
+        from: u64,
+        over: ImageRuns,
+        zeros: &Bits,
+    ) -> Result<GuestMemory, ImageError> {
         if !from.is_multiple_of(FRAME_SIZE as u64) {
             return Err(ImageError::Unaligned(from));
         }
@@ -281,36 +412,16 @@ impl GuestMemory {
         if found < expected {
             return Err(ImageError::Short { found, expected });
         }
+        let (frames, bytes) = (layout.frames(), layout.bytes() as usize);
+        over.check(&image, frames)?;
         let action = "map an image of memory";
-        let bytes = layout.bytes() as usize;
         let guest = Mapping::reserve(bytes).map_err(host(action))?;
         guest.show_privately(&image, 0, bytes, from).map_err(host(action))?;
-        let frames = layout.frames();
-        let runs = |extents: Vec<Range<u64>>, start: u64| {
-            let frame = move |at: u64| ((at - start) / FRAME_SIZE as u64) as u32;
-            let run = move |extent: Range<u64>| FrameRange {
-                first: Frame(frame(extent.start)),
-                count: frame(extent.end) - frame(extent.start),
-            };
-            extents.into_iter().map(run)
-        };
         let contents = extents(&image, from..expected).map_err(host("find holes of an image"))?;
         let mut based = Bits::new(frames);
-        runs(contents, from).for_each(|run| based.insert(run));
-        let mut zeros = Bits::new(frames);
-        let mut layered = Vec::new();
-        if let Some(layer) = &layer {
-            let expected = layout.bytes() + bitmap_len(frames) as u64;
-            let found = length(layer)?;
-            if found < expected {
-                return Err(ImageError::Short { found, expected });
-            }
-            zeros = read_bitmap(layer, frames).map_err(host("read an image's layer"))?;
-            based.remove_all(&zeros);
-            let changed = extents(layer, 0..layout.bytes());
-            layered.extend(runs(changed.map_err(host("find holes of an image"))?, 0));
-            layered.iter().for_each(|run| based.insert(*run));
-        }
+        contents.iter().for_each(|extent| based.insert(run_of(extent, from)));
+        based.remove_all(zeros);
+        over.runs.iter().for_each(|run| based.insert(run.frames));
         let mut below = Below::new(image, from);
         let mut holes = 0;
         for hole in based.gaps(frames) {
@@ -320,13 +431,13 @@ impl GuestMemory {
                 holes += 1;
             }
         }
-        if let Some(layer) = &layer {
-            for run in layered {
-                let (at, len) = (run.first.index() * FRAME_SIZE, run.count as usize * FRAME_SIZE);
-                guest.show_privately(layer, at, len, at as u64).map_err(host(action))?;
-            }
+        for run in &over.runs {
+            let Some(file) = over.file(run, &below.file) else { continue };
+            let (at, len) =
+                (run.frames.first.index() * FRAME_SIZE, run.frames.count as usize * FRAME_SIZE);
+            guest.show_privately(file, at, len, run.from).map_err(host(action))?;
         }
-        below.layer = layer;
+        below.over = over;
         let own = Ram::make_file(bytes).map_err(host("make a file for memory"))?;
         let ram = Ram::of(own, guest, true, open_pagemap().ok());
         *ram.below() = Some(below);
@@ -359,7 +470,7 @@ impl GuestMemory {
         if let Some(below) = &below {
             // Layers are not stacked: each takes mappings of who lies over it.
             let own = self.ram.own_runs().map_err(host("look at pages of memory"))?;
-            is_layer = below.layer.is_none() && own.len() <= RUNS_GOOD;
+            is_layer = below.over.is_empty() && own.len() <= RUNS_GOOD;
             match is_layer {
                 true => {
                     let len = self.bytes() + bitmap_len(self.layout.frames()) as u64;
@@ -386,6 +497,7 @@ impl GuestMemory {
     /// A device does not let go; the host refuses. The memory is as usable as before.
     pub fn become_image(&self, draft: ImageDraft) -> Result<Image, ImageError> {
         let _no_discard = self.discarding.lock().unwrap_or_else(PoisonError::into_inner);
+        self.unshare_all()?;
         let _unpinned = self.wait_unpinned(PATIENCE).ok_or(MoveError::Pinned)?;
         if self.is_frozen() {
             return Err(ImageError::Frozen);
@@ -399,6 +511,7 @@ impl GuestMemory {
         let is_over_an_image = of.is_some();
         if self.is_anonymous() && !is_over_an_image {
             self.ram.move_to_file().map_err(MoveError::Host)?;
+            self.merging.forget();
         }
         let action = "map an image of memory";
         let (mut layer, mut remains, mut copied) = (None, None, 0);
@@ -420,6 +533,14 @@ impl GuestMemory {
     }
 }
 
+/// The frames of an extent of a file that has frame 0 at `start`.
+fn run_of(extent: &Range<u64>, start: u64) -> FrameRange {
+    let frame = |at: u64| ((at - start) / FRAME_SIZE as u64) as u32;
+    FrameRange { first: Frame(frame(extent.start)), count: frame(extent.end) - frame(extent.start) }
+}
+
+/// A layer has contents in place of the image's: frame n at byte 4096 n. Behind the last is a bitmap of frames that are
+/// zeros in place of the image's contents: bit n % 8 of byte n / 8.
 fn read_bitmap(layer: &OwnedFd, frames: u32) -> io::Result<Bits> {
     let mut bytes = vec![0; bitmap_len(frames)];
     let file = File::from(layer.try_clone()?);
@@ -437,7 +558,8 @@ fn seal(file: &OwnedFd) -> Result<(), Errno> {
     let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     match rustix::fs::fcntl_get_seals(file) {
         Err(Errno::INVAL) => Ok(()),
-        found if found?.contains(seals) => Ok(()),
+        // One in memory says that it takes none.
+        found if found?.contains(SealFlags::SEAL) => Ok(()),
         _ => rustix::fs::fcntl_add_seals(file, seals),
     }
 }

@@ -38,6 +38,43 @@ impl Rig {
         Self::of(memory.expect("memory"), vec![0; frames], vec![false; frames])
     }
 
+    /// Over an image whose runs are elsewhere: in its own file at another place, or in another file.
+    fn over_runs() -> Self {
+        let (image, other) = (file(), file());
+        let mut expected = vec![0; FRAMES as usize];
+        for file in [&image, &other] {
+            rustix::fs::ftruncate(file, BYTES).expect("its length");
+        }
+        let put = |file: &OwnedFd, frame: u32, byte: u8| {
+            let at = u64::from(frame) * FRAME_SIZE as u64;
+            rustix::io::pwrite(file, &[byte; FRAME_SIZE], at).expect("written");
+        };
+        for frame in 0..30 {
+            put(&image, frame, 50 + frame as u8);
+            expected[frame as usize] = 50 + frame as u8;
+        }
+        (0..FRAMES).for_each(|frame| put(&other, frame, frame as u8));
+        let run = |first, count, file, from: u64| {
+            let frames = FrameRange { first: Frame(first), count };
+            ImageRun { frames, file, from: from * FRAME_SIZE as u64 }
+        };
+        let runs = vec![
+            run(5, 3, Some(0), 100),
+            run(40, 10, None, 3),
+            run(50, 60, Some(0), 2),
+            run(FRAMES - 1, 1, Some(0), 9),
+        ];
+        for run in &runs {
+            for (frame, from) in run.frames.frames().zip(run.from as u32 / FRAME_SIZE as u32..) {
+                expected[frame.index()] = if run.file.is_some() { from } else { 50 + from } as u8;
+            }
+        }
+        let layout = RamLayout::new(BYTES).expect("a layout");
+        let runs = ImageRuns { files: vec![other], runs };
+        let memory = GuestMemory::over_runs(layout, image, 0, runs).expect("over it");
+        Self::of(memory, expected, vec![false; FRAMES as usize])
+    }
+
     fn write(&mut self, frame: u32, byte: u8) {
         self.view.write(gpa(frame), &[byte; FRAME_SIZE]).expect("written");
         self.expected[frame as usize] = byte;
@@ -118,7 +155,7 @@ enum Step {
     End,
 }
 
-fn steps() -> impl Strategy<Value = (bool, Vec<(usize, Step)>)> {
+fn steps() -> impl Strategy<Value = (u8, Vec<(usize, Step)>)> {
     let frame = 0..FRAMES;
     let pinned = prop_oneof![3 => Just(None), 1 => frame.clone().prop_map(Some)];
     let step = prop_oneof![
@@ -130,14 +167,15 @@ fn steps() -> impl Strategy<Value = (bool, Vec<(usize, Step)>)> {
         1 => Just(Step::MoveToFile),
         1 => Just(Step::End),
     ];
-    (any::<bool>(), prop::collection::vec((0..6usize, step), 1..60))
+    (0..3u8, prop::collection::vec((0..6usize, step), 1..60))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn clones_and_their_parents_show_what_each_wrote((anonymous, steps) in steps()) {
-        let mut rigs = vec![Rig::new(anonymous)];
+    fn clones_and_their_parents_show_what_each_wrote((first, steps) in steps()) {
+        let mut rigs = vec![if first == 2 { Rig::over_runs() } else { Rig::new(first == 1) }];
+        rigs.iter_mut().for_each(Rig::compare);
         for (who, step) in steps {
             let who = who % rigs.len();
             let room = rigs.len() < 6;
@@ -218,6 +256,36 @@ fn what_cannot_be_an_image_is_refused() {
     assert!(matches!(error, ImageError::Overtaken), "{error}");
 }
 
+#[test]
+fn runs_that_are_nowhere_are_refused() {
+    let layout = RamLayout::new(BYTES).expect("a layout");
+    let over = |runs: &[(u32, u32, Option<usize>, u64)]| {
+        let image = file();
+        rustix::fs::ftruncate(&image, BYTES).expect("its length");
+        let other = file();
+        rustix::fs::ftruncate(&other, 4 * FRAME_SIZE as u64).expect("its length");
+        let run = |&(first, count, file, from): &(u32, u32, Option<usize>, u64)| ImageRun {
+            frames: FrameRange { first: Frame(first), count },
+            file,
+            from,
+        };
+        let runs = ImageRuns { files: vec![other], runs: runs.iter().map(run).collect() };
+        GuestMemory::over_runs(layout, image, 0, runs).map(drop)
+    };
+    let page = FRAME_SIZE as u64;
+    over(&[(0, 4, Some(0), 0), (4, 1, None, BYTES - page)]).expect("good");
+    for run in [(FRAMES - 1, 2, None, 0), (0, 0, None, 0), (u32::MAX, 2, None, 0)] {
+        assert!(matches!(over(&[run]), Err(ImageError::Run { .. })), "{run:?}");
+    }
+    let twice = [(0, 2, None, 0), (1, 2, None, 0)];
+    assert!(matches!(over(&twice), Err(ImageError::Run { first: 1, count: 2 })));
+    assert!(matches!(over(&[(0, 1, None, 1)]), Err(ImageError::Unaligned(1))));
+    let ends = [(0, 1, None, BYTES), (0, 2, Some(0), 3 * page), (0, 1, Some(1), 0)];
+    for run in ends.into_iter().chain([(0, 1, Some(0), u64::MAX - 4095)]) {
+        assert!(matches!(over(&[run]), Err(ImageError::Short { .. })), "{run:?}");
+    }
+}
+
 /// There are so many mappings and no more: the guest keeps what is beyond, with its contents.
 #[test]
 fn scattered_frames_are_given_back_up_to_a_number() {
@@ -264,4 +332,34 @@ fn absent_frames_are_fetched_before() {
     assert_eq!(clone.memory.counts().absent, 2);
     let source = clone.memory.add_source(Arc::new(Sevens)).expect("a source");
     clone.memory.make_absent([Frame(1)], source).expect_err("not over an image");
+}
+
+/// Nobody writes while it is frozen.
+struct Nobody;
+
+impl crate::Keep for Nobody {
+    fn keep(&self, frame: Frame, _: &[u8; FRAME_SIZE]) {
+        panic!("frame {frame} is written");
+    }
+}
+
+/// A live save of a clone: what it has never looked at is in the image, and what it wrote is its own.
+#[test]
+fn frozen_memory_over_an_image_has_the_image_s_contents() {
+    let mut parent = Rig::new(false);
+    (0..40).for_each(|frame| parent.write(frame, 7));
+    let mut clone = parent.clone();
+    clone.write(3, 9);
+    clone.write(100, 9);
+    clone.read(5, 0);
+    clone.discard(6, 1, false, None);
+    let frozen = clone.memory.freeze(Box::new(Nobody)).expect("frozen");
+    for frame in 0..FRAMES {
+        let mut found = [0; FRAME_SIZE];
+        let taken = frozen.take(Frame(frame), &mut found).expect("once");
+        let expected = clone.expected[frame as usize];
+        let what = if expected == 0 { crate::Taken::Zero } else { crate::Taken::Contents };
+        assert_eq!(taken, what, "frame {frame}");
+        assert!(expected == 0 || found == [expected; FRAME_SIZE], "frame {frame}");
+    }
 }

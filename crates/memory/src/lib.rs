@@ -13,7 +13,7 @@
 //!    untouched ----> resident <---- absent(source) <-- snapshot, swap, peer
 //!        ^   \       |  ^   ^
 //!        |    \      |  |   +--- an access takes a frame back
-//!        |     v     v  |
+//!        |     v     v  |        evict: the other way, contents kept
 //!        +--- ballooned-+        discard: mark, revoke, punch
 //!  return_from_balloon
 //! ```
@@ -44,15 +44,20 @@
 pub use address::{Access, Epoch, FRAME_SHIFT, FRAME_SIZE, Frame, FrameRange, Gpa, is_zero};
 pub use backing::MoveError;
 pub use discard::{Discard, DiscardError, Discarded};
-pub use events::{DiskBlock, Event, EventStream, Stamped};
+pub use events::{DiskBlock, Event, EventStream, Stamped, Transfer};
+pub use evict::{Evict, EvictError, Evicted};
 pub use freeze::{FreezeError, Frozen, Keep, TakeError, Taken};
 pub use guest_memory::{AbsentError, GuestMemory, HostPage, MemoryError, ResolveError};
-pub use image::{Image, ImageDraft, ImageError};
+pub use image::{Image, ImageDraft, ImageError, ImageRun, ImageRuns};
+pub use inbox::Inbox;
 pub use layout::{LayoutError, RamLayout, RamRange};
+pub use merge::{MERGE_RUNS_MAX, MERGE_UNIT, MergeError};
 pub use owners::Owners;
 pub use pin::{AccessError, PinnedSlice, read_at, write_at};
 pub use read_view::{ReadError, ReadView};
 pub use revoke::{MappingObserver, Revocation};
+pub use share::{SHARED_MAX, ShareError, Switch};
+pub use share_pool::{POOL_SLOTS_MAX, Pool, PoolError, PoolWriter, ZERO_SLOT};
 pub use shortage::Shortage;
 pub use source::{Source, SourceError, SourceId};
 pub use table::{FrameCounts, FrameFacts, FrameState};
@@ -68,16 +73,22 @@ mod bits;
 mod census;
 mod discard;
 mod events;
+mod evict;
 mod freeze;
 mod guest_memory;
 mod image;
+mod inbox;
 mod landing;
 mod layout;
+mod merge;
+mod origins;
 mod owners;
 mod pin;
 mod ram;
 mod read_view;
 mod revoke;
+mod share;
+mod share_pool;
 pub mod shortage;
 mod source;
 mod supply;

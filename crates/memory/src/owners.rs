@@ -22,6 +22,8 @@ const KERNEL_WROTE: u8 = 1 << 2;
 const KERNEL_RAN: u8 = 1 << 3;
 /// It was told as a root of page tables, since that was last forgotten.
 const ROOT: u8 = 1 << 4;
+/// The kernel has written to it, of which nobody was told yet: not of who uses it, but there is room.
+const CHANGED: u8 = 1 << 5;
 
 impl Owners {
     /// A program's memory, last that the kernel's own translations were used to write there.
@@ -66,17 +68,18 @@ impl OwnerTable {
     #[inline]
     pub(crate) fn note(&self, frame: Frame, access: Access, fetch: bool, user: bool) {
         let Some(owners) = self.0.get(frame.index()) else { return };
-        let before = owners.load(Ordering::Relaxed);
-        let after = match (user, access) {
+        let after = |before: u8| match (user, access) {
             (true, Access::Read) => before & !KERNEL_RAN | USER,
             (true, Access::Write) => before & !KERNEL_RAN | USER | USER_WROTE,
-            (false, Access::Write) => before & ROOT | KERNEL_WROTE,
+            (false, Access::Write) => before & (ROOT | CHANGED) | KERNEL_WROTE,
             (false, Access::Read) if fetch => before | KERNEL_RAN,
             (false, Access::Read) => before,
         };
-        if after != before {
-            // Of two vCPUs at once one may be forgotten: each is as true as the other.
-            owners.store(after, Ordering::Relaxed);
+        let before = owners.load(Ordering::Relaxed);
+        if after(before) != before {
+            let changed = |before| Some(after(before));
+            // It always has a value.
+            let _ = owners.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
         }
     }
 
@@ -94,6 +97,23 @@ impl OwnerTable {
 
     pub(crate) fn forget_kernel(&self, frame: Frame) {
         self.forget(frame, KERNEL_WROTE);
+    }
+
+    /// The kernel has written to it. False: that was not told before either. Sequentially consistent, so that whoever
+    /// looks for such frames finds it.
+    #[inline]
+    pub(crate) fn set_change(&self, frame: Frame) -> bool {
+        let owners = self.0.get(frame.index());
+        owners.is_some_and(|owners| owners.fetch_or(CHANGED, Ordering::SeqCst) & CHANGED == 0)
+    }
+
+    /// Whether it has since that was last asked.
+    #[inline]
+    pub(crate) fn take_change(&self, frame: Frame) -> bool {
+        self.0.get(frame.index()).is_some_and(|owners| {
+            owners.load(Ordering::SeqCst) & CHANGED != 0
+                && owners.fetch_and(!CHANGED, Ordering::SeqCst) & CHANGED != 0
+        })
     }
 
     fn forget(&self, frame: Frame, what: u8) {

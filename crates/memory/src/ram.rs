@@ -137,7 +137,7 @@ impl Mapping {
     }
 
     /// Maps `bytes` of the file at `offset` to where they are in RAM, in the place of what is there.
-    fn show(&self, file: &OwnedFd, offset: usize, bytes: usize) -> Result<(), Errno> {
+    pub(crate) fn show(&self, file: &OwnedFd, offset: usize, bytes: usize) -> Result<(), Errno> {
         self.map(file, offset, bytes, offset as u64, MapFlags::SHARED)
     }
 

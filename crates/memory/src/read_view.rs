@@ -38,6 +38,9 @@ pub enum ReadError {
     Absent(Frame),
 }
 
+/// A frame that is shared and copied in turn is looked for so often: each time the guest must have been faster.
+const ATTEMPTS: u32 = 100;
+
 impl ReadView {
     /// A view of all of `memory`.
     pub fn new(memory: Arc<GuestMemory>) -> ReadView {
@@ -71,18 +74,33 @@ impl ReadView {
     /// `into` is of `frame` from `gpa` on.
     fn read_frame(&self, frame: Frame, gpa: Gpa, into: &mut [u8]) -> Result<(), ReadError> {
         let _pinning = self.memory.pinning.read().unwrap_or_else(PoisonError::into_inner);
-        match self.memory.table.hold(frame) {
-            Held::Zeros => into.fill(0),
-            Held::Absent => return Err(ReadError::Absent(frame)),
-            Held::Page => {
-                let from = self.memory.ram.page(frame).as_ptr().wrapping_add(gpa.frame_offset());
-                // SAFETY: the frame is mapped and held until `unpin` below, and `into` ends where
-                // it does; `into` is host memory, so they do not overlap.
-                unsafe { into.as_mut_ptr().copy_from_nonoverlapping(from, into.len()) };
-                self.memory.table.unpin(frame);
+        for _ in 0..ATTEMPTS {
+            match self.memory.table.hold(frame) {
+                Held::Zeros => into.fill(0),
+                Held::Absent => {
+                    let mut contents = [0; FRAME_SIZE];
+                    if !self.memory.read_shared(frame, &mut contents) {
+                        if self.memory.table.word(frame).is_elsewhere() {
+                            break;
+                        }
+                        // Somebody has copied it meanwhile: it is the guest's own.
+                        continue;
+                    }
+                    let from = gpa.frame_offset();
+                    into.copy_from_slice(&contents[from..from + into.len()]);
+                }
+                Held::Page => {
+                    let from =
+                        self.memory.ram.page(frame).as_ptr().wrapping_add(gpa.frame_offset());
+                    // SAFETY: the frame is mapped and held until `unpin` below, and `into` ends where
+                    // it does; `into` is host memory, so they do not overlap.
+                    unsafe { into.as_mut_ptr().copy_from_nonoverlapping(from, into.len()) };
+                    self.memory.table.unpin(frame);
+                }
             }
+            return Ok(());
         }
-        Ok(())
+        Err(ReadError::Absent(frame))
     }
 }
 

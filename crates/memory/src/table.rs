@@ -182,15 +182,15 @@ impl FrameTable {
 
     /// The words of all frames, in order.
     pub(crate) fn words(&self) -> impl Iterator<Item = Word> {
-        self.entries.iter().map(|entry| Word(entry.word.load(Ordering::Acquire)))
+        (0..self.len()).map(|frame| self.word(Frame(frame)))
     }
 
     // ---- Arriving ----
 
     /// Whether the contents of `frame` are at a source, or on their way.
     pub(crate) fn is_elsewhere(&self, frame: Frame) -> bool {
-        let word = Word(self.entry(frame).word.load(Ordering::Relaxed));
-        matches!(word.tag(), Tag::Absent | Tag::Filling)
+        let word = self.word(frame);
+        matches!(word.tag(), Tag::Absent | Tag::Filling) && !word.has_page()
     }
 
     /// Whether somebody waits for `frame`.
@@ -276,7 +276,8 @@ impl FrameTable {
         }
     }
 
-    /// Pins `frame` if it has contents, and changes nothing else. Never waits.
+    /// Pins `frame` if it has contents, and changes nothing else; one that is being evicted stays. Waits only while
+    /// the contents of a frame go to a source.
     pub(crate) fn hold(&self, frame: Frame) -> Held {
         loop {
             let word = self.word(frame);
@@ -286,6 +287,12 @@ impl FrameTable {
                         return Held::Page;
                     }
                 }
+                Tag::Discarding if word.is_keeping() => {
+                    if self.exchange(frame, word, word.with_tag(Tag::Resident).pinned()) {
+                        return Held::Page;
+                    }
+                }
+                Tag::Punching if word.is_keeping() => self.wait(frame),
                 Tag::Untouched | Tag::Ballooned | Tag::Discarding | Tag::Punching => {
                     return Held::Zeros;
                 }
@@ -373,6 +380,29 @@ impl FrameTable {
         }
     }
 
+    /// Starts to evict `frame`: as [`FrameTable::begin_discard`], but only one that has a page of its own, and its
+    /// contents are kept. False: it stays what it is.
+    pub(crate) fn begin_evict(&self, frame: Frame) -> bool {
+        loop {
+            let word = self.word(frame);
+            let is_settled = matches!(word.tag(), Tag::Resident | Tag::Discarding);
+            if !is_settled || word.pins() != 0 {
+                return false;
+            }
+            if self.exchange(frame, word, word.with_tag(Tag::Discarding).keeping()) {
+                return true;
+            }
+        }
+    }
+
+    /// Ends what [`FrameTable::begin_punch`] began of an eviction: absent at `source`, or resident as before.
+    pub(crate) fn evicted(&self, frame: Frame, source: Option<SourceId>) {
+        self.settle(frame, |word| match source {
+            Some(source) => word.with_tag(Tag::Absent).with_source(source),
+            None => word.with_tag(Tag::Resident),
+        });
+    }
+
     /// After the revocation: true if `frame` may now be punched, false if an access took it back.
     pub(crate) fn begin_punch(&self, frame: Frame) -> bool {
         loop {
@@ -381,6 +411,7 @@ impl FrameTable {
                 return false;
             }
             let next = word.with_tag(Tag::Punching).without(Word::CODE);
+            let next = if word.is_keeping() { next.keeping() } else { next };
             if self.exchange(frame, word, next) {
                 return true;
             }

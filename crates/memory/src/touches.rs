@@ -143,6 +143,7 @@ mod tests {
     use super::*;
     use crate::address::Access;
     use crate::events::Event;
+    use crate::inbox::Inbox;
 
     fn taken(memory: &GuestMemory, tracer: Tracer) -> Vec<u32> {
         std::iter::from_fn(|| memory.take_touch(tracer)).map(|frame| frame.0).collect()
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(taken(&memory, Tracer::Sample), [5]);
         let events = memory.events().expect("somebody listens");
         assert!(events.note_access(Frame(5), Access::Write, false, true));
-        let told = events.take().map(|stamped| stamped.event);
+        let told = Inbox::default().take(events).map(|stamped| stamped.event);
         assert_eq!(told, Some(Event::Changed { frame: Frame(5), user: false }));
         memory.untrace(Tracer::Sample, [Frame(5)]);
         assert!(!access(&memory, 5));

@@ -1,10 +1,10 @@
 //! The packed word of the frame table: state, flags, source and pins of one frame.
 //!
 //! ```text
-//!  63        52 51         32 31     24 23        8 7  6   5     4   3 2   0
-//! +------------+-------------+---------+-----------+----+------+----+-+-----+
-//! |     0      | pins        |    0    | source    | 0  |WAITED|CODE|0| tag |
-//! +------------+-------------+---------+-----------+----+------+----+-+-----+
+//!  63        52 51         32 31     24 23        8 7  6   5     4    3      2   0
+//! +------------+-------------+---------+-----------+----+------+----+-------+-----+
+//! |     0      | pins        |    0    | source    | 0  |WAITED|CODE|KEEPING| tag |
+//! +------------+-------------+---------+-----------+----+------+----+-------+-----+
 //! ```
 //! All zeros is an untouched frame, so a fresh table is fresh memory of the host.
 
@@ -27,6 +27,8 @@ pub(crate) enum Tag {
 }
 
 const TAG_MASK: u64 = 0x7;
+/// Of a frame that is discarding or punching: its contents are not to be lost, they go to a source.
+const KEEPING: u64 = 1 << 3;
 const CODE: u64 = 1 << 4;
 const WAITED: u64 = 1 << 5;
 const SOURCE_SHIFT: u32 = 8;
@@ -74,13 +76,33 @@ impl Word {
         }
     }
 
+    /// Whether its contents are at a source that is asked for them.
+    pub(crate) const fn is_absent_elsewhere(self) -> bool {
+        matches!(self.tag(), Tag::Absent) && self.source().0 != SourceId::BASE.0
+    }
+
+    /// The same, or on its way from there.
+    pub(crate) const fn is_elsewhere(self) -> bool {
+        self.is_absent_elsewhere() || matches!(self.tag(), Tag::Filling)
+    }
+
     /// Whether an access has to wait for another thread.
     pub(crate) const fn is_busy(self) -> bool {
         matches!(self.tag(), Tag::Punching | Tag::Filling)
     }
 
+    /// In another state, in which nobody keeps its contents.
     pub(crate) const fn with_tag(self, tag: Tag) -> Word {
-        Word(self.0 & !TAG_MASK | tag as u64)
+        Word(self.0 & !(TAG_MASK | KEEPING) | tag as u64)
+    }
+
+    pub(crate) const fn keeping(self) -> Word {
+        Word(self.0 | KEEPING)
+    }
+
+    /// Whether it is on its way out with its contents.
+    pub(crate) const fn is_keeping(self) -> bool {
+        self.0 & KEEPING != 0
     }
 
     pub(crate) const fn source(self) -> SourceId {
@@ -128,6 +150,9 @@ mod tests {
         let word = Word(0).with_tag(Tag::Absent).with_source(SourceId(0xffff)).pinned();
         let word = Word(word.0 | CODE | WAITED);
         assert_eq!((word.tag(), word.source(), word.pins()), (Tag::Absent, SourceId(0xffff), 1));
+        let leaving = word.with_tag(Tag::Discarding).keeping();
+        assert_eq!((leaving.tag(), leaving.is_keeping()), (Tag::Discarding, true));
+        assert!(!leaving.with_tag(Tag::Resident).is_keeping() && !word.is_keeping());
         let word = word.with_tag(Tag::Resident).with_source(SourceId(0)).unpinned();
         assert_eq!((word.tag(), word.source(), word.pins()), (Tag::Resident, SourceId(0), 0));
         assert!(word.is_code() && word.is_waited());

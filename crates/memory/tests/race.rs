@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 use memory::{
-    Access, DeviceView, Discard, FRAME_SIZE, Frame, FrameState, Gpa, GuestMemory, HostPage,
-    MappingObserver, Revocation, Source, SourceError,
+    Access, DeviceView, Discard, Evict, FRAME_SIZE, Frame, FrameState, Gpa, GuestMemory, HostPage,
+    MappingObserver, Pool, PoolWriter, ReadView, Revocation, Source, SourceError, Switch,
 };
 
 const FRAMES: u32 = 32;
@@ -258,4 +258,204 @@ fn want_all(memory: &GuestMemory, together: &Barrier) {
         let bytes = u64::from_ne_bytes([frame.0 as u8 + 1; 8]);
         assert_eq!(cell(page.as_ptr(), 511).load(Ordering::Relaxed), bytes, "half a frame");
     }
+}
+
+/// What was evicted last of each frame.
+struct Swap(Vec<Mutex<[u8; FRAME_SIZE]>>);
+
+impl Source for Swap {
+    fn fetch(&self, frame: Frame, into: &mut [u8; FRAME_SIZE]) -> Result<(), SourceError> {
+        std::thread::yield_now();
+        *into = *self.0[frame.index()].lock().unwrap();
+        Ok(())
+    }
+}
+
+/// Keeps most, and is slow.
+struct Keeper<'a>(&'a Swap, Random);
+
+impl Evict for Keeper<'_> {
+    fn keep(&mut self, frame: Frame, contents: &[u8; FRAME_SIZE]) -> bool {
+        if self.1.below(8) == 0 {
+            return false;
+        }
+        let mut kept = self.0.0[frame.index()].lock().unwrap();
+        kept.copy_from_slice(contents);
+        std::thread::yield_now();
+        true
+    }
+}
+
+/// Counts up in its own cells: whatever is evicted meanwhile, no write of it is ever lost.
+fn count_up(accessor: usize, over: &AtomicU32, mut add: impl FnMut(&mut Random, u64, &mut [u64])) {
+    let mut random = Random(accessor as u64);
+    let mut counts = [0; FRAMES as usize];
+    let mut round = 0;
+    while over.load(Ordering::SeqCst) == 0 {
+        round += 1;
+        add(&mut random, round, &mut counts);
+    }
+}
+
+#[test]
+fn no_write_is_lost_while_frames_are_evicted_and_come_back() {
+    let memory = Arc::new(GuestMemory::with_bytes(gpa(Frame(FRAMES)).0).unwrap());
+    let swap = Arc::new(Swap((0..FRAMES).map(|_| Mutex::new([0; FRAME_SIZE])).collect()));
+    let source = memory.add_source(swap.clone()).unwrap();
+    let engine = Arc::new(Engine::new());
+    memory.set_observer(engine.clone());
+    let view = DeviceView::new(Arc::clone(&memory));
+    let over = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for number in 0..VCPUS {
+            let (engine, memory, over) = (&*engine, &*memory, &over);
+            scope.spawn(move || {
+                let mut vcpu = Vcpu { number, engine, memory, tlb: HashMap::new() };
+                count_up(number, over, |random, round, counts| {
+                    if round % 8 == 1 {
+                        vcpu.leave();
+                        vcpu.enter();
+                    }
+                    let [frame] = random.frames();
+                    let page = vcpu.translate(frame);
+                    let found = cell(page.as_ptr(), number).load(Ordering::Relaxed);
+                    assert_eq!(found, counts[frame.index()], "a write to frame {frame} is lost");
+                    counts[frame.index()] = round;
+                    cell(page.as_ptr(), number).store(round, Ordering::Relaxed);
+                    vcpu.safe_point();
+                });
+            });
+        }
+        let (view, over, memory) = (&view, &over, &*memory);
+        scope.spawn(move || {
+            count_up(VCPUS, over, |random, round, counts| {
+                let [frame] = random.frames();
+                let slice = view.slice(gpa(frame), FRAME_SIZE, Access::Write).unwrap();
+                let cell = cell(slice.as_ptr(), VCPUS);
+                assert_eq!(cell.load(Ordering::Relaxed), counts[frame.index()], "{frame}");
+                counts[frame.index()] = round;
+                cell.store(round, Ordering::Relaxed);
+            });
+        });
+        let mut keeper = Keeper(&swap, Random(5));
+        let (mut random, mut evicted) = (Random(3), 0);
+        let mut rounds = 0;
+        // On a crowded machine, all rounds may be over before anybody has touched a frame.
+        while rounds < ROUNDS / 60 || evicted == 0 {
+            let frames = random.frames::<12>();
+            evicted += memory.evict(frames, source, &mut keeper).unwrap().evicted;
+            rounds += 1;
+        }
+        over.store(1, Ordering::SeqCst);
+    });
+    let counts = memory.counts();
+    assert_eq!(counts.resident + counts.absent, FRAMES);
+}
+
+/// A vCPU that counts up in every frame, and sees that no count of anybody's goes back: it reads by translations that may
+/// have been made while the frame was shared, and writes only by those that it resolved for that.
+fn count_and_look(vcpu: &mut Vcpu<'_>, over: &AtomicU32) {
+    let mut writable: HashMap<Frame, HostPage> = HashMap::new();
+    let mut seen = [[0; VCPUS + 1]; FRAMES as usize];
+    let mut random = Random(vcpu.number as u64);
+    let mut round = 0u64;
+    while over.load(Ordering::SeqCst) == 0 {
+        round += 1;
+        if round.is_multiple_of(8) {
+            vcpu.leave();
+            // Frames are left alone for a while, so that some are found as they were.
+            std::thread::sleep(std::time::Duration::from_micros(50));
+            vcpu.enter();
+        }
+        if vcpu.tlb.is_empty() {
+            writable.clear();
+        }
+        let [frame] = random.frames();
+        let resolve = |access| vcpu.memory.resolve(frame, access).unwrap();
+        let page = *vcpu.tlb.entry(frame).or_insert_with(|| resolve(Access::Read));
+        let before = &mut seen[frame.index()];
+        for (accessor, before) in before.iter_mut().enumerate() {
+            let found = cell(page.as_ptr(), accessor).load(Ordering::Relaxed);
+            assert!(found >= *before, "{found} after {before} of {accessor} in frame {frame}");
+            *before = found;
+        }
+        if random.below(8) == 0 {
+            let page = *writable.entry(frame).or_insert_with(|| resolve(Access::Write));
+            before[vcpu.number] += 1;
+            cell(page.as_ptr(), vcpu.number).store(before[vcpu.number], Ordering::Relaxed);
+            let by_read = cell(vcpu.tlb[&frame].as_ptr(), vcpu.number).load(Ordering::Relaxed);
+            assert_eq!(by_read, before[vcpu.number], "the old translation shows another page");
+        }
+        vcpu.safe_point();
+    }
+}
+
+#[test]
+fn no_write_is_lost_while_frames_are_shared_and_copied() {
+    let memory = Arc::new(GuestMemory::with_bytes(gpa(Frame(FRAMES)).0).unwrap());
+    let mut pool = PoolWriter::new(2 * FRAMES).unwrap();
+    memory.attach_pool(Pool::open(pool.descriptor().unwrap()).unwrap()).unwrap();
+    let engine = Arc::new(Engine::new());
+    memory.set_observer(engine.clone());
+    let view = DeviceView::new(Arc::clone(&memory));
+    let over = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for number in 0..VCPUS {
+            let (engine, memory, over) = (&*engine, &*memory, &over);
+            scope.spawn(move || {
+                let mut vcpu = Vcpu { number, engine, memory, tlb: HashMap::new() };
+                vcpu.enter();
+                count_and_look(&mut vcpu, over);
+            });
+        }
+        let (view, over, memory) = (&view, &over, &memory);
+        scope.spawn(move || {
+            count_up(VCPUS, over, |random, round, counts| {
+                let [frame] = random.frames();
+                let slice = view.slice(gpa(frame), FRAME_SIZE, Access::Write).unwrap();
+                let cell = cell(slice.as_ptr(), VCPUS);
+                assert_eq!(cell.load(Ordering::Relaxed), counts[frame.index()], "{frame}");
+                counts[frame.index()] = round;
+                cell.store(round, Ordering::Relaxed);
+                drop(slice);
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            });
+        });
+        // Stops them if it fails, too.
+        struct Stop<'a>(&'a AtomicU32);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(1, Ordering::SeqCst);
+            }
+        }
+        let _stop = Stop(over);
+        let looked = ReadView::new(Arc::clone(memory));
+        let mut free: Vec<u32> = (1..2 * FRAMES).collect();
+        let (mut random, mut shared, mut differed) = (Random(3), 0, 0);
+        while shared < 2000 || differed == 0 {
+            free.extend(memory.released_slots());
+            let (frames, mut wanted) = (random.frames::<12>(), Vec::new());
+            for frame in frames.iter().filter(|_| memory.shared() < FRAMES - 12) {
+                let Some(slot) = free.pop() else { break };
+                let mut contents = [0; FRAME_SIZE];
+                looked.read(gpa(*frame), &mut contents).unwrap();
+                pool.put(slot, &contents);
+                wanted.push((*frame, slot));
+            }
+            let outcome = memory.share(&wanted).unwrap();
+            for ((_, slot), outcome) in wanted.into_iter().zip(outcome) {
+                match outcome {
+                    Switch::Shared => shared += 1,
+                    outcome => {
+                        differed += u32::from(outcome == Switch::Differs);
+                        free.push(slot);
+                    }
+                }
+            }
+        }
+    });
+    let counts = memory.counts();
+    let other = counts.untouched;
+    assert_eq!(counts.resident + counts.absent + other, FRAMES);
+    assert_eq!(counts.absent, memory.shared());
 }

@@ -179,5 +179,6 @@ fn description() -> Description {
         machine_version: 1,
         disks: Vec::new(),
         generation: None,
+        agent: false,
     }
 }

@@ -105,8 +105,24 @@ impl SnapshotError {
         operation: &'static str,
         path: impl ToString,
     ) -> impl FnOnce(io::Error) -> SnapshotError {
-        move |error| SnapshotError::Host { operation, path: path.to_string(), error }
+        move |error| SnapshotError::Host { operation, path: printable(path), error }
     }
+}
+
+/// Without control characters: what a file says goes to a terminal.
+pub(crate) fn printable(text: impl ToString) -> String {
+    let text = text.to_string();
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut printed = String::new();
+    for character in text.chars() {
+        match character.is_control() {
+            true => printed.extend(character.escape_debug()),
+            false => printed.push(character),
+        }
+    }
+    printed
 }
 
 /// May another try succeed?

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags};
 
 use crate::store::{Directory, Store};
 
@@ -14,6 +14,8 @@ pub(crate) trait Output: Send + Sync {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// What is beyond what was written is a hole, which reads as zeros.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Makes a hole, which reads as zeros.
+    fn punch(&self, offset: u64, bytes: u64) -> io::Result<()>;
     /// Makes it durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -27,6 +29,8 @@ pub(crate) trait Host: Send + Sync {
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
     /// To read again what was written.
     fn store(&self, path: &Path) -> io::Result<Box<dyn Store>>;
+    /// Another name of the same file.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Each gets the other's name, at once.
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
@@ -44,6 +48,11 @@ impl Output for File {
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         File::set_len(self, bytes)
+    }
+
+    fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(self, how, offset, bytes)?)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -67,6 +76,10 @@ impl Host for RealHost {
 
     fn store(&self, path: &Path) -> io::Result<Box<dyn Store>> {
         Ok(Box::new(Directory::open(path)?))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::hard_link(from, to)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -37,6 +37,7 @@
 //!     machine_version: 1,
 //!     disks: Vec::new(),
 //!     generation: None,
+//!     agent: false,
 //! };
 //! writer.finish(vm, b"{}", &[Frame(7)])?;
 //!
@@ -52,25 +53,33 @@ pub use checksum::{Checksum, Id};
 pub use chunk::Batch;
 pub use codec::Compression;
 pub use error::SnapshotError;
+pub use extents::Extent;
 pub use manifest::{
-    Cpu, Description, Disk, DiskFile, Manifest, Memory, Parent, Part, Parts, Range, Time, Totals,
-    VERSION,
+    Cpu, Description, Disk, DiskFile, Manifest, Memory, PARTS, Parent, Part, Parts, Range, Time,
+    Totals, VERSION,
 };
 pub use map::{Kind, Run};
+pub use outline::Outline;
 pub use reader::{DiskBlocks, Place, PlainImage, Snapshot};
 pub use store::{Directory, InMemory, ReadAt, Store};
+pub use urgency::{is_ahead, read_ahead};
 pub use working_set::WorkingSet;
-pub use writer::{Lane, Left, Options, Saved, Writer};
+pub use writer::{Lane, Left, Options, Saved, Sharing, Writer, remove};
 
 mod checksum;
 mod chunk;
 mod codec;
 mod error;
+mod extents;
 mod host;
 mod manifest;
 mod map;
+mod outline;
 mod reader;
 pub mod responsiveness;
 mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod urgency;
 mod working_set;
 mod writer;

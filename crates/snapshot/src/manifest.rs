@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checksum::{Checksum, Id, parse_hexadecimal};
 use crate::codec::Compression;
-use crate::error::SnapshotError;
+use crate::error::{SnapshotError, printable};
 use crate::store::{PartFile, Store};
 
 /// The format that this crate reads and writes.
@@ -26,10 +26,39 @@ pub(crate) mod part {
     pub(crate) const CHUNKS: &str = "chunks";
     pub(crate) const WORKING_SET: &str = "working-set";
     pub(crate) const WORKING_SET_NEW: &str = "working-set.new";
-    /// All that a snapshot's directory may hold.
-    pub(crate) const ALL: [&str; 8] =
-        [MANIFEST, MACHINE, FRAMES, INDEX, MEMORY, CHUNKS, WORKING_SET, WORKING_SET_NEW];
+    pub(crate) const EXTENTS: &str = "extents";
+    /// All that a snapshot's directory may hold, and the shared files.
+    pub(crate) const ALL: [&str; 9] =
+        [MANIFEST, MACHINE, FRAMES, INDEX, MEMORY, CHUNKS, WORKING_SET, WORKING_SET_NEW, EXTENTS];
+    const SHARED: &str = "shared-";
+
+    /// A file that it has in common with others, from 1 on.
+    pub(crate) fn shared(number: usize) -> String {
+        format!("{SHARED}{number}")
+    }
+
+    /// Whether it is the name of such a file.
+    pub(crate) fn is_shared(name: &str) -> bool {
+        let number = name.strip_prefix(SHARED).and_then(|number| number.parse::<usize>().ok());
+        number.is_some_and(|number| {
+            (1..=crate::extents::SHARED_MAX).contains(&number) && shared(number) == name
+        })
+    }
 }
+
+/// The names of a snapshot's parts, in no order; not all have all.
+pub const PARTS: [&str; 7] = [
+    part::MANIFEST,
+    part::MACHINE,
+    part::FRAMES,
+    part::INDEX,
+    part::MEMORY,
+    part::CHUNKS,
+    part::WORKING_SET,
+];
+
+/// Frames may be elsewhere than at their place in `memory`: the part `extents`.
+pub(crate) const FEATURE_EXTENTS: &str = "extents";
 
 /// First word of a manifest.
 const MAGIC: &str = "FATHOM-SNAPSHOT";
@@ -53,6 +82,9 @@ pub struct Description {
     pub disks: Vec<Disk>,
     /// The VM generation identity that the guest sees (Microsoft's VMGenID), if it sees one.
     pub generation: Option<Id>,
+    /// Whether an agent in the guest has made it ready to be started many times.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
 }
 
 /// A moment by the host's clock.
@@ -107,7 +139,7 @@ pub struct Part {
 }
 
 /// The parts that the manifest vouches for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
     /// The machine's state.
     pub machine: Part,
@@ -119,6 +151,12 @@ pub struct Parts {
     pub memory_bytes: u64,
     /// The chunks of a compressed image.
     pub chunks: Option<Part>,
+    /// Where frames are that are not at their place in the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extents: Option<Part>,
+    /// Lengths of the files that it has in common with others: `shared-1` and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_bytes: Vec<u64>,
 }
 
 /// How many frames are of each kind.
@@ -174,7 +212,7 @@ pub struct Parent {
 pub struct Manifest {
     /// Which snapshot this is.
     pub id: Id,
-    /// Features without which it must not be read. Version 1 has none.
+    /// Features without which it must not be read: `extents`, or none.
     #[serde(default)]
     pub needs: Vec<String>,
     /// What it is of.
@@ -199,8 +237,11 @@ impl Manifest {
         Ok((bytes, checksum))
     }
 
-    /// Reads and checks it.
-    pub(crate) fn read(store: &dyn Store) -> Result<(Manifest, Checksum), SnapshotError> {
+    /// Reads and checks the part `manifest`, which is all that is read; answers its checksum, too.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged, or of another version.
+    pub fn read(store: &dyn Store) -> Result<(Manifest, Checksum), SnapshotError> {
         let file = PartFile::open(store, part::MANIFEST)?;
         if file.bytes > BYTES_MAX {
             return Err(file.corrupt(0, "length", format!("at most {BYTES_MAX}"), file.bytes));
@@ -247,12 +288,12 @@ fn open_envelope<'a>(
     }
     let version = words.next().unwrap_or_default();
     if version != VERSION.to_string() {
-        return Err(SnapshotError::Version { path: file.path.clone(), found: version.into() });
+        return Err(SnapshotError::Version { path: file.path.clone(), found: printable(version) });
     }
-    let expected = words.next().unwrap_or_default();
+    let expected = words.collect::<Vec<_>>().join(" ");
     let json = rest.get(1..).unwrap_or_default();
     let found = Checksum::of(json);
-    if parse_hexadecimal(expected, 16) != Some(u128::from(found.0)) || words.next().is_some() {
+    if parse_hexadecimal(&expected, 16) != Some(u128::from(found.0)) {
         return Err(file.corrupt(line_end as u64 + 1, "checksum", expected, found));
     }
     Ok((json, found))
@@ -273,7 +314,7 @@ fn parse(file: &PartFile, json: &[u8], at: usize) -> Result<Manifest, SnapshotEr
         file.corrupt(offset as u64, "manifest", "fields of version 1", error)
     };
     let Needs { needs } = serde_json::from_slice(json).map_err(wrong)?;
-    if let Some(feature) = needs.into_iter().next() {
+    if let Some(feature) = needs.into_iter().find(|feature| feature != FEATURE_EXTENTS) {
         return Err(SnapshotError::Needs { path: file.path.clone(), feature });
     }
     serde_json::from_slice(json).map_err(wrong)

@@ -70,7 +70,7 @@ pub struct Run {
 /// Bytes of a run in the file.
 pub(crate) const RUN_BYTES: usize = 24;
 /// A block of a disk is below this.
-const BLOCK_END: u64 = 1 << 55;
+pub(crate) const BLOCK_END: u64 = 1 << 51;
 /// Runs that are read at once.
 const RUNS_AT_ONCE: usize = 2730;
 
@@ -105,7 +105,7 @@ impl Run {
                 let disk =
                     u8::try_from(disk).map_err(|_| ("disk", "below 256", u64::from(disk)))?;
                 if block >= BLOCK_END - u64::from(count) {
-                    return Err(("block", "below 2^55", block));
+                    return Err(("block", "below 2^51", block));
                 }
                 Kind::Disk(DiskBlock { disk, block })
             }

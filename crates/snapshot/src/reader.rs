@@ -11,7 +11,8 @@ use crate::checksum::Checksum;
 use crate::chunk::{Batch, CHUNK_FRAMES, Page, RECORD_BYTES, Record};
 use crate::codec::Compression;
 use crate::error::SnapshotError;
-use crate::manifest::{MACHINE_BYTES_MAX, Manifest, part, plain_bytes};
+use crate::extents::{Extent, Extents};
+use crate::manifest::{MACHINE_BYTES_MAX, Manifest, Parent, part, plain_bytes};
 use crate::map::{FrameMap, Kind, Run};
 use crate::store::{Directory, PartFile, Store};
 use crate::working_set::WorkingSet;
@@ -27,6 +28,14 @@ const CHECK_PIECE: usize = 1 << 20;
 pub trait DiskBlocks: Send + Sync {
     /// Reads one block of 4 KiB.
     fn read(&self, block: DiskBlock, into: &mut [u8; FRAME_SIZE]) -> io::Result<()>;
+
+    /// Reads neighbouring blocks, one for each 4 KiB of `into`.
+    fn read_run(&self, first: DiskBlock, into: &mut [u8]) -> io::Result<()> {
+        for (number, page) in into.as_chunks_mut().0.iter_mut().enumerate() {
+            self.read(DiskBlock { block: first.block + number as u64, ..first }, page)?;
+        }
+        Ok(())
+    }
 }
 
 /// A snapshot, open and checked, with its ancestors. All reads are by position, from any thread.
@@ -41,6 +50,7 @@ pub struct Snapshot {
     image: PartFile,
     /// Of a compressed image.
     chunks: Option<Chunks>,
+    extents: Extents,
     parent: Option<Arc<Snapshot>>,
     disks: Option<Arc<dyn DiskBlocks>>,
 }
@@ -66,16 +76,22 @@ enum At {
     Plain { first: Frame, count: u32 },
     /// A chunk of a compressed one.
     Chunk(u32),
+    /// Up to 64 frames in neighbouring blocks of a disk.
+    Disk { first: Frame, count: u32 },
 }
 
-/// A memory image that can be mapped: each stored frame is at `offset` plus its number times 4096. The rest
-/// are holes, which read as zeros.
-#[derive(Clone, Copy, Debug)]
+/// A memory image that can be mapped: each stored frame is at `offset` plus its number times 4096, unless an extent says
+/// another place. The rest are holes, which read as zeros.
+#[derive(Clone, Debug)]
 pub struct PlainImage<'a> {
     /// The file. It may be cut short by others while it is mapped: an access past its end is then SIGBUS.
     pub file: BorrowedFd<'a>,
     /// Where frame 0 is: a multiple of 2 MiB.
     pub offset: u64,
+    /// By rising frame.
+    pub extents: &'a [Extent],
+    /// Of the extents: the first is their number 1.
+    pub shared: Vec<BorrowedFd<'a>>,
 }
 
 impl Snapshot {
@@ -101,6 +117,24 @@ impl Snapshot {
     }
 
     fn open_generation(store: Box<dyn Store>, descendants: usize) -> Result<Self, SnapshotError> {
+        Self::open_with(store, |store, manifest| open_parent(store, manifest, descendants))
+    }
+
+    /// As [`Snapshot::open_store`], with a parent that is open already: the manifest says which it must be.
+    pub(crate) fn open_beside(
+        store: Box<dyn Store>,
+        parent: Option<Arc<Snapshot>>,
+    ) -> Result<Self, SnapshotError> {
+        Self::open_with(store, |store, manifest| match (&manifest.parent, parent) {
+            (Some(reference), Some(parent)) => check_parent(store, reference, parent).map(Some),
+            _ => Ok(None),
+        })
+    }
+
+    fn open_with(
+        store: Box<dyn Store>,
+        parent: impl FnOnce(&dyn Store, &Manifest) -> Result<Option<Arc<Snapshot>>, SnapshotError>,
+    ) -> Result<Self, SnapshotError> {
         let (manifest, checksum) = Manifest::read(&*store)?;
         let name = store.name();
         let layout = manifest.layout(&name)?;
@@ -124,7 +158,8 @@ impl Snapshot {
         }
         let image = PartFile::open_sized(&*store, part::MEMORY, parts.memory_bytes)?;
         let chunks = Chunks::open(&*store, &manifest, &image, plain_bytes(&layout))?;
-        let parent = open_parent(&*store, &manifest, descendants)?;
+        let extents = Extents::open(&*store, &manifest, &image, &map)?;
+        let parent = parent(&*store, &manifest)?;
         let snapshot = Snapshot {
             store,
             manifest,
@@ -135,6 +170,7 @@ impl Snapshot {
             index,
             image,
             chunks,
+            extents,
             parent,
             disks: None,
         };
@@ -230,7 +266,47 @@ impl Snapshot {
     /// The memory image, if it can be mapped. Frames that the parent has are not in it, nor those on disks.
     pub fn plain_image(&self) -> Option<PlainImage<'_>> {
         let file = if self.chunks.is_none() { self.image.file.descriptor()? } else { return None };
-        Some(PlainImage { file, offset: 0 })
+        let shared = self.extents.files().iter().map(|part| part.file.descriptor());
+        let shared = shared.collect::<Option<Vec<_>>>()?;
+        Some(PlainImage { file, offset: 0, extents: self.extents.runs(), shared })
+    }
+
+    /// How many of its stored frames are in files that it has in common with others, or in its own for the second time.
+    pub fn shared_frames(&self) -> u32 {
+        self.extents.frames()
+    }
+
+    /// The checksum of each frame of a plain image, and its place: the number of a file, as of [`Extent`], and a frame of it.
+    ///
+    /// # Errors
+    /// The index cannot be read, or the image is compressed.
+    pub(crate) fn stored_frames(&self) -> Result<Vec<(Checksum, u32, u32)>, SnapshotError> {
+        if self.chunks.is_some() {
+            return Err(SnapshotError::Bug("frames of a compressed image".into()));
+        }
+        let mut found = Vec::with_capacity(self.manifest.memory.frames.stored as usize);
+        for run in self.map.runs().iter().filter(|run| run.kind == Kind::Stored) {
+            let rank = self.map.get(run.first).map_or(0, |(_, rank)| rank);
+            let mut entries = vec![0; run.count as usize * 8];
+            self.index.read(&mut entries, u64::from(rank) * 8)?;
+            let frames = FrameRange { first: run.first, count: run.count }.frames();
+            found.extend(frames.zip(entries.as_chunks().0).map(|(frame, entry)| {
+                let (file, at) = self.extents.place(frame);
+                (Checksum(u64::from_le_bytes(*entry)), file, at)
+            }));
+        }
+        Ok(found)
+    }
+
+    /// The file of that number, and its name in the directory.
+    pub(crate) fn image_file(&self, number: u32) -> Option<(&PartFile, String)> {
+        match number {
+            0 => Some((&self.image, part::MEMORY.to_owned())),
+            _ => {
+                let number = number as usize;
+                Some((self.extents.files().get(number - 1)?, part::shared(number)))
+            }
+        }
     }
 
     /// The contents of `frame`, checked.
@@ -265,21 +341,40 @@ impl Snapshot {
         let disks = self.disks.as_ref().ok_or(SnapshotError::NoDisks { frame, block })?;
         let path = format!("disk {}", block.disk);
         disks.read(block, into).map_err(SnapshotError::host("read", &path))?;
-        let (expected, found) = (Checksum(self.entry(rank)?), Checksum::of(into));
-        if expected == found {
-            return Ok(());
+        check_block(block, into, self.entry(rank)?)
+    }
+
+    /// Reads `count` frames, at most 64, that are in neighbouring blocks of a disk.
+    fn read_disk_run(
+        &self,
+        first: Frame,
+        count: u32,
+        batch: &mut Batch,
+    ) -> Result<(), SnapshotError> {
+        let run = self.map.run(first).filter(|run| count <= run.count - (first.0 - run.first.0));
+        let Some((Kind::Disk(block), rank)) = run.and(self.map.get(first)) else {
+            return Err(SnapshotError::Bug(format!("{count} frames at {first}: not on a disk")));
+        };
+        let no_disks = SnapshotError::NoDisks { frame: first, block };
+        let disks = self.disks.as_ref().ok_or(no_disks)?;
+        let path = format!("disk {}", block.disk);
+        let pages = batch.start(FrameRange { first, count }.frames());
+        disks.read_run(block, pages).map_err(SnapshotError::host("read", &path))?;
+        let mut entries = [0; CHUNK_FRAMES * 8];
+        let entries = &mut entries[..(count as usize * 8).min(CHUNK_FRAMES * 8)];
+        self.index.read(entries, u64::from(rank) * 8)?;
+        let expected = entries.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        for (number, ((_, page), entry)) in batch.iter().zip(expected).enumerate() {
+            let block = DiskBlock { block: block.block + number as u64, ..block };
+            check_block(block, page, entry)?;
         }
-        let (offset, what) = (block.block * FRAME_SIZE as u64, "checksum of a block");
-        let (expected, found) = (expected.to_string(), found.to_string());
-        Err(SnapshotError::Corrupt { path, offset, what, expected, found })
+        Ok(())
     }
 
     fn read_stored(&self, frame: Frame, rank: u32, into: &mut Page) -> Result<(), SnapshotError> {
         let entry = self.entry(rank)?;
         let Some(chunks) = &self.chunks else {
-            let at = u64::from(frame.0) * FRAME_SIZE as u64;
-            self.image.read(into, at)?;
-            return self.check_page(frame, into, entry);
+            return self.read_run(FrameRange { first: frame, count: 1 }, into, |_| Ok(entry));
         };
         let (number, slot) = self.chunk_of(frame, rank, entry)?;
         let batch = chunks.get(number, &self.image, &self.map)?;
@@ -293,13 +388,30 @@ impl Snapshot {
         Ok(())
     }
 
-    fn check_page(&self, frame: Frame, page: &Page, entry: u64) -> Result<(), SnapshotError> {
-        let (expected, found) = (Checksum(entry), Checksum::of(page));
-        if expected == found {
-            return Ok(());
+    /// Reads frames of a plain image, and compares the checksum of each with that of its entry, which is asked for by
+    /// its place among them.
+    fn read_run(
+        &self,
+        frames: FrameRange,
+        into: &mut [u8],
+        entry: impl Fn(usize) -> Result<u64, SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let mut rest = into;
+        let mut number = 0;
+        for segment in self.extents.segments(frames, &self.image) {
+            let (pages, behind) = rest.split_at_mut(segment.count as usize * FRAME_SIZE);
+            rest = behind;
+            segment.file.read(pages, segment.offset)?;
+            for (page, at) in pages.as_chunks::<FRAME_SIZE>().0.iter().zip(0u64..) {
+                let (expected, found) = (Checksum(entry(number)?), Checksum::of(page));
+                if expected != found {
+                    let at = segment.offset + at * FRAME_SIZE as u64;
+                    return Err(segment.file.corrupt(at, "checksum of a frame", expected, found));
+                }
+                number += 1;
+            }
         }
-        let at = u64::from(frame.0) * FRAME_SIZE as u64;
-        Err(self.image.corrupt(at, "checksum of a frame", expected, found))
+        Ok(())
     }
 
     fn entry(&self, rank: u32) -> Result<u64, SnapshotError> {
@@ -322,7 +434,7 @@ impl Snapshot {
 
     // ---- Many frames at once ----
 
-    /// What is read together with `frame`; `None` if it has no contents, or has them on a disk.
+    /// What is read together with `frame`; `None` if it has no contents.
     ///
     /// # Errors
     /// The index cannot be read.
@@ -343,6 +455,10 @@ impl Snapshot {
                     let at = owner.place_at(frame, rank, frames)?;
                     return Ok(Some(Place { ancestor, at }));
                 }
+                (Some((Kind::Disk(_), _)), _) if ancestor == 0 => {
+                    let (first, count) = self.group(frame, frames);
+                    return Ok(Some(Place { ancestor, at: At::Disk { first, count } }));
+                }
                 (Some((Kind::Parent, _)), Some(parent)) => {
                     (owner, ancestor) = (parent, ancestor + 1);
                 }
@@ -356,24 +472,36 @@ impl Snapshot {
             let (number, _) = self.chunk_of(frame, rank, self.entry(rank)?)?;
             return Ok(At::Chunk(number));
         }
+        let (first, count) = self.group(frame, frames);
+        Ok(At::Plain { first, count })
+    }
+
+    /// Those of the `frames` aligned ones around `frame` that are of its run.
+    fn group(&self, frame: Frame, frames: u32) -> (Frame, u32) {
         let frames = frames.clamp(1, CHUNK_FRAMES as u32);
         let group = frame.0 - frame.0 % frames;
         let group_end = group.saturating_add(frames);
-        let run = self.map.run(frame).filter(|run| run.kind == Kind::Stored);
+        let run = self.map.run(frame);
         let (first, end) =
             run.map_or((frame.0, frame.0 + 1), |run| (run.first.0, run.first.0 + run.count));
         let first = first.max(group);
-        Ok(At::Plain { first: Frame(first), count: end.min(group_end) - first })
+        (Frame(first), end.min(group_end) - first)
     }
 
-    /// Everything that is stored, this snapshot's image first, then its ancestors', each in the order of its
-    /// file: for who wants all of it. [`Snapshot::read_place`] tells which frames they have. Frames on
-    /// disks are not among them.
+    /// Everything that has contents: what is on disks first, then this snapshot's image, then its ancestors', each in
+    /// the order of its file: for who wants all of it. [`Snapshot::read_place`] tells which frames they have.
     pub fn places(&self) -> impl Iterator<Item = Place> + Send {
         let ancestors = std::iter::successors(Some(self), |snapshot| snapshot.parent.as_deref());
-        ancestors.enumerate().flat_map(|(ancestor, snapshot)| {
+        let stored = ancestors.enumerate().flat_map(|(ancestor, snapshot)| {
             snapshot.own_places().map(move |at| Place { ancestor: ancestor as u8, at })
-        })
+        });
+        self.disk_places().map(|at| Place { ancestor: 0, at }).chain(stored)
+    }
+
+    /// An ancestor's are not this snapshot's.
+    fn disk_places(&self) -> impl Iterator<Item = At> + Send + '_ {
+        let on_disk = self.map.runs().iter().filter(|run| matches!(run.kind, Kind::Disk(_)));
+        on_disk.flat_map(|run| pieces(*run)).map(|(first, count)| At::Disk { first, count })
     }
 
     fn own_places(&self) -> Box<dyn Iterator<Item = At> + Send + '_> {
@@ -381,15 +509,8 @@ impl Snapshot {
             return Box::new((0..chunks.count()).map(At::Chunk));
         }
         let stored = self.map.runs().iter().filter(|run| run.kind == Kind::Stored);
-        Box::new(stored.flat_map(|run| {
-            let end = run.first.0 + run.count;
-            let next = |at: &u32| Some(at - at % CHUNK_FRAMES as u32 + CHUNK_FRAMES as u32);
-            let starts = std::iter::successors(Some(run.first.0), next);
-            starts.take_while(move |&at| at < end).map(move |at| {
-                let group_end = at - at % CHUNK_FRAMES as u32 + CHUNK_FRAMES as u32;
-                At::Plain { first: Frame(at), count: end.min(group_end) - at }
-            })
-        }))
+        let pieces = stored.flat_map(|run| pieces(*run));
+        Box::new(pieces.map(|(first, count)| At::Plain { first, count }))
     }
 
     /// Reads the frames of `place` that are this snapshot's: an ancestor's image has others, too, that were
@@ -407,6 +528,9 @@ impl Snapshot {
         }
         match (place.at, &owner.chunks) {
             (At::Plain { first, count }, None) => owner.read_plain(first, count, batch)?,
+            (At::Disk { first, count }, _) if place.ancestor == 0 => {
+                owner.read_disk_run(first, count, batch)?;
+            }
             (At::Chunk(number), Some(chunks)) => {
                 let record = chunks.record(number, &owner.image, &owner.map)?;
                 record.read(&owner.image, 0, chunks.compression, batch)?;
@@ -441,36 +565,44 @@ impl Snapshot {
             return Err(SnapshotError::Bug(format!("{count} frames at {first}: not all stored")));
         };
         let range = FrameRange { first, count };
-        self.image.read(batch.start(range.frames()), u64::from(first.0) * FRAME_SIZE as u64)?;
         let mut entries = [0; CHUNK_FRAMES * 8];
         let entries = &mut entries[..(count as usize * 8).min(CHUNK_FRAMES * 8)];
         self.index.read(entries, u64::from(rank) * 8)?;
-        let expected = entries.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
-        for ((frame, page), entry) in batch.iter().zip(expected) {
-            self.check_page(frame, page, entry)?;
-        }
-        Ok(())
+        let missing = || SnapshotError::Bug(format!("{count} frames at {first}: too many"));
+        let expected = |number: usize| {
+            let bytes = entries.as_chunks().0.get(number).ok_or_else(missing)?;
+            Ok(u64::from_le_bytes(*bytes))
+        };
+        self.read_run(range, batch.start(range.frames()), expected)
     }
 
-    /// Reads and checks everything: this snapshot's files, its working set, and its ancestors.
+    /// Reads and checks everything: this snapshot's files, its working set, what it has of disks if they are known, and
+    /// its ancestors.
     ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn verify(&self) -> Result<(), SnapshotError> {
+        self.verify_own()?;
+        self.parent.as_ref().map_or(Ok(()), |parent| parent.verify())
+    }
+
+    /// The same without its ancestors.
+    pub(crate) fn verify_own(&self) -> Result<(), SnapshotError> {
         self.machine()?;
         self.index.check(&self.manifest.parts.index, CHECK_PIECE, |_, _| Ok(()))?;
         if let (Some(chunks), Some(part)) = (&self.chunks, &self.manifest.parts.chunks) {
             chunks.records.check(part, CHECK_PIECE, |_, _| Ok(()))?;
         }
         let mut batch = Batch::new();
-        for at in self.own_places() {
+        let on_disk = self.disk_places().filter(|_| self.disks.is_some());
+        for at in on_disk.chain(self.own_places()) {
             self.read_place(Place { ancestor: 0, at }, &mut batch)?;
         }
         self.verify_index()?;
         if let Some(set) = self.working_set()? {
             (0..set.chunks()).try_for_each(|chunk| set.read(chunk, &mut batch))?;
         }
-        self.parent.as_ref().map_or(Ok(()), |parent| parent.verify())
+        Ok(())
     }
 
     /// Each stored frame is where the index says. For a plain image, reading it has told.
@@ -497,6 +629,26 @@ impl Snapshot {
     }
 }
 
+/// Aligned to 64 frames, so that there is no other place for one of them.
+fn pieces(run: Run) -> impl Iterator<Item = (Frame, u32)> + Send {
+    let end = run.first.0 + run.count;
+    let group_end = |at: u32| (at - at % CHUNK_FRAMES as u32).saturating_add(CHUNK_FRAMES as u32);
+    let starts = std::iter::successors(Some(run.first.0), move |at| Some(group_end(*at)));
+    let starts = starts.take_while(move |&at| at < end);
+    starts.map(move |at| (Frame(at), end.min(group_end(at)) - at))
+}
+
+fn check_block(block: DiskBlock, page: &Page, entry: u64) -> Result<(), SnapshotError> {
+    let (expected, found) = (Checksum(entry), Checksum::of(page));
+    if expected == found {
+        return Ok(());
+    }
+    let (path, offset) = (format!("disk {}", block.disk), block.block * FRAME_SIZE as u64);
+    let (expected, found) = (expected.to_string(), found.to_string());
+    let what = "checksum of a block";
+    Err(SnapshotError::Corrupt { path, offset, what, expected, found })
+}
+
 fn open_parent(
     store: &dyn Store,
     manifest: &Manifest,
@@ -511,11 +663,20 @@ fn open_parent(
     let name = format!("{}, the parent of {path}", reference.path);
     let parent = store.parent(&reference.path).map_err(SnapshotError::host("open", name))?;
     let parent = Snapshot::open_generation(parent, descendants + 1)?;
+    check_parent(store, reference, Arc::new(parent)).map(Some)
+}
+
+/// It must be the one that the child was saved against.
+fn check_parent(
+    store: &dyn Store,
+    reference: &Parent,
+    parent: Arc<Snapshot>,
+) -> Result<Arc<Snapshot>, SnapshotError> {
     if (parent.manifest.id, parent.checksum) == (reference.id, reference.checksum) {
-        return Ok(Some(Arc::new(parent)));
+        return Ok(parent);
     }
     Err(SnapshotError::Parent {
-        path,
+        path: store.name(),
         parent: parent.store.name(),
         expected_id: reference.id,
         expected: reference.checksum,

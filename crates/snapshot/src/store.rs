@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use crate::checksum::Running;
-use crate::error::SnapshotError;
+use crate::error::{SnapshotError, printable};
 use crate::manifest::Part;
 
 /// One part of a snapshot, read by position from any thread.
@@ -196,12 +196,26 @@ impl PartFile {
 
     pub(crate) fn read(&self, into: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
         self.file.read_exact_at(into, offset).map_err(|error| match error.kind() {
+            // It was longer: whoever cut it short may put it back, as one does that copies another over it.
+            io::ErrorKind::UnexpectedEof if self.has(offset, into.len()) => {
+                let (length, opened) = (into.len(), self.bytes);
+                let what = format!(
+                    "offset {offset}, {length} bytes: it has become shorter: it had {opened} bytes"
+                );
+                SnapshotError::host("read", &self.path)(io::Error::new(error.kind(), what))
+            }
             io::ErrorKind::UnexpectedEof => {
-                let found = self.file.len().unwrap_or(0).saturating_sub(offset);
+                // Not looked at now: a thread of a VM may not, by its filter of system calls.
+                let found = self.bytes.saturating_sub(offset);
                 self.corrupt(offset, "bytes", into.len(), found)
             }
             _ => SnapshotError::host("read", &self.path)(error),
         })
+    }
+
+    /// Whether it had these bytes when it was opened.
+    fn has(&self, offset: u64, bytes: usize) -> bool {
+        offset.checked_add(bytes as u64).is_some_and(|end| end <= self.bytes)
     }
 
     pub(crate) fn corrupt(
@@ -211,7 +225,7 @@ impl PartFile {
         expected: impl ToString,
         found: impl ToString,
     ) -> SnapshotError {
-        let (expected, found) = (expected.to_string(), found.to_string());
+        let (expected, found) = (printable(expected), printable(found));
         SnapshotError::Corrupt { path: self.path.clone(), offset, what, expected, found }
     }
 

@@ -3,9 +3,12 @@
 //! One file that stands by itself, so that it can be replaced when more is known of the guest, and the
 //! snapshot stays as it is.
 
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memory::Frame;
+use rustix::fs::Advice;
 
 use crate::checksum::Checksum;
 use crate::chunk::{Batch, CHUNK_FRAMES, RECORD_BYTES, Record};
@@ -26,6 +29,8 @@ const HEADER_BYTES: usize = CHECKED + 8;
 const PAGE: u64 = 4096;
 /// Records that are read at once.
 const RECORDS_AT_ONCE: usize = 256;
+/// Of more, the beginning is read ahead by [`WorkingSet::expect`]: asking takes time, too.
+const EXPECTED_MAX: u64 = 64 << 20;
 
 /// A working set that is read.
 pub struct WorkingSet {
@@ -158,6 +163,15 @@ impl WorkingSet {
         self.records.len() as u32
     }
 
+    /// Has the host begin to read it, where it is a file and not in the page cache: so the device has much to do at a
+    /// time, and no read waits for the one before. It does not wait itself.
+    pub fn expect(&self) {
+        let Some(file) = self.file.file.descriptor() else { return };
+        let bytes = self.file.bytes.saturating_sub(self.data).min(EXPECTED_MAX);
+        // Without it reads are slower, and that is all.
+        let _ = rustix::fs::fadvise(file, self.data, NonZero::new(bytes), Advice::WillNeed);
+    }
+
     /// Reads piece `chunk`, up to 64 frames. From any thread.
     ///
     /// # Errors
@@ -202,6 +216,62 @@ impl WorkingSet {
         }
         written?;
         host.sync_directory(directory).map_err(SnapshotError::host("sync", directory.display()))
+    }
+}
+
+impl WorkingSet {
+    /// The file that [`WorkingSet::replace`] would write, for a snapshot that is in no directory.
+    ///
+    /// # Errors
+    /// The snapshot cannot be read.
+    pub fn make(
+        snapshot: &Snapshot,
+        frames: &[Frame],
+        compression: Compression,
+    ) -> Result<Vec<u8>, SnapshotError> {
+        let made = Made::default();
+        let name = format!("{}/{}", snapshot.store().name(), part::WORKING_SET);
+        write_into(&made, &name, snapshot, frames, compression)?;
+        Ok(made.0.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A file in memory.
+#[derive(Default)]
+struct Made(Mutex<Vec<u8>>);
+
+impl Made {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Output for Made {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        let from = offset as usize;
+        let end = from + bytes.len();
+        let mut all = self.bytes();
+        if all.len() < end {
+            all.resize(end, 0);
+        }
+        all[from..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, bytes: u64) -> std::io::Result<()> {
+        self.bytes().resize(bytes as usize, 0);
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, bytes: u64) -> std::io::Result<()> {
+        let mut all = self.bytes();
+        let end = all.len().min((offset + bytes) as usize);
+        all[..end].iter_mut().skip(offset as usize).for_each(|byte| *byte = 0);
+        Ok(())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -261,9 +331,20 @@ pub(crate) fn write(
     frames: &[Frame],
     compression: Compression,
 ) -> Result<(), SnapshotError> {
-    let frames = wanted(snapshot, frames);
     let refused = |operation| SnapshotError::host(operation, path.display());
     let output = host.create(path).map_err(refused("create"))?;
+    write_into(&*output, &path.display().to_string(), snapshot, frames, compression)
+}
+
+fn write_into(
+    output: &dyn Output,
+    name: &str,
+    snapshot: &Snapshot,
+    frames: &[Frame],
+    compression: Compression,
+) -> Result<(), SnapshotError> {
+    let frames = wanted(snapshot, frames);
+    let refused = |operation| SnapshotError::host(operation, name);
     let (id, count) = (snapshot.manifest().id.0, frames.len() as u32);
     let mut header = Header { compression, id, frames: count, data_bytes: 0 };
     let mut compressor = Compressor::new(compression).map_err(refused("compress"))?;
@@ -281,7 +362,7 @@ pub(crate) fn write(
         header.data_bytes += stored.len() as u64;
     }
     let end = header.data_at() + header.data_bytes;
-    finish(&*output, &header, &records, end).map_err(refused("write"))
+    finish(output, &header, &records, end).map_err(refused("write"))
 }
 
 fn finish(output: &dyn Output, header: &Header, records: &[u8], end: u64) -> std::io::Result<()> {

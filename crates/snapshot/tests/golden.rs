@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use memory::{DiskBlock, FRAME_SIZE, Frame, FrameRange, RamLayout};
 use snapshot::{
-    Batch, Checksum, Compression, DiskBlocks, Id, InMemory, Kind, Left, Options, Snapshot, Writer,
+    Batch, Checksum, Compression, DiskBlocks, Id, InMemory, Kind, Left, Options, Sharing, Snapshot,
+    Writer,
 };
 use support::description;
 
@@ -61,6 +62,59 @@ fn write(folder: &Path, name: &str, compression: Compression) {
     }
     writer.leave(run(12, 12), Left::Zero).unwrap();
     writer.finish(description(), b"{\"machine\": true}\n", &[Frame(7), Frame(6)]).unwrap();
+}
+
+/// Has frames 6 and 7 in common with the plain one, at other places, and 9 twice in itself.
+fn write_shared(folder: &Path) {
+    let layout = RamLayout::new(u64::from(FRAMES) * FRAME_SIZE as u64).unwrap();
+    let plain = Arc::new(Snapshot::open(folder.join("v1-plain")).unwrap());
+    let (sharing, id) = (Some(Sharing::new(vec![plain]).at_least(1)), Some(Id([9; 16])));
+    let options = Options { sharing, id, ..Options::new(layout) };
+    let writer = Writer::create(folder.join("v1-extents"), options).unwrap();
+    let mut lane = writer.lane().unwrap();
+    let pages = SHARED.map(|(_, number)| number.map_or([0; FRAME_SIZE], page));
+    for ((frame, _), page) in SHARED.iter().zip(&pages) {
+        lane.write(Frame(*frame), page).unwrap();
+    }
+    lane.finish().unwrap();
+    writer.leave(FrameRange { first: Frame(0), count: 3 }, Left::Free).unwrap();
+    writer.leave(FrameRange { first: Frame(10), count: FRAMES - 10 }, Left::Zero).unwrap();
+    writer.finish(description(), b"{\"machine\": true}\n", &[Frame(4), Frame(8)]).unwrap();
+}
+
+/// Frames, and whose contents they have.
+const SHARED: [(u32, Option<u32>); 7] = [
+    (3, Some(6)),
+    (4, Some(7)),
+    (5, Some(50)),
+    (6, None),
+    (7, Some(50)),
+    (8, Some(60)),
+    (9, Some(50)),
+];
+
+#[test]
+fn extents_are_read_and_written_as_ever() {
+    if std::env::var_os("FATHOM_GOLDEN").is_some_and(|how| how == "write") {
+        write_shared(&golden(""));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "v1-plain", Compression::None);
+    write_shared(folder.path());
+    let now = InMemory::read(&folder.path().join("v1-extents")).unwrap().parts;
+    let then = InMemory::read(&golden("v1-extents")).unwrap().parts;
+    assert_eq!(now.keys().collect::<Vec<_>>(), then.keys().collect::<Vec<_>>());
+    for (name, bytes) in &now {
+        assert!(*bytes == then[name], "{name} differs");
+    }
+    let snapshot = Snapshot::open(golden("v1-extents")).unwrap();
+    snapshot.verify().unwrap();
+    assert_eq!(snapshot.shared_frames(), 4);
+    for (frame, number) in SHARED {
+        let mut read = [1; FRAME_SIZE];
+        snapshot.read(Frame(frame), &mut read).unwrap();
+        assert!(read == number.map_or([0; FRAME_SIZE], page), "{frame}");
+    }
 }
 
 struct Disks;

@@ -8,9 +8,12 @@ mod support;
 
 use std::sync::Arc;
 
-use memory::{FRAME_SIZE, RamLayout};
+use memory::{FRAME_SIZE, Frame, FrameRange, RamLayout};
 use proptest::prelude::*;
-use snapshot::{Checksum, Compression, InMemory, Left, Options, Snapshot, SnapshotError, Writer};
+use snapshot::{
+    Checksum, Compression, Extent, InMemory, Left, Options, Sharing, Snapshot, SnapshotError,
+    Writer,
+};
 use support::description;
 
 proptest! {
@@ -18,7 +21,7 @@ proptest! {
 
     #[test]
     fn any_change_is_an_error_or_changes_nothing(
-        which in 0..4u8,
+        which in 0..5u8,
         steps in prop::collection::vec(any::<u8>(), 8..25),
     ) {
         let _ = hostile::run(&[&[which], &steps[..]].concat());
@@ -26,7 +29,7 @@ proptest! {
 
     #[test]
     fn what_checksums_do_not_find_is_no_panic(
-        which in 0x80..0x84u8,
+        which in 0x80..0x85u8,
         steps in prop::collection::vec(any::<u8>(), 8..41),
     ) {
         let _ = hostile::run(&[&[which], &steps[..]].concat());
@@ -35,7 +38,7 @@ proptest! {
 
 #[test]
 fn unchanged_they_are_read() {
-    for which in [0, 1, 2, 3, 0x80, 0x81, 0x82, 0x83] {
+    for which in [0, 1, 2, 3, 4, 0x80, 0x81, 0x82, 0x83, 0x84] {
         hostile::run(&[which]).unwrap();
     }
 }
@@ -44,16 +47,17 @@ fn unchanged_they_are_read() {
 /// padding of the working set.
 #[test]
 fn every_flipped_byte_is_found() {
-    for which in 0..4u8 {
-        let parts = 6 + u8::from(which == 1 || which == 2);
+    for which in 0..5u8 {
+        let parts = 6 + u8::from(which == 1 || which == 2) + 2 * u8::from(which == 4);
         for part in 0..parts {
             for at in (0..3000u32).step_by(29) {
                 let mut input = vec![which, part, 0x84, 0x10];
                 input.extend(at.to_le_bytes());
                 input.push(0);
                 // The index of parts is by name; `memory` of a plain image begins with a hole.
-                let holes = (which == 0 || which == 3) && at < 4096;
-                let is_memory = part == parts - 2;
+                let holes = (which == 0 || which >= 3) && at < 4096;
+                // Of the files of others only that is read which is shared.
+                let is_memory = part == parts - 2 || which == 4 && part == parts - 3;
                 if hostile::run(&input).is_ok() {
                     let padding = part == parts - 1 && at >= 56;
                     assert!((holes && is_memory) || padding, "{which} {part} {at}");
@@ -61,6 +65,93 @@ fn every_flipped_byte_is_found() {
             }
         }
     }
+}
+
+/// A snapshot of 16 frames that has the last 8 of them in common with another, in one extent; and its extents.
+fn save_shared() -> (InMemory, Vec<Extent>) {
+    let folder = tempfile::tempdir().unwrap();
+    let save = |name: &str, first: u8, sharing| {
+        let layout = RamLayout::new(16 * FRAME_SIZE as u64).unwrap();
+        let path = folder.path().join(name);
+        let writer = Writer::create(&path, Options { sharing, ..Options::new(layout) }).unwrap();
+        let mut lane = writer.lane().unwrap();
+        for frame in 0..15u8 {
+            let byte = if frame < 8 { first + frame } else { frame };
+            lane.write(Frame(frame.into()), &[byte; FRAME_SIZE]).unwrap();
+        }
+        lane.finish().unwrap();
+        writer.leave(FrameRange { first: Frame(15), count: 1 }, Left::Free).unwrap();
+        writer.finish(description(), b"{}", &[]).unwrap();
+        path
+    };
+    let first = Arc::new(Snapshot::open(save("a", 100, None)).unwrap());
+    let path = save("b", 200, Some(Sharing::new(vec![first])));
+    let snapshot = Snapshot::open(&path).unwrap();
+    let extents = snapshot.plain_image().unwrap().extents.to_vec();
+    assert_eq!(extents, [Extent { frames: extents[0].frames, file: 1, at: 8 }]);
+    (InMemory::read(&path).unwrap(), extents)
+}
+
+#[test]
+fn extents_that_cannot_be_are_refused_by_place() {
+    let (whole, good) = save_shared();
+    let with = |extents: &[Extent]| {
+        let mut store = whole.clone();
+        let bytes = Extent::encode_all(extents);
+        let old = store.parts.insert("extents".into(), Arc::new(bytes.clone())).unwrap();
+        let (from, to) = (Checksum::of(&old), Checksum::of(&bytes));
+        edit(&mut store, &from.to_string(), &to.to_string());
+        edit(&mut store, "\"bytes\": 16,", &format!("\"bytes\": {},", bytes.len()));
+        Snapshot::open_store(Box::new(store)).err().map(|error| error.to_string())
+    };
+    let run = |first, count, file, at| Extent {
+        frames: FrameRange { first: Frame(first), count },
+        file,
+        at,
+    };
+    assert_eq!(with(&good), None);
+    let said = |extents: &[Extent], expected: &str| {
+        let error = with(extents).unwrap();
+        assert_eq!(error, format!("memory/extents: {expected}"));
+    };
+    said(&[run(8, 0, 1, 8)], "offset 4: frames of an extent: expected 1 to 8, found 0");
+    said(&[run(8, 9, 1, 0)], "offset 4: frames of an extent: expected 1 to 8, found 9");
+    said(
+        &[run(8, u32::MAX, 1, 0)],
+        "offset 4: frames of an extent: expected 1 to 8, found 4294967295",
+    );
+    said(&[run(8, 8, 1, 0)], "offset 0: frames of an extent: expected stored ones, found 15");
+    said(&[run(8, 7, 2, 0)], "offset 8: file: expected at most 1, found 2");
+    let place = "place of an extent: expected 7 frames before 16, found";
+    said(&[run(8, 7, 1, 10)], &format!("offset 12: {place} 10"));
+    said(&[run(8, 7, 0, u32::MAX)], &format!("offset 12: {place} 4294967295"));
+    let two = [run(8, 2, 1, 8), run(9, 2, 1, 9)];
+    said(&two, "offset 16: first frame of an extent: expected at least 10, found 9");
+    let many = vec![run(8, 1, 1, 8); 8193];
+    let length = "offset 0: length: expected a multiple of 16, at most 131072, found 131088";
+    said(&many, length);
+    // In a hole of another's, which has other contents: only reading tells.
+    assert_eq!(with(&[run(8, 7, 1, 0)]), None);
+}
+
+#[test]
+fn extents_need_their_feature_and_their_files() {
+    let (whole, _) = save_shared();
+    let error = |from: &str, to: &str| {
+        let mut store = whole.clone();
+        edit(&mut store, from, to);
+        error_of(store).to_string()
+    };
+    let needs = "\"needs\": [\n    \"extents\"\n  ]";
+    let unnamed = error(needs, "\"needs\": []");
+    assert_eq!(unnamed, "memory/manifest: offset 0: needs: expected extents, found []");
+    let mut store = whole.clone();
+    store.parts.remove("shared-1");
+    assert!(error_of(store).to_string().contains("open memory/shared-1"));
+    let mut store = whole.clone();
+    Arc::make_mut(store.parts.get_mut("shared-1").unwrap()).truncate(9 * FRAME_SIZE);
+    let short = "memory/shared-1: offset 36864: length: expected 65536, found 36864";
+    assert_eq!(error_of(store).to_string(), short);
 }
 
 fn save(bytes: u64, compression: Compression) -> (tempfile::TempDir, InMemory) {
@@ -116,6 +207,9 @@ fn errors_say_where_and_what() {
     );
     let changed = with("manifest", &|bytes| *bytes.last_mut().unwrap() = b' ');
     assert!(changed.starts_with("memory/manifest: offset 35: checksum: expected "), "{changed}");
+    // What a file says goes to a terminal.
+    let escaped = with("manifest", &|bytes| bytes[20] = 0x1b);
+    assert!(escaped.contains("\\u{1b}") && !escaped.contains('\u{1b}'), "{escaped}");
     assert_eq!(
         with("frames", &|bytes| bytes[24] = 9),
         "memory/frames: offset 24: first frame of a run: expected 1, found 9"

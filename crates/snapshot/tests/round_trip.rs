@@ -199,7 +199,7 @@ fn check(snapshot: &Snapshot, models: &[Model]) {
         let mut read = [0xff; FRAME_SIZE];
         snapshot.fetch(frame, &mut read).unwrap();
         assert!(read == contents(*model), "{frame}");
-        if let Model::Contents(_) = model {
+        if let Model::Contents(_) | Model::Disk(..) = model {
             stored.insert(frame, contents(*model));
         }
         let place = snapshot.place_of(frame).unwrap();

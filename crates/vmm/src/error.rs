@@ -65,6 +65,12 @@ pub enum RequestError {
     /// Its memory could not become what clones lie over; the guest goes on.
     #[error("clone: {0}")]
     Clone(String),
+    /// Nothing can be taken of its memory in this way.
+    #[error("reclaim: {0}")]
+    Reclaim(String),
+    /// Its memory cannot be shared.
+    #[error("share: {0}")]
+    Share(String),
     /// The guest's kernel could not be understood.
     #[error("guest kernel: {0}")]
     Kernel(#[from] insight::kernel::KernelError),

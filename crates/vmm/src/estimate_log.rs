@@ -24,6 +24,8 @@ const ACCESS_TICK: Duration = Duration::from_millis(2);
 const ACCESS_CAPACITY: usize = 1 << 17;
 /// In the log of accesses: what follows is the time, in 64 bits.
 const MARK: u32 = u32::MAX;
+/// There: an interval of the estimators ends, which on a busy host is longer than it should be.
+const INTERVAL_END: u32 = u32::MAX - 1;
 /// As ESX, but for the period, which is shorter than an experiment's phases, and ten times as many frames: here one
 /// costs a look at the table.
 const SAMPLING: SamplingConfig =
@@ -133,6 +135,9 @@ impl<'a> Run<'a> {
             self.note_accesses()?;
             let elapsed = looked - last;
             if elapsed >= EstimatorSet::INTERVAL {
+                if let Some(log) = &mut self.accesses {
+                    log.write_all(&INTERVAL_END.to_le_bytes())?;
+                }
                 last = looked;
                 self.observed += elapsed;
                 if self.set.tick(elapsed) {

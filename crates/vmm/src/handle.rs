@@ -1,6 +1,7 @@
 //! A running VM as its owner holds it: across reboots of the guest, until it ends.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,10 +28,12 @@ use crate::restore::RestoreOptions;
 use crate::saved::{
     CloneFiles, CloneReport, Cloned, Origin, SaveLanes, SaveOptions, SaveReport, Saved,
 };
+use crate::share::{ShareReport, ShareRequest, share};
 use crate::shortage;
 use crate::status::{
     RunReport, VmStatus, WorkingSet, WorkingSetPoint, process_cpu_seconds, process_private_bytes,
 };
+use crate::swap::{ReclaimRequest, ask_to_reclaim};
 
 /// An epoch where frames are classified for an experiment: what programs get and give back meanwhile is not known yet.
 const SHORT_EPOCH: Duration = Duration::from_millis(250);
@@ -44,6 +47,8 @@ struct Shared {
     engine: Box<dyn Engine>,
     console: Mutex<Option<Console>>,
     outside: Mutex<Option<Outside>>,
+    /// Where what the host takes of the guest's memory is written, in this life and the next. Locked while it is asked to.
+    store: Mutex<Option<File>>,
     debugger: Mutex<Option<Debugger>>,
     started: Instant,
     pauses: AtomicU64,
@@ -192,6 +197,7 @@ fn start_from(
         engine,
         console: Mutex::new(Some(console)),
         outside: Mutex::new(Some(outside)),
+        store: Mutex::default(),
         debugger: Mutex::new(debugger),
         started,
         pauses: AtomicU64::new(0),
@@ -236,7 +242,10 @@ fn begin(
         always: plan.report.is_some() || plan.classes,
         log: outside.cache_log.clone(),
         host_cache: machine.takes_evictions(),
-        prepare: Box::new(move || measured.can_be_watched()),
+        // What the kernel shares would have to be copied, and be shared no more.
+        prepare: Box::new(move || {
+            measured.memory.marked_frames() == 0 && measured.can_be_watched()
+        }),
         tells_accesses: machine.tells_accesses(),
         epoch: if plan.classes { SHORT_EPOCH } else { observer::EPOCH },
     };
@@ -318,8 +327,9 @@ impl VmHandle {
         options: SaveOptions,
     ) -> Result<SaveReport, RequestError> {
         let mut saved = None;
+        let watched = self.0.lock().life.observer.latest().is_some();
         self.0.in_some_life(|machine| {
-            saved = machine.save(lanes, options);
+            saved = machine.save(lanes, options, watched);
             saved.is_some()
         })?;
         let saved = saved.ok_or(RequestError::Ended)?;
@@ -332,7 +342,7 @@ impl VmHandle {
     /// # Errors
     /// It has what clones cannot have; it has ended, or the host refused: the guest goes on.
     pub fn make_clonable(&self, files: CloneFiles) -> Result<CloneReport, RequestError> {
-        self.0.plan.check_clonable().map_err(RequestError::Clone)?;
+        self.0.plan.check_clonable(false).map_err(RequestError::Clone)?;
         let mut files = Some(files);
         let mut made = None;
         // Until who asked resumes it: it is to have the disks of the same moment.
@@ -377,6 +387,52 @@ impl VmHandle {
         state.balloon_target_bytes = target_bytes;
         state.life.machine.set_balloon(target_bytes);
         Ok(())
+    }
+
+    /// Has memory of the guest taken that it does not give, the coldest first; it comes back when the guest touches it.
+    /// Returns at once: the status tells how far it is. What is nowhere else is written to `store`, an empty file that only the VM
+    /// uses from now on; it is given once, and without it only that is taken which can be had again elsewhere.
+    ///
+    /// # Errors
+    /// It has a store already; it has ended, or the host refuses a thread.
+    pub fn reclaim(
+        &self,
+        request: ReclaimRequest,
+        store: Option<File>,
+    ) -> Result<(), RequestError> {
+        let refused = |why: &dyn std::error::Error| RequestError::Reclaim(chain(why));
+        let mut kept = self.0.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if store.is_some() && kept.is_some() {
+            return Err(RequestError::Reclaim("it has a store already".to_owned()));
+        }
+        let outside = self.0.outside().clone().ok_or(RequestError::Ended)?;
+        let life = self.0.lock().life.clone();
+        let is_new = store.is_some();
+        *kept = store.or(kept.take());
+        let file = kept.as_ref().map(File::try_clone).transpose();
+        let file = file.map_err(|error| refused(&error))?;
+        match (life.machine.reclaim.swap(), file) {
+            (None, file) => life
+                .machine
+                .begin_to_reclaim(Arc::clone(&outside.images), file)
+                .map_err(|error| refused(&error))?,
+            (Some(swap), Some(file)) if is_new => swap.give_store(file),
+            _ => {}
+        }
+        if let Some((swap, bytes)) = life.machine.reclaim.swap().zip(request.store_limit_bytes) {
+            swap.set_store_limit(bytes);
+        }
+        ask_to_reclaim(&life.machine, &life.observer, request).map_err(|error| refused(&error))
+    }
+
+    /// Does what another process asks so that guests can share frames (docs/decisions/0016).
+    ///
+    /// # Errors
+    /// It has ended; it is not a pool, or nothing can be shared here.
+    pub fn share(&self, request: ShareRequest) -> Result<ShareReport, RequestError> {
+        self.0.outside().as_ref().ok_or(RequestError::Ended)?;
+        let life = self.0.lock().life.clone();
+        share(&life.machine, request).map_err(|error| RequestError::Share(chain(&error)))
     }
 
     /// Waits for the end; restores the terminal. An error is a failure of the host side.
@@ -485,6 +541,7 @@ impl Shared {
         life.machine.memory.catch_up();
         let counts = life.machine.memory.counts();
         let sample = life.observer.latest();
+        let merged = life.machine.memory.merged_frames();
         VmStatus {
             name: self.plan.name.clone(),
             pid: std::process::id(),
@@ -494,7 +551,7 @@ impl Shared {
             waits_for: life.machine.memory.shortage().as_ref().map(shortage::tell),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             configured_bytes: self.plan.memory.0,
-            resident_bytes: frame_bytes(counts.resident),
+            resident_bytes: frame_bytes(counts.resident.saturating_sub(merged)),
             ballooned_bytes: frame_bytes(counts.ballooned),
             balloon_target_bytes,
             working_set: sample.map(|sample| WorkingSet {
@@ -506,6 +563,8 @@ impl Shared {
             guest_cpu_seconds: totals.guest_cpu_seconds,
             exits: totals.exits,
             host_cache: totals.host_cache,
+            reclaim: life.machine.reclaim.status(),
+            shared_bytes: frame_bytes(life.machine.memory.shared() + merged),
         }
     }
 

@@ -11,6 +11,10 @@
 //! answers exits from the buses, and runs devices on one I/O thread.
 #![forbid(unsafe_code)]
 
+/// What tests of this crate have in common with those beside it knows it by its name.
+#[cfg(test)]
+extern crate self as vmm;
+
 mod board;
 pub mod boot;
 pub mod config;
@@ -21,12 +25,14 @@ mod debug;
 mod error;
 mod estimate_log;
 mod exit_ring;
+mod first_touches;
 mod generation;
 mod guest_ram;
 mod handle;
 mod host_cache;
 mod io_thread;
 mod machine;
+mod merge;
 mod observer;
 mod outcome;
 mod outside;
@@ -35,8 +41,10 @@ mod post_mortem;
 mod reach;
 mod restore;
 pub mod saved;
+mod share;
 mod shortage;
 mod status;
+mod swap;
 mod vcpu_thread;
 
 pub use control::RunState;
@@ -49,5 +57,9 @@ pub use host_cache::HostCacheReport;
 pub use observer::ClassCheck;
 pub use outcome::Outcome;
 pub use outside::Outside;
-pub use restore::{Responsiveness, RestoreFaults, RestoreMode, RestoreOptions, RestoreReport};
+pub use restore::{
+    Keeper, Responsiveness, RestoreFaults, RestoreMode, RestoreOptions, RestoreReport, Tell,
+};
+pub use share::{ShareReport, ShareRequest};
 pub use status::{RunReport, VmStatus, WorkingSet, WorkingSetPoint};
+pub use swap::{ReclaimRequest, ReclaimStatus};

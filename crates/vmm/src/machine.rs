@@ -1,6 +1,7 @@
 //! One life of a machine: built from a plan, run until it ends.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,13 +12,14 @@ use devices::virtio::block::{HostCache, HostCachePolicy, PageCache};
 use devices::virtio::mmio::MmioTransport;
 use engine::{Engine, Tracking, Vm, VmSpec};
 use insight::kernel::Kernel;
-use memory::{DeviceView, FRAME_SIZE, GuestMemory, ReadView};
+use memory::{DeviceView, FRAME_SIZE, Frame, GuestMemory, ReadView};
+use x86::model::Shown;
 
 use crate::board::{Board, Ending};
 use crate::boot::{self, BootSource};
 use crate::config::VmPlan;
 use crate::console::Console;
-use crate::control::Control;
+use crate::control::{Control, RunState};
 use crate::debug::Desk;
 use crate::error::VmError;
 use crate::estimate_log::EstimateLog;
@@ -25,14 +27,18 @@ use crate::generation;
 use crate::guest_ram::LoaderRam;
 use crate::host_cache::{self, Filler, HostCacheReport};
 use crate::io_thread::{Gate, IoThread};
+use crate::merge::Merger;
 use crate::observer;
 use crate::outcome::End;
 use crate::outside::Outside;
 use crate::restore::{Learner, Readers, Restore, RestoreReport};
 use crate::saved::{
-    CloneFiles, CloneReport, Devices, Known, Origin, SaveLanes, SaveOptions, SaveReport, Source,
+    CloneFiles, CloneReport, Devices, Images, Known, MachineState, Needed, Origin, SaveLanes,
+    SaveOptions, SaveReport, Scan, Source, WorkingSetSources, trace,
 };
+use crate::share::Sharer;
 use crate::shortage;
+use crate::swap::{Reclaim, Swap};
 use crate::vcpu_thread::{self, SharedVcpu, VcpuFacts, VcpuShared};
 
 /// A running machine. All threads belong to it; [`Machine::wait`] outlives them.
@@ -53,6 +59,11 @@ pub(crate) struct Machine {
     _estimates: Option<EstimateLog>,
     /// Where it was saved before.
     restore: Option<Arc<Restore>>,
+    /// What the host takes of its memory.
+    pub(crate) reclaim: Reclaim,
+    /// What of it others have, too.
+    pub(crate) sharer: Sharer,
+    pub(crate) merger: Merger,
     plan: VmPlan,
 }
 
@@ -104,7 +115,10 @@ impl Machine {
         let vm = engine.create_vm(VmSpec {
             memory: Arc::clone(&memory),
             vcpus: plan.cpus,
-            cpu: plan.cpu_model,
+            // As it was shown before: by one engine's model a guest cannot go back to the other.
+            cpu: origin.as_ref().map_or(plan.cpu_model.into(), |origin| {
+                Shown::Elsewhere(origin.state().processor.clone())
+            }),
         })?;
         let control =
             Arc::new(Control::new(plan.cpus, desk.map_or(0, |desk| desk.held_at_birth())));
@@ -170,6 +184,9 @@ impl Machine {
             tells_accesses: engine.capabilities().access_tracking != Tracking::Sampled,
             _estimates: estimates,
             restore,
+            reclaim: Reclaim::default(),
+            sharer: Sharer::default(),
+            merger: Merger::default(),
             plan: plan.clone(),
         });
         shortage::watch(&machine.control, &machine.memory, kick_all(&machine.vm, plan.cpus))
@@ -258,31 +275,104 @@ impl Machine {
         &self,
         lanes: &SaveLanes,
         options: SaveOptions,
+        watched: bool,
     ) -> Option<Result<SaveReport, VmError>> {
+        let _not_reclaimed = self.reclaim.hold();
+        let needed = self.scan(options, watched);
         let known = self.before_save(options);
-        let source = self.source();
-        let begun = Instant::now();
-        let mut pause = Duration::ZERO;
-        let sent = if options.live {
-            let frozen = self.while_all_stands(|| source.freeze(&known));
-            pause = begun.elapsed();
-            frozen?.and_then(|frozen| {
-                lanes.send_frozen(&frozen).map_err(VmError::host("send the machine"))
-            })
+        let saved = if options.live {
+            self.save_live(lanes, options, &known, &needed)
         } else {
-            self.while_all_stands(|| {
-                let sent = source.send(lanes, &known)?;
-                if options.stop {
-                    let kept = lanes.wait_until_kept();
-                    kept.map_err(VmError::host("end the VM once it is saved"))?;
-                    self.control.end(End::Stopped);
-                }
-                pause = begun.elapsed();
-                Ok(sent)
-            })?
+            self.save_standing(lanes, options, &known, &needed)
         };
         let frames = self.memory.layout().frames();
-        Some(sent.map(|frames_sent| SaveReport { pause, frames_sent, frames }))
+        Some(saved?.map(|saved| SaveReport { frames, ..saved }))
+    }
+
+    /// It stands until its memory is frozen.
+    fn save_live(
+        &self,
+        lanes: &SaveLanes,
+        options: SaveOptions,
+        known: &Known,
+        needed: &Needed,
+    ) -> Option<Result<SaveReport, VmError>> {
+        // A freeze does so, too, and says what fails; here the guest does not stand meanwhile.
+        let _ = self.memory.unmark_all();
+        let begun = Instant::now();
+        let frozen = self.while_all_stands(|| self.source().freeze(known))?;
+        let pause = begun.elapsed();
+        Some(frozen.and_then(|frozen| {
+            let (sent, traced) = self.traced_while(options, || lanes.send_frozen(frozen));
+            let (frames_sent, state) = sent.map_err(VmError::host("send the machine"))?;
+            let working_set = send_last(lanes, needed, traced, &state)?;
+            Ok(SaveReport { pause, frames_sent, working_set, ..SaveReport::default() })
+        }))
+    }
+
+    /// It stands until its memory is sent, or, if it is to stop, until all is kept.
+    fn save_standing(
+        &self,
+        lanes: &SaveLanes,
+        options: SaveOptions,
+        known: &Known,
+        needed: &Needed,
+    ) -> Option<Result<SaveReport, VmError>> {
+        let begun = Instant::now();
+        let mut pause = Duration::ZERO;
+        let sent = self.while_all_stands(|| -> Result<_, VmError> {
+            let (sent, state) = self.source().send(lanes, known)?;
+            let mut sources = None;
+            if options.stop {
+                sources = Some(send_last(lanes, needed, Vec::new(), &state)?);
+                let kept = lanes.wait_until_kept();
+                kept.map_err(VmError::host("end the VM once it is saved"))?;
+                self.control.end(End::Stopped);
+            }
+            pause = begun.elapsed();
+            Ok((sent, state, sources))
+        })?;
+        Some(sent.and_then(|(frames_sent, state, sources)| {
+            let working_set = match sources {
+                Some(sources) => sources,
+                None => {
+                    let (_, traced) = self.traced_while(options, || ());
+                    send_last(lanes, needed, traced, &state)?
+                }
+            };
+            Ok(SaveReport { pause, frames_sent, working_set, ..SaveReport::default() })
+        }))
+    }
+
+    /// Watches what the guest needs before it is saved. If `watched`, somebody has done so all the time.
+    fn scan(&self, options: SaveOptions, watched: bool) -> Needed {
+        let wanted = !options.watch.is_zero() && self.control.run_state() == RunState::Running;
+        let scan = (wanted && self.can_be_watched())
+            .then(|| Scan::run(&self.memory, options.watch, watched));
+        Needed::of(&self.memory, scan)
+    }
+
+    /// Does `act`, and watches meanwhile, and until the time for it is over, what the guest touches first, which has just
+    /// gone on.
+    fn traced_while<T>(&self, options: SaveOptions, act: impl FnOnce() -> T) -> (T, Vec<Frame>) {
+        let runs = || self.control.run_state() == RunState::Running;
+        // What is not watched by now is not moved into a file for that: it may be frozen.
+        if options.trace.is_zero() || !runs() || self.memory.is_anonymous() {
+            return (act(), Vec::new());
+        }
+        let wait = |pause| {
+            self.control.sleep(pause);
+            runs()
+        };
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name("trace".into());
+            let body = || trace(&self.memory, options.trace, wait);
+            let tracer = builder.spawn_scoped(scope, body);
+            let done = act();
+            // One that panicked has said so, and one that did not start leaves the guest as well as it was.
+            let traced = tracer.ok().and_then(|tracer| tracer.join().ok());
+            (done, traced.unwrap_or_default())
+        })
     }
 
     /// What is written down of it.
@@ -307,25 +397,32 @@ impl Machine {
 
     /// What can be found out before the guest stands.
     fn before_save(&self, options: SaveOptions) -> Known {
-        let since = (!options.watch.is_zero() && self.can_be_watched()).then(|| {
-            let epoch = self.memory.advance_epoch();
-            std::thread::sleep(options.watch);
-            epoch
-        });
         // A kernel that fills free frames with a pattern wants to find it there.
         let checks_free = ["page_poison", "debug_pagealloc"]
             .iter()
             .any(|option| self.plan.cmdline.contains(option));
-        let free = (!options.all && !checks_free).then(|| {
+        let wants_free = !options.all && !checks_free;
+        let wants_order = options.together && !options.live;
+        let kernel = (wants_free || wants_order).then(|| {
             self.memory.catch_up();
-            let kernel = Kernel::find(&ReadView::new(Arc::clone(&self.memory)));
-            kernel.and_then(|kernel| kernel.free_frames()).map(Mutex::new)
+            Kernel::find(&ReadView::new(Arc::clone(&self.memory)))
         });
+        let kernel = kernel.transpose().unwrap_or_else(|error| {
+            tracing::info!("{error}: free frames are saved, too");
+            None
+        });
+        let free = kernel.as_ref().filter(|_| wants_free).map(Kernel::free_frames);
         let free = free.transpose().unwrap_or_else(|error| {
             tracing::info!("{error}: free frames are saved, too");
             None
         });
-        Known { free, since }
+        let together = kernel.as_ref().filter(|_| wants_order).map(Kernel::together);
+        let together = together.transpose().unwrap_or_else(|error| {
+            tracing::info!("{error}: frames are saved in the order of their numbers");
+            None
+        });
+        let images = if options.all { Vec::new() } else { self.plan.images_that_stay() };
+        Known { free: free.map(Mutex::new), images, together: together.unwrap_or_default() }
     }
 
     /// Has its memory become an image for clones while all of it stands, and writes the state that they go on from.
@@ -335,6 +432,8 @@ impl Machine {
         files: CloneFiles,
         stands: bool,
     ) -> Option<Result<CloneReport, VmError>> {
+        // What is absent is fetched, and must not go again before it is an image.
+        let _not_reclaimed = self.reclaim.hold();
         let failed = |error| VmError::Host("clone the memory".into(), io::Error::other(error));
         let memory = match files.memory.try_clone().map_err(VmError::host("clone the memory")) {
             Ok(memory) => memory,
@@ -370,6 +469,29 @@ impl Machine {
             files.write_state(&state)?;
             Ok(CloneReport { pause, frames: self.memory.layout().frames(), stands, image })
         }))
+    }
+
+    /// Where what the host takes of its memory goes: to `store` and what `images` have.
+    pub(crate) fn begin_to_reclaim(
+        &self,
+        images: Arc<Images>,
+        store: Option<File>,
+    ) -> Result<(), VmError> {
+        let had_sources = self.memory.has_sources();
+        let full = || VmError::Host("reclaim".into(), io::ErrorKind::StorageFull.into());
+        let swap = Swap::register(&self.memory, images, store).ok_or_else(full)?;
+        if !had_sources {
+            self.watch_for_shortage()?;
+        }
+        self.reclaim.begin(swap);
+        Ok(())
+    }
+
+    /// When memory has its first source.
+    pub(crate) fn watch_for_shortage(&self) -> Result<(), VmError> {
+        let kick_all = kick_all(&self.vm, self.vcpu_count());
+        shortage::watch(&self.control, &self.memory, kick_all)
+            .map_err(VmError::host("start the thread that waits for sources of memory"))
     }
 
     /// Makes every vCPU leave guest code and look at the run state.
@@ -446,6 +568,18 @@ impl Machine {
     pub(crate) fn guest_cpu_seconds(&self) -> f64 {
         self.facts.iter().map(|facts| facts.cpu_seconds()).sum()
     }
+}
+
+/// What comes when all frames are sent: those that the guest needs first, as far as they are `traced` too, and the state.
+fn send_last(
+    lanes: &SaveLanes,
+    needed: &Needed,
+    traced: Vec<Frame>,
+    state: &MachineState,
+) -> Result<WorkingSetSources, VmError> {
+    let (needed, sources) = needed.after(traced);
+    let done = lanes.send_last(&needed, state);
+    done.map_err(VmError::host("send the machine")).map(|()| sources)
 }
 
 /// Anonymous, for the host's large pages, until somebody asks which frames the guest accesses; an engine that

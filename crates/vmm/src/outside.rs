@@ -13,6 +13,7 @@ use engine_translate::{Profile, ProfileError};
 use crate::config::{EstimateLogConfig, VmPlan};
 use crate::error::VmError;
 use crate::estimate_log::EstimateFiles;
+use crate::saved::Images;
 
 /// What a VM has of the host beside files, open. It outlives a reboot of the guest, and is closed at the VM's
 /// end.
@@ -32,6 +33,8 @@ pub struct Outside {
     pub(crate) cache_log: Option<Arc<File>>,
     /// Where it is written what estimators of the working set find.
     pub(crate) estimates: Option<EstimateFiles>,
+    /// Images of disks that nobody writes.
+    pub(crate) images: Arc<Images>,
 }
 
 impl VmPlan {
@@ -49,7 +52,17 @@ impl VmPlan {
         let cache_log = self.cache_log.as_deref().map(make_cache_log).transpose()?.map(Arc::new);
         let vsock = vsock.map(Arc::new);
         let estimates = self.estimate_log.as_ref().map(make_estimate_log).transpose()?;
-        Ok(Outside { networks, vsock, perf_map, profile, profile_out, cache_log, estimates })
+        let images = Arc::new(Images::that_can_be_read(&self.images_that_stay()));
+        Ok(Outside {
+            networks,
+            vsock,
+            perf_map,
+            profile,
+            profile_out,
+            cache_log,
+            estimates,
+            images,
+        })
     }
 }
 

@@ -70,8 +70,8 @@ pub(crate) fn tell(shortage: &Shortage) -> String {
     let frame = shortage.frame;
     let seconds = shortage.lasts.as_secs();
     match &shortage.reason {
-        Some(reason) => format!("waits for its snapshot: {reason}"),
-        None => format!("waits for its snapshot: frame {frame}: no answer for {seconds} s"),
+        Some(reason) => format!("waits for its memory: {reason}"),
+        None => format!("waits for its memory: frame {frame}: no answer for {seconds} s"),
     }
 }
 
@@ -177,7 +177,7 @@ mod tests {
         // Pausing returns, since they stand, and outlives the shortage.
         assert!(control.pause(|| ()));
         let told = tell(&memory.shortage().expect("a shortage"));
-        assert!(told.starts_with("waits for its snapshot: frame "), "{told}");
+        assert!(told.starts_with("waits for its memory: frame "), "{told}");
         assert!(told.ends_with("/snapshots/a: the server is gone"), "{told}");
         let (before, asked) = (touched(), store.asked.load(Ordering::SeqCst));
         wait_until(|| store.asked.load(Ordering::SeqCst) > asked + 1);

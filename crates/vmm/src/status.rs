@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::control::RunState;
 use crate::host_cache::HostCacheReport;
 use crate::restore::RestoreReport;
+use crate::swap::ReclaimStatus;
 
 /// A VM at one moment.
 #[derive(Clone, PartialEq, Debug)]
@@ -47,6 +48,10 @@ pub struct VmStatus {
     pub exits: BTreeMap<&'static str, u64>,
     /// The cache of disk blocks in this process, where there is one.
     pub host_cache: Option<HostCacheReport>,
+    /// What the host has taken of its memory, where it was ever asked to.
+    pub reclaim: Option<ReclaimStatus>,
+    /// Of its memory, what is in pages that other guests may have, too.
+    pub shared_bytes: u64,
 }
 
 /// Bytes accessed in the last 1, 10 and 60 seconds, or since the measurement began.

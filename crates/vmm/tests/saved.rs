@@ -15,7 +15,7 @@ use vmm::config::{ConsoleConfig, EngineChoice, VmConfig, VmPlan, VsockConfig};
 use vmm::saved::{
     Draft, DraftOptions, Kept, MachineState, Progress, SaveLanes, SaveOptions, Saved,
 };
-use vmm::{Outcome, RestoreMode, RestoreOptions, VmError, VmHandle};
+use vmm::{Keeper, Outcome, RestoreMode, RestoreOptions, VmError, VmHandle};
 use x86::Gpr;
 
 /// Prints the alphabet for ever: `mov dx, 0x3f8; a: mov al, 'a'; b: out dx, al; inc al; cmp al, 'z' + 1; jne b; jmp a`
@@ -163,7 +163,7 @@ fn the_working_set_is_learnt() {
         let saved = open(&host, "snapshot");
         let mut keeper = Command::new("sh");
         keeper.arg("-c").arg(format!("cat >{}", told.display())).stdin(Stdio::piped());
-        let learning = Some(keeper.spawn().expect("a keeper"));
+        let learning = Some(Keeper::Process(keeper.spawn().expect("a keeper")));
         let console = format!("console{life}");
         let config = config(&saved, ConsoleConfig::File(host.path(&console)));
         let plan = VmPlan::new(config).expect("a plan");

@@ -100,6 +100,16 @@ impl Table {
         *self.leaves[position].register_mut(bit.register) |= 1 << bit.bit;
     }
 
+    /// Clears the bit, where there is such an entry.
+    pub fn clear(&mut self, bit: Bit) {
+        let is_its = |leaf: &&mut Leaf| {
+            leaf.function == bit.function && (!leaf.indexed || leaf.index == bit.index)
+        };
+        if let Some(leaf) = self.leaves.iter_mut().find(is_its) {
+            *leaf.register_mut(bit.register) &= !(1 << bit.bit);
+        }
+    }
+
     /// Replaces an entry, or adds it.
     pub fn put(&mut self, function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) {
         self.leaves.retain(|leaf| (leaf.function, leaf.index) != (function, index));

@@ -172,7 +172,8 @@ pub struct VcpuState {
     pub efer: u64,
     /// DR0 to DR3, DR6, DR7.
     pub debug: [u64; 6],
-    /// x87, SSE and AVX state: an XSAVE image in the standard format, [`XSTATE_SIZE`] bytes.
+    /// x87, SSE and AVX state: an XSAVE image in the standard format, [`XSTATE_SIZE`] bytes. It has no component
+    /// that the processor does not have; x87 and SSE each has (`model::state_components`).
     pub xstate: Vec<u8>,
     /// Every other MSR that the engine keeps for the guest.
     pub msrs: Vec<Msr>,

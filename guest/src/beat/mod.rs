@@ -3,7 +3,7 @@
 //!
 //! It has a nonce that is in its memory only and some memory that depends on it, and answers lines on the console: to
 //! `proof` with the nonce and with checksums of that memory and of what the load has, which stay the same; by `end` it
-//! ends.
+//! ends. A load `NAME-idle` does a piece of work ten times a second and waits in between.
 
 mod build;
 mod kernel;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Of memory that depends on the nonce, unless said otherwise.
 const PROOF_MIB: u64 = 16;
+/// Before each beat of a load that is `-idle`.
+const IDLE: Duration = Duration::from_millis(100);
 /// A server that takes longer to start has failed.
 const START_LONGEST: Duration = Duration::from_secs(60);
 
@@ -50,10 +52,14 @@ pub(crate) fn run(work: &Work, request: &Request) -> bool {
 fn beat(name: &str, mib: u64, disk: &Path) -> Result<()> {
     let nonce = draw_nonce()?;
     let memory = Memory::new(nonce, mib);
-    let mut load = start(name, nonce, disk)?;
+    let busy = name.strip_suffix("-idle");
+    let mut load = start(busy.unwrap_or(name), nonce, disk)?;
     let asked = listen();
     emit("ready", &[("load", name.into())]);
     for number in 1_u64.. {
+        if busy.is_some() {
+            thread::sleep(IDLE);
+        }
         load.beat()?;
         emit("beat", &[("n", number.into())]);
         match asked.try_recv().as_deref() {

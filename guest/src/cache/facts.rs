@@ -15,12 +15,12 @@
 
 use super::extents;
 use super::place::{FOLDER, Place};
-use super::tracer::{EVENTS, Traced};
+use super::tracer::{self, Traced};
 use crate::patching::tracefs;
 use crate::sys;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{Error, Result};
+use std::fs::{self, File};
+use std::io::{Error, Read, Result};
 use std::os::unix::fs::MetadataExt;
 
 /// One moment by two clocks.
@@ -87,6 +87,7 @@ pub(super) fn text(
     traced: &Traced,
     time: [Instant; 2],
     counters: [&Counters; 2],
+    free: &[[u32; 2]],
 ) -> Result<String> {
     let mut text = String::new();
     for ((state, time), counters) in ["begin", "end"].into_iter().zip(time).zip(counters) {
@@ -95,9 +96,11 @@ pub(super) fn text(
             let _ = writeln!(text, "vmstat {state} {name} {value}");
         }
     }
-    free(&mut text)?;
+    for [first, count] in free {
+        let _ = writeln!(text, "free {first} {count}");
+    }
     let _ = writeln!(text, "lost {}", traced.lost);
-    for name in EVENTS {
+    for name in tracer::events() {
         text += &event(name).map_err(Error::other)?;
     }
     text += &symbols(&fs::read_to_string("/proc/kallsyms")?);
@@ -113,27 +116,30 @@ pub(super) fn text(
     Ok(text)
 }
 
-/// By /proc/kpageflags, eight bytes a frame (Linux, Documentation/admin-guide/mm/pagemap.rst).
-fn free(text: &mut String) -> Result<()> {
+/// Runs of frames that are free, by /proc/kpageflags, eight bytes a frame (Linux, Documentation/admin-guide/mm/pagemap.rst).
+/// Takes next to no memory itself, for what it takes is free no more.
+pub(super) fn free() -> Result<Vec<[u32; 2]>> {
     /// `KPF_BUDDY`. What a CPU keeps for its next allocations has no flag at all, nor has some of the kernel's own
     /// memory, hardly any of which is taken while a load runs.
     const FREE: u64 = 1 << 10;
-    let flags = fs::read("/proc/kpageflags")?;
-    let frames = flags.chunks_exact(8).map(|of| {
-        let flags = of.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        flags == 0 || flags & FREE != 0
-    });
-    let (mut first, mut count) = (0, 0);
-    for (frame, free) in frames.chain([false]).enumerate() {
-        if free {
-            first = if count == 0 { frame } else { first };
-            count += 1;
-        } else if count > 0 {
-            let _ = writeln!(text, "free {first} {count}");
-            count = 0;
+    let mut file = File::open("/proc/kpageflags")?;
+    let mut flags = [0; 4096];
+    let (mut runs, mut frame): (Vec<[u32; 2]>, u32) = (Vec::new(), 0);
+    loop {
+        let read = file.read(&mut flags)?;
+        if read == 0 {
+            return Ok(runs);
+        }
+        for of in flags[..read].chunks_exact(8) {
+            let flags = of.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+            match runs.last_mut() {
+                _ if flags != 0 && flags & FREE == 0 => {}
+                Some([first, count]) if *first + *count == frame => *count += 1,
+                _ => runs.push([frame, 1]),
+            }
+            frame += 1;
         }
     }
-    Ok(())
 }
 
 fn event(name: &str) -> std::result::Result<String, String> {

@@ -75,10 +75,11 @@ fn perform(load: &Load, place: Result<Place>) -> Result<bool> {
     let began = facts::now();
     let result = (load.run)(&place);
     let ended = facts::now();
+    let free = facts::free()?;
     let mut traced = tracer.stop().map_err(Error::other)?;
     let after = facts::vmstat();
     result?;
-    let text = facts::text(&place, &traced, [began, ended], [&before, &after])?;
+    let text = facts::text(&place, &traced, [began, ended], [&before, &after], &free)?;
     traced.writer.text(&text)?;
     tell(load, &traced, [began, ended], [&before, &after]);
     Ok(traced.lost == 0)

@@ -8,16 +8,20 @@
 //!   place, which only reclaim leaves there (mm/workingset.c).
 //! - `swap_add` and `swap_remove` do as much for the swap cache.
 //! - `move` is a page that goes on in another frame (compaction).
+//!
+//! XFS keeps what is not a file's outside the page cache, and tells of such a buffer when it goes to the disk or
+//! comes from there.
 
 use super::drain::{Drain, Writer};
 use crate::patching::tracefs;
 use crate::sys;
+use std::fs;
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Folders of events, in this order in what is written.
-pub(super) const EVENTS: [&str; 6] = [
+/// Folders of events.
+const EVENTS: [&str; 6] = [
     "filemap/mm_filemap_add_to_page_cache",
     "filemap/mm_filemap_delete_from_page_cache",
     "cache/remove",
@@ -25,6 +29,9 @@ pub(super) const EVENTS: [&str; 6] = [
     "cache/swap_remove",
     "cache/move",
 ];
+
+/// The same, where XFS is.
+const OF_XFS: [&str; 1] = ["xfs/xfs_buf_submit"];
 
 /// Arguments by the calling convention; `base` is where the array of `struct page` begins.
 const PROBES: [&str; 4] = [
@@ -78,7 +85,13 @@ impl Tracer {
     }
 }
 
+/// All that there are, once a file system is mounted and the probes are set.
+pub(super) fn events() -> Vec<&'static str> {
+    let there = |name: &&str| fs::exists(tracefs::path(&format!("events/{name}"))).unwrap_or(false);
+    EVENTS.into_iter().chain(OF_XFS.into_iter().filter(there)).collect()
+}
+
 fn switch(on: bool) -> Result<()> {
     let value = if on { "1" } else { "0" };
-    EVENTS.iter().try_for_each(|name| tracefs::replace(&format!("events/{name}/enable"), value))
+    events().iter().try_for_each(|name| tracefs::replace(&format!("events/{name}/enable"), value))
 }

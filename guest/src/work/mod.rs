@@ -1,6 +1,7 @@
 //! The workloads.
 
 mod alloc_free;
+mod hostile;
 mod integer;
 mod phases;
 pub(crate) mod program;
@@ -38,6 +39,7 @@ fn run(work: &Work, request: &Request) -> bool {
         "sweep" => sweep::run(work.number_or(64)),
         "alloc-free" => alloc_free::run(work.number_or(64), request.phase),
         "verify" => verify::run(&request.scratch, &work.numbers()),
+        "hostile" => hostile::run(&work.args, request),
         "smp" => smp::run(work.number_or(crate::sys::cpus_online())),
         "litmus" => litmus::run(&work.args, request.scale_percent),
         "patching" => patching::run(&work.args, request.scale_percent),

@@ -10,8 +10,10 @@ mod mips;
 
 pub(crate) use host::{Others, children_cpu_seconds};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Subcommand;
+
+use crate::machine::profile;
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
@@ -28,6 +30,7 @@ pub(crate) enum Bench {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
+    ensure!(profile() != "dev", "FATHOM_PROFILE=dev: what is measured is built for release");
     match bench {
         Bench::Boot(args) => boot::run(args),
         Bench::Engines(args) => engines::run(args),

@@ -1,4 +1,4 @@
-//! The initramfs: our guest program as `/init`, busybox beside it, the modules to load.
+//! The initramfs: our guest program as `/init`, our agent and busybox beside it, the modules to load.
 
 use super::cpio::CpioWriter;
 use super::{Kit, write_changed};
@@ -11,7 +11,7 @@ use std::path::Path;
 /// It is two archives, one after the other: what comes from the distribution, and what is ours.
 pub(super) fn build(file: &Path, modules: &Path, kit: &Kit) -> Result<()> {
     let mut bytes = distribution_part(modules, &kit.busybox())?;
-    bytes.extend(own_part(&kit.guest_program())?);
+    bytes.extend(own_part(kit)?);
     write_changed(file, &bytes)
 }
 
@@ -34,9 +34,10 @@ fn distribution_part(modules: &Path, busybox: &Path) -> Result<Vec<u8>> {
     Ok(cpio.finish()?)
 }
 
-fn own_part(guest_program: &Path) -> Result<Vec<u8>> {
+fn own_part(kit: &Kit) -> Result<Vec<u8>> {
     let mut cpio = CpioWriter::new(Vec::new());
-    cpio.file("init", 0o755, &read(guest_program)?)?;
+    cpio.file("init", 0o755, &read(&kit.guest_program())?)?;
+    cpio.file("bin/agent", 0o755, &read(&kit.agent())?)?;
     Ok(cpio.finish()?)
 }
 

@@ -61,6 +61,7 @@ impl Kit {
 const PROGRAM: &str = "qemu-system-x86_64";
 
 /// QEMU, wherever it comes from.
+#[derive(Clone)]
 pub(crate) enum Qemu {
     /// Installed.
     Host(PathBuf),

@@ -7,6 +7,7 @@
 //! .kit/kernel/modules/      NAME.ko, and their lists      .kit/full/modules/
 //! .kit/busybox              statically linked
 //! .kit/guest                our guest program, statically linked
+//! .kit/agent                our agent, statically linked: it also runs in other guests
 //! .kit/initramfs.cpio       /init is the guest program; with the cloud kernel's modules
 //! .kit/initramfs-full.cpio  the same for linux-image-amd64
 //! .kit/disk.img             ext4 with Debian's bash, coreutils, gzip, python3, sqlite3, stress-ng,
@@ -194,6 +195,11 @@ impl Kit {
         self.folder.join("guest")
     }
 
+    /// `/bin/agent`, for other guests too.
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.folder.join("agent")
+    }
+
     fn apt(&self) -> Result<Apt> {
         Apt::open(&self.folder.join("apt"))
     }
@@ -204,7 +210,8 @@ pub(crate) fn prepare(args: &GuestArgs) -> Result<Kit> {
     let kit = Kit::open()?;
     fetch_kernel(&kit, args)?;
     fetch_busybox(&kit, args)?;
-    program::build(&kit.guest_program())?;
+    program::build("guest", &kit.guest_program())?;
+    program::build("agent", &kit.agent())?;
     initramfs::build(&kit.initramfs(), &kit.kernel().modules(), &kit)?;
     if args.full {
         fetch_full_kernel(&kit, args)?;

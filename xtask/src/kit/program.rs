@@ -1,4 +1,4 @@
-//! Building the guest program: statically linked, so that an initramfs needs nothing else.
+//! Building the guest's programs: statically linked, so that an initramfs needs nothing else.
 
 use super::write_changed;
 use crate::command::run;
@@ -9,19 +9,19 @@ use std::path::Path;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Build `guest` in a target folder of its own (its flags differ) and copy it to `file`.
-pub(super) fn build(file: &Path) -> Result<()> {
+/// Build `package` in a target folder of its own (its flags differ) and copy its program to `file`.
+pub(super) fn build(package: &str, file: &Path) -> Result<()> {
     let target_dir = workspace::root().join("target/guest");
-    eprintln!("kit: building the guest program");
+    eprintln!("kit: building the program {package}");
     let mut cargo = workspace::cargo();
     cargo
-        .args(["build", "--quiet", "--release", "--package", "guest", "--target", TARGET])
+        .args(["build", "--quiet", "--release", "--package", package, "--target", TARGET])
         .arg("--target-dir")
         .arg(&target_dir)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
     run(&mut cargo)?;
-    let built = target_dir.join(TARGET).join("release/guest");
+    let built = target_dir.join(TARGET).join("release").join(package);
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     write_changed(file, &bytes)?;
     make_executable(file)

@@ -34,6 +34,19 @@ impl Part {
         }
     }
 
+    fn runs_fathom(self) -> bool {
+        self != Self::Conformance
+    }
+
+    /// Whether the test program is among those that `selection` selects: `PACKAGE TARGET`.
+    fn has(self, name: &str) -> bool {
+        match self {
+            Self::Conformance => name.starts_with("engine-kvm "),
+            Self::Guest => name == "fathom guest",
+            Self::Soak => ["vmm leaks", "fathom guest"].contains(&name),
+        }
+    }
+
     /// For the test programs.
     fn arguments(self) -> &'static [&'static str] {
         match self {
@@ -42,6 +55,9 @@ impl Part {
         }
     }
 }
+
+/// What guests' tests run: `fathom`, and what it looks for beside itself.
+const HELPERS: [&str; 2] = ["fathom", "fathom-store"];
 
 /// Programs that cargo built for one part.
 #[derive(Clone, Default)]
@@ -62,13 +78,36 @@ struct Test {
 }
 
 impl Programs {
-    /// Build what `part` needs.
-    pub(super) fn build(part: Part) -> Result<Self> {
+    /// Build what `part` needs; `whole`: with all else of the workspace, whose tests have been built as a whole before.
+    pub(super) fn build(part: Part, whole: bool) -> Result<Self> {
         eprintln!("lab: building {part:?}");
+        let json = ["--quiet", "--message-format=json-render-diagnostics"];
         let mut cargo = workspace::cargo();
-        cargo.args(["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"]);
-        let programs = Self::parse(&output(cargo.args(part.selection()))?)?;
+        cargo.args(["test", "--no-run"]).args(json);
+        if whole {
+            let mut programs = Self::parse(&output(cargo.arg("--workspace"))?)?;
+            programs.keep(part);
+            return Ok(Self { arguments: part.arguments(), ..programs });
+        }
+        let mut programs = Self::parse(&output(cargo.args(part.selection()))?)?;
+        if part.runs_fathom() {
+            // Cargo builds programs of the tests' own packages only; this one `fathom` looks for beside itself.
+            let mut cargo = workspace::cargo();
+            cargo.arg("build").args(json);
+            let store = Self::parse(&output(cargo.args(["--package", "objects"]))?)?;
+            programs.helpers.extend(store.helpers);
+        }
         Ok(Self { arguments: part.arguments(), ..programs })
+    }
+
+    /// Of all that the workspace has, what `part` runs.
+    fn keep(&mut self, part: Part) {
+        self.tests.retain(|test| part.has(&test.name));
+        let is_run = |program: &Path| {
+            let name = program.file_name().unwrap_or_default();
+            part.runs_fathom() && HELPERS.iter().any(|helper| name == *helper)
+        };
+        self.helpers.retain(|program| is_run(program));
     }
 
     /// Of cargo's messages, one object a line, those about programs.
@@ -163,6 +202,20 @@ mod tests {
         );
         assert_eq!(step.words, ["/t/guest-1", "disk"].map(OsString::from));
         assert_eq!(step.environment, [("A".into(), OsString::from("b"))]);
+    }
+
+    #[test]
+    fn of_a_whole_workspace_only_what_runs_comes_along() {
+        let more = MESSAGES.replace("fathom", "xtask").replace("guest", "cli");
+        let both = format!("{}\n{more}", MESSAGES.replace("/s/crates/xtask", "/s/xtask"));
+        let mut programs = Programs::parse(&both).unwrap();
+        assert_eq!((programs.tests.len(), programs.helpers.len()), (2, 2));
+        programs.keep(Part::Guest);
+        assert_eq!(programs.helpers, [PathBuf::from("/t/fathom")]);
+        assert_eq!(programs.tests.len(), 1);
+        assert_eq!(programs.tests[0].name, "fathom guest");
+        programs.keep(Part::Conformance);
+        assert_eq!((programs.tests.len(), programs.helpers.len()), (0, 0));
     }
 
     #[test]

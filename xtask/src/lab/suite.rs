@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// At what the machine's own processor may have broken.
 const ATTEMPTS: usize = 3;
+/// With less time left there is no other: the machine's start and a guest's take most of it.
+const ATTEMPT_MIN: Duration = Duration::from_secs(120);
 
 /// The second has a processor that breaks nothing, and takes two to three times as long.
 fn processors(args: &LabArgs, attempt: usize) -> Processors {
@@ -25,7 +27,7 @@ pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
     let environment = kvm_environment(&kit, args);
     let mut built = Vec::new();
     for part in parts {
-        built.push((part, Programs::build(part)?));
+        built.push((part, Programs::build(part, args.whole)?));
     }
     let started = Instant::now();
     let outcome = if direct::has_kvm() && !args.emulated {
@@ -49,7 +51,7 @@ fn emulated(
     built: &[(Part, Programs)],
     filters: &[String],
     environment: &Environment,
-    processors: Processors,
+    (processors, limit): (Processors, Duration),
 ) -> Result<Outcome> {
     let mut environment = environment.to_vec();
     environment.insert(0, ("FATHOM_PATIENCE".into(), patience(processors).into()));
@@ -62,7 +64,7 @@ fn emulated(
     for file in programs.chain(helpers).chain(guest_files(kit, &parts)?) {
         image.add(&file)?;
     }
-    in_machine(kit, image, &steps, Duration::from_secs(args.timeout), processors)
+    in_machine(kit, image, &steps, limit, processors)
 }
 
 /// How much longer tests wait than elsewhere: what somebody has set counts more.
@@ -76,17 +78,20 @@ fn patience(processors: Processors) -> &'static str {
 }
 
 /// The same, and further attempts: at the whole if the machine crashed, else at the tests that failed. Its processor
-/// is not to be trusted (see `machine`); what fails each time has failed.
+/// is not to be trusted (see `machine`); what fails each time has failed. All of them together have `args.timeout`.
 fn with_more_attempts(
     kit: &Kit,
     args: &LabArgs,
     built: &[(Part, Programs)],
     environment: &Environment,
 ) -> Result<Outcome> {
-    let (mut outcome, mut made) = unless_it_crashes(ATTEMPTS, |number| {
-        emulated(kit, args, built, &args.filters, environment, processors(args, number))
+    let end = Instant::now() + Duration::from_secs(args.timeout);
+    let left = || end.saturating_duration_since(Instant::now());
+    let (mut outcome, mut made) = unless_it_crashes(ATTEMPTS, left, |number, left| {
+        let how = (processors(args, number), left);
+        emulated(kit, args, built, &args.filters, environment, how)
     })?;
-    while made < ATTEMPTS {
+    while made < ATTEMPTS && left() > ATTEMPT_MIN {
         let failed = built.iter().filter(|(_, programs)| programs.failed(&outcome) > 0);
         let failed: Vec<(Part, Programs)> = failed.cloned().collect();
         let programs: usize = failed.iter().map(|(_, programs)| programs.failed(&outcome)).sum();
@@ -97,8 +102,15 @@ fn with_more_attempts(
         }
         eprintln!("\n*** lab: another attempt at {} ***\n", names.join(", "));
         let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names.clone()).collect();
-        let next = processors(args, made + 1);
-        let more = emulated(kit, args, &failed, &filters, environment, next)?;
+        let next = (processors(args, made + 1), left());
+        // One that crashes or takes too long changes nothing of what was seen before.
+        let more = match emulated(kit, args, &failed, &filters, environment, next) {
+            Err(error) if error.is::<Crashed>() => {
+                eprintln!("\n*** lab: {error:#} ***\n");
+                break;
+            }
+            more => more?,
+        };
         if more.tests.passed + more.tests.failed < names.len() as u64 {
             break;
         }
@@ -111,12 +123,13 @@ fn with_more_attempts(
 /// The outcome, and the number of the attempt that gave it.
 fn unless_it_crashes(
     attempts: usize,
-    attempt: impl Fn(usize) -> Result<Outcome>,
+    left: impl Fn() -> Duration,
+    attempt: impl Fn(usize, Duration) -> Result<Outcome>,
 ) -> Result<(Outcome, usize)> {
     let mut made = 1;
     loop {
-        match attempt(made) {
-            Err(error) if error.is::<Crashed>() && made < attempts => {
+        match attempt(made, left()) {
+            Err(error) if error.is::<Crashed>() && made < attempts && left() > ATTEMPT_MIN => {
                 eprintln!("\n*** lab: another attempt, since {error:#} ***\n");
                 made += 1;
             }
@@ -203,19 +216,29 @@ mod tests {
         let calls = std::cell::Cell::new(0);
         let fails_until = |last: usize| {
             calls.set(0);
-            unless_it_crashes(ATTEMPTS, |_| {
-                calls.set(calls.get() + 1);
-                if calls.get() < last { crash() } else { Ok(outcome(&[0], 1)) }
-            })
+            unless_it_crashes(
+                ATTEMPTS,
+                || 2 * ATTEMPT_MIN,
+                |_, _| {
+                    calls.set(calls.get() + 1);
+                    if calls.get() < last { crash() } else { Ok(outcome(&[0], 1)) }
+                },
+            )
         };
         assert_eq!(fails_until(1).unwrap().1, 1);
         assert_eq!(fails_until(ATTEMPTS).unwrap().1, ATTEMPTS);
         assert!(fails_until(ATTEMPTS + 1).is_err());
         assert_eq!(calls.get(), ATTEMPTS);
-        let other = unless_it_crashes(ATTEMPTS, |_| {
-            calls.set(0);
-            Err(anyhow::anyhow!("no image"))
-        });
+        let late = unless_it_crashes(ATTEMPTS, || Duration::ZERO, |_, _| crash());
+        assert!(late.is_err(), "there is no time for another");
+        let other = unless_it_crashes(
+            ATTEMPTS,
+            || 2 * ATTEMPT_MIN,
+            |_, _| {
+                calls.set(0);
+                Err(anyhow::anyhow!("no image"))
+            },
+        );
         assert!(other.is_err());
     }
 

@@ -2,12 +2,15 @@
 //!
 //! A row is an [`Outcome`]: what the paper says, what was run, a table, a picture and all figures as JSON.
 
+mod esx;
 mod geiger;
 mod paths;
 mod place;
 mod profile;
+mod qmp;
 mod restore;
 mod self_e;
+mod substrate;
 mod translate;
 mod wss;
 
@@ -34,8 +37,12 @@ pub(crate) enum Reproduce {
     SelfE(self_e::SelfEArgs),
     /// How soon a guest that was saved does its work again (Zhang and others, 2011)
     Restore(restore::RestoreArgs),
+    /// Saved guests in memory, and VMs made of them (Wang, Rao and Xu, 2011)
+    Substrate(substrate::SubstrateArgs),
     /// How much memory a guest uses, by several methods at once (ESX, 2002, and others)
     Wss(wss::WssArgs),
+    /// Memory to the guest that uses it: balloon, idle tax, idle sampling (VMware ESX, 2002)
+    Esx(esx::EsxArgs),
 }
 
 #[derive(Args)]
@@ -80,7 +87,9 @@ pub(crate) fn run(row: &Reproduce) -> Result<()> {
         Reproduce::Geiger(args) => geiger::run(args),
         Reproduce::SelfE(args) => self_e::run(args),
         Reproduce::Restore(args) => restore::run(args),
+        Reproduce::Substrate(args) => substrate::run(args),
         Reproduce::Wss(args) => wss::run(args),
+        Reproduce::Esx(args) => esx::run(args),
     }
 }
 

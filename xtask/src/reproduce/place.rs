@@ -39,6 +39,11 @@ pub(super) enum Engine {
 }
 
 impl Place {
+    /// This host, without KVM.
+    pub(super) fn translator() -> Self {
+        Self { engine: Engine::Translate, lab_processors: Processors::Two, here: false }
+    }
+
     pub(super) fn is_kvm(&self) -> bool {
         self.engine == Engine::Kvm
     }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use std::path::PathBuf;
 
 /// A crate may use those before it. Crates that do not exist yet have their place already.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 23] = [
     "x86",
     "confine",
     "tap",
@@ -17,19 +17,22 @@ const ORDER: [&str; 20] = [
     "devices",
     "insight",
     "snapshot",
+    "remote",
+    "objects",
     "migration",
     "dump",
     "policy",
     "scheduler",
     "process",
     "vmm",
+    "agent-wire",
     "api",
     "host",
     "fathom",
 ];
 
 /// What the order alone would allow: user, used, why not.
-const FORBIDDEN: [(&str, &str, &str); 9] = [
+const FORBIDDEN: [(&str, &str, &str); 10] = [
     ("translator", "memory", "the translator knows no VM's memory, only its `Machine`"),
     ("translator", "engine", "the translator knows x86, not VMs"),
     ("devices", "engine", "devices never name an engine"),
@@ -38,11 +41,12 @@ const FORBIDDEN: [(&str, &str, &str); 9] = [
     ("policy", "memory", "policy sees facts, never memory"),
     ("policy", "engine", "policy is pure"),
     ("migration", "engine", "migration is a state machine over plain data"),
+    ("fathom", "objects", "TLS and HTTP are of `fathom-store`, not of each VM's process"),
     ("insight", "engine-translate", "insight sees events, not engines"),
 ];
 
 /// Crates that may hold unsafe code; all others forbid it at their root.
-const UNSAFE_ALLOWED: [&str; 10] = [
+const UNSAFE_ALLOWED: [&str; 11] = [
     "confine",
     "tap",
     "memory",
@@ -51,12 +55,13 @@ const UNSAFE_ALLOWED: [&str; 10] = [
     "engine-translate",
     "process",
     "scheduler",
+    "agent",
     "guest",
     "oracle",
 ];
 
 /// Programs beside the product, outside the order: they may use anything.
-const OUTSIDE: [&str; 3] = ["guest", "oracle", "xtask"];
+const OUTSIDE: [&str; 4] = ["agent", "guest", "oracle", "xtask"];
 
 #[derive(Deserialize)]
 pub(super) struct Package {

@@ -15,6 +15,8 @@ pub(crate) struct Request {
     pub(crate) body: Vec<u8>,
     /// Whether the peer may send another one.
     pub(crate) keep_alive: bool,
+    /// Of whom it thinks that it asks: the `Host` header.
+    pub(crate) host: Option<String>,
 }
 
 struct Head {
@@ -67,7 +69,9 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Fail> {
         return Err(Fail::new(413, message));
     }
     let keep_alive = framing.keep_alive.unwrap_or(request.version == Some(1));
-    let request = Request { method, path, body: Vec::new(), keep_alive };
+    let host = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("host"));
+    let host = host.map(|header| String::from_utf8_lossy(header.value).trim().to_owned());
+    let request = Request { method, path, body: Vec::new(), keep_alive, host };
     Ok(Some(Head { length, body, request }))
 }
 

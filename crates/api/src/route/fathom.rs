@@ -2,7 +2,7 @@
 
 use super::{no_such_path, wrong_method};
 use crate::http::{Fail, Request};
-use crate::wire::{BalloonTarget, CloneRequest, SaveRequest};
+use crate::wire::{BalloonTarget, CloneRequest, ReclaimRequest, SaveRequest, ShareRequest};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FathomCall {
@@ -19,6 +19,8 @@ pub(crate) enum FathomCall {
     Resume,
     Stop,
     Balloon(BalloonTarget),
+    Reclaim(ReclaimRequest),
+    Share(ShareRequest),
     Save(SaveRequest),
     Clone(CloneRequest),
 }
@@ -42,6 +44,10 @@ pub(super) fn route(rest: &[&str], request: &Request) -> Result<FathomCall, Fail
         ["vm", "stop"] => put(request, FathomCall::Stop),
         ["vm", "balloon"] if request.method == "PUT" => balloon(request),
         ["vm", "balloon"] => Err(wrong_method(request, "PUT")),
+        ["vm", "reclaim"] if request.method == "PUT" => reclaim(request),
+        ["vm", "reclaim"] => Err(wrong_method(request, "PUT")),
+        ["vm", "share"] if request.method == "PUT" => share(request),
+        ["vm", "share"] => Err(wrong_method(request, "PUT")),
         ["vm", "save"] if request.method == "PUT" => save(request),
         ["vm", "save"] => Err(wrong_method(request, "PUT")),
         ["vm", "clone"] if request.method == "PUT" => clone(request),
@@ -63,6 +69,18 @@ fn balloon(request: &Request) -> Result<FathomCall, Fail> {
         Fail::new(400, format!("body: {error}: send {{\"target_bytes\": NUMBER}}"))
     })?;
     Ok(FathomCall::Balloon(target))
+}
+
+fn reclaim(request: &Request) -> Result<FathomCall, Fail> {
+    let request: ReclaimRequest = serde_json::from_slice(&request.body)
+        .map_err(|error| Fail::new(400, format!("body: {error}: send {{\"bytes\": NUMBER}}")))?;
+    Ok(FathomCall::Reclaim(request))
+}
+
+fn share(request: &Request) -> Result<FathomCall, Fail> {
+    let request: ShareRequest = serde_json::from_slice(&request.body)
+        .map_err(|error| Fail::new(400, format!("body: {error}: send {{\"scan\": NUMBER}}")))?;
+    Ok(FathomCall::Share(request))
 }
 
 fn save(request: &Request) -> Result<FathomCall, Fail> {

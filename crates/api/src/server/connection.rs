@@ -11,7 +11,7 @@ use crate::control::{ControlError, VmControl};
 use crate::http::{Connection, Fail, ReadError, Request, read_request};
 use crate::metrics;
 use crate::route::{Call, FathomCall, route};
-use crate::wire::{CloneReport, CloneRequest, Version};
+use crate::wire::{CloneReport, CloneRequest, ReclaimRequest, ShareReport, ShareRequest, Version};
 
 /// Longest silence before a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,19 +20,30 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until the peer leaves, errs, is silent for too long, or `stopping` is set.
 pub(super) fn serve(stream: UnixStream, control: &dyn VmControl, stopping: &AtomicBool) {
+    serve_with(stream, stopping, |connection, request, descriptors, keep_alive| {
+        answer(connection, request, descriptors, control, keep_alive)
+    });
+}
+
+/// The same, with `answer` for an answer: to a request, its descriptors, and whether the connection stays open.
+pub(super) fn serve_with(
+    stream: UnixStream,
+    stopping: &AtomicBool,
+    answer: impl Fn(&mut Connection, &Request, Vec<OwnedFd>, bool) -> io::Result<()>,
+) {
     let mut connection = match Connection::new(stream) {
         Ok(connection) => connection,
         Err(error) => return tracing::warn!("api connection: {error}"),
     };
     // A peer that does not take its answer has lost it.
-    while let Ok(true) = serve_one(&mut connection, control, stopping) {}
+    while let Ok(true) = serve_one(&mut connection, stopping, &answer) {}
 }
 
 /// One request. `Ok(true)`: there may be another.
 fn serve_one(
     connection: &mut Connection,
-    control: &dyn VmControl,
     stopping: &AtomicBool,
+    answer: impl Fn(&mut Connection, &Request, Vec<OwnedFd>, bool) -> io::Result<()>,
 ) -> io::Result<bool> {
     let now = Instant::now();
     let request =
@@ -47,7 +58,7 @@ fn serve_one(
         };
     let keep_alive = request.keep_alive && !stopping.load(Ordering::Acquire);
     let descriptors = connection.take_descriptors();
-    answer(connection, &request, descriptors, control, keep_alive)?;
+    answer(connection, &request, descriptors, keep_alive)?;
     Ok(keep_alive)
 }
 
@@ -130,16 +141,49 @@ fn answer(
             }
             Err(error) => Err(error),
         },
+        FathomCall::Share(request) => match share(control, descriptors, request) {
+            Ok(report) => return connection.write_json(&report, keep_alive),
+            Err(error) => Err(error),
+        },
         FathomCall::Watch => control.watch(),
         FathomCall::Pause => control.pause(),
         FathomCall::Resume => control.resume(),
         FathomCall::Stop => control.stop(),
         FathomCall::Balloon(target) => control.set_balloon(target),
+        FathomCall::Reclaim(request) => reclaim(control, descriptors, request),
     };
     match done {
         Ok(()) => connection.write_done(keep_alive),
         Err(error) => connection.write_fail(&fail_of(&error), keep_alive),
     }
+}
+
+fn reclaim(
+    control: &dyn VmControl,
+    descriptors: Vec<OwnedFd>,
+    request: ReclaimRequest,
+) -> Result<(), ControlError> {
+    if descriptors.len() > 1 {
+        let what = "one descriptor may come along, of a file for the store";
+        return Err(ControlError::Invalid(what.to_owned()));
+    }
+    control.reclaim(request, descriptors.into_iter().next().map(File::from))
+}
+
+fn share(
+    control: &dyn VmControl,
+    descriptors: Vec<OwnedFd>,
+    request: ShareRequest,
+) -> Result<ShareReport, ControlError> {
+    let attach = match <[OwnedFd; 2]>::try_from(descriptors) {
+        Ok([pool, outbox]) => Some((pool, File::from(outbox))),
+        Err(none) if none.is_empty() => None,
+        Err(_) => {
+            let what = "two descriptors may come along, of a pool and of an outbox";
+            return Err(ControlError::Invalid(what.to_owned()));
+        }
+    };
+    control.share(request, attach)
 }
 
 fn make_clonable(
@@ -155,7 +199,7 @@ fn make_clonable(
     control.make_clonable(File::from(machine), memory, request)
 }
 
-fn fail_of(error: &ControlError) -> Fail {
+pub(super) fn fail_of(error: &ControlError) -> Fail {
     let status = match error {
         ControlError::Invalid(_) => 400,
         ControlError::State(_) => 409,

@@ -142,6 +142,10 @@ impl OutputBuffer {
     pub fn close(&self) -> bool {
         let mut state = self.lock();
         state.closed = true;
+        // However long ago there was something to take, the writer has to learn of the end.
+        if state.bytes.is_empty() {
+            state.moved = Instant::now();
+        }
         self.0.changed.notify_all();
         // The writer finds a stalled reader in two waits at most, unless it hangs in its write.
         while !state.dead && state.moved.elapsed() < 3 * self.0.stalled_after {
@@ -197,6 +201,22 @@ mod tests {
         buffer.taken(3);
         let writer = buffer.clone();
         let writer = thread::spawn(move || {
+            assert_eq!(writer.next(), None);
+            writer.dead();
+        });
+        assert!(buffer.close());
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn who_took_all_long_ago_is_waited_for() {
+        let buffer = OutputBuffer::with_patience(Duration::from_secs(10));
+        buffer.lock().moved -= Duration::from_secs(40);
+        let writer = buffer.clone();
+        let writer = thread::spawn(move || {
+            while !writer.lock().closed {
+                thread::yield_now();
+            }
             assert_eq!(writer.next(), None);
             writer.dead();
         });

@@ -45,14 +45,18 @@ pub(crate) fn start(fd: &VcpuFd, id: u32) -> Result<(), EngineError> {
 }
 
 /// Everything, as of now. The vCPU does not run and KVM waits for no answer.
-pub(crate) fn save(fd: &VcpuFd, saved_msrs: &[u32]) -> Result<VcpuState, EngineError> {
+pub(crate) fn save(
+    fd: &VcpuFd,
+    components: u64,
+    saved_msrs: &[u32],
+) -> Result<VcpuState, EngineError> {
     let mut state = VcpuState::reset();
     let mp_state = fd.get_mp_state().map_err(refused("read a vcpu's run state"))?.mp_state;
     state.halted = mp_state == KVM_MP_STATE_HALTED;
     state.waiting_for_sipi =
         matches!(mp_state, KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED);
     registers::save(fd, &mut state)?;
-    state.xstate = xstate::save(fd)?;
+    state.xstate = xstate::save(fd, components)?;
     state.xcr0 = xstate::xcr0(fd)?;
     state.msrs = msrs::save(fd, saved_msrs)?;
     state.apic = apic::save(fd)?;
@@ -60,8 +64,13 @@ pub(crate) fn save(fd: &VcpuFd, saved_msrs: &[u32]) -> Result<VcpuState, EngineE
     Ok(state)
 }
 
-/// Takes up a state of vCPU `id`.
-pub(crate) fn load(fd: &VcpuFd, id: u32, state: &VcpuState) -> Result<(), EngineError> {
+/// Takes up a state of vCPU `id`, whose processor has these components of vector state.
+pub(crate) fn load(
+    fd: &VcpuFd,
+    id: u32,
+    components: u64,
+    state: &VcpuState,
+) -> Result<(), EngineError> {
     if state.xstate.len() != XSTATE_SIZE {
         let found = state.xstate.len();
         return Err(EngineError::State(format!(
@@ -79,7 +88,7 @@ pub(crate) fn load(fd: &VcpuFd, id: u32, state: &VcpuState) -> Result<(), Engine
     }
     apic::load(fd, &state.apic)?;
     registers::load(fd, state)?;
-    xstate::load(fd, state.xcr0, &state.xstate)?;
+    xstate::load(fd, components, state.xcr0, &state.xstate)?;
     if let Some(value) = value(msr::TSC) {
         tsc::load(fd, id, value)?;
     }

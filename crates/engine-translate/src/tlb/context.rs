@@ -208,7 +208,9 @@ impl Fetch {
     }
 }
 
-impl Slot for Translation {
+// SAFETY: it is numbers.
+unsafe impl Slot for Translation {
+    const NOT_ZERO: usize = 1;
     /// From the second table.
     const RETURNS: bool = true;
 
@@ -221,7 +223,10 @@ impl Slot for Translation {
     }
 }
 
-impl Slot for Second {
+// SAFETY: it is numbers.
+unsafe impl Slot for Second {
+    const NOT_ZERO: usize = 1;
+
     fn empty(index: usize) -> Self {
         Self(Translation::empty(index))
     }
@@ -244,10 +249,13 @@ impl Slot for Second {
     }
 }
 
-impl Slot for Fetch {
-    fn empty(_: usize) -> Self {
-        // Not the address of a page.
-        Self { from: u64::MAX, to: 0 }
+// SAFETY: it is numbers.
+unsafe impl Slot for Fetch {
+    const NOT_ZERO: usize = 1;
+
+    fn empty(index: usize) -> Self {
+        // Not the address of a page, or that of page 0, which has another index.
+        Self { from: if index == 0 { u64::MAX } else { 0 }, to: 0 }
     }
 
     fn may_serve(&self, region: Region) -> bool {
@@ -255,7 +263,11 @@ impl Slot for Fetch {
     }
 }
 
-impl Slot for Guard {
+// SAFETY: it is a number.
+unsafe impl Slot for Guard {
+    // Zero leads from some pages to some frames.
+    const NOT_ZERO: usize = usize::MAX;
+
     fn empty(_: usize) -> Self {
         Self(NO_GUARD)
     }

@@ -1,8 +1,11 @@
 //! Tables that are found by bits of an address and know which of their entries are in use, so that emptying
 //! one that is hardly used costs little.
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::Range;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
+
+use rustix::mm::{MapFlags, ProtFlags};
 
 /// Bits of a word of [`Marks`].
 const WORD: usize = 64;
@@ -11,10 +14,16 @@ const WORD: usize = 64;
 pub(super) const PAGE_SHIFT: u32 = 12;
 
 /// What stands in a [`Table`].
-pub(super) trait Slot: Copy {
+///
+/// # Safety
+/// All zeroes are a value of it.
+pub(super) unsafe trait Slot: Copy {
     /// Generated code puts entries back that stood here before: where something was inserted something may be,
     /// whatever was removed from there, until all that could be put back is gone.
     const RETURNS: bool = false;
+
+    /// The first so many empty entries are not all zeroes.
+    const NOT_ZERO: usize;
 
     /// What leads nowhere at `index`.
     fn empty(index: usize) -> Self;
@@ -76,7 +85,8 @@ impl Region {
 }
 
 /// `N` entries (a power of two, at least 64) by the low bits of the page number, at an address that stays:
-/// it may be kept beside the table.
+/// it may be kept beside the table. They are a mapping of their own, which takes memory where entries were used: a
+/// clone that stands, and a program that runs for a moment, use few.
 pub(super) struct Table<T, const N: usize> {
     entries: NonNull<[T; N]>,
     /// Others are empty.
@@ -89,15 +99,28 @@ pub(super) struct Table<T, const N: usize> {
 unsafe impl<T: Send, const N: usize> Send for Table<T, N> {}
 
 impl<T: Slot, const N: usize> Table<T, N> {
+    const LAYOUT: Layout = Layout::new::<[T; N]>();
+
     pub(super) fn new() -> Self {
-        let Ok(entries) = (0..N).map(T::empty).collect::<Box<[T]>>().try_into() else {
-            unreachable!("the range has N elements")
+        const { assert!(align_of::<T>() <= 4096 && size_of::<T>() > 0) };
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(
+                ptr::null_mut(),
+                Self::LAYOUT.size(),
+                access,
+                MapFlags::PRIVATE,
+            )
         };
-        Self {
-            entries: NonNull::from(Box::<[T; N]>::leak(entries)),
-            filled: Marks::new(N),
-            local: Marks::new(N),
+        let Some(entries) = mapped.ok().and_then(|at| NonNull::new(at.cast::<[T; N]>())) else {
+            handle_alloc_error(Self::LAYOUT)
+        };
+        let mut table = Self { entries, filled: Marks::new(N), local: Marks::new(N) };
+        for (index, entry) in table.entries_mut().iter_mut().enumerate().take(T::NOT_ZERO) {
+            *entry = T::empty(index);
         }
+        table
     }
 
     pub(super) fn as_ptr(&self) -> *const T {
@@ -105,7 +128,7 @@ impl<T: Slot, const N: usize> Table<T, N> {
     }
 
     pub(super) fn at(&self, va: u64) -> &T {
-        // SAFETY: `new` leaked the box for this table alone, and nobody writes without `&mut self`.
+        // SAFETY: `new` mapped them for this table alone, as zeroes, which `Slot` allows; nobody writes without `&mut self`.
         let entries = unsafe { self.entries.as_ref() };
         &entries[T::index::<N>(va)]
     }
@@ -171,15 +194,17 @@ impl<T: Slot, const N: usize> Table<T, N> {
     }
 
     fn entries_mut(&mut self) -> &mut [T; N] {
-        // SAFETY: `new` leaked the box for this table alone, which is borrowed.
+        // SAFETY: `new` mapped them for this table alone, which is borrowed; zeroes are a value, by `Slot`.
         unsafe { self.entries.as_mut() }
     }
 }
 
 impl<T, const N: usize> Drop for Table<T, N> {
     fn drop(&mut self) {
-        // SAFETY: `new` leaked it, and nothing frees it but this.
-        drop(unsafe { Box::from_raw(self.entries.as_ptr()) });
+        // SAFETY: `new` mapped it for this table, whose it is no more. A slot is `Copy`: nothing of it is to be dropped.
+        let unmapped =
+            unsafe { rustix::mm::munmap(self.entries.as_ptr().cast(), size_of::<[T; N]>()) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::{Engine, Exit, VmSpec};
 use memory::{DeviceView, Gpa, GuestMemory};
-use x86::model::CpuModel;
+use x86::model::Shown;
 use x86::{DescriptorTable, Gpr, VcpuState, paging};
 
 const RAM: u64 = 4 << 20;
@@ -34,7 +34,7 @@ impl Noise {
 pub(crate) fn run(engine: &dyn Engine, code: &[u8], noise: &mut Noise) {
     let memory = Arc::new(GuestMemory::with_bytes(RAM).unwrap());
     let vm = engine
-        .create_vm(VmSpec { memory: Arc::clone(&memory), vcpus: 1, cpu: CpuModel::default() })
+        .create_vm(VmSpec { memory: Arc::clone(&memory), vcpus: 1, cpu: Shown::default() })
         .unwrap();
     let view = DeviceView::new(memory);
     let set = |gpa: u64, value: u64| view.write(Gpa(gpa), &value.to_le_bytes()).unwrap();

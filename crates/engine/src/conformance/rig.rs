@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::CodeAssembler;
 use memory::{DeviceView, Gpa, GuestMemory};
-use x86::model::CpuModel;
+use x86::model::Shown;
 use x86::{DescriptorTable, Gpr, Segment, VcpuState, cr0, cr4, efer, msr};
 
 use super::layout::{self, Gate};
@@ -60,13 +60,13 @@ impl Deref for Rig {
 impl Rig {
     /// A machine with `vcpus` vCPUs; the first will start at [`CODE`], the others wait.
     pub fn new(engine: &dyn Engine, vcpus: u32) -> Self {
-        Self::showing(CpuModel::default(), engine, vcpus)
+        Self::showing(Shown::default(), engine, vcpus)
     }
 
     /// As [`Rig::new`], with a choice of the processor.
-    pub fn showing(cpu: CpuModel, engine: &dyn Engine, vcpus: u32) -> Self {
+    pub fn showing(cpu: impl Into<Shown>, engine: &dyn Engine, vcpus: u32) -> Self {
         let memory = GuestMemory::with_bytes(RAM).expect("reserve 16 MiB");
-        Self::on(memory, cpu, engine, vcpus)
+        Self::on(memory, cpu.into(), engine, vcpus)
     }
 
     /// A machine with one vCPU on anonymous memory, and the payload that `write` assembles.
@@ -81,12 +81,12 @@ impl Rig {
         engine: &dyn Engine,
         write: impl FnOnce(&mut CodeAssembler) -> Asm,
     ) -> Self {
-        let rig = Self::on(memory, CpuModel::default(), engine, 1);
+        let rig = Self::on(memory, Shown::default(), engine, 1);
         rig.load_payload(CODE, write);
         rig
     }
 
-    fn on(memory: GuestMemory, cpu: CpuModel, engine: &dyn Engine, vcpus: u32) -> Self {
+    fn on(memory: GuestMemory, cpu: Shown, engine: &dyn Engine, vcpus: u32) -> Self {
         if vcpus > engine.capabilities().max_vcpus {
             skip("not that many vCPUs");
         }

@@ -7,7 +7,7 @@ use vmm::config::{NetBackend, NetConfig, PortForward, Protocol};
 const FORM: &str = "write tap=NAME, passt or passt=SOCKET, then ,mac=ADDRESS ,mtu=N or, with passt, ,tcp=PORT:PORT";
 
 /// A comma ends a path: a path with one in it cannot be given here.
-pub(super) fn parse(text: &str) -> Result<NetConfig, String> {
+pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
     let mut parts = text.split(',');
     let backend = backend(parts.next().unwrap_or_default())?;
     let mut config = NetConfig { backend, mac: None, mtu: None };

@@ -17,14 +17,20 @@ pub(super) struct Overlays {
     /// The first clone's; the others' are copies of them.
     first: Vec<PathBuf>,
     parents: Vec<PathBuf>,
+    /// Where they are made, if not beside the parents'.
+    folder: Option<PathBuf>,
     made: BTreeMap<String, Vec<PathBuf>>,
 }
 
 impl Overlays {
     /// Copies those of the parent, which stands, for the first of `names`.
-    pub(super) fn copy_first(parent: &VmConfig, names: &[String]) -> Result<Self, Failure> {
-        let parents = config::overlays(parent);
-        let mut overlays = Self { first: Vec::new(), parents, made: BTreeMap::new() };
+    pub(super) fn copy_first(
+        parent: &VmConfig,
+        names: &[String],
+        folder: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let (parents, folder) = (config::overlays(parent), folder.map(Path::to_owned));
+        let mut overlays = Self { first: Vec::new(), parents, folder, made: BTreeMap::new() };
         if let Some(name) = names.first() {
             let from = overlays.parents.clone();
             overlays.copy(&from, name)?;
@@ -47,12 +53,19 @@ impl Overlays {
         self.made.remove(name);
     }
 
+    fn path(&self, parents: &Path, name: &str) -> PathBuf {
+        if let (Some(folder), Some(file)) = (&self.folder, parents.file_name()) {
+            return folder.join(format!("{name}.{}", file.to_string_lossy()));
+        }
+        let mut path = parents.to_owned().into_os_string();
+        path.push(".");
+        path.push(name);
+        path.into()
+    }
+
     fn copy(&mut self, from: &[PathBuf], name: &str) -> Result<(), Failure> {
         for (from, parents) in from.iter().zip(&self.parents) {
-            let mut path = parents.clone().into_os_string();
-            path.push(".");
-            path.push(name);
-            let path = PathBuf::from(path);
+            let path = self.path(parents, name);
             copy(from, &path).map_err(|error| {
                 Failure::Host(format!(
                     "copy overlay {} to {}: {error}",
@@ -76,7 +89,7 @@ impl Drop for Overlays {
 }
 
 /// A new file with the same contents and holes, in common with the old one where the file system can.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let from = File::open(from)?;
     let into = OpenOptions::new().write(true).create_new(true).open(to)?;
     let copied = match ioctl_ficlone(&into, &from) {

@@ -1,17 +1,19 @@
 //! The process of a clone, from what `fathom clone` gives it to the end of the VM.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::ExitCode;
 
 use api::SocketDirectory;
+use memory::{FRAME_SIZE, ImageRun, ImageRuns};
+use snapshot::Extent;
 use vmm::config::VmPlan;
 use vmm::saved::Cloned;
 
-use super::say_that_it_runs;
+use super::{gate, say_that_it_runs};
 use crate::arguments::{CloneProcessArguments, Confinement};
 use crate::failure::Failure;
 use crate::run;
@@ -26,7 +28,9 @@ struct Given {
 
 pub(crate) fn run(arguments: &CloneProcessArguments) -> Result<ExitCode, Failure> {
     if arguments.confine == Confinement::On {
-        confine::close_inherited(arguments.layer.as_slice()).map_err(Failure::host)?;
+        let given = arguments.layer.iter().chain(&arguments.gate).chain(&arguments.extents);
+        let given: Vec<RawFd> = given.chain(&arguments.shared).copied().collect();
+        confine::close_inherited(&given).map_err(Failure::host)?;
     }
     let Given { image, state, client } = take(arguments.log.as_deref()).map_err(Failure::host)?;
     let client = Cell::new(Some(client));
@@ -53,6 +57,18 @@ fn take(log: Option<&Path>) -> io::Result<Given> {
     Ok(Given { image, state, client })
 }
 
+/// What of the image is elsewhere.
+fn runs(mut extents: File, shared: Vec<File>) -> io::Result<ImageRuns> {
+    let mut bytes = Vec::new();
+    extents.read_to_end(&mut bytes)?;
+    let runs = Extent::decode_all(&bytes).into_iter().map(|extent| ImageRun {
+        frames: extent.frames,
+        file: extent.file.checked_sub(1).map(|number| number as usize),
+        from: u64::from(extent.at) * FRAME_SIZE as u64,
+    });
+    Ok(ImageRuns { files: shared.into_iter().map(OwnedFd::from).collect(), runs: runs.collect() })
+}
+
 fn go_on(
     arguments: &CloneProcessArguments,
     image: OwnedFd,
@@ -60,14 +76,30 @@ fn go_on(
     client: &Cell<Option<File>>,
 ) -> Result<ExitCode, Failure> {
     // Another descriptor of the same file, to read.
-    let layer = arguments.layer.map(|layer| File::open(format!("/proc/self/fd/{layer}")));
-    let layer = layer.transpose().map_err(Failure::host)?.map(OwnedFd::from);
-    let cloned = Cloned::read(state, image, layer).map_err(Failure::usage)?;
+    let open = |given: &i32| File::open(format!("/proc/self/fd/{given}")).map_err(Failure::host);
+    let layer = arguments.layer.as_ref().map(open).transpose()?.map(OwnedFd::from);
+    let runs = match arguments.extents.as_ref().map(open).transpose()? {
+        None => ImageRuns::default(),
+        Some(extents) => {
+            let shared: Vec<File> = arguments.shared.iter().map(open).collect::<Result<_, _>>()?;
+            runs(extents, shared).map_err(Failure::host)?
+        }
+    };
+    let mut gate = arguments.gate.as_ref().map(open).transpose()?;
+    let cloned = Cloned::read(state, image, layer).map_err(Failure::usage)?.with_runs(runs);
     let plan = VmPlan::new(cloned.state.config.clone()).map_err(Failure::usage)?;
-    let paused = arguments.paused;
-    let start = move |plan, outside| vmm::clone_with(plan, outside, cloned, paused);
+    let (paused, vm) = (arguments.paused || gate.is_some(), OnceCell::new());
+    let start = |plan, outside| {
+        let handle = vmm::clone_with(plan, outside, cloned, paused)?;
+        Ok(vm.get_or_init(|| handle).clone())
+    };
     let ready = || {
         if let Some(client) = client.take() {
+            if let (Some(gate), Some(vm)) = (&mut gate, vm.get()) {
+                gate::stand(gate, &client);
+                // It may have been stopped there.
+                let _ = vm.resume();
+            }
             // Who has left in the meantime does not wait.
             let _ = say_that_it_runs(&client);
         }

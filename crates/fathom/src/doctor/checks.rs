@@ -208,7 +208,8 @@ fn same_page_merging(host: &Host) -> Check {
     match host.number("/sys/kernel/mm/ksm/run") {
         None => Check::new(name, Status::Missing, "KSM is not in this kernel"),
         Some(1) => Check::new(name, Status::Ok, "KSM runs"),
-        Some(_) => Check::new(name, Status::Missing, "KSM is stopped").mend(mend),
+        Some(_) => Check::new(name, Status::Missing, "KSM is stopped: guests on KVM share nothing")
+            .mend(mend),
     }
 }
 

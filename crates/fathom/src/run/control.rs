@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::{
     BalloonTarget, CloneReport, CloneRequest, ControlError, KernelInfo, KernelSymbol, KernelType,
-    MemoryUse, Picture, RunState, SaveReport, SaveRequest, VmControl, VmStatus, WorkingSet,
+    MemoryUse, Picture, ReclaimRequest, RunState, SaveReport, SaveRequest, ShareReport,
+    ShareRequest, VmControl, VmStatus, WorkingSet,
 };
 use vmm::saved::{CloneFiles, SaveLanes, SaveOptions};
 use vmm::{RequestError, VmHandle};
@@ -16,6 +18,8 @@ use super::{kernel, report};
 
 pub(super) struct HandleControl {
     vm: VmHandle,
+    /// Where the host connects to it.
+    vsock: Option<PathBuf>,
     /// What the last question found, for the CPU time since.
     asked: Mutex<Asked>,
 }
@@ -27,8 +31,8 @@ struct Asked {
 }
 
 impl HandleControl {
-    pub(super) fn new(vm: VmHandle) -> Self {
-        Self { vm, asked: Mutex::default() }
+    pub(super) fn new(vm: VmHandle, vsock: Option<PathBuf>) -> Self {
+        Self { vm, vsock, asked: Mutex::default() }
     }
 
     fn cpu_percent(&self, now: Asked) -> f64 {
@@ -53,7 +57,7 @@ impl VmControl for HandleControl {
             uptime_seconds: status.uptime_seconds,
             guest_cpu_seconds: status.guest_cpu_seconds,
         });
-        Ok(wire(status, guest_cpu_percent))
+        Ok(VmStatus { vsock: self.vsock.clone(), ..wire(status, guest_cpu_percent) })
     }
 
     fn memory(&self) -> Result<Picture, ControlError> {
@@ -100,8 +104,10 @@ impl VmControl for HandleControl {
         let options = SaveOptions {
             stop: request.stop,
             all: request.all,
+            together: request.together,
             live: request.live,
             watch: Duration::from_millis(request.watch_milliseconds.into()),
+            trace: Duration::from_millis(request.trace_milliseconds.into()),
         };
         let lanes = SaveLanes::new(lanes).map_err(ControlError::Invalid)?;
         let report = self.vm.save(&lanes, options).map_err(|error| refusal(&error))?;
@@ -110,6 +116,11 @@ impl VmControl for HandleControl {
             pause_seconds: report.pause.as_secs_f64(),
             memory_bytes: bytes(report.frames),
             sent_bytes: bytes(report.frames_sent),
+            working_set: api::WorkingSetSources {
+                traced_frames: report.working_set.traced,
+                scanned_frames: report.working_set.scanned,
+                dense_frames: report.working_set.dense,
+            },
         })
     }
 
@@ -132,6 +143,22 @@ impl VmControl for HandleControl {
         Ok((told, [image.file].into_iter().chain(image.layer).collect()))
     }
 
+    fn reclaim(&self, request: ReclaimRequest, store: Option<File>) -> Result<(), ControlError> {
+        let ReclaimRequest { bytes, bytes_per_second, store_limit_bytes } = request;
+        let request = vmm::ReclaimRequest { bytes, bytes_per_second, store_limit_bytes };
+        self.vm.reclaim(request, store).map_err(|error| refusal(&error))
+    }
+
+    fn share(
+        &self,
+        request: ShareRequest,
+        attach: Option<(OwnedFd, File)>,
+    ) -> Result<ShareReport, ControlError> {
+        let ShareRequest { scan, give, switch, merge } = request;
+        let request = vmm::ShareRequest { attach, scan, give, switch, merge };
+        self.vm.share(request).map(report::share).map_err(|error| refusal(&error))
+    }
+
     fn set_balloon(&self, target: BalloonTarget) -> Result<(), ControlError> {
         self.vm.set_balloon(target.target_bytes).map_err(|error| refusal(&error))
     }
@@ -139,7 +166,10 @@ impl VmControl for HandleControl {
 
 fn refusal(error: &RequestError) -> ControlError {
     match error {
-        RequestError::Ended | RequestError::Kernel(_) => ControlError::State(error.to_string()),
+        RequestError::Ended
+        | RequestError::Kernel(_)
+        | RequestError::Reclaim(_)
+        | RequestError::Share(_) => ControlError::State(error.to_string()),
         RequestError::Save(_) | RequestError::Clone(_) => ControlError::Failed(error.to_string()),
         RequestError::BalloonTarget { .. } => ControlError::Invalid(error.to_string()),
     }
@@ -173,6 +203,9 @@ fn wire(status: vmm::VmStatus, guest_cpu_percent: f64) -> VmStatus {
         guest_cpu_percent,
         exits: status.exits.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
         host_cache: status.host_cache.map(report::host_cache),
+        reclaim: status.reclaim.map(report::reclaim),
+        shared_bytes: status.shared_bytes,
+        vsock: None,
     }
 }
 

@@ -8,7 +8,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use memory::Frame;
 use rustix::fs::FlockOperation;
-use snapshot::{Snapshot, WorkingSet};
+use snapshot::WorkingSet;
+use vmm::saved::Saved;
 
 use crate::arguments::LearnProcessArguments;
 use crate::failure::{Failure, SUCCESS};
@@ -25,7 +26,9 @@ pub(super) fn start_keeper(path: &Path) -> Option<Child> {
 
 /// `fathom learn-process`.
 pub(crate) fn keep(arguments: &LearnProcessArguments) -> Result<ExitCode, Failure> {
-    let snapshot = Snapshot::open(&arguments.path).map_err(Failure::usage)?;
+    // With its disks.
+    let saved = Saved::open(&arguments.path).map_err(Failure::usage)?;
+    let snapshot = saved.snapshot();
     let most = u64::from(snapshot.layout().frames()) * 4;
     let mut bytes = Vec::new();
     io::stdin().lock().take(most).read_to_end(&mut bytes).map_err(Failure::host)?;
@@ -37,7 +40,7 @@ pub(crate) fn keep(arguments: &LearnProcessArguments) -> Result<ExitCode, Failur
         let folder = File::open(&arguments.path).map_err(Failure::host)?;
         rustix::fs::flock(&folder, FlockOperation::LockExclusive).map_err(Failure::host)?;
         let compression = snapshot.manifest().memory.compression;
-        WorkingSet::replace(&snapshot, &frames, compression).map_err(Failure::host)?;
+        WorkingSet::replace(snapshot, &frames, compression).map_err(Failure::host)?;
     }
     Ok(ExitCode::from(SUCCESS))
 }

@@ -87,6 +87,44 @@ fn restore(report: RestoreReport) -> Restore {
     }
 }
 
+/// What was taken of its memory.
+pub(super) fn reclaim(status: vmm::ReclaimStatus) -> api::ReclaimStatus {
+    api::ReclaimStatus {
+        wanted_bytes: status.wanted_bytes,
+        taken_bytes: status.taken_bytes,
+        written_bytes: status.written_bytes,
+        zero_bytes: status.zero_bytes,
+        disk_bytes: status.disk_bytes,
+        unchanged_bytes: status.unchanged_bytes,
+        returned_bytes: status.returned_bytes,
+        prefetched_bytes: status.prefetched_bytes,
+        slots: status.slots,
+        store_bytes: status.store_bytes,
+        store_limit_bytes: status.store_limit_bytes,
+        problem: status.problem,
+    }
+}
+
+/// What became of frames that others may have, too.
+pub(super) fn share(report: vmm::ShareReport) -> api::ShareReport {
+    let switched = report.switched.into_iter().map(|switch| match switch {
+        memory::Switch::Shared => api::Switch::Shared,
+        memory::Switch::Differs => api::Switch::Differs,
+        memory::Switch::Busy => api::Switch::Busy,
+        memory::Switch::Full => api::Switch::Full,
+    });
+    api::ShareReport {
+        attached: report.attached,
+        busy: report.busy,
+        candidates: report.candidates,
+        given: report.given,
+        switched: switched.collect(),
+        released: report.released,
+        shared_frames: report.shared_frames,
+        marked_frames: report.marked_frames,
+    }
+}
+
 /// Also for the API.
 pub(super) fn host_cache(cache: vmm::HostCacheReport) -> HostCache {
     let HostCacheStatus { policy, size_bytes, cached_bytes, waiting, counts } = cache.status;

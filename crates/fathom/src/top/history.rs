@@ -11,6 +11,8 @@ const KEPT: usize = 512;
 #[derive(Debug, Default)]
 pub(super) struct History {
     rows: BTreeMap<String, Row>,
+    /// What the daemon says of the host, where one runs.
+    pub(super) host: Option<String>,
     /// What those said that did not answer.
     pub(super) complaints: Vec<String>,
 }

@@ -62,10 +62,12 @@ fn columns_in(width: u16) -> usize {
 }
 
 pub(super) fn draw(frame: &mut Frame<'_>, history: &History, selected: &mut TableState) {
-    let [head, body, foot] =
-        Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)])
-            .areas(frame.area());
+    let of_host = Constraint::Length(u16::from(history.host.is_some()));
+    let one = Constraint::Length(1);
+    let [head, host, body, foot] =
+        Layout::vertical([one, of_host, Constraint::Min(0), one]).areas(frame.area());
     frame.render_widget(Line::from(summary(history)).bold(), head);
+    frame.render_widget(Line::from(history.host.as_deref().unwrap_or_default()), host);
     if history.rows().len() == 0 {
         frame.render_widget(Line::from("No VM is running.").centered(), body);
     } else {
@@ -181,6 +183,19 @@ mod tests {
         for part in ["running", "translate", "256M", "100M", "14M", " - ", "12.3", "▄▁█"] {
             assert!(web.contains(part), "{part}: {web}");
         }
+    }
+
+    #[test]
+    fn the_host_has_a_line_while_a_daemon_runs() {
+        let mut history = History::default();
+        history.add(&[look("web", 1)]);
+        let without = drawn(&history, 130, 6);
+        assert!(without.lines().nth(1).expect("heads").contains("NAME"), "{without}");
+        history.host = Some("host  1G of 2G free".to_owned());
+        let screen = drawn(&history, 130, 6);
+        let line = |number| screen.lines().nth(number).expect("a line");
+        assert!(line(1).contains("host  1G of 2G free") && line(2).contains("NAME"), "{screen}");
+        assert!(line(3).contains("web"), "{screen}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use ratatui::widgets::TableState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::history::History;
-use super::{detail, screen};
+use super::{detail, host_line, screen};
 use crate::failure::Failure;
 use crate::list::watch_all;
 
@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// What is known of one VM, or why nothing is.
 type Detail = Option<Result<Picture, ClientError>>;
-type Answers = Result<(Vec<Result<VmStatus, ClientError>>, Detail), Failure>;
+type Answers = Result<(Vec<Result<VmStatus, ClientError>>, Detail, Option<String>), Failure>;
 
 /// The VM that is shown by itself.
 type Shown = Arc<Mutex<Option<String>>>;
@@ -57,7 +57,8 @@ fn ask_regularly(
             let next = Instant::now() + interval;
             let name = lock(&shown).clone();
             let detail = name.as_ref().map(|name| directory.client(name).memory());
-            let answers = watch_all(&directory).map(|answers| (answers, detail));
+            let host = host_line::of(&directory);
+            let answers = watch_all(&directory).map(|answers| (answers, detail, host));
             let failed = answers.is_err();
             if sender.send(answers).is_err() || failed {
                 return;
@@ -83,8 +84,9 @@ fn show(
     let mut picture: Detail = None;
     while !leaving.load(Ordering::Relaxed) {
         for answers in answers.try_iter() {
-            let (answers, detail) = answers?;
+            let (answers, detail, host) = answers?;
             history.add(&answers);
+            history.host = host;
             picture = detail.or(picture);
         }
         let name = lock(shown).clone();

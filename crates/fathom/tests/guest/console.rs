@@ -160,12 +160,17 @@ impl Console {
     }
 }
 
-/// When to give up waiting: later where `FATHOM_PATIENCE` asks for it.
+/// When to give up waiting.
 pub(crate) fn deadline() -> Instant {
+    Instant::now() + patience()
+}
+
+/// How long to wait: longer where `FATHOM_PATIENCE` asks for it.
+pub(crate) fn patience() -> Duration {
     let factor = std::env::var("FATHOM_PATIENCE").map_or(1.0, |text| {
         text.parse().unwrap_or_else(|_| panic!("FATHOM_PATIENCE={text}: write a number"))
     });
-    Instant::now() + PATIENCE.mul_f64(factor)
+    PATIENCE.mul_f64(factor)
 }
 
 fn last(bytes: &[u8]) -> String {

@@ -41,6 +41,29 @@ impl Display for Engine {
     }
 }
 
+/// Whether this is on KVM and has not passed there yet, which is told. `FATHOM_KVM=all` has it tried.
+pub(crate) fn is_not_yet_on_kvm(what: &str) -> bool {
+    let is_left_out = Engine::under_test() == Engine::Kvm && asked_of_kvm() != "all";
+    if is_left_out {
+        announce(&format!("*** NOT TESTED on KVM yet: {what}: FATHOM_KVM=all tries it ***"));
+    }
+    is_left_out
+}
+
+/// Whether this takes minutes in the lab and `FATHOM_KVM=short` leaves such out, as continuous integration does.
+pub(crate) fn is_long_on_kvm(what: &str) -> bool {
+    let is_left_out = Engine::under_test() == Engine::Kvm && asked_of_kvm() == "short";
+    if is_left_out {
+        announce(&format!("*** NOT TESTED on KVM here: {what}: cargo xtask lab has it ***"));
+    }
+    is_left_out
+}
+
+/// How much of what is tested on KVM: `short`, `all`, or nothing, which is what has passed there.
+fn asked_of_kvm() -> String {
+    std::env::var("FATHOM_KVM").unwrap_or_default()
+}
+
 /// Prints whether the test passes or not: the test runner keeps what `println` prints to itself.
 pub(crate) fn announce(line: &str) {
     // Nobody to tell is no failure of the VM.

@@ -13,9 +13,13 @@
 //! FATHOM_SOAK      full (default) or short: how often the ignored tests in `soak` do what they do
 //! ```
 
+#[path = "../s3/mod.rs"]
+mod s3;
 #[path = "../sandbox/mod.rs"]
 mod sandbox;
 
+mod agent;
+mod balance;
 mod classes;
 mod clones;
 mod confined;
@@ -26,20 +30,28 @@ mod disk;
 mod ends;
 mod engine;
 mod host_cache;
+mod host_killed;
+mod hostile;
 mod insight;
 mod jail;
 mod kernel;
 mod kit;
 mod litmus;
+mod many_saves;
 mod memory;
 mod net;
 mod noise;
 mod patching;
 mod process;
 mod processor;
+mod reclaim;
+mod reread;
 mod saved;
+mod share;
 mod soak;
+mod stores;
 mod stress;
+mod substrates;
 mod translation;
 mod untested;
 mod vm;

@@ -3,7 +3,7 @@
 //!
 //! The guest's end is Python, from the disk image: it comes to the guest as a disk.
 
-mod ground;
+pub(crate) mod ground;
 mod http;
 
 use std::io::{Read, Write};
@@ -120,7 +120,7 @@ fn a_guest_has_a_network_through_tap() {
 }
 
 /// Does `test` in a thread of its own: it enters another network.
-fn apart(test: impl FnOnce() + Send) {
+pub(crate) fn apart(test: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let name = thread::current().name().unwrap_or_default().to_owned();
         let thread = thread::Builder::new().name(name).spawn_scoped(scope, test);

@@ -22,7 +22,7 @@ const GROWTH_MAX: u64 = 8 << 20;
 const WARM_UP: u32 = 3;
 
 /// `full` times, or `short` where `FATHOM_SOAK=short`.
-fn times(full: u32, short: u32) -> u32 {
+pub(crate) fn times(full: u32, short: u32) -> u32 {
     match std::env::var("FATHOM_SOAK").as_deref() {
         Err(_) | Ok("full") => full,
         Ok("short") => short,
@@ -77,6 +77,12 @@ fn pause_and_resume(vm: &Vm<'_>) {
     vm.stood_since(&paused);
     vm.tell("resume", &[]);
     vm.wait_until("resumed", |status| status.guest_cpu_seconds > paused.guest_cpu_seconds + 0.1);
+}
+
+#[test]
+#[ignore = "minutes: cargo xtask soak"]
+fn a_daemon_is_killed_often() {
+    crate::host_killed::killed(times(100, 20));
 }
 
 /// The thread of the last question ends a moment after its answer.

@@ -37,6 +37,8 @@ pub(crate) struct Guest {
     cpus: u32,
     disks: Vec<String>,
     more: Vec<String>,
+    /// Writes a report at its end; so on KVM it is watched, and its memory in a file.
+    reports: bool,
 }
 
 impl Guest {
@@ -53,6 +55,7 @@ impl Guest {
             cpus: 1,
             disks: Vec::new(),
             more: Vec::new(),
+            reports: true,
         }
     }
 
@@ -65,6 +68,11 @@ impl Guest {
         self.words += " ";
         self.words += word;
         self
+    }
+
+    /// Without a report, which tests of how it ends need.
+    pub(crate) fn unwatched(self) -> Self {
+        Self { reports: false, ..self }
     }
 
     pub(crate) fn kernel(self, kernel: Kernel) -> Self {
@@ -96,7 +104,9 @@ impl Guest {
         command.args(["--cpus", &self.cpus.to_string(), "--engine", engine.name()]);
         command.args(self.disks.iter().flat_map(|disk| ["--disk", disk]));
         command.args(&self.more);
-        command.arg("--report").arg(sandbox.path(&format!("{}.json", self.name)));
+        if self.reports {
+            command.arg("--report").arg(sandbox.path(&format!("{}.json", self.name)));
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         let mut console = Console::read(child.stdout.take().expect("standard output"));
@@ -191,6 +201,11 @@ impl Vm<'_> {
         self.sandbox.success(&[&[verb, self.name.as_str()], arguments].concat())
     }
 
+    /// The same where the VM or the host says no: the line.
+    pub(crate) fn refusal(&self, verb: &str, arguments: &[&str]) -> String {
+        self.sandbox.refusal(1, &[&[verb, self.name.as_str()], arguments].concat())
+    }
+
     /// The VM as `fathom top` shows it to scripts.
     pub(crate) fn top(&self) -> VmStatus {
         self.shown(&["top", "--once", "--json"])
@@ -203,7 +218,8 @@ impl Vm<'_> {
 
     fn shown(&self, arguments: &[&str]) -> VmStatus {
         let vms = shown(self.sandbox, arguments);
-        let vm = vms.into_iter().find(|vm| vm.name == self.name).expect("a VM of its name");
+        let vm = vms.into_iter().find(|vm| vm.name == self.name);
+        let vm = vm.unwrap_or_else(|| panic!("it has ended: {}", self.errors.so_far()));
         assert_eq!(vm.pid, self.pid());
         assert_eq!(vm.engine, Engine::under_test().name());
         vm
@@ -244,10 +260,14 @@ impl Vm<'_> {
 
     /// Waits for the end of its process, and has it go on as it is in a snapshot.
     pub(crate) fn begin_again(&mut self, path: &str, more: &[&str]) {
+        self.begin_again_on(Engine::under_test(), path, more);
+    }
+
+    /// The same; `more` may say on which engine.
+    pub(crate) fn begin_again_on(&mut self, engine: Engine, path: &str, more: &[&str]) {
         complain(&self.console.until_end());
         let status = self.child.wait().expect("status").code();
         assert_eq!(status, Some(0), "{}", self.errors.until_end());
-        let engine = Engine::under_test();
         let mut command = self.sandbox.command(&["restore", path]);
         command.args(more).arg("--report");
         command.arg(self.sandbox.path(&format!("{}.json", self.name)));

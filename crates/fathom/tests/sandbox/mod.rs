@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use api::testing::FakeVm;
 use api::{Server, SocketDirectory, VmControl};
@@ -13,11 +13,19 @@ use tempfile::TempDir;
 
 pub struct Sandbox {
     dir: TempDir,
+    environment: Mutex<Vec<(String, String)>>,
 }
 
 impl Sandbox {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("temporary directory") }
+        let dir = tempfile::tempdir().expect("temporary directory");
+        Self { dir, environment: Mutex::default() }
+    }
+
+    /// What programs that are started from now on find in their environment.
+    pub fn set(&self, variables: &[(&str, String)]) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        self.environment.lock().expect("environment").extend(variables);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -41,6 +49,8 @@ impl Sandbox {
         let mut command = Command::new(std::env::var_os("FATHOM_BIN").unwrap_or_else(built));
         command.args(arguments);
         command.env("XDG_RUNTIME_DIR", self.dir.path()).env_remove("FATHOM_LOG");
+        command.env("FATHOM_POOL", self.path("pool"));
+        command.envs(self.environment.lock().expect("environment").iter().cloned());
         command
     }
 

@@ -45,11 +45,12 @@ impl Blocks {
     pub(super) fn put(&mut self, frame: Frame, block: DiskBlock) {
         let Some(packed) = packed(block).filter(|_| self.can_have(frame, block)) else { return };
         self.remove(frame);
-        if let Some(other) = self.frame(block) {
-            self.remove(other);
+        let mut place = self.place(packed);
+        if self.frames[place] != EMPTY {
+            self.remove(Frame(self.frames[place] - 1));
+            place = self.place(packed);
         }
         self.locations[frame.index()] = packed;
-        let place = self.place(packed);
         self.frames[place] = frame.0 + 1;
     }
 

@@ -19,7 +19,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     let count = prop_oneof![0u64..40, any::<u64>()];
     (0..9, frame, block(), starts, count, any::<bool>()).prop_map(
         |(kind, frame, block, starts, count, bit)| match kind {
-            0 => Event::Read { frame, from: block },
+            0 => Event::Read { frame, from: block, changed: bit },
             1 => Event::Written { frame, to: block, starts },
             2 => Event::Overwritten { frame },
             3 => Event::Discarded { first: block, count },
@@ -86,7 +86,7 @@ fn follow(events: &[Event]) -> Vec<(CacheChange, Frame, DiskBlock)> {
 }
 
 fn read(frame: Frame, from: DiskBlock) -> Event {
-    Event::Read { frame, from }
+    Event::Read { frame, from, changed: false }
 }
 
 fn written(frame: Frame, to: DiskBlock) -> Event {

@@ -146,7 +146,12 @@ impl CacheTracker {
     pub fn tell(&mut self, Stamped { at, event }: Stamped) {
         self.now = self.now.max(at);
         match event {
-            Event::Read { frame, from } => self.read(at, frame, from),
+            Event::Read { frame, from, changed } => {
+                if changed {
+                    self.change(frame, false);
+                }
+                self.read(at, frame, from);
+            }
             Event::Written { frame, to, starts } => self.written(at, frame, to, starts),
             Event::Overwritten { frame } | Event::PageTable { frame } | Event::Freed { frame } => {
                 self.take(at, frame);
@@ -172,6 +177,10 @@ impl CacheTracker {
         if !user && (original.is_some() || self.blocks.location(frame).is_some()) {
             self.suspects.add(at, frame);
         }
+        self.change(frame, user);
+    }
+
+    fn change(&mut self, frame: Frame, user: bool) {
         if let Some(since) = self.since.get_mut(frame.index()) {
             *since = match user {
                 true => *since | since::SHARED,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memory::{
-    Access, DeviceView, Discard, DiskBlock, Event, FRAME_SIZE, Frame, Gpa, GuestMemory, ReadView,
-    Stamped,
+    Access, DeviceView, Discard, DiskBlock, Event, FRAME_SIZE, Frame, Gpa, GuestMemory, Inbox,
+    ReadView, Stamped,
 };
 use proptest::prelude::*;
 
@@ -27,6 +27,7 @@ struct Rig {
     view: DeviceView,
     classifier: Classifier,
     cache: CacheTracker,
+    inbox: Inbox,
 }
 
 impl Rig {
@@ -38,6 +39,7 @@ impl Rig {
             view: DeviceView::new(Arc::clone(&memory)),
             classifier: Classifier::new(Arc::clone(&memory)),
             cache: CacheTracker::new(FRAMES, contents),
+            inbox: Inbox::default(),
             memory,
         }
     }
@@ -68,8 +70,12 @@ impl Rig {
         events.note_owner(Frame(frame), access, false, by_user);
     }
 
+    fn next_event(&mut self) -> Option<Stamped> {
+        self.inbox.take(self.memory.events()?)
+    }
+
     fn epoch(&mut self) {
-        while let Some(stamped) = self.memory.events().and_then(memory::EventStream::take) {
+        while let Some(stamped) = self.next_event() {
             self.classifier.tell(&stamped);
             self.cache.tell(stamped);
         }
@@ -129,7 +135,7 @@ fn programs_of_which_nobody_tells_are_found_by_their_roots() {
         rig.access(frame, Access::Write, false);
     }
     // One root is told; another was, of a program that has ended since: nothing is left in it for users.
-    while rig.memory.events().and_then(memory::EventStream::take).is_some() {}
+    while rig.next_event().is_some() {}
     rig.tell(Event::AddressSpace { root: Frame(10), vcpu: 0 });
     rig.entry(30, 0, 0);
     // A program's own page that looks like a root.
@@ -223,7 +229,7 @@ fn devices_disks_and_the_balloon_say_what_is_theirs() {
     }
     rig.tell(Event::Ring { frame: Frame(1) });
     let from = DiskBlock { disk: 0, block: 77 };
-    rig.tell(Event::Read { frame: Frame(2), from });
+    rig.tell(Event::Read { frame: Frame(2), from, changed: false });
     rig.memory.discard([Frame(3)], Discard::Balloon).expect("ballooned");
     rig.memory.discard([Frame(4)], Discard::Reported).expect("reported");
     for _ in 0..4 {

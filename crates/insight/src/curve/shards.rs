@@ -70,20 +70,38 @@ impl Shards {
 
     /// Notes a reference.
     pub fn reference(&mut self, page: u64) {
-        self.references += 1;
+        let rate = self.rate();
+        match self.follow(page) {
+            None => self.skip(1),
+            Some(among) => self.note(among.map(|among| (among as f64 / rate) as u64), 1.0 / rate),
+        }
+    }
+
+    /// Makes `page` the one referenced last, and answers its distance among the sample; `None` where it is not in it.
+    /// Where it is, [`Shards::note`] is to follow, sooner or later.
+    pub fn follow(&mut self, page: u64) -> Option<Option<u64>> {
         let hash = hash(page);
         if hash >= self.threshold {
-            return;
+            return None;
         }
-        let rate = self.threshold as f64 / MODULUS as f64;
-        let distance = self.stack.reference(page);
-        self.sampled += 1.0 / rate;
-        let scaled = |distance: u64| ((distance as f64 / rate) as u64).min(self.below - 1);
-        self.histogram.note(distance.map(scaled), 1.0 / rate);
-        if distance.is_none() {
+        let among = self.stack.reference(page);
+        if among.is_none() {
             self.by_hash.push((hash, page));
             self.shrink();
         }
+        Some(among)
+    }
+
+    /// Notes a reference of the sample, which stands for `weight` of them, at `distance` among all pages.
+    pub fn note(&mut self, distance: Option<u64>, weight: f64) {
+        self.references += 1;
+        self.sampled += weight;
+        self.histogram.note(distance.map(|distance| distance.min(self.below - 1)), weight);
+    }
+
+    /// The pages of the sample that were referenced.
+    pub fn followed(&self) -> impl Iterator<Item = u64> + '_ {
+        self.stack.pages()
     }
 
     /// Pages that are followed.
@@ -107,15 +125,15 @@ impl Shards {
     /// The curve of all references up to now.
     #[must_use]
     pub fn curve(&self) -> Option<MissRatioCurve> {
-        self.curve_of(self.references as f64)
+        let mut corrected = self.histogram.clone();
+        corrected.correct(self.references as f64 - self.sampled);
+        corrected.curve()
     }
 
-    /// The curve where all references are known, or estimated, to be so many.
+    /// The curve of the sample's references, each by its weight: others need not be told of then.
     #[must_use]
-    pub fn curve_of(&self, references: f64) -> Option<MissRatioCurve> {
-        let mut corrected = self.histogram.clone();
-        corrected.correct(references - self.sampled);
-        corrected.curve()
+    pub fn curve_by_weight(&self) -> Option<MissRatioCurve> {
+        self.histogram.curve()
     }
 
     /// What was noted up to now counts less, by `factor`; distances are still known.

@@ -8,9 +8,13 @@ use std::hash::Hash;
 #[derive(Clone, Debug)]
 pub struct Stack<K> {
     last: HashMap<K, usize>,
-    /// Of one-based times.
+    /// By time, from one on: whose last reference it was.
+    pages: Vec<Option<K>>,
+    /// Of these times.
     tree: Vec<u32>,
     now: usize,
+    /// Up to here there is none.
+    none_until: usize,
 }
 
 /// Times to begin with.
@@ -18,7 +22,8 @@ const TIMES: usize = 1024;
 
 impl<K: Eq + Hash + Copy> Default for Stack<K> {
     fn default() -> Self {
-        Self { last: HashMap::new(), tree: vec![0; TIMES + 1], now: 0 }
+        let (pages, tree) = (vec![None; TIMES + 1], vec![0; TIMES + 1]);
+        Self { last: HashMap::new(), pages, tree, now: 0, none_until: 0 }
     }
 }
 
@@ -31,6 +36,7 @@ impl<K: Eq + Hash + Copy> Stack<K> {
         }
         self.now += 1;
         self.last.insert(page, self.now);
+        self.pages[self.now] = Some(page);
         self.add(self.now, 1);
         distance
     }
@@ -39,24 +45,31 @@ impl<K: Eq + Hash + Copy> Stack<K> {
     pub fn remove(&mut self, page: K) -> Option<u64> {
         let time = self.last.remove(&page)?;
         let later = self.last.len() + 1 - self.until(time);
+        self.pages[time] = None;
         self.add(time, u32::MAX);
         Some(later as u64)
     }
 
     /// Forgets all but the `pages` referenced last.
     pub fn keep_latest(&mut self, pages: usize) {
-        let mut times: Vec<usize> = self.last.values().copied().collect();
-        times.sort_unstable();
-        let first = times.len().saturating_sub(pages);
-        let from = times.get(first).copied().unwrap_or(usize::MAX);
-        self.last.retain(|_, time| *time >= from);
-        self.renumber();
+        while self.last.len() > pages && self.none_until < self.now {
+            self.none_until += 1;
+            if let Some(page) = self.pages[self.none_until].take() {
+                self.last.remove(&page);
+                self.add(self.none_until, u32::MAX);
+            }
+        }
     }
 
     /// Pages that it knows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.last.len()
+    }
+
+    /// These, in no order.
+    pub fn pages(&self) -> impl Iterator<Item = K> + '_ {
+        self.last.keys().copied()
     }
 
     /// Whether it knows none.
@@ -84,15 +97,20 @@ impl<K: Eq + Hash + Copy> Stack<K> {
     }
 
     fn renumber(&mut self) {
-        let mut pages: Vec<(usize, K)> =
-            self.last.iter().map(|(&page, &time)| (time, page)).collect();
-        pages.sort_unstable_by_key(|&(time, _)| time);
-        self.tree = vec![0; (pages.len() * 2).max(TIMES) + 1];
-        self.now = pages.len();
-        for (index, (_, page)) in pages.into_iter().enumerate() {
-            self.last.insert(page, index + 1);
-            self.add(index + 1, 1);
+        let mut pages = vec![None];
+        pages.extend(self.pages.drain(..).filter(Option::is_some));
+        let count = pages.len() - 1;
+        let end = (count * 2).max(TIMES) + 1;
+        for (time, page) in pages.iter().enumerate() {
+            if let Some(page) = page {
+                self.last.insert(*page, time);
+            }
         }
+        pages.resize(end, None);
+        // Each has the sum of as many times up to its own as its lowest bit says.
+        let until = |time: usize| time.min(count) as u32;
+        self.tree = (0..end).map(|time| until(time) - until(time & time.wrapping_sub(1))).collect();
+        (self.pages, self.now, self.none_until) = (pages, count, 0);
     }
 }
 

@@ -62,6 +62,11 @@ impl AddressSpace {
         self.root
     }
 
+    /// 4 or 5.
+    pub(super) fn levels(&self) -> u32 {
+        self.levels
+    }
+
     /// The address space of the tables at `root`; with `five_levels` (CR4.LA57) or the usual four.
     pub fn new(view: ReadView, root: Gpa, five_levels: bool) -> Self {
         let leaves = Box::new([const { Cell::new(Leaf::NONE) }; LEAVES]);

@@ -41,6 +41,7 @@ mod symbols;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod together;
 mod types;
 
 use memory::{Gpa, ReadView};

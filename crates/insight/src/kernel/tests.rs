@@ -328,9 +328,68 @@ fn inspect(guest: &SmallGuest) {
     if let Ok(free) = kernel.free_frames() {
         assert_eq!(free.read(0..u32::MAX).len(), 2048);
     }
+    if let Ok(together) = kernel.together() {
+        check_together(&together);
+    }
     if let Ok(processes) = kernel.processes() {
         assert!(processes.list.iter().all(|process| process.name.chars().count() <= 15));
     }
+}
+
+/// Tables of process 1: its root is `SmallGuest`'s 0x7_7000.
+fn map(guest: &SmallGuest, pages: &[u64]) {
+    const USER: u64 = 7;
+    let entry = |table: u64, index: usize, to: u64| {
+        guest.write(table + index as u64 * 8, &(to | USER).to_le_bytes());
+    };
+    entry(0x7_7000, 0, 0x7_8000);
+    entry(0x7_8000, 3, 0x7_9000);
+    entry(0x7_9000, 0, 0x7_a000);
+    pages.iter().enumerate().for_each(|(index, page)| entry(0x7_a000, 3 + 2 * index, page << 12));
+}
+
+#[test]
+fn frames_stand_as_programs_see_them() {
+    let guest = SmallGuest::new(Like::Linux6_1);
+    for (frame, index) in [(400, 5), (401, 3), (402, 4)] {
+        guest.page(frame, &PageWords { mapping: MAPPING, index, ..words() });
+    }
+    // One that is a file's, one that is mapped twice.
+    map(&guest, &[500, 0x20, 401, 500, 499]);
+    // 2 MiB from 6 MiB on, in a later entry; and one past the end of RAM.
+    guest.write(0x7_9008, &(0x60_0000_u64 | 0x87).to_le_bytes());
+    guest.write(0x7_9010, &(0x4000_0000_u64 | 0x87).to_le_bytes());
+    // In the kernel's half nothing is followed.
+    guest.write(0x7_7800, &0x7_b007_u64.to_le_bytes());
+    let together = Kernel::find(&guest.view()).expect("a kernel").together().expect("an order");
+    let small = [401, 402, 400, 0x77, 0x78, 0x79, 0x7a, 500, 0x20, 499];
+    let expected: Vec<Frame> = small.into_iter().chain(0x600..0x800).map(Frame).collect();
+    assert_eq!(together, expected);
+}
+
+#[test]
+fn tables_that_lead_nowhere_end() {
+    let guest = SmallGuest::new(Like::Linux6_12);
+    // Each table leads to all, at every level, and to large pages of a gigabyte.
+    for table in [0x7_7000, 0x7_8000, 0x7_9000, 0x7_a000_u64] {
+        let entries = [table | 7, 0x7_8007, 0x7_9007, 0x7_a007, 0x87, u64::MAX, 1 << 51 | 7, 7];
+        let page: Vec<u8> =
+            entries.iter().cycle().take(512).flat_map(|it| it.to_le_bytes()).collect();
+        guest.write(table, &page);
+    }
+    let together = Kernel::find(&guest.view()).expect("a kernel").together().expect("an order");
+    check_together(&together);
+    // Large pages that are not there have used up what may be looked at.
+    assert!(together.len() >= 512, "{}", together.len());
+}
+
+/// Each once, and all in RAM.
+fn check_together(together: &[Frame]) {
+    let mut sorted = together.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(sorted.len(), together.len(), "one twice");
+    assert!(sorted.last().is_none_or(|last| u64::from(last.0) < super::testing::RAM >> 12));
 }
 
 proptest! {
@@ -347,6 +406,7 @@ proptest! {
         let like = if old { Like::Linux6_1 } else { Like::Linux6_12 };
         let guest = SmallGuest::new(like);
         set_pages(&guest, like);
+        map(&guest, &[500, 2, 400]);
         for (region, offset, bytes) in patches {
             guest.scribble(region, offset, &bytes);
         }

@@ -1,17 +1,23 @@
 //! A snapshot that is written: frames in any order, from several threads, then the rest, then its name.
 
+mod copy;
 mod lane;
 mod place;
+mod share;
+#[cfg(test)]
+mod share_tests;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use memory::{DiskBlock, FRAME_SIZE, Frame, FrameRange, RamLayout};
 
 pub use lane::Lane;
+pub use place::remove;
+pub use share::Sharing;
 
 use crate::checksum::{Checksum, Id, Running};
 use crate::chunk::Record;
@@ -19,11 +25,11 @@ use crate::codec::Compression;
 use crate::error::SnapshotError;
 use crate::host::{Host, Output, RealHost};
 use crate::manifest::{
-    BYTES_MAX, Description, MACHINE_BYTES_MAX, Manifest, Memory, Parent, Part, Parts, Totals, part,
-    plain_bytes, ranges,
+    BYTES_MAX, Description, FEATURE_EXTENTS, MACHINE_BYTES_MAX, Manifest, Memory, Parent, Part,
+    Parts, Totals, part, plain_bytes, ranges,
 };
-use crate::map::{FrameMap, Kind};
-use crate::reader::Snapshot;
+use crate::map::{BLOCK_END, FrameMap, Kind};
+use crate::reader::{DiskBlocks, Snapshot};
 use crate::working_set;
 use place::Place;
 
@@ -38,12 +44,15 @@ pub struct Options {
     pub parent: Option<Arc<Snapshot>>,
     /// Which snapshot this is; by default a new one.
     pub id: Option<Id>,
+    /// With what it has contents in common, if they are to be stored once.
+    pub sharing: Option<Sharing>,
 }
 
 impl Options {
     /// A whole snapshot of such a guest, plain.
     pub fn new(layout: RamLayout) -> Options {
-        Options { layout, compression: Compression::None, parent: None, id: None }
+        let compression = Compression::None;
+        Options { layout, compression, parent: None, id: None, sharing: None }
     }
 }
 
@@ -69,6 +78,8 @@ pub struct Saved {
     pub frames: Totals,
     /// Bytes of the memory image, without its holes.
     pub image_bytes: u64,
+    /// Bytes that are stored, but not in it, or not twice.
+    pub shared_bytes: u64,
     /// What is left of the snapshot that was there before, if it could not be removed.
     pub old: Option<PathBuf>,
 }
@@ -80,6 +91,7 @@ pub struct Writer {
     shared: Arc<Shared>,
     place: Place,
     id: Id,
+    sharing: Option<Sharing>,
 }
 
 /// What lanes share.
@@ -96,6 +108,8 @@ struct Shared {
     entries: Box<[AtomicU64]>,
     chunks: Mutex<Chunks>,
     on_disk: Mutex<Vec<(Frame, DiskBlock)>>,
+    /// Where these blocks are read for the working set.
+    disks: OnceLock<Arc<dyn DiskBlocks>>,
     /// A lane could not write what it was given.
     failed: AtomicBool,
 }
@@ -153,12 +167,16 @@ impl Writer {
         Self::create_on(path.as_ref(), options, Arc::new(RealHost))
     }
 
-    fn create_on(
+    pub(crate) fn create_on(
         path: &Path,
         options: Options,
         host: Arc<dyn Host>,
     ) -> Result<Writer, SnapshotError> {
-        let Options { layout, compression, parent, id } = options;
+        let Options { layout, compression, parent, id, sharing } = options;
+        if sharing.is_some() && (parent.is_some() || compression != Compression::None) {
+            let why = "contents in common, and a parent or compression";
+            return Err(SnapshotError::Bug(why.into()));
+        }
         check_parent(path, &layout, parent.as_deref())?;
         let id = match id {
             Some(id) => id,
@@ -183,9 +201,10 @@ impl Writer {
             entries: (0..layout.frames()).map(|_| AtomicU64::default()).collect(),
             chunks: Mutex::default(),
             on_disk: Mutex::default(),
+            disks: OnceLock::new(),
             failed: AtomicBool::new(false),
         };
-        Ok(Writer { shared: Arc::new(shared), place, id })
+        Ok(Writer { shared: Arc::new(shared), place, id, sharing })
     }
 
     /// A way in for frames, for one thread. Frames of one lane that come together are stored together: give
@@ -210,6 +229,12 @@ impl Writer {
         self.shared.noted(frames.frames().try_for_each(|frame| self.shared.claim(frame, kind)))
     }
 
+    /// Where blocks can be read that frames are left out for: what of them is in the working set has its contents there,
+    /// too. Told once; without it they are left out of the working set.
+    pub fn set_disks(&self, disks: Arc<dyn DiskBlocks>) {
+        let _ = self.shared.disks.set(disks);
+    }
+
     /// Leaves `frame` out, as its contents, `contents`, are in `block` of a disk. That they are, and
     /// stay, is what the caller knows; a restore compares their checksum. From any thread.
     ///
@@ -221,7 +246,7 @@ impl Writer {
         block: DiskBlock,
         contents: &[u8; FRAME_SIZE],
     ) -> Result<(), SnapshotError> {
-        if block.block >= (1 << 55) - 1 {
+        if block.block >= BLOCK_END - 1 {
             let why = format!("frame {frame}: block {} of a disk", block.block);
             return self.shared.noted(Err(SnapshotError::Bug(why)));
         }
@@ -266,7 +291,7 @@ impl Writer {
         machine: &[u8],
         working_set: &[Frame],
     ) -> Result<Saved, SnapshotError> {
-        let Writer { shared, place, id } = self;
+        let Writer { shared, place, id, sharing } = self;
         let shared = Arc::into_inner(shared)
             .ok_or_else(|| SnapshotError::Bug("a lane is not finished".into()))?;
         if shared.failed.load(Ordering::Relaxed) {
@@ -286,8 +311,10 @@ impl Writer {
             (chunks.bytes, chunks.bytes)
         };
         let memory = &shared.memory;
-        memory.sync().map_err(SnapshotError::host("sync", &shared.memory_path))?;
         let files = Files { host: &*shared.host, directory: place.directory() };
+        let found = sharing.as_ref().map(|sharing| shared.share(sharing, &files)).transpose()?;
+        let found = found.unwrap_or_default();
+        memory.sync().map_err(SnapshotError::host("sync", &shared.memory_path))?;
         let parts = Parts {
             machine: files.write(part::MACHINE, [machine].into_iter())?,
             frames: files.write(part::FRAMES, [map.encode()].into_iter())?,
@@ -296,12 +323,15 @@ impl Writer {
             chunks: (!is_plain)
                 .then(|| files.write(part::CHUNKS, chunks.records.iter().map(Record::encode)))
                 .transpose()?,
+            extents: found.extents,
+            shared_bytes: found.shared_bytes,
         };
         let (ranges, compression, frames) =
             (ranges(&shared.layout), shared.compression, map.totals());
         let memory = Memory { ranges, compression, frames };
         let parent = shared.parent.as_deref().map(|parent| reference(parent, &place));
-        let manifest = Manifest { id, needs: Vec::new(), vm, memory, parent, parts };
+        let needs = parts.extents.iter().map(|_| FEATURE_EXTENTS.to_owned()).collect();
+        let manifest = Manifest { id, needs, vm, memory, parent, parts };
         let (bytes, checksum) = manifest.encode()?;
         if bytes.len() as u64 > BYTES_MAX {
             let why = format!("manifest of {} bytes, at most {BYTES_MAX}", bytes.len());
@@ -312,7 +342,9 @@ impl Writer {
             shared.write_working_set(place.directory(), working_set)?;
         }
         let old = place.take()?;
-        Ok(Saved { id, checksum, frames, image_bytes, old })
+        let shared_bytes = u64::from(found.frames) * FRAME_SIZE as u64;
+        let image_bytes = image_bytes - shared_bytes;
+        Ok(Saved { id, checksum, frames, image_bytes, shared_bytes, old })
     }
 }
 
@@ -355,9 +387,13 @@ impl Shared {
     fn write_working_set(&self, directory: &Path, frames: &[Frame]) -> Result<(), SnapshotError> {
         let store = self.host.store(directory);
         let store = store.map_err(SnapshotError::host("open", directory.display()))?;
-        let snapshot = Snapshot::open_store(store)?;
-        let on_disk = |frame: &Frame| matches!(snapshot.kind(*frame), Some(Kind::Disk(_)));
-        let frames: Vec<Frame> = frames.iter().copied().filter(|frame| !on_disk(frame)).collect();
+        let mut snapshot = Snapshot::open_store(store)?;
+        let unread = |frame: &Frame| matches!(snapshot.kind(*frame), Some(Kind::Disk(_)));
+        let mut frames = frames.to_vec();
+        match self.disks.get() {
+            Some(disks) => snapshot.set_disks(Arc::clone(disks)),
+            None => frames.retain(|frame| !unread(frame)),
+        }
         let path = directory.join(part::WORKING_SET);
         working_set::write(&*self.host, &path, &snapshot, &frames, self.compression)
     }

@@ -10,7 +10,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::error::SnapshotError;
-use crate::host::Host;
+use crate::host::{Host, RealHost};
 use crate::manifest::part;
 
 /// The directory `NAME.new` beside `NAME`, locked. Dropped before [`Place::take`], it is removed.
@@ -160,8 +160,11 @@ impl Place {
 
     /// Removes the parts in the new directory, and nothing else.
     fn empty(&self) -> io::Result<()> {
-        for name in part::ALL {
-            match self.host.remove_file(&self.new.join(name)) {
+        let shared = self.new.read_dir().into_iter().flatten().flatten();
+        let shared = shared.filter_map(|entry| entry.file_name().into_string().ok());
+        let shared = shared.filter(|name| part::is_shared(name));
+        for name in part::ALL.map(str::to_owned).into_iter().chain(shared) {
+            match self.host.remove_file(&self.new.join(&name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -191,6 +194,34 @@ impl Drop for Place {
     }
 }
 
+/// Removes the snapshot in the directory `path`, whole or damaged: its name at once, then its parts, and nothing else. Who
+/// has it open, or has contents in common with it, keeps those.
+///
+/// # Errors
+/// It is none, or the host refuses; where it has lost its name already, what is left is removed by the next save there.
+pub fn remove(path: &Path) -> Result<(), SnapshotError> {
+    let refused = |why: &str| {
+        let path = path.display().to_string();
+        SnapshotError::Refused { path, why: why.into() }
+    };
+    let name = path.file_name().ok_or_else(|| refused("no name of a directory: give one"))?;
+    if !is_ours(path) {
+        return Err(refused("is no snapshot: give the path of one"));
+    }
+    let mut new_name = name.to_owned();
+    new_name.push(".new");
+    let (folder, new) = (path.parent().unwrap_or(Path::new(".")), path.with_file_name(new_name));
+    let (host, path) = (Arc::new(RealHost), path.to_owned());
+    let folder = folder.to_owned();
+    let mut place = Place { host, path, folder, new, replaces: false, done: true, lock: None };
+    place.lock = Some(place.claim()?);
+    place.empty().map_err(SnapshotError::host("remove", place.new.display()))?;
+    // In place of the empty directory.
+    let renamed = place.host.rename(&place.path, &place.new);
+    renamed.map_err(SnapshotError::host("rename", place.path.display()))?;
+    place.remove().map_err(SnapshotError::host("remove", place.new.display()))
+}
+
 /// Whether a directory has a manifest, and nothing that a snapshot has not.
 pub(super) fn is_snapshot(path: &Path) -> bool {
     is_ours(path) && path.join(part::MANIFEST).symlink_metadata().is_ok()
@@ -200,7 +231,10 @@ pub(super) fn is_snapshot(path: &Path) -> bool {
 fn is_ours(path: &Path) -> bool {
     let real = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     let is_part = |entry: io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| part::ALL.iter().any(|name| entry.file_name() == *name))
+        let name = entry.map(|entry| entry.file_name());
+        name.is_ok_and(|name| {
+            part::ALL.iter().any(|part| name == *part) || name.to_str().is_some_and(part::is_shared)
+        })
     };
     real && path.read_dir().is_ok_and(|mut entries| entries.all(is_part))
 }

@@ -1,20 +1,18 @@
 //! A host that refuses at each step, once or for ever; and what is in the way of a snapshot.
 
 use std::fs;
-use std::io;
-use std::sync::atomic::AtomicU32;
 
 use super::*;
 use crate::manifest::{Cpu, Time};
-use crate::store::{ReadAt, Store};
+pub(super) use crate::testing::Refusing;
 
-const FRAMES: u32 = 256;
+pub(super) const FRAMES: u32 = 256;
 
-fn layout() -> RamLayout {
+pub(super) fn layout() -> RamLayout {
     RamLayout::new(u64::from(FRAMES) * 4096).expect("a layout")
 }
 
-fn vm() -> Description {
+pub(super) fn vm() -> Description {
     Description {
         saved_at: Time { seconds: 1_700_000_000, nanoseconds: 5 },
         writer: "test".into(),
@@ -24,132 +22,12 @@ fn vm() -> Description {
         machine_version: 1,
         disks: Vec::new(),
         generation: None,
-    }
-}
-
-/// Counts what it is asked, and refuses from step `from` on, `times` times.
-#[derive(Clone)]
-struct Refusing {
-    step: Arc<AtomicU32>,
-    from: u32,
-    times: u32,
-}
-
-impl Refusing {
-    fn new(from: u32, times: u32) -> Self {
-        Self { step: Arc::default(), from, times }
-    }
-
-    fn ask(&self) -> io::Result<()> {
-        let step = self.step.fetch_add(1, Ordering::Relaxed);
-        if step >= self.from && step - self.from < self.times {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    fn steps(&self) -> u32 {
-        self.step.load(Ordering::Relaxed)
-    }
-}
-
-struct RefusingFile<T: ?Sized>(Refusing, T);
-
-impl Output for RefusingFile<Box<dyn Output>> {
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if let Err(error) = self.0.ask() {
-            // A full disk takes a part.
-            self.1.write_all_at(&bytes[..bytes.len() / 2], offset)?;
-            return Err(error);
-        }
-        self.1.write_all_at(bytes, offset)
-    }
-
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.ask()?;
-        self.1.set_len(bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.0.ask()
-    }
-}
-
-impl ReadAt for RefusingFile<Arc<dyn ReadAt>> {
-    fn len(&self) -> io::Result<u64> {
-        self.0.ask()?;
-        self.1.len()
-    }
-
-    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.ask()?;
-        self.1.read_exact_at(into, offset)
-    }
-}
-
-impl Store for RefusingFile<Box<dyn Store>> {
-    fn name(&self) -> String {
-        self.1.name()
-    }
-
-    fn open(&self, name: &str) -> io::Result<Arc<dyn ReadAt>> {
-        self.0.ask()?;
-        Ok(Arc::new(RefusingFile(self.0.clone(), self.1.open(name)?)))
-    }
-
-    fn parent(&self, path: &str) -> io::Result<Box<dyn Store>> {
-        self.0.ask()?;
-        Ok(Box::new(RefusingFile(self.0.clone(), self.1.parent(path)?)))
-    }
-
-    fn directory(&self) -> Option<&Path> {
-        self.1.directory()
-    }
-}
-
-impl Host for Refusing {
-    fn create_directory(&self, path: &Path) -> io::Result<()> {
-        self.ask()?;
-        RealHost.create_directory(path)
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
-        self.ask()?;
-        Ok(Box::new(RefusingFile(self.clone(), RealHost.create(path)?)))
-    }
-
-    fn sync_directory(&self, _: &Path) -> io::Result<()> {
-        self.ask()
-    }
-
-    fn store(&self, path: &Path) -> io::Result<Box<dyn Store>> {
-        self.ask()?;
-        Ok(Box::new(RefusingFile(self.clone(), RealHost.store(path)?)))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.ask()?;
-        RealHost.rename(from, to)
-    }
-
-    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
-        self.ask()?;
-        RealHost.exchange(one, other)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.ask()?;
-        RealHost.remove_file(path)
-    }
-
-    fn remove_directory(&self, path: &Path) -> io::Result<()> {
-        self.ask()?;
-        RealHost.remove_directory(path)
+        agent: false,
     }
 }
 
 /// Refuses nothing, and waits for no disk.
-fn good() -> Arc<dyn Host> {
+pub(super) fn good() -> Arc<dyn Host> {
     Arc::new(Refusing::new(u32::MAX, 0))
 }
 
@@ -177,7 +55,7 @@ fn save(
     writer.finish(vm(), &[byte; 100], &[Frame(50), Frame(3), Frame(200)])
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub(super) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a folder");
     let mut names: Vec<_> = entries
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
@@ -400,4 +278,69 @@ fn a_child_does_not_take_its_parents_place() {
     let error = Writer::create(folder.path().join("child"), options).expect_err("another size");
     assert!(error.to_string().contains("bytes of guest memory"), "{error}");
     assert_eq!(byte_of(&path), 1);
+}
+
+/// A copy from elsewhere: each write that fails leaves the old one and nothing else; each read that fails, too.
+#[test]
+fn a_copy_is_whole_or_absent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (base, child) = (folder.path().join("base"), folder.path().join("child"));
+    save(&base, 1, Compression::Lz4, None, good()).expect("saved");
+    let parent = Some(Arc::new(Snapshot::open(&base).expect("whole")));
+    save(&child, 2, Compression::None, parent, good()).expect("saved");
+    for from in [&base, &child] {
+        let mut failures = 0;
+        for (step, of_reads) in (0..).flat_map(|step| [(step, false), (step, true)]) {
+            let place = tempfile::tempdir().expect("a folder");
+            // Where the parent is, but for the copy of itself.
+            let path = place.path().join("vm");
+            save(&path, 9, Compression::None, None, good()).expect("saved");
+            let (reads, writes) = (Refusing::new(step, 1), Refusing::new(step, 1));
+            let store = if of_reads { reads.store(from) } else { good().store(from) };
+            let done = store
+                .map_err(SnapshotError::host("open", "it"))
+                .and_then(Snapshot::open_store)
+                .and_then(|snapshot| {
+                    let host: Arc<dyn Host> =
+                        if of_reads { good() } else { Arc::new(writes.clone()) };
+                    snapshot.copy_on(&path, host, |_| ())
+                });
+            let steps = if of_reads { reads.steps() } else { writes.steps() };
+            let all = |of: &Path| -> Vec<Vec<u8>> {
+                names(of).iter().map(|name| fs::read(of.join(name)).expect("a part")).collect()
+            };
+            match done {
+                Ok(None) => {
+                    assert_eq!(all(&path), all(from), "the same files, byte by byte");
+                    assert_eq!(names(place.path()), ["vm"]);
+                }
+                Ok(Some(old)) => assert_eq!((all(&path), old.exists()), (all(from), true)),
+                Err(error) => {
+                    failures += 1;
+                    assert!(matches!(error, SnapshotError::Host { .. }), "{error}");
+                    assert_eq!((byte_of(&path), names(place.path())), (9, vec!["vm".into()]));
+                }
+            }
+            if steps <= step && of_reads {
+                break;
+            }
+        }
+        assert!(failures > 30, "{failures}");
+    }
+}
+
+#[test]
+fn a_working_set_that_is_made_is_the_one_that_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("vm");
+    for compression in [Compression::None, Compression::Zstd] {
+        save(&path, 3, compression, None, good()).expect("saved");
+        let snapshot = Snapshot::open(&path).expect("whole");
+        let frames: Vec<Frame> = (0..FRAMES).rev().map(Frame).collect();
+        let made = crate::WorkingSet::make(&snapshot, &frames, compression).expect("made");
+        crate::WorkingSet::replace(&snapshot, &frames, compression).expect("written");
+        assert_eq!(made, fs::read(path.join("working-set")).expect("a file"));
+        let known = snapshot.working_set().expect("read").expect("one").frames().len();
+        assert_eq!(known, 100, "those that have contents");
+    }
 }

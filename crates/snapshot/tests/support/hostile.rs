@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use memory::{DiskBlock, FRAME_SIZE, Frame, FrameRange, RamLayout};
 use snapshot::{
-    Batch, Checksum, Compression, DiskBlocks, Id, InMemory, Left, Options, Snapshot, SnapshotError,
-    Writer,
+    Batch, Checksum, Compression, DiskBlocks, Id, InMemory, Left, Options, Sharing, Snapshot,
+    SnapshotError, Writer,
 };
 
 use super::support::description;
@@ -40,16 +40,16 @@ impl DiskBlocks for Disk {
     }
 }
 
-/// Plain, and children of it: compressed by either, and plain.
-fn all() -> &'static [InMemory; 4] {
-    static ALL: OnceLock<[InMemory; 4]> = OnceLock::new();
+/// Plain, and children of it: compressed by either, and plain; and one that has contents in common with it.
+fn all() -> &'static [InMemory; 5] {
+    static ALL: OnceLock<[InMemory; 5]> = OnceLock::new();
     ALL.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
-        let save = |name: &str, compression, parent: Option<Arc<Snapshot>>| {
+        let save = |name: &str, compression, parent: Option<Arc<Snapshot>>, sharing| {
             let path = folder.path().join(name);
             let layout = RamLayout::new(u64::from(FRAMES) * FRAME_SIZE as u64).expect("a layout");
             let (id, is_child) = (Some(Id([compression as u8; 16])), parent.is_some());
-            let options = Options { compression, parent, id, ..Options::new(layout) };
+            let options = Options { compression, parent, id, sharing, layout };
             let writer = Writer::create(&path, options).expect("begun");
             let run = |first, count| FrameRange { first: Frame(first), count };
             writer.leave(run(0, 10), Left::Zero).expect("left");
@@ -72,17 +72,38 @@ fn all() -> &'static [InMemory; 4] {
             writer.finish(description(), &[b' '; 500], &order).expect("saved");
             path
         };
-        let base = save("base", Compression::None, None);
+        let base = save("base", Compression::None, None, None);
         let plain = Arc::new(InMemory::read(&base).expect("read"));
         let parent = Arc::new(Snapshot::open(&base).expect("whole"));
         let child = |name, compression| {
-            let path = save(name, compression, Some(Arc::clone(&parent)));
+            let path = save(name, compression, Some(Arc::clone(&parent)), None);
             let parent = Some(Arc::clone(&plain));
             InMemory { parent, ..InMemory::read(&path).expect("read") }
         };
         let [lz4, zstd] =
             [("lz4", Compression::Lz4), ("zstd", Compression::Zstd)].map(|(n, c)| child(n, c));
-        [(*plain).clone(), lz4, zstd, child("plain", Compression::None)]
+        let last = child("plain", Compression::None);
+        // Of what the first frames are in the base, so that there are extents of both and frames at their place.
+        let few = {
+            let path = folder.path().join("few");
+            let layout = RamLayout::new(u64::from(FRAMES) * FRAME_SIZE as u64).expect("a layout");
+            let writer = Writer::create(&path, Options::new(layout)).expect("begun");
+            let mut lane = writer.lane().expect("a lane");
+            (0..FRAMES).filter(|frame| frame % 32 < 20).map(Frame).for_each(|frame| {
+                lane.write(frame, &page(frame)).expect("written");
+            });
+            lane.finish().expect("written");
+            for first in (20..FRAMES).step_by(32) {
+                let run = FrameRange { first: Frame(first), count: 12 };
+                writer.leave(run, Left::Zero).expect("left");
+            }
+            writer.finish(description(), b"{}", &[]).expect("saved");
+            Arc::new(Snapshot::open(&path).expect("whole"))
+        };
+        let path = save("shares", Compression::None, None, Some(Sharing::new(vec![few])));
+        let shares = InMemory::read(&path).expect("read");
+        assert!(shares.parts.contains_key("shared-1"));
+        [(*plain).clone(), lz4, zstd, last, shares]
     })
 }
 
@@ -90,7 +111,7 @@ fn all() -> &'static [InMemory; 4] {
 /// unless the checksums were made to fit.
 pub(crate) fn run(input: &[u8]) -> Result<(), SnapshotError> {
     let Some((&which, steps)) = input.split_first() else { return Ok(()) };
-    let mut store = all()[usize::from(which) % 4].clone();
+    let mut store = all()[usize::from(which & 0x7f) % 5].clone();
     for step in steps.chunks_exact(8) {
         change(&mut store, step);
     }
@@ -150,7 +171,7 @@ fn put(bytes: &mut [u8], at: usize, checksum: Checksum) {
 }
 
 /// Makes checksums right, so that what they hide is looked at.
-fn seal(store: &mut InMemory) {
+pub(crate) fn seal(store: &mut InMemory) {
     let memory = store.parts.get("memory").cloned().unwrap_or_default();
     if let Some(records) = store.parts.get_mut("chunks") {
         let records = Arc::make_mut(records);

@@ -23,5 +23,24 @@ pub(crate) fn description() -> Description {
             Disk { image, overlay: None, read_only: true },
         ],
         generation: Some(Id([0xab; 16])),
+        agent: false,
     }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+#[allow(dead_code, reason = "not every program draws")]
+pub(crate) fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *state;
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
+/// The most address space that this process has had, used or not (proc(5), `VmPeak`).
+#[allow(dead_code, reason = "not every program measures")]
+pub(crate) fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).expect("VmPeak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

@@ -29,10 +29,11 @@ pub const fn data_index(va: u64) -> usize {
 }
 
 impl Translation {
-    /// What allows nothing at `index`, of either table: the page has another index.
+    /// What allows nothing at `index`, of either table: the page has another index. But for the first entry that is page 0,
+    /// all zeroes, so that a new table is memory that nobody has written yet.
     #[must_use]
     pub const fn empty(index: usize) -> Self {
-        let page = (index as u64 ^ 1) << 12;
+        let page = if index == 0 { Self::nowhere(0) } else { 0 };
         Self { read: page, write: page, host: 0 }
     }
 

@@ -210,6 +210,14 @@ impl VmPlan {
         })
     }
 
+    /// By disk, the image that is not written while the VM runs: one under an overlay, or one that the guest may only read.
+    pub(crate) fn images_that_stay(&self) -> Vec<Option<PathBuf>> {
+        let disks = self.asked.disks.iter();
+        disks
+            .map(|disk| (disk.read_only || disk.overlay.is_some()).then(|| disk.path.clone()))
+            .collect()
+    }
+
     /// What a VM like this is built from later: with the name and the addresses that were chosen, without what is
     /// only for this run (console, report, logs, debugger).
     pub(crate) fn as_saved(&self) -> VmConfig {

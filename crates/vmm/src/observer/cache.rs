@@ -10,7 +10,7 @@ use insight::picture::{CacheFigures, Rates};
 use insight::{
     CacheChange, CacheCounts, CacheEvent, CacheTracker, FrameClass, Ghosts, MissRatioCurve,
 };
-use memory::{Event, Frame, GuestMemory, ReadView};
+use memory::{Event, Frame, GuestMemory, Inbox, ReadView};
 
 use crate::host_cache;
 
@@ -28,6 +28,7 @@ const BATCH: usize = 1 << 16;
 /// Tracker, ghosts and log.
 #[derive(Debug)]
 pub(super) struct Cache {
+    inbox: Inbox,
     tracker: CacheTracker,
     classes: Classes,
     ghosts: Ghosts,
@@ -52,6 +53,7 @@ impl Cache {
         // Memory twice as large again is as far as anybody wants to see.
         let ghosts = (u64::from(frames) * 2).min(GHOSTS);
         Self {
+            inbox: Inbox::default(),
             tracker: CacheTracker::new(frames, contents),
             classes: Classes::new(memory, tells_accesses),
             ghosts: Ghosts::new(ghosts as usize, STEPS),
@@ -69,7 +71,7 @@ impl Cache {
         let Some(events) = memory.events() else { return false };
         let mut taken = 0;
         while taken < BATCH
-            && let Some(stamped) = events.take()
+            && let Some(stamped) = self.inbox.take(events)
         {
             taken += 1;
             self.read += u64::from(matches!(stamped.event, Event::Read { .. }));

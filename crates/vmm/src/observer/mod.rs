@@ -29,7 +29,7 @@ use devices::virtio::block::HostCache;
 use insight::kernel::KernelError;
 use insight::picture::{HistoryPoint, MemoryCurve, Picture, WorkingSets, survey};
 use insight::{CacheCounts, FrameClass, WorkingSetSample};
-use memory::{EventStream, FRAME_SIZE, GuestMemory};
+use memory::{EventStream, FRAME_SIZE, Frame, GuestMemory};
 
 use accesses::Accesses;
 use cache::Cache;
@@ -149,6 +149,17 @@ impl Observer {
         let mut cache = lock(cache);
         while cache.take_in(&self.memory, Duration::ZERO) {}
         Some(cache.check(&self.memory))
+    }
+
+    /// Does `act` with what frames are for, as far as that is known. Events wait meanwhile.
+    pub(crate) fn with_classes<T>(&self, act: impl FnOnce(&dyn Fn(Frame) -> FrameClass) -> T) -> T {
+        match &self.cache {
+            Some(cache) => {
+                let cache = lock(cache);
+                act(&|frame| cache.part(frame))
+            }
+            None => act(&|_| FrameClass::Unknown),
+        }
     }
 
     /// Blocks that came and left; `None` where disks are not listened to.

@@ -61,14 +61,17 @@ fn a_picture_has_all_that_was_told_before_it_was_asked_for() {
     let memory = Arc::new(GuestMemory::with_bytes(4 << 20).unwrap());
     let events = memory.listen(CAPACITY);
     let observer = Observer::start(Arc::clone(&memory), task(false)).unwrap();
-    let block = |block| DiskBlock { disk: 0, block };
+    let read = |frame, block| {
+        let from = DiskBlock { disk: 0, block };
+        Event::Read { frame: Frame(frame), from, changed: false }
+    };
     for frame in 0..100 {
         memory.resolve(Frame(frame), Access::Write).unwrap();
-        events.tell(Event::Read { frame: Frame(frame), from: block(frame.into()) });
+        events.tell(read(frame, frame.into()));
     }
     // Another block into the same frame: the first is evicted, then read again elsewhere.
-    events.tell(Event::Read { frame: Frame(0), from: block(1000) });
-    events.tell(Event::Read { frame: Frame(1), from: block(0) });
+    events.tell(read(0, 1000));
+    events.tell(read(1, 0));
     let picture = observer.picture();
     let cache = picture.cache.expect("disks are listened to");
     assert_eq!((cache.inserted, cache.evicted, cache.ghost_hits), (102, 2, 1));

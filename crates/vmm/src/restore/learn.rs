@@ -1,7 +1,6 @@
 //! Which frames a guest really touches after a restore, and in which order.
 
 use std::io::{self, Write};
-use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -9,14 +8,12 @@ use std::time::{Duration, Instant};
 use confine::Thread;
 use memory::{Epoch, Frame};
 
-use super::Restore;
+use super::{Keeper, Restore};
 use crate::error::VmError;
+use crate::first_touches::{FirstTouches, pauses};
 
 /// As long as it is watched: what comes later was not what it needed first.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Between two looks, at first. It doubles until [`SLOWEST`]: the order matters most where it is fastest.
-const FASTEST: Duration = Duration::from_millis(5);
-const SLOWEST: Duration = Duration::from_millis(320);
 
 /// The thread. Dropping it writes down what is known.
 pub(crate) struct Learner {
@@ -44,7 +41,7 @@ impl Stop {
 
 impl Learner {
     /// Watches from now on.
-    pub(crate) fn start(restore: &Arc<Restore>, learning: Child) -> Result<Self, VmError> {
+    pub(crate) fn start(restore: &Arc<Restore>, learning: Keeper) -> Result<Self, VmError> {
         let stop = Arc::new(Stop::default());
         let (restore, asked) = (Arc::clone(restore), Arc::clone(&stop));
         let body = move || restore.learn(&asked, learning);
@@ -67,38 +64,32 @@ impl Drop for Learner {
 }
 
 impl Restore {
-    fn learn(&self, stop: &Stop, learning: Child) {
+    fn learn(&self, stop: &Stop, learning: Keeper) {
         let begun = Instant::now();
         let contents = self.snapshot.runs().iter().filter(|run| run.kind.has_contents());
-        let mut unseen: Vec<Frame> =
-            contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame)).collect();
-        let mut seen = Vec::new();
-        let mut pause = FASTEST;
-        loop {
+        let frames = contents.flat_map(|run| (run.first.0..run.first.0 + run.count).map(Frame));
+        let mut touches = FirstTouches::of(&self.memory, frames, Epoch::FIRST);
+        for pause in pauses() {
             let stopped = stop.sleep(pause);
-            // Frames that came ahead of the guest do not count as accessed.
-            self.memory.catch_up();
-            unseen.retain(|&frame| {
-                let touched =
-                    self.memory.facts(frame).is_some_and(|facts| facts.accessed > Epoch::NEVER);
-                if touched {
-                    seen.push(frame);
-                }
-                !touched
-            });
+            touches.look();
             if stopped || begun.elapsed() >= WINDOW {
                 break;
             }
-            pause = (pause * 2).min(SLOWEST);
         }
-        if let Err(error) = tell(learning, &union(seen, self.progress.set())) {
+        if let Err(error) = tell(learning, &union(touches.seen(), self.progress.set())) {
             tracing::warn!("{error}: what was learnt of the working set is lost");
         }
     }
 }
 
 /// Tells who keeps it, and waits until that is done.
-fn tell(mut keeper: Child, frames: &[Frame]) -> io::Result<()> {
+fn tell(keeper: Keeper, frames: &[Frame]) -> io::Result<()> {
+    let mut keeper = match keeper {
+        Keeper::Process(child) => child,
+        // A VM that ended before it ran has nothing to tell.
+        Keeper::Told(_) if frames.is_empty() => return Ok(()),
+        Keeper::Told(told) => return told(frames),
+    };
     let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.0.to_le_bytes()).collect();
     // Closed behind the last one.
     let told = keeper.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(&bytes));

@@ -15,6 +15,8 @@ mod learn;
 mod read;
 mod report;
 
+use std::fmt;
+use std::io;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,12 +63,31 @@ impl RestoreMode {
 pub struct RestoreOptions {
     /// When its memory comes.
     pub mode: RestoreMode,
-    /// Told at its standard input, which is a pipe, what the guest needs first: frame numbers, each in four bytes,
-    /// little-endian. It has to make a working set of them; a guest that has taken over this process can then write
-    /// nothing that the next one reads.
-    pub learning: Option<Child>,
+    /// Who is told what the guest needs first, and makes a working set of it: another process, so a guest that has taken
+    /// over this one can write nothing that the next one reads.
+    pub learning: Option<Keeper>,
     /// When somebody asked for it: what times count from.
     pub asked: Instant,
+}
+
+/// Is told which frames were touched, in their order.
+pub type Tell = Box<dyn FnOnce(&[Frame]) -> io::Result<()> + Send>;
+
+/// Who keeps what a restore learns.
+pub enum Keeper {
+    /// Told at its standard input, which is a pipe: frame numbers, each in four bytes, little-endian.
+    Process(Child),
+    /// Told by this, which answers when it is kept.
+    Told(Tell),
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(child) => f.debug_tuple("Process").field(child).finish(),
+            Self::Told(_) => f.debug_tuple("Told").finish_non_exhaustive(),
+        }
+    }
 }
 
 /// The restore of one machine: shared by the threads that carry it out.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use confine::Thread;
 use memory::{Frame, FrameState};
-use snapshot::{Batch, Kind, Place, WorkingSet};
+use snapshot::{Batch, Place, WorkingSet};
 
 use super::demand::by_frame;
 use super::{Restore, RestoreMode};
@@ -177,6 +177,7 @@ impl Restore {
 
     /// The working set, with others; then, on one of them, all else.
     fn read_ahead(&self, stays: bool) {
+        snapshot::read_ahead();
         let mut batch = Batch::new();
         let whole = self.read_set(&mut batch);
         let last = {
@@ -240,26 +241,16 @@ impl Restore {
 
     fn read_rest(&self, batch: &mut Batch) -> Result<(), SavedError> {
         while !self.stopping()
-            && let Some(wanted) = self.next_absent()?
+            && let Some(place) = self.next_absent()?
         {
-            match wanted {
-                Wanted::Place(place) => {
-                    self.snapshot.read_place(place, batch)?;
-                    self.supply(batch)?;
-                }
-                Wanted::Frame(frame) => {
-                    let mut contents = [0; memory::FRAME_SIZE];
-                    self.snapshot.read(frame, &mut contents)?;
-                    self.progress.read.fetch_add(1, Ordering::Relaxed);
-                    self.took(self.memory.supply(self.demand.source(), &[(frame, &contents)]))?;
-                }
-            }
+            self.snapshot.read_place(place, batch)?;
+            self.supply(batch)?;
         }
         Ok(())
     }
 
     /// What has the next frame that is absent.
-    fn next_absent(&self) -> Result<Option<Wanted>, SavedError> {
+    fn next_absent(&self) -> Result<Option<Place>, SavedError> {
         let mut rest = self.rest();
         while rest.next < self.memory.layout().frames() {
             let frame = Frame(rest.next);
@@ -270,13 +261,10 @@ impl Restore {
             }
             let place = self.snapshot.place_of(frame)?;
             rest.next += 1;
-            match place {
-                Some(place) if rest.taken.insert(place) => return Ok(Some(Wanted::Place(place))),
-                Some(_) => {}
-                None if matches!(self.snapshot.kind(frame), Some(Kind::Disk(_))) => {
-                    return Ok(Some(Wanted::Frame(frame)));
-                }
-                None => {}
+            if let Some(place) = place
+                && rest.taken.insert(place)
+            {
+                return Ok(Some(place));
             }
         }
         Ok(None)
@@ -284,10 +272,7 @@ impl Restore {
 
     fn supply(&self, batch: &Batch) -> Result<(), SavedError> {
         self.progress.read.fetch_add(batch.frames().len() as u64, Ordering::Relaxed);
-        self.took(self.memory.supply(self.demand.source(), &by_frame(batch, |_| true)))
-    }
-
-    fn took(&self, supplied: Result<u32, memory::ResolveError>) -> Result<(), SavedError> {
+        let supplied = self.memory.supply(self.demand.source(), &by_frame(batch, |_| true));
         let supplied = supplied.map_err(|error| SavedError::Stream(error.to_string()))?;
         self.progress.supplied.fetch_add(u64::from(supplied), Ordering::Relaxed);
         Ok(())
@@ -296,10 +281,4 @@ impl Restore {
     fn rest(&self) -> MutexGuard<'_, Rest> {
         self.progress.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-enum Wanted {
-    Place(Place),
-    /// On a disk.
-    Frame(Frame),
 }

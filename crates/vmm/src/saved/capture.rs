@@ -39,10 +39,15 @@ pub(crate) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Sends the machine, whose vCPUs and devices stand; how many frames had contents.
-    pub(crate) fn send(&self, lanes: &SaveLanes, known: &Known) -> Result<u32, VmError> {
+    /// Sends the memory of the machine, whose vCPUs and devices stand; how many frames had contents, and the state.
+    pub(crate) fn send(
+        &self,
+        lanes: &SaveLanes,
+        known: &Known,
+    ) -> Result<(u32, MachineState), VmError> {
         let state = self.state()?;
-        lanes.send(self.memory, known, &state).map_err(VmError::host("send the machine"))
+        let sent = lanes.send(self.memory, known).map_err(VmError::host("send the machine"))?;
+        Ok((sent, state))
     }
 
     /// The machine, whose vCPUs and devices stand until this returns.

@@ -11,16 +11,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
-use memory::{GuestMemory, Image, RamLayout};
+use memory::{GuestMemory, Image, ImageRuns, RamLayout};
 
 use super::{MachineState, Saved, SavedError, open};
-use crate::config::{DiskAccess, NetBackend, VmPlan};
+use crate::config::{DiskAccess, NetBackend, VmConfig, VmPlan};
 use crate::error::VmError;
-use crate::restore::{Restore, RestoreOptions};
+use crate::restore::{Keeper, Restore, RestoreOptions};
 
 /// Where it is read from, in messages.
 const NAME: &str = "the clone's state";
@@ -56,6 +55,7 @@ pub struct Cloned {
     pub state: MachineState,
     memory: OwnedFd,
     layer: Option<OwnedFd>,
+    runs: ImageRuns,
 }
 
 /// What a machine goes on from. A reboot goes on from none: it boots.
@@ -76,11 +76,11 @@ impl CloneFiles {
 }
 
 impl VmPlan {
-    /// Whether clones of it can have what it has.
+    /// Whether clones of it can have what it has; `own_nets` if their first network is another one each.
     ///
     /// # Errors
     /// What they cannot have, and what to do.
-    pub(crate) fn check_clonable(&self) -> Result<(), String> {
+    pub(crate) fn check_clonable(&self, own_nets: bool) -> Result<(), String> {
         for disk in &self.disks {
             if disk.access == DiskAccess::Write {
                 return Err(format!(
@@ -91,21 +91,38 @@ impl VmPlan {
                 ));
             }
         }
-        for net in &self.nets {
-            let what = match &net.backend {
-                NetBackend::Passt(_) => continue,
-                NetBackend::Tap(name) => format!("the TAP interface {name}"),
-                NetBackend::Socket(path) => format!("the passt at {}", path.display()),
-            };
-            return Err(format!("{what} can have one VM only: run the VM with --net passt"));
-        }
-        Ok(())
+        check_nets(self.nets.iter().skip(usize::from(own_nets)).map(|net| &net.backend))
     }
 
     /// Whether what its guest writes to a disk goes into an overlay.
     pub(crate) fn has_overlays(&self) -> bool {
         self.disks.iter().any(|disk| matches!(disk.access, DiskAccess::Overlay(_)))
     }
+}
+
+/// The same of a configuration, whose files may be in use.
+pub(super) fn check_config(config: &VmConfig) -> Result<(), String> {
+    let written = |disk: &&crate::config::DiskConfig| !disk.read_only && disk.overlay.is_none();
+    if let Some(disk) = config.disks.iter().find(written) {
+        let path = disk.path.display();
+        return Err(format!(
+            "disk {path} is written directly, and would change under whoever goes on from here: run the VM with \
+             --disk {path},overlay=FILE"
+        ));
+    }
+    check_nets(config.nets.iter().map(|net| &net.backend))
+}
+
+fn check_nets<'a>(backends: impl Iterator<Item = &'a NetBackend>) -> Result<(), String> {
+    for backend in backends {
+        let what = match backend {
+            NetBackend::Passt(_) => continue,
+            NetBackend::Tap(name) => format!("the TAP interface {name}"),
+            NetBackend::Socket(path) => format!("the passt at {}", path.display()),
+        };
+        return Err(format!("{what} can have one VM only: run the VM with --net passt"));
+    }
+    Ok(())
 }
 
 impl Cloned {
@@ -125,7 +142,14 @@ impl Cloned {
             let what = format!("more than {STATE_MAX} bytes");
             return Err(SavedError::Damaged { path: path.to_owned(), what });
         }
-        Ok(Self { state: open::parse_state(path, &json)?, memory, layer })
+        let state = open::parse_state(path, &json)?;
+        Ok(Self { state, memory, layer, runs: ImageRuns::default() })
+    }
+
+    /// The same, with `runs` in place of what the image has there; without a layer.
+    #[must_use]
+    pub fn with_runs(self, runs: ImageRuns) -> Self {
+        Self { runs, ..self }
     }
 }
 
@@ -153,9 +177,12 @@ impl<'a> Origin<'a> {
         let Self::Cloned(cloned) = self else { return None };
         let over = || {
             let layout = RamLayout::new(cloned.state.config.memory.0).map_err(other)?;
-            let layer = cloned.layer.as_ref().map(OwnedFd::try_clone).transpose()?;
             let memory = cloned.memory.try_clone()?;
-            GuestMemory::over_layers(layout, memory, 0, layer).map_err(other)
+            if let Some(layer) = &cloned.layer {
+                let layer = Some(layer.try_clone()?);
+                return GuestMemory::over_layers(layout, memory, 0, layer).map_err(other);
+            }
+            GuestMemory::over_runs(layout, memory, 0, cloned.runs.try_clone()?).map_err(other)
         };
         Some(over().map_err(VmError::host("take up the clone's memory")))
     }
@@ -165,7 +192,7 @@ impl<'a> Origin<'a> {
         self,
         memory: &Arc<GuestMemory>,
         recorded: bool,
-    ) -> Result<(Option<Arc<Restore>>, Option<Child>), VmError> {
+    ) -> Result<(Option<Arc<Restore>>, Option<Keeper>), VmError> {
         match self {
             Self::Saved(saved, options) => saved.fill(memory, options, recorded),
             Self::Cloned(cloned) => cloned.state.take_balloon(memory).map(|()| (None, None)),

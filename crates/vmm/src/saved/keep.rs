@@ -3,18 +3,20 @@
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use memory::{FRAME_SIZE, Frame, FrameRange, RamLayout};
+use memory::{DiskBlock, FRAME_SIZE, Frame, FrameRange, RamLayout};
 use snapshot::{
-    Compression, Cpu, Description, Disk, DiskFile, Kind as Stored, Lane, Left, Options, Snapshot,
-    SnapshotError, Time, Totals, Writer,
+    Compression, Cpu, Description, Disk, DiskBlocks, DiskFile, Kind as Stored, Lane, Left, Options,
+    Sharing, Snapshot, SnapshotError, Time, Totals, Writer,
 };
 
-use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind};
+use super::images::Images;
+use super::stream::Stream;
+use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind, ORIGIN, decode_origin};
 use super::{DiskIdentity, MachineState, SavedError, open};
 
 /// What a snapshot is to be.
@@ -26,6 +28,10 @@ pub struct DraftOptions {
     pub parent: Option<Arc<Snapshot>>,
     /// How many streams; each is compressed on a thread of its own.
     pub lanes: usize,
+    /// With what it has contents in common, if they are to be stored once.
+    pub sharing: Option<Sharing>,
+    /// Whether an agent in the guest has made it ready to be started many times.
+    pub agent: bool,
 }
 
 /// A new snapshot, until it is whole. Dropped before that, it leaves nothing behind.
@@ -33,8 +39,11 @@ pub struct Draft {
     writer: Writer,
     parent: Option<Arc<Snapshot>>,
     memory: RamLayout,
-    lanes: Vec<UnixStream>,
+    lanes: Vec<Stream>,
     path: String,
+    agent: bool,
+    /// Where frames may have been read from.
+    images: OnceLock<Arc<Images>>,
 }
 
 /// How far it is.
@@ -53,6 +62,8 @@ pub struct Kept {
     pub frames: Totals,
     /// Bytes of its memory image, without holes.
     pub image_bytes: u64,
+    /// Bytes that others have, or that it has twice, and that are not in it.
+    pub shared_bytes: u64,
 }
 
 impl Draft {
@@ -65,19 +76,52 @@ impl Draft {
         memory_bytes: u64,
         options: DraftOptions,
     ) -> Result<(Self, Vec<OwnedFd>), SavedError> {
+        Self::create_by(path, memory_bytes, options, |path, how| Writer::create(path, how))
+    }
+
+    /// The same on a file system that refuses.
+    #[cfg(test)]
+    pub(super) fn create_refused(
+        path: &Path,
+        memory_bytes: u64,
+        options: DraftOptions,
+        host: &snapshot::testing::Refusing,
+    ) -> Result<(Self, Vec<OwnedFd>), SavedError> {
+        let create = |path: &Path, how| Writer::create_refused(path, how, host);
+        Self::create_by(path, memory_bytes, options, create)
+    }
+
+    fn create_by(
+        path: &Path,
+        memory_bytes: u64,
+        options: DraftOptions,
+        create: impl FnOnce(&Path, Options) -> Result<Writer, SnapshotError>,
+    ) -> Result<(Self, Vec<OwnedFd>), SavedError> {
         let refused = |what: String| SavedError::Damaged { path: path.to_owned(), what };
         let layout = RamLayout::new(memory_bytes).map_err(|error| refused(error.to_string()))?;
-        let DraftOptions { compression, parent, lanes } = options;
-        let how = Options { compression, parent: parent.clone(), ..Options::new(layout) };
-        let writer = Writer::create(path, how)?;
+        let DraftOptions { compression, parent, lanes, sharing, agent } = options;
+        let how = Options { compression, parent: parent.clone(), sharing, ..Options::new(layout) };
+        // Contents that VMs are to have in common are all in memory.
+        let images = if how.sharing.is_some() {
+            OnceLock::from(Arc::new(Images::that_can_be_read(&[])))
+        } else {
+            OnceLock::new()
+        };
+        let writer = create(path, how)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..lanes.max(1) {
             let (near, far) = UnixStream::pair().map_err(SavedError::file(path))?;
-            ours.push(near);
+            ours.push(Stream::from(near));
             theirs.push(OwnedFd::from(far));
         }
         let path = path.display().to_string();
-        Ok((Self { writer, parent, memory: layout, lanes: ours, path }, theirs))
+        Ok((Self { writer, parent, memory: layout, lanes: ours, path, agent, images }, theirs))
+    }
+
+    /// Has reads and writes of its sockets fail.
+    #[cfg(test)]
+    pub(super) fn plant(&mut self, faults: &super::stream::faults::Faults) {
+        self.lanes.iter_mut().for_each(|lane| lane.faults = faults.clone());
     }
 
     /// Takes what the VM sends, and makes the snapshot whole.
@@ -86,11 +130,25 @@ impl Draft {
     /// The VM failed or sent what cannot be, or the host refuses. There is no snapshot then, and what was at its path
     /// before is there still; the VM learns of it.
     pub fn keep(self, progress: &Progress) -> Result<Kept, SavedError> {
-        let Self { writer, parent, memory, lanes, path } = self;
-        let take = |stream: &UnixStream| -> Result<Taken, SavedError> {
+        self.keep_as(progress, |_| Ok(()))
+    }
+
+    /// The same; `amend` changes the state before it is written. The guest stands meanwhile, unless it was saved live, and
+    /// its disks are as it knows them.
+    ///
+    /// # Errors
+    /// As of [`Draft::keep`], or `amend`'s.
+    pub fn keep_as(
+        self,
+        progress: &Progress,
+        amend: impl FnOnce(&mut MachineState) -> Result<(), SavedError>,
+    ) -> Result<Kept, SavedError> {
+        let Self { writer, parent, memory, lanes, path, agent, images } = self;
+        let take = |stream: &Stream| -> Result<Taken, SavedError> {
             let lane = writer.lane()?;
             let (writer, parent, path) = (&writer, parent.as_deref(), path.as_str());
-            Taking { memory, writer, parent, stream, path, progress }.take(lane)
+            let images = &images;
+            Taking { memory, writer, parent, images, stream, path, progress }.take(lane)
         };
         let taken = thread::scope(|scope| {
             let threads: Vec<_> =
@@ -105,27 +163,42 @@ impl Draft {
         })?;
         let first = taken.into_iter().filter_map(Result::ok).find(|taken| taken.machine.is_some());
         let Taken { machine, needed } = first.unwrap_or_default();
-        let json = machine.ok_or_else(|| SavedError::Stream("no state came".into()))?;
-        let state = open::parse_state(Path::new(&path), &json)?;
-        let saved = writer.finish(describe(&state), &json, &needed)?;
+        if let Some(images) = images.into_inner() {
+            writer.set_disks(images);
+        }
+        let mut json = machine.ok_or_else(|| SavedError::Stream("no state came".into()))?;
+        let mut state = open::parse_state(Path::new(&path), &json)?;
+        let sent = state.clone();
+        amend(&mut state)?;
+        if state != sent {
+            json = state.to_json()?;
+        }
+        let description = Description { agent, ..describe(&state) };
+        let saved = writer.finish(description, &json, &needed)?;
         // It is whole, whoever listens.
         let _ = (&lanes[0]).write_all(&[KEPT]);
-        if let Some(old) = saved.old {
+        Ok(Kept::of(&saved))
+    }
+}
+
+impl Kept {
+    pub(super) fn of(saved: &snapshot::Saved) -> Self {
+        if let Some(old) = &saved.old {
             tracing::warn!("{}: the old snapshot could not be removed: remove it", old.display());
         }
-        Ok(Kept { frames: saved.frames, image_bytes: saved.image_bytes })
+        let (image_bytes, shared_bytes) = (saved.image_bytes, saved.shared_bytes);
+        Self { frames: saved.frames, image_bytes, shared_bytes }
     }
 }
 
 /// A lane that fails lets the VM know at once: it may be blocked on it.
 fn hang_up_after<T>(
-    stream: &UnixStream,
-    take: impl Fn(&UnixStream) -> Result<T, SavedError>,
+    stream: &Stream,
+    take: impl Fn(&Stream) -> Result<T, SavedError>,
 ) -> Result<T, SavedError> {
     let taken = take(stream);
     if taken.is_err() {
-        // It is gone then, too.
-        let _ = stream.shutdown(std::net::Shutdown::Both);
+        stream.hang_up();
     }
     taken
 }
@@ -141,7 +214,9 @@ struct Taking<'a> {
     memory: RamLayout,
     writer: &'a Writer,
     parent: Option<&'a Snapshot>,
-    stream: &'a UnixStream,
+    /// Where frames may have been read from.
+    images: &'a OnceLock<Arc<Images>>,
+    stream: &'a Stream,
     path: &'a str,
     progress: &'a Progress,
 }
@@ -151,6 +226,7 @@ impl Taking<'_> {
     fn take(&self, mut lane: Lane) -> Result<Taken, SavedError> {
         let mut taken = Taken::default();
         let mut contents = vec![0; CONTENTS_MAX as usize * FRAME_SIZE];
+        let mut origins: Vec<(FrameRange, DiskBlock)> = Vec::new();
         let mut from = io::BufReader::with_capacity(HEADER, self.stream);
         loop {
             let header = Header::read(&mut from).map_err(broken)?;
@@ -160,13 +236,36 @@ impl Taking<'_> {
                     let contents = &mut contents[..header.follows()];
                     from.read_exact(contents).map_err(broken)?;
                     for (frame, page) in frames.frames().zip(contents.as_chunks().0) {
-                        self.store(&mut lane, frame, page)?;
+                        let origin = origins.iter().find(|(frames, _)| frames.contains(frame));
+                        let origin = origin.map(|(frames, at)| DiskBlock {
+                            block: at.block.saturating_add(u64::from(frame.0 - frames.first.0)),
+                            ..*at
+                        });
+                        self.store(&mut lane, frame, page, origin)?;
                     }
+                    origins.clear();
                 }
                 Kind::Zero => self.writer.leave(frames, Left::Zero)?,
                 Kind::Free => self.writer.leave(frames, Left::Free)?,
                 Kind::Ballooned => self.writer.leave(frames, Left::Ballooned)?,
-                Kind::Unchanged => self.writer.unchanged(frames)?,
+                Kind::Disks => {
+                    let mut json = vec![0; header.follows()];
+                    from.read_exact(&mut json).map_err(broken)?;
+                    let paths: Vec<Option<PathBuf>> = serde_json::from_slice(&json)
+                        .map_err(|error| SavedError::Stream(format!("disks: {error}")))?;
+                    self.images.get_or_init(|| Arc::new(Images::that_can_be_read(&paths)));
+                    continue;
+                }
+                Kind::Origin => {
+                    let mut origin = [0; ORIGIN];
+                    from.read_exact(&mut origin).map_err(broken)?;
+                    if origins.len() == CONTENTS_MAX as usize {
+                        let what = "more origins than frames";
+                        return Err(SavedError::Stream(what.to_owned()));
+                    }
+                    origins.extend(decode_origin(origin).map(|origin| (frames, origin)));
+                    continue;
+                }
                 Kind::Machine => {
                     let mut json = vec![0; header.follows()];
                     from.read_exact(&mut json).map_err(broken)?;
@@ -189,12 +288,23 @@ impl Taking<'_> {
         Ok(taken)
     }
 
+    /// Whether the image has these contents there: what the VM says, and its guest made it do, is not relied on.
+    fn is_there(&self, block: DiskBlock, page: &[u8; FRAME_SIZE]) -> bool {
+        let mut on_disk = [0; FRAME_SIZE];
+        let images = self.images.get();
+        images.is_some_and(|images| images.read(block, &mut on_disk).is_ok()) && on_disk == *page
+    }
+
     fn store(
         &self,
         lane: &mut Lane,
         frame: Frame,
         page: &[u8; FRAME_SIZE],
+        origin: Option<DiskBlock>,
     ) -> Result<(), SavedError> {
+        if let Some(block) = origin.filter(|block| self.is_there(*block, page)) {
+            return Ok(self.writer.leave_on_disk(frame, block, page)?);
+        }
         if let Some(parent) = self.parent
             && matches!(parent.kind(frame), Some(Stored::Stored | Stored::Parent))
         {
@@ -224,15 +334,10 @@ fn broken(error: io::Error) -> SavedError {
 }
 
 /// What the manifest says of it.
-fn describe(state: &MachineState) -> Description {
+pub(super) fn describe(state: &MachineState) -> Description {
     let disks = state.config.disks.iter().zip(&state.disks);
     let disk = |(config, written): (&crate::config::DiskConfig, &DiskIdentity)| {
-        let file = |identity: &DiskIdentity| DiskFile {
-            path: identity.path.display().to_string(),
-            bytes: identity.len,
-            modified: time(identity.modified_ns),
-            generation: 0,
-        };
+        let file = disk_file;
         let image = super::capture::identity(&config.path).ok();
         Disk {
             image: file(image.as_ref().unwrap_or(written)),
@@ -249,6 +354,17 @@ fn describe(state: &MachineState) -> Description {
         machine_version: state.version,
         disks: disks.map(disk).collect(),
         generation: None,
+        agent: false,
+    }
+}
+
+/// As a manifest has it.
+pub(super) fn disk_file(identity: &DiskIdentity) -> DiskFile {
+    DiskFile {
+        path: identity.path.display().to_string(),
+        bytes: identity.len,
+        modified: time(identity.modified_ns),
+        generation: 0,
     }
 }
 

@@ -29,13 +29,13 @@ fn memory() -> (Arc<GuestMemory>, DeviceView) {
     (memory, view)
 }
 
-/// Overwrites all of memory again and again until `stop`. How many frames it wrote.
+/// Overwrites all of memory again and again until `stop`, one frame at least. How many frames it wrote.
 fn overwrite(view: &DeviceView, seed: u32, stop: &AtomicBool) -> u32 {
     for step in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            return step;
-        }
         view.write(gpa((step * 1021 + seed) % FRAMES), &[0xff; 300]).expect("written");
+        if stop.load(Ordering::Relaxed) {
+            return step + 1;
+        }
     }
     unreachable!()
 }

@@ -26,13 +26,19 @@
 
 mod capture;
 mod cloned;
+mod dock;
 mod error;
+#[cfg(test)]
+mod failing_tests;
 mod fill;
+mod images;
 mod keep;
 mod live;
+mod needed;
 mod open;
 mod rebuild;
 mod send;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -53,8 +59,11 @@ use crate::config::VmConfig;
 pub(crate) use capture::{Devices, Source};
 pub use cloned::{CloneFiles, CloneReport, Cloned, Origin};
 pub use error::SavedError;
+pub(crate) use images::Images;
 pub use keep::{Draft, DraftOptions, Kept, Progress};
-pub use open::Saved;
+pub use needed::WorkingSetSources;
+pub(crate) use needed::{Needed, Scan, trace};
+pub use open::{CommonImage, Saved};
 pub use send::SaveLanes;
 pub(crate) use send::{FrozenMachine, Known};
 
@@ -137,10 +146,15 @@ pub struct SaveOptions {
     pub stop: bool,
     /// Also the contents of frames that the guest's kernel calls free.
     pub all: bool,
+    /// Frames that the guest's programs reach one after the other are sent one after the other, where its kernel is found
+    /// ([`insight::kernel::Kernel::together`]); not of a live save.
+    pub together: bool,
     /// The guest stands only until its memory is frozen, and goes on while that is sent.
     pub live: bool,
     /// So long before the guest stands, it is watched what it uses.
     pub watch: Duration,
+    /// So long after it goes on, it is watched what it touches first. Nothing where it ends.
+    pub trace: Duration,
 }
 
 /// What a save came to.
@@ -152,6 +166,8 @@ pub struct SaveReport {
     pub frames_sent: u32,
     /// Frames of the guest in all.
     pub frames: u32,
+    /// What was found of its working set.
+    pub working_set: WorkingSetSources,
 }
 
 impl MachineState {

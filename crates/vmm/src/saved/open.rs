@@ -1,11 +1,17 @@
 //! A saved machine, opened.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use snapshot::{Kind, Snapshot, WorkingSet};
+use memory::FRAME_SIZE;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use snapshot::{Batch, Extent, Kind, Snapshot, WorkingSet};
 
+use super::images::Images;
 use super::{MachineState, SavedError, VERSION};
 use crate::config::VmPlan;
 use crate::error::VmError;
@@ -19,14 +25,37 @@ pub struct Saved {
     pub(super) set: Option<Arc<WorkingSet>>,
 }
 
+/// Memory that VMs have in common: frame n at byte 4096 n of the image, unless an extent says where it is.
+#[derive(Debug)]
+pub struct CommonImage {
+    /// The image.
+    pub file: OwnedFd,
+    /// What is elsewhere.
+    pub extents: Vec<Extent>,
+    /// The files of the extents, from number 1 on.
+    pub shared: Vec<OwnedFd>,
+}
+
 impl Saved {
     /// Opens the snapshot at `path` and checks all but the contents of its memory.
     ///
     /// # Errors
     /// It is not there, not whole, of another version, or says what cannot be.
     pub fn open(path: &Path) -> Result<Self, SavedError> {
-        let snapshot = Arc::new(Snapshot::open(path)?);
+        Self::of(Snapshot::open(path)?, path)
+    }
+
+    /// The same of a snapshot that is open; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// As for [`Saved::open`].
+    pub fn of(mut snapshot: Snapshot, path: &Path) -> Result<Self, SavedError> {
         let state = parse_state(path, &snapshot.machine()?)?;
+        if snapshot.manifest().memory.frames.disk > 0 {
+            let images = Images::needed_by(snapshot.runs(), &state.config, snapshot.manifest())?;
+            snapshot.set_disks(Arc::new(images));
+        }
+        let snapshot = Arc::new(snapshot);
         let (found, expected) = (snapshot.layout().bytes(), state.config.memory.0);
         if found != expected {
             let what = format!("image of {found} bytes, config.memory is {expected}");
@@ -40,29 +69,22 @@ impl Saved {
         Ok(Self { state, snapshot, set: set.map(Arc::new) })
     }
 
-    /// The file that VMs lie over which have this memory in common: frame n at byte 4096 n. All of it is read and checked
-    /// now; nobody checks it later.
+    /// The files that VMs lie over which have this memory in common. All of it is read and checked now; nobody checks it
+    /// later. Where it cannot be mapped as it lies (it is compressed, in an ancestor, on a disk, in a store), it is a copy
+    /// in memory that has all and that nobody can change. `own_nets` if each of them has a first network of its own
+    /// instead of the saved one.
     ///
     /// # Errors
-    /// It is compressed, or not whole without others; a disk has been written since, or can be written by one VM only;
-    /// or what is read is not what was saved.
-    pub fn common_image(&self) -> Result<OwnedFd, SavedError> {
+    /// A disk has been written since, or can be written by one VM only; or what is read is not what was saved.
+    pub fn common_image(&self, own_nets: bool) -> Result<CommonImage, SavedError> {
         let path = self.snapshot.store().name();
         let not_common = |what: String| Err(SavedError::NotCommon { path, what });
-        let elsewhere = |kind| matches!(kind, Kind::Parent | Kind::Disk(_));
-        let whole = !self.snapshot.runs().iter().any(|run| elsewhere(run.kind));
-        let plain = self.snapshot.plain_image().filter(|image| whole && image.offset == 0);
-        let Some(image) = plain else {
-            let what =
-                "it is compressed or incremental, so its memory cannot be mapped: save it without";
-            return not_common(what.to_owned());
-        };
         let plan = VmPlan::new(self.state.config.clone());
         let plan = match plan.map_err(|error| error.to_string()) {
             Ok(plan) => plan,
             Err(what) => return not_common(what),
         };
-        if let Err(what) = plan.check_clonable() {
+        if let Err(what) = plan.check_clonable(own_nets) {
             return not_common(what);
         }
         match self.state.check_disks(&plan) {
@@ -70,8 +92,48 @@ impl Saved {
             Err(VmError::Saved(error)) => return Err(error),
             Err(error) => return not_common(error.to_string()),
         }
+        let is_here = |kind: Kind| !matches!(kind, Kind::Parent | Kind::Disk(_));
+        let whole = self.snapshot.runs().iter().all(|run| is_here(run.kind));
+        let plain = self.snapshot.plain_image().filter(|image| whole && image.offset == 0);
+        let Some(image) = plain else { return self.copied() };
         self.snapshot.verify()?;
-        image.file.try_clone_to_owned().map_err(SavedError::file(Path::new("the image of memory")))
+        let owned = |file: BorrowedFd<'_>| {
+            file.try_clone_to_owned().map_err(SavedError::file(Path::new("the image of memory")))
+        };
+        Ok(CommonImage {
+            file: owned(image.file)?,
+            extents: image.extents.to_vec(),
+            shared: image.shared.iter().map(|file| owned(*file)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// All contents, checked, in a file in memory.
+    fn copied(&self) -> Result<CommonImage, SavedError> {
+        let refused = |error: Errno| SavedError::file(Path::new("a copy of memory"))(error.into());
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let copy = rustix::fs::memfd_create("fathom-snapshot", flags).map_err(refused)?;
+        rustix::fs::ftruncate(&copy, self.snapshot.layout().bytes()).map_err(refused)?;
+        let copy = File::from(copy);
+        let mut batch = Batch::new();
+        for place in self.snapshot.places() {
+            self.snapshot.read_place(place, &mut batch)?;
+            for (frame, contents) in batch.iter() {
+                let at = u64::from(frame.0) * FRAME_SIZE as u64;
+                let written = copy.write_all_at(contents, at);
+                written.map_err(SavedError::file(Path::new("a copy of memory")))?;
+            }
+        }
+        // VMs get it with the right to write: one that breaks out changes no other's memory.
+        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&copy, seals).map_err(refused)?;
+        Ok(CommonImage { file: copy.into(), extents: Vec::new(), shared: Vec::new() })
+    }
+
+    /// Has the host begin to read what the guest will need first, for a restore that begins with it.
+    pub fn expect_set(&self) {
+        if let Some(set) = &self.set {
+            set.expect();
+        }
     }
 
     /// Its memory.

@@ -1,12 +1,12 @@
 //! A machine built of a saved one.
 
 use std::io;
-use std::process::Child;
 use std::sync::Arc;
 
 use devices::virtio::DeviceState;
 use engine::{EngineError, Vcpu, Vm};
-use memory::{Discard, FRAME_SIZE, Frame, GuestMemory};
+use memory::{Discard, DiskBlock, FRAME_SIZE, Frame, GuestMemory};
+use snapshot::Kind;
 use x86::VcpuState;
 use x86::cpuid::HYPERVISOR;
 
@@ -16,7 +16,7 @@ use crate::board::Board;
 use crate::config::VmPlan;
 use crate::error::VmError;
 use crate::generation;
-use crate::restore::{Restore, RestoreMode, RestoreOptions};
+use crate::restore::{Keeper, Restore, RestoreMode, RestoreOptions};
 
 impl Saved {
     /// Has the contents of `memory`, which is untouched, come as the options say. Where the engine cannot wait for
@@ -27,7 +27,8 @@ impl Saved {
         memory: &Arc<GuestMemory>,
         options: RestoreOptions,
         recorded: bool,
-    ) -> Result<(Option<Arc<Restore>>, Option<Child>), VmError> {
+    ) -> Result<(Option<Arc<Restore>>, Option<Keeper>), VmError> {
+        self.tell_origins(memory);
         let RestoreOptions { mode, learning, asked } = options;
         let begun =
             match Restore::begin(memory, &self.snapshot, self.set.clone(), mode, asked, recorded) {
@@ -46,6 +47,19 @@ impl Saved {
         self.state.take_balloon(memory)?;
         let learning = learning.filter(|_| begun.is_some());
         Ok((begun, learning))
+    }
+}
+
+impl Saved {
+    /// What is read from a disk now need not be saved the next time, either.
+    fn tell_origins(&self, memory: &GuestMemory) {
+        for run in self.snapshot.runs() {
+            let Kind::Disk(first) = run.kind else { continue };
+            for number in 0..run.count {
+                let block = DiskBlock { block: first.block + u64::from(number), ..first };
+                memory.note_origin(Frame(run.first.0 + number), Some(block));
+            }
+        }
     }
 }
 

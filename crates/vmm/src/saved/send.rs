@@ -4,19 +4,21 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use insight::kernel::FreeFrames;
 use memory::{
-    Epoch, FRAME_SIZE, Frame, FrameRange, FrameState, FreezeError, Frozen, GuestMemory, ReadError,
-    ReadView, is_zero,
+    DiskBlock, FRAME_SIZE, Frame, FrameRange, FrameState, FreezeError, Frozen, GuestMemory,
+    ReadError, ReadView, is_zero,
 };
 
 use super::MachineState;
 use super::live::{self, KeptFrames};
-use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind};
+use super::stream::Stream;
+use super::wire::{CONTENTS_MAX, HEADER, Header, KEPT, Kind, encode_origin};
 
 /// Frames that a lane takes at once, as many as are told in one go of a plain image's order.
 /// A multiple of the largest block that a kernel calls free.
@@ -26,7 +28,7 @@ const QUEUE: usize = 64 << 20;
 
 /// Where a machine is sent.
 #[derive(Debug)]
-pub struct SaveLanes(Vec<UnixStream>);
+pub struct SaveLanes(Vec<Stream>);
 
 impl SaveLanes {
     /// More are refused: a machine has no use for them.
@@ -38,31 +40,38 @@ impl SaveLanes {
     /// There are none, or too many.
     pub fn new(sockets: Vec<OwnedFd>) -> Result<Self, String> {
         match sockets.len() {
-            1..=Self::MAX => Ok(Self(sockets.into_iter().map(UnixStream::from).collect())),
+            1..=Self::MAX => {
+                let streams = sockets.into_iter().map(UnixStream::from);
+                Ok(Self(streams.map(Stream::from).collect()))
+            }
             found => Err(format!("{found} sockets came along, expected 1 to {}", Self::MAX)),
         }
     }
 
-    /// Sends all frames, one thread a lane, and then the state; how many frames had contents. Nobody writes to memory
-    /// meanwhile.
-    pub(super) fn send(
-        &self,
-        memory: &Arc<GuestMemory>,
-        known: &Known,
-        state: &MachineState,
-    ) -> io::Result<u32> {
-        let json = serde_json::to_vec(state)?;
+    /// Has reads and writes fail.
+    #[cfg(test)]
+    pub(super) fn plant(&mut self, faults: &super::stream::faults::Faults) {
+        self.0.iter_mut().for_each(|lane| lane.faults = faults.clone());
+    }
+
+    /// Sends all frames, one thread a lane; how many had contents. Nobody writes to memory meanwhile.
+    pub(super) fn send(&self, memory: &Arc<GuestMemory>, known: &Known) -> io::Result<u32> {
+        self.send_disks(&known.images)?;
+        let frames = memory.layout().frames();
+        let together = Together::new(&known.together, frames);
         let next = AtomicU32::new(0);
         let stored = AtomicU32::new(0);
-        let run = |lane: &UnixStream| -> io::Result<()> {
+        let run = |lane: &Stream| -> io::Result<()> {
             let mut lane = Lane::new(lane, memory, known);
-            let frames = memory.layout().frames();
+            while let Some(piece) = together.take() {
+                lane.send_in_order(piece)?;
+            }
             loop {
                 let first = next.fetch_add(TAKE, Ordering::Relaxed);
                 if first >= frames {
                     break;
                 }
-                lane.send(first..frames.min(first + TAKE))?;
+                lane.send(first..frames.min(first + TAKE), &together)?;
             }
             stored.fetch_add(lane.stored, Ordering::Relaxed);
             Ok(())
@@ -81,18 +90,17 @@ impl SaveLanes {
             ended.fold(Ok(()), io::Result::and)
         });
         done?;
-        self.send_last(&known.needed(memory), &json)?;
         Ok(stored.into_inner())
     }
 
-    /// Sends the memory as it was when it was `frozen`, while the guest goes on, and then the state of that moment; how
-    /// many frames had contents.
-    pub(crate) fn send_frozen(&self, frozen: &FrozenMachine) -> io::Result<u32> {
-        let FrozenMachine { frozen, kept, left, needed, state } = frozen;
-        let json = serde_json::to_vec(state)?;
+    /// Sends the memory as it was when it was frozen, while the guest goes on; how many frames had contents, and the
+    /// state of that moment. The guest is held up no more then.
+    pub(crate) fn send_frozen(&self, frozen: FrozenMachine) -> io::Result<(u32, MachineState)> {
+        let FrozenMachine { frozen, kept, left, known, state } = frozen;
+        let left = &left;
         let memory = frozen.memory();
         let given: Vec<AtomicBool> = left.iter().map(|_| AtomicBool::new(false)).collect();
-        let known = Known::default();
+        self.send_disks(&known.images)?;
         let mut lanes: Vec<Lane<'_>> =
             self.0.iter().map(|lane| Lane::new(lane, memory, &known)).collect();
         let given = &given;
@@ -106,7 +114,7 @@ impl SaveLanes {
                 Ok(())
             }
         });
-        live::copy(frozen, kept, sinks.collect()).map_err(io::Error::other)?;
+        live::copy(&frozen, &kept, sinks.collect()).map_err(io::Error::other)?;
         lanes.iter_mut().try_for_each(Lane::flush)?;
         for (number, (given, &kind)) in given.iter().zip(left).enumerate() {
             if !given.load(Ordering::Relaxed) {
@@ -115,17 +123,31 @@ impl SaveLanes {
         }
         lanes[0].flush_without()?;
         let stored = lanes.iter().map(|lane| lane.stored).sum();
-        self.send_last(needed, &json)?;
-        Ok(stored)
+        Ok((stored, state))
     }
 
-    fn send_last(&self, needed: &[Frame], json: &[u8]) -> io::Result<()> {
+    /// On each lane, since frames of any may be from any disk.
+    fn send_disks(&self, images: &[Option<PathBuf>]) -> io::Result<()> {
+        if images.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let json = serde_json::to_vec(images)?;
+        let header = Header { kind: Kind::Disks, first: 0, count: json.len() as u32 };
+        self.0.iter().try_for_each(|mut lane| {
+            header.write(lane)?;
+            lane.write_all(&json)
+        })
+    }
+
+    /// What the guest needs first, in that order, and the state; all frames have been sent.
+    pub(crate) fn send_last(&self, needed: &[Frame], state: &MachineState) -> io::Result<()> {
+        let json = serde_json::to_vec(state)?;
         let mut first = io::BufWriter::new(self.first());
         for run in FrameRange::coalesce(needed, u32::MAX) {
             Header::of(Kind::Needed, run).write(&mut first)?;
         }
         Header { kind: Kind::Machine, first: 0, count: json.len() as u32 }.write(&mut first)?;
-        first.write_all(json)?;
+        first.write_all(&json)?;
         first.flush()?;
         self.0.iter().try_for_each(|lane| Header::END.write(lane))
     }
@@ -143,7 +165,7 @@ impl SaveLanes {
         }
     }
 
-    fn first(&self) -> &UnixStream {
+    fn first(&self) -> &Stream {
         &self.0[0]
     }
 }
@@ -153,8 +175,10 @@ impl SaveLanes {
 pub(crate) struct Known {
     /// By which its kernel's free frames are known, whose contents are nobody's.
     pub(crate) free: Option<Mutex<FreeFrames>>,
-    /// What was accessed in this epoch and later is what it needs first.
-    pub(crate) since: Option<Epoch>,
+    /// Of each disk the image, if what was read from there can be read there again.
+    pub(crate) images: Vec<Option<PathBuf>>,
+    /// Frames that are sent first, in this order, each once.
+    pub(crate) together: Vec<Frame>,
 }
 
 impl Known {
@@ -163,12 +187,33 @@ impl Known {
         let free = self.free.as_ref()?;
         Some(free.lock().unwrap_or_else(PoisonError::into_inner).anew())
     }
+}
 
-    fn needed(&self, memory: &GuestMemory) -> Vec<Frame> {
-        let Some(since) = self.since else { return Vec::new() };
-        let needed =
-            |frame: &Frame| memory.facts(*frame).is_some_and(|facts| facts.accessed >= since);
-        (0..memory.layout().frames()).map(Frame).filter(needed).collect()
+/// Frames that are sent first, a piece to who asks next.
+struct Together<'a> {
+    order: &'a [Frame],
+    listed: Vec<bool>,
+    next: AtomicUsize,
+}
+
+impl<'a> Together<'a> {
+    /// Of `frames` frames.
+    fn new(order: &'a [Frame], frames: u32) -> Self {
+        let mut listed = vec![false; if order.is_empty() { 0 } else { frames as usize }];
+        for frame in order {
+            listed[frame.index()] = true;
+        }
+        Self { order, listed, next: AtomicUsize::new(0) }
+    }
+
+    fn take(&self) -> Option<&'a [Frame]> {
+        let first = self.next.fetch_add(TAKE as usize, Ordering::Relaxed);
+        let end = self.order.len().min(first.saturating_add(TAKE as usize));
+        self.order.get(first..end).filter(|piece| !piece.is_empty())
+    }
+
+    fn has(&self, frame: Frame) -> bool {
+        self.listed.get(frame.index()) == Some(&true)
     }
 }
 
@@ -178,7 +223,7 @@ pub(crate) struct FrozenMachine {
     kept: Arc<KeptFrames>,
     /// As what each frame is told that has no contents: those of free ones are nobody's.
     left: Vec<Kind>,
-    needed: Vec<Frame>,
+    known: Known,
     state: MachineState,
 }
 
@@ -201,17 +246,18 @@ impl FrozenMachine {
             _ => Kind::Zero,
         };
         let left = (0..frames).map(kind).collect();
-        let needed = known.needed(memory);
         let (keeper, kept) = live::queue(QUEUE);
         let frozen = memory.freeze(Box::new(keeper))?;
-        Ok(Self { frozen, kept, left, needed, state })
+        let known = Known { images: known.images.clone(), ..Known::default() };
+        Ok(Self { frozen, kept, left, known, state })
     }
 }
 
 /// One stream, and what is to go on it.
 struct Lane<'a> {
     free: Option<FreeFrames>,
-    to: &'a UnixStream,
+    images: &'a [Option<PathBuf>],
+    to: &'a Stream,
     memory: &'a Arc<GuestMemory>,
     view: ReadView,
     /// A header and the contents of neighbours.
@@ -224,11 +270,12 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn new(to: &'a UnixStream, memory: &'a Arc<GuestMemory>, known: &Known) -> Self {
+    fn new(to: &'a Stream, memory: &'a Arc<GuestMemory>, known: &'a Known) -> Self {
         let contents = vec![0; HEADER + CONTENTS_MAX as usize * FRAME_SIZE];
         let view = ReadView::new(Arc::clone(memory));
         Self {
             free: known.free(),
+            images: &known.images,
             to,
             memory,
             view,
@@ -240,21 +287,36 @@ impl<'a> Lane<'a> {
         }
     }
 
-    fn send(&mut self, frames: Range<u32>) -> io::Result<()> {
+    /// These, whatever their numbers.
+    fn send_in_order(&mut self, frames: &[Frame]) -> io::Result<()> {
+        for &frame in frames {
+            // That its kernel has freed it since is no harm: then it is saved in vain.
+            self.send_one(frame, false)?;
+        }
+        self.flush()?;
+        self.flush_without()
+    }
+
+    /// Those that are not listed.
+    fn send(&mut self, frames: Range<u32>, listed: &Together<'_>) -> io::Result<()> {
         let in_buddy = |free: &FreeFrames| free.in_buddy(frames.clone());
         let free = self.free.as_ref().map_or(Vec::new(), in_buddy);
         for (index, number) in frames.enumerate() {
-            let frame = Frame(number);
-            let state = self.memory.facts(frame).map(|facts| facts.state);
-            match state {
-                Some(FrameState::Ballooned) => self.leave(Kind::Ballooned, frame)?,
-                Some(FrameState::Untouched) | None => self.leave(Kind::Zero, frame)?,
-                Some(_) if free.get(index) == Some(&true) => self.leave(Kind::Free, frame)?,
-                Some(FrameState::Resident | FrameState::Absent(_)) => self.take(frame)?,
+            if !listed.has(Frame(number)) {
+                self.send_one(Frame(number), free.get(index) == Some(&true))?;
             }
         }
         self.flush()?;
         self.flush_without()
+    }
+
+    fn send_one(&mut self, frame: Frame, is_free: bool) -> io::Result<()> {
+        match self.memory.facts(frame).map(|facts| facts.state) {
+            Some(FrameState::Ballooned) => self.leave(Kind::Ballooned, frame),
+            Some(FrameState::Untouched) | None => self.leave(Kind::Zero, frame),
+            Some(_) if is_free => self.leave(Kind::Free, frame),
+            Some(FrameState::Resident | FrameState::Absent(_)) => self.take(frame),
+        }
     }
 
     /// Its contents, unless it is all zeros.
@@ -321,8 +383,41 @@ impl<'a> Lane<'a> {
             return Ok(());
         }
         let frames = FrameRange { first: Frame(self.first), count: std::mem::take(&mut self.held) };
+        self.tell_origins(frames)?;
         let header = Header::of(Kind::Contents, frames);
         self.contents[..HEADER].copy_from_slice(&header.encode());
         (&mut &*self.to).write_all(&self.contents[..HEADER + header.follows()])
+    }
+
+    /// Where these may have been read from.
+    fn tell_origins(&self, frames: FrameRange) -> io::Result<()> {
+        let mut told = Vec::new();
+        let mut tell = |run: Option<(FrameRange, DiskBlock)>| {
+            if let Some((frames, block)) = run {
+                told.extend_from_slice(&Header::of(Kind::Origin, frames).encode());
+                told.extend_from_slice(&encode_origin(block));
+            }
+        };
+        let mut run: Option<(FrameRange, DiskBlock)> = None;
+        for frame in frames.frames() {
+            let origin = self.memory.origin(frame);
+            let is_known =
+                |at: &DiskBlock| self.images.get(usize::from(at.disk)).is_some_and(Option::is_some);
+            let Some(block) = origin.filter(is_known) else { continue };
+            if let Some((frames, first)) = &mut run
+                && frames.first.0 + frames.count == frame.0
+                && *first
+                    == (DiskBlock {
+                        block: block.block - u64::from(frames.count).min(block.block),
+                        ..block
+                    })
+            {
+                frames.count += 1;
+                continue;
+            }
+            tell(run.replace((FrameRange { first: frame, count: 1 }, block)));
+        }
+        tell(run);
+        (&mut &*self.to).write_all(&told)
     }
 }

@@ -1,9 +1,11 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
+use memory::{DeviceView, Frame, GuestMemory};
 use snapshot::{Options, Writer};
 
-use super::wire::{Header, Kind};
+use super::wire::{Header, Kind, encode_origin};
 use super::*;
 
 /// What a machine of 16 MiB and one vCPU might say.
@@ -58,6 +60,7 @@ fn open(json: &[u8], memory_bytes: u64) -> Result<Saved, SavedError> {
         machine_version: VERSION,
         disks: Vec::new(),
         generation: None,
+        agent: false,
     };
     writer.finish(vm, json, &[]).expect("whole");
     Saved::open(&path)
@@ -133,14 +136,13 @@ fn a_draft_is_whole_or_gone() {
     let json = state().to_string().into_bytes();
     let machine = [frames(Kind::Machine, 0, json.len() as u32), json].concat();
     let end = frames(Kind::End, 0, 0);
-    let cases: [(Vec<Vec<u8>>, &str); 8] = [
+    let cases: [(Vec<Vec<u8>>, &str); 7] = [
         (vec![], "stopped in the middle"),
         (vec![contents(0)], "stopped in the middle"),
         (vec![contents(0)[..100].to_vec()], "stopped in the middle"),
         (vec![contents(0), rest(1), end.clone()], "no state"),
         (vec![contents(0), contents(0)], "told twice"),
         (vec![contents(4096)], "past the end"),
-        (vec![frames(Kind::Unchanged, 0, 1)], "unchanged"),
         (vec![b"neither a machine nor a record".to_vec()], "record of kind"),
     ];
     for (sent, expected) in cases {
@@ -154,6 +156,87 @@ fn a_draft_is_whole_or_gone() {
     // What is there stays when the next one fails.
     kept(&path, &sent[..5000]).expect_err("cut");
     assert!(Saved::open(&path).is_ok());
+}
+
+/// In chunks, in the order that was asked for; and all others after them.
+#[test]
+fn frames_that_are_used_together_are_stored_together() {
+    const FRAMES: u32 = 3000;
+    let memory = Arc::new(GuestMemory::with_bytes(16 << 20).expect("memory"));
+    let view = DeviceView::new(Arc::clone(&memory));
+    let contents = |frame: u32| [frame.to_le_bytes(); memory::FRAME_SIZE / 4];
+    for frame in 0..FRAMES {
+        let gpa = memory.gpa_of(Frame(frame)).expect("in RAM");
+        view.write(gpa, contents(frame + 1).as_flattened()).expect("written");
+    }
+    // Some without contents among them.
+    let order: Vec<Frame> = (0..FRAMES + 50).step_by(7).map(Frame).rev().collect();
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let path = folder.path().join("web");
+    let (compression, lanes) = (snapshot::Compression::Lz4, 2);
+    let options = DraftOptions { compression, lanes, ..DraftOptions::default() };
+    let (draft, sockets) = Draft::create(&path, 16 << 20, options).expect("a draft");
+    let lanes = SaveLanes::new(sockets).expect("lanes");
+    let known = Known { together: order.clone(), ..Known::default() };
+    let state = serde_json::from_value(state()).expect("a state");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_eq!(lanes.send(&memory, &known).expect("sent"), FRAMES);
+            lanes.send_last(&[], &state).expect("sent");
+        });
+        draft.keep(&Progress::default()).expect("whole");
+    });
+    let snapshot = snapshot::Snapshot::open(&path).expect("whole");
+    snapshot.verify().expect("all of it");
+    for frame in 0..FRAMES {
+        let mut page = [0; memory::FRAME_SIZE];
+        snapshot.read(Frame(frame), &mut page).expect("read");
+        assert!(page == contents(frame + 1).as_flattened(), "{frame}");
+    }
+    let stored: Vec<Frame> = order.into_iter().filter(|frame| frame.0 < FRAMES).collect();
+    let mut batch = snapshot::Batch::new();
+    let place = snapshot.place_around(stored[100], 16).expect("an index").expect("a place");
+    snapshot.read_place(place, &mut batch).expect("read");
+    assert_eq!(batch.frames(), &stored[64..128]);
+}
+
+/// Whatever the VM says of where it is from.
+#[test]
+fn a_frame_is_left_out_only_if_its_block_is_the_same() {
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let (path, image) = (folder.path().join("web"), folder.path().join("image"));
+    let blocks = [[7; memory::FRAME_SIZE], [8; memory::FRAME_SIZE]].concat();
+    std::fs::write(&image, [&blocks, &[7; 100][..]].concat()).expect("an image");
+    let frames = |kind, first, count| Header { kind, first, count }.encode().to_vec();
+    let origin = |first, count, disk, block| {
+        let at = memory::DiskBlock { disk, block };
+        [frames(Kind::Origin, first, count), encode_origin(at).to_vec()].concat()
+    };
+    let json = serde_json::to_vec(&[None, Some(&image)]).expect("json");
+    let disks = [frames(Kind::Disks, 0, json.len() as u32), json].concat();
+    let contents = [
+        frames(Kind::Contents, 0, 5),
+        vec![7; 5 * memory::FRAME_SIZE],
+        frames(Kind::Zero, 5, 4091),
+    ];
+    let json = state().to_string().into_bytes();
+    let machine = [frames(Kind::Machine, 0, json.len() as u32), json, frames(Kind::End, 0, 0)];
+    // The same, another, one that ends too early, and no disk that anybody may read.
+    let told = [origin(0, 2, 1, 0), origin(2, 1, 1, 2), origin(3, 1, 0, 0), origin(4, 1, 9, 0)];
+    let sent = |told: &[Vec<u8>]| {
+        [disks.clone(), told.concat(), contents.concat(), machine.concat()].concat()
+    };
+    let kept_frames = kept(&path, &sent(&told)).expect("whole").frames;
+    assert_eq!((kept_frames.disk, kept_frames.stored), (1, 4));
+    // But the machine that came has no such disk.
+    let error = Saved::open(&path).err().expect("no disk").to_string();
+    assert!(error.contains("disk 1: there is none"), "{error}");
+    std::fs::remove_dir_all(&path).expect("removed");
+    let refused = |sent: &[u8]| kept(&path, sent).expect_err("refused").to_string();
+    let error = refused(&sent(&vec![origin(0, 1, 1, 0); 65]));
+    assert!(error.contains("more origins than frames"), "{error}");
+    let error = refused(&[frames(Kind::Disks, 0, 2), b"{}".to_vec()].concat());
+    assert!(error.contains("disks: "), "{error}");
 }
 
 /// A draft of 16 MiB by one lane, on which `sent` comes.

@@ -113,6 +113,79 @@ pub struct Processor {
     pub msrs: Vec<Msr>,
 }
 
+impl Processor {
+    /// The same of another vCPU of the machine: `id` is its local APIC id.
+    #[must_use]
+    pub fn of_vcpu(&self, id: u32) -> Self {
+        let mut processor = self.clone();
+        for leaf in &mut processor.cpuid.leaves {
+            match leaf.function {
+                1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | (id & 0xff) << 24,
+                0xb => leaf.edx = id,
+                leaf_of_amd if leaf_of_amd == cpuid::EXTENDED + 0x1e => {
+                    (leaf.eax, leaf.ebx) = (id, id & 0xff);
+                }
+                _ => {}
+            }
+        }
+        processor
+    }
+}
+
+/// State components that a processor with this CPUID has in [`VcpuState::xstate`](crate::VcpuState), as bits of XCR0. x87
+/// and SSE are always among them: they are the image's legacy area, which a processor without XSAVE has by FXSAVE.
+#[must_use]
+pub fn state_components(table: &Table) -> u64 {
+    let [low, _, _, high] = table.registers(0xd, 0);
+    select::LEGACY | u64::from(low) | u64::from(high) << 32
+}
+
+/// Which processor the vCPUs of a machine show.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Shown {
+    /// A model's, by what the engine can do here.
+    Model(CpuModel),
+    /// The one that a guest has seen elsewhere, as its vCPU 0 showed it: it may be less than this engine has, and stays so.
+    Elsewhere(Processor),
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self::Model(CpuModel::default())
+    }
+}
+
+impl From<CpuModel> for Shown {
+    fn from(model: CpuModel) -> Self {
+        Self::Model(model)
+    }
+}
+
+impl Shown {
+    /// The processor that vCPU `topology.id` shows on an engine with `capability`. One that was shown elsewhere and cannot be
+    /// shown here is not: [`differences`] says what is missing.
+    ///
+    /// # Errors
+    /// As [`CpuModel::processor`].
+    pub fn processor(
+        &self,
+        capability: &Capability<'_>,
+        topology: Topology,
+    ) -> Result<Processor, ModelError> {
+        let Topology { vcpus, id } = topology;
+        match self {
+            Self::Model(model) => model.processor(capability, topology),
+            Self::Elsewhere(_) if id >= vcpus => Err(ModelError::NoSuchVcpu { id, vcpus }),
+            Self::Elsewhere(shown)
+                if differences(shown, capability).iter().any(Difference::is_fatal) =>
+            {
+                CpuModel::default().processor(capability, topology)
+            }
+            Self::Elsewhere(shown) => Ok(shown.of_vcpu(topology.id)),
+        }
+    }
+}
+
 /// Why there is no such processor.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum ModelError {

@@ -5,7 +5,7 @@ use super::{Capability, CpuModel, ModelError, Topology, feature, is_amd};
 use crate::cpuid::Table;
 
 /// x87 and SSE, which every XCR0 with vector state has.
-const LEGACY: u64 = 3;
+pub(super) const LEGACY: u64 = 3;
 
 /// The features that were selected, for a model.
 pub(super) struct Selection {

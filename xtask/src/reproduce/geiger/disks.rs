@@ -7,7 +7,8 @@ use crate::kit::Kit;
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, Read as _, Write as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,6 +73,14 @@ impl Disks {
         vec![self.initramfs.clone(), self.scratch.clone()]
     }
 
+    /// The blocks of the file system's log, where that is XFS.
+    pub(super) fn xfs_log(&self) -> Result<Option<Range<u64>>> {
+        let mut first = [0; 512];
+        let read = File::open(&self.scratch).and_then(|mut disk| disk.read_exact(&mut first));
+        read.with_context(|| format!("read {}", self.scratch.display()))?;
+        Ok(xfs_log(&first))
+    }
+
     /// As they are before a guest: nothing written, swapped or told. The disk for what it tells.
     pub(super) fn fresh(&self) -> Result<PathBuf> {
         for file in [&self.overlay, &self.swap, &self.trace] {
@@ -88,6 +97,22 @@ impl Disks {
         sparse(&self.swap, SWAP_MIB)?;
         Ok(self.trace.clone())
     }
+}
+
+/// By the superblock (fs/xfs/libxfs/xfs_format.h, `struct xfs_dsb`): where a log begins is told by allocation group, and
+/// by block in there. With blocks of another size nobody looks.
+fn xfs_log(superblock: &[u8; 512]) -> Option<Range<u64>> {
+    let number = |at: usize, len: usize| {
+        superblock[at..at + len].iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte))
+    };
+    if superblock[..4] != *b"XFSB" || number(4, 4) != PAGE as u64 {
+        return None;
+    }
+    let (start, group_blocks, blocks) = (number(48, 8), number(84, 4), number(96, 4));
+    let bits = u32::try_from(number(124, 1)).ok().filter(|bits| *bits < u64::BITS)?;
+    let group = (start >> bits).checked_mul(group_blocks)?;
+    let first = group.checked_add(start & ((1 << bits) - 1))?;
+    Some(first..first.checked_add(blocks)?).filter(|_| start != 0)
 }
 
 fn sparse(file: &Path, mib: u64) -> Result<()> {
@@ -181,6 +206,20 @@ mod tests {
             (&page[PAGE - 10..], &page[1024..1032]),
             (b"SWAPSPACE2".as_slice(), [1, 0, 0, 0, 255, 0, 0, 0].as_slice())
         );
+    }
+
+    #[test]
+    fn a_log_is_where_the_superblock_has_it() {
+        let mut superblock = [0; 512];
+        superblock[..8].copy_from_slice(b"XFSB\0\0\x10\0");
+        // Block 6 of group 1; groups of 1000 blocks, which take 10 bits.
+        superblock[48..56].copy_from_slice(&(1_u64 << 10 | 6).to_be_bytes());
+        superblock[84..88].copy_from_slice(&1000_u32.to_be_bytes());
+        superblock[96..100].copy_from_slice(&50_u32.to_be_bytes());
+        superblock[124] = 10;
+        assert_eq!(xfs_log(&superblock), Some(1006..1056));
+        superblock[124] = 200;
+        assert_eq!((xfs_log(&superblock), xfs_log(&[0; 512])), (None, None));
     }
 
     #[test]

@@ -139,6 +139,12 @@ pub(super) fn run(args: &GeigerArgs) -> Result<()> {
         } else {
             let scores = score::score(&recording, &score::read(&log)?);
             println!("{}", scores_row(load, &scores));
+            let [inserts, evictions] = scores.outside;
+            if inserts + evictions > 0 {
+                println!(
+                    "  not judged: {inserts} inserts, {evictions} evictions of XFS's own blocks"
+                );
+            }
             figures.loads.push(LoadFigures::of(load, memory_mib, &scores));
             if args.faults {
                 print!("{}", faults::counted(&recording, &scores));
@@ -168,6 +174,8 @@ struct LoadFigures {
     evictions: KindFigures,
     /// Of the wrong evictions, those of blocks that nobody wanted any more.
     dropped: u64,
+    /// Inserts and evictions of what the file system keeps outside the page cache, which are not judged.
+    outside: [u64; 2],
 }
 
 /// See [`score::Score`].
@@ -192,8 +200,8 @@ impl LoadFigures {
             lag_95_seconds: score.lag(95),
         };
         let (inserts, evictions) = (kind(&scores.inserts), kind(&scores.evictions));
-        let (load, dropped) = (load.to_owned(), scores.dropped);
-        Self { load, memory_mib, inserts, evictions, dropped }
+        let score::Scores { dropped, outside, .. } = *scores;
+        Self { load: load.to_owned(), memory_mib, inserts, evictions, dropped, outside }
     }
 }
 

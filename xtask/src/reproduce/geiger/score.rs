@@ -76,6 +76,8 @@ pub(super) struct Scores {
     pub(super) evictions: Score,
     /// Of the wrong evictions, those of blocks that nobody wanted any more.
     pub(super) dropped: u64,
+    /// Inserts and evictions that are not judged.
+    pub(super) outside: [u64; 2],
 }
 
 impl Score {
@@ -147,8 +149,19 @@ pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
     let hz = recording.tsc_hz();
     let seconds = |tsc: u64| tsc as f64 / hz;
     let mut places: HashMap<(Block, u64), Place> = HashMap::new();
+    let mut outside = recording.outside.clone();
+    for block in recording.events.iter().filter_map(|truth| truth.block) {
+        outside.remove(&block);
+    }
+    let mut scores = Scores::default();
     for (at, line) in timed(recording, inferred) {
         let block = Block { disk: line.disk, block: line.block };
+        if outside.contains(&block) {
+            let [inserts, evictions] = &mut scores.outside;
+            *inserts += u64::from(line.change == Change::Insert);
+            *evictions += u64::from(line.change == Change::Evict);
+            continue;
+        }
         let place = places.entry((block, line.frame)).or_default();
         place.inferred.push((at, line.change));
     }
@@ -163,7 +176,6 @@ pub(super) fn score(recording: &Recording, inferred: &[Inferred]) -> Scores {
             places.entry((block, to)).or_default().truth.push(insert);
         }
     }
-    let mut scores = Scores::default();
     let mut last: HashMap<u64, u64> = HashMap::new();
     for truth in &recording.events {
         last.insert(truth.frame, truth.tsc);
@@ -294,7 +306,7 @@ fn matched(events: &[f64], inferred: impl Iterator<Item = f64>, end: f64) -> Mat
 mod tests {
     use super::super::truth::{Moment, Owner};
     use super::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, HashSet};
 
     const HZ: u64 = 1_000_000_000;
     const BLOCK: Block = Block { disk: 1, block: 7 };
@@ -315,6 +327,7 @@ mod tests {
             counters: BTreeMap::new(),
             contradictions: 0,
             elsewhere: 0,
+            outside: HashSet::new(),
             free: Vec::new(),
         }
     }
@@ -395,6 +408,29 @@ mod tests {
         let seen = [(200, Change::Insert), (400, Change::Evict)];
         let scores = score(&recording(&truth), &inferred(&seen));
         assert_eq!((scores.evictions.wrong, scores.dropped), (1, 1));
+    }
+
+    #[test]
+    fn what_the_kernel_says_nothing_of_is_not_judged() {
+        let seen = inferred(&[(200, Change::Insert), (300, Change::Evict)]);
+        let mut recording = recording(&[]);
+        // By which the clocks are put together, and another block.
+        recording.events = vec![Truth {
+            tsc: HZ / 5,
+            kind: Kind::Insert,
+            frame: 3,
+            owner: Owner::Metadata,
+            block: Some(Block { block: 8, ..BLOCK }),
+        }];
+        let both = [seen.clone(), vec![Inferred { block: 8, ..seen[0] }]].concat();
+        assert_eq!(score(&recording, &both).inserts.wrong, 1);
+        recording.outside = HashSet::from([BLOCK, Block { block: 8, ..BLOCK }]);
+        let scores = score(&recording, &both);
+        assert_eq!((scores.inserts.wrong, scores.inserts.right, scores.outside), (0, 1, [1, 1]));
+        // The page cache has had it, too.
+        recording.events[0].block = Some(BLOCK);
+        let scores = score(&recording, &seen);
+        assert_eq!((scores.inserts.right, scores.evictions.wrong, scores.outside), (1, 1, [0, 0]));
     }
 
     #[test]

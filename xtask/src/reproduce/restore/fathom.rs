@@ -64,18 +64,22 @@ pub(super) enum Mode {
     Lazy,
     /// By the accessed bits before the save.
     Scan,
+    /// By the same, and by what it touched after a live save went on.
+    Trace,
     /// By what earlier restores needed, and the same.
     Learnt,
 }
 
 impl Mode {
-    pub(super) const ALL: [Self; 4] = [Self::Eager, Self::Lazy, Self::Scan, Self::Learnt];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Eager, Self::Lazy, Self::Scan, Self::Trace, Self::Learnt];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Eager => "eager",
             Self::Lazy => "lazy",
             Self::Scan => "scan",
+            Self::Trace => "trace",
             Self::Learnt => "learnt",
         }
     }
@@ -84,7 +88,7 @@ impl Mode {
     fn word(self) -> &'static str {
         match self {
             Self::Eager | Self::Lazy => self.name(),
-            Self::Scan | Self::Learnt => "working-set",
+            Self::Scan | Self::Trace | Self::Learnt => "working-set",
         }
     }
 }
@@ -115,6 +119,12 @@ pub(super) fn start(place: &Place<'_>, subject: &Subject) -> Result<Running> {
 pub(super) fn save(place: &Place<'_>, running: &mut Running, path: &Path) -> Result<()> {
     output(command(place).args(["save", NAME]).arg(path).arg("--stop").args(&place.compress))?;
     wait_for_end(running)
+}
+
+/// To a folder, where nothing is, and the guest goes on.
+pub(super) fn save_live(place: &Place<'_>, path: &Path) -> Result<()> {
+    output(command(place).args(["save", NAME]).arg(path).arg("--live").args(&place.compress))?;
+    Ok(())
 }
 
 /// What the restore needs is written back to the snapshot if it is to be `learnt`.

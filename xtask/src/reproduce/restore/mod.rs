@@ -10,6 +10,7 @@ mod fathom;
 mod figures;
 mod guests;
 mod monitor;
+mod neighbours;
 mod plot;
 mod qemu;
 
@@ -58,6 +59,9 @@ pub(crate) struct RestoreArgs {
     /// Fail where a working set that was learnt leaves more than 10 % of lazy's demand faults
     #[arg(long)]
     check: bool,
+    /// Instead, without a clock: how many demand faults there are by which neighbours come with a frame
+    #[arg(long, conflicts_with_all = ["modes", "caches", "check"])]
+    neighbours: bool,
     /// Also write all figures to this file, as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -85,7 +89,11 @@ pub(super) fn run(args: &RestoreArgs) -> Result<()> {
     let compress = fathom::compression(&args.compress)?;
     let follow = args.seconds.map(Duration::from_secs);
     let follow = follow.unwrap_or(if args.quick { QUICK_FOLLOW } else { FOLLOW });
-    let place = Place { kit: &kit, folder, sockets: tempfile::tempdir()?, follow, compress };
+    let (sockets, live) = (tempfile::tempdir()?, ways.iter().any(Way::is_live));
+    let place = Place { kit: &kit, folder, sockets, follow, compress, live };
+    if args.neighbours {
+        return count_neighbours(args, &place, &subjects);
+    }
     let runs = if args.quick { 1 } else { args.runs };
     let mut figures = Figures::new(runs);
     print!("{}", figures.head());
@@ -106,6 +114,20 @@ pub(super) fn run(args: &RestoreArgs) -> Result<()> {
     }
     plot::draw_all(&figures)?;
     println!("pictures: {}", super::folder()?.join("restore*.svg").display());
+    Ok(())
+}
+
+fn count_neighbours(args: &RestoreArgs, place: &Place<'_>, subjects: &[Subject]) -> Result<()> {
+    let mut counted = Vec::new();
+    print!("{}", neighbours::head());
+    for subject in subjects {
+        let one = neighbours::count(place, subject)?;
+        print!("{}", one.text());
+        counted.push(one);
+        if let Some(file) = &args.json {
+            write_json(file, &counted)?;
+        }
+    }
     Ok(())
 }
 

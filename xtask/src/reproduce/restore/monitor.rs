@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::cell::OnceCell;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -33,6 +33,8 @@ pub(super) struct Place<'a> {
     pub(super) compress: Vec<String>,
     /// How long a guest is followed by its beats.
     pub(super) follow: Duration,
+    /// Whether there is to be a snapshot of a guest that went on.
+    pub(super) live: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +81,11 @@ impl Way {
         names.iter().map(find).collect()
     }
 
+    /// Whether it is of a guest that went on after its save.
+    pub(super) fn is_live(&self) -> bool {
+        self.how == How::Ours(Mode::Trace)
+    }
+
     pub(super) fn name(&self) -> &'static str {
         match self.how {
             How::Ours(mode) => mode.name(),
@@ -91,6 +98,8 @@ impl Way {
 /// A guest that was saved in the middle of its work.
 pub(super) struct Saved {
     path: PathBuf,
+    /// Of Fathom: a live one of the same guest, if there is to be one.
+    live: PathBuf,
     /// Of Fathom: the same after a restore that was learnt from.
     learnt: OnceCell<PathBuf>,
     proof: Proof,
@@ -124,6 +133,11 @@ impl Monitor {
         let zero = *before.last().context("a guest that beats")?;
         let undisturbed: Vec<Duration> = undisturbed.iter().map(|beat| *beat - zero).collect();
         let path = self.path(place, subject)?;
+        let live = path.with_extension("live");
+        if self == Self::Fathom && place.live {
+            remove(&live)?;
+            fathom::save_live(place, &live)?;
+        }
         let begun = running.elapsed();
         match self {
             Self::Fathom => fathom::save(place, &mut running, &path),
@@ -133,7 +147,7 @@ impl Monitor {
         let undisturbed = Outside::of(usual, &undisturbed);
         let bytes = cache::size(&path)?;
         let learnt = OnceCell::new();
-        Ok(Saved { path, learnt, proof, usual, undisturbed, bytes, seconds })
+        Ok(Saved { path, live, learnt, proof, usual, undisturbed, bytes, seconds })
     }
 
     /// Again if it does not get to its first word, but for Fathom, which may not fail so.
@@ -161,11 +175,7 @@ impl Monitor {
     /// Removes what it has saved.
     pub(super) fn forget(self, place: &Place<'_>, subject: &Subject) -> Result<()> {
         let path = self.path(place, subject)?;
-        let learnt = path.with_extension("learnt");
-        if learnt.exists() {
-            fs::remove_dir_all(learnt)?;
-        }
-        Ok(())
+        ["learnt", "live"].iter().try_for_each(|of| remove(&path.with_extension(of)))
     }
 
     /// Where nothing is.
@@ -181,6 +191,10 @@ impl Monitor {
 }
 
 impl Saved {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Restored once when first asked for, as a user would without a word about it.
     fn learnt(&self, place: &Place<'_>) -> Result<&PathBuf> {
         if let Some(path) = self.learnt.get() {
@@ -205,6 +219,7 @@ impl Way {
     ) -> Result<Sample> {
         let path = match self.how {
             How::Ours(Mode::Learnt) => saved.learnt(place)?,
+            How::Ours(Mode::Trace) => &saved.live,
             _ => &saved.path,
         };
         let mut files = vec![path.clone()];
@@ -238,6 +253,13 @@ impl Way {
         let beats_seconds = beats.iter().map(Duration::as_secs_f64).collect();
         Ok(Sample { outside, beats_seconds, bytes_from_disk, inside })
     }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(())
 }
 
 /// Waits until nothing is read any more: the proof needs all memory, and its faults are none of the load's.

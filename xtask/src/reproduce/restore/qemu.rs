@@ -4,16 +4,15 @@
 //! soon as it is loaded. The stream of 7.2 is read through a descriptor of the file, with no program between; from 9.0 on
 //! there is `mapped-ram`, in which each page has its place in the file.
 
+use super::super::qmp::Monitor;
 use super::guests::Subject;
 use super::monitor::Place;
 use crate::kit::lab::Qemu;
 use crate::machine::{Next, Running, Vmm};
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::cell::RefCell;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -58,7 +57,7 @@ pub(super) fn save(
     path: &Path,
     kind: Kind,
 ) -> Result<()> {
-    let mut monitor = Monitor::connect(place, MONITOR)?;
+    let mut monitor = connect(place, MONITOR)?;
     monitor.ask("stop", &json!({}))?;
     monitor.ask("migrate-set-parameters", &json!({ "max-bandwidth": UNLIMITED }))?;
     if path.exists() {
@@ -69,17 +68,7 @@ pub(super) fn save(
         Kind::Stream => format!("exec:cat >'{shown}'"),
         Kind::Mapped => format!("file:{shown}"),
     };
-    monitor.ask("migrate", &json!({ "uri": uri }))?;
-    let begun = Instant::now();
-    loop {
-        let said = monitor.ask("query-migrate", &json!({}))?;
-        match said["status"].as_str() {
-            Some("completed") => break,
-            Some("failed" | "cancelled") => bail!("QEMU did not save the guest: {said}"),
-            _ if begun.elapsed() > LONGEST => bail!("QEMU saves the guest for ever: {said}"),
-            _ => sleep(Duration::from_millis(5)),
-        }
-    }
+    monitor.migrate(&uri, Duration::from_millis(5))?;
     monitor.ask("quit", &json!({}))?;
     while let Next::Event(_) = running.next(LONGEST) {}
     Ok(())
@@ -131,7 +120,7 @@ impl Source {
         let mut command = command(place, subject, kind, SOURCE)?;
         command.arg("-S");
         let running = Running::start("qemu", incoming(command, path, kind))?;
-        let mut monitor = Monitor::connect(place, SOURCE)?;
+        let mut monitor = connect(place, SOURCE)?;
         let begun = Instant::now();
         while monitor.ask("query-status", &json!({}))?["status"] == "inmigrate" {
             if begun.elapsed() > LONGEST {
@@ -139,7 +128,7 @@ impl Source {
             }
             sleep(Duration::from_millis(5));
         }
-        monitor.allow_postcopy()?;
+        monitor.allow("postcopy-ram")?;
         monitor.ask("migrate-set-parameters", &json!({ "max-bandwidth": UNLIMITED }))?;
         Ok(Self { kind, monitor: RefCell::new(monitor), _running: running })
     }
@@ -149,8 +138,8 @@ impl Source {
         let mut command = command(place, subject, self.kind, MONITOR)?;
         command.args(["-incoming", "defer"]);
         let running = Running::start_listening("qemu", command)?;
-        let mut taker = Monitor::connect(place, MONITOR)?;
-        taker.allow_postcopy()?;
+        let mut taker = connect(place, MONITOR)?;
+        taker.allow("postcopy-ram")?;
         let uri = format!("unix:{}", place.sockets.path().join("pages").display());
         taker.ask("migrate-incoming", &json!({ "uri": uri }))?;
         let mut giver = self.monitor.borrow_mut();
@@ -163,6 +152,10 @@ impl Source {
     }
 }
 
+fn connect(place: &Place<'_>, socket: &str) -> Result<Monitor> {
+    Monitor::connect(&place.sockets.path().join(socket))
+}
+
 pub(super) fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Stream => "qemu",
@@ -173,55 +166,3 @@ pub(super) fn name(kind: Kind) -> &'static str {
 /// Names of sockets.
 const MONITOR: &str = "qmp";
 const SOURCE: &str = "source";
-/// From its start to its monitor.
-const CONNECT_LONGEST: Duration = Duration::from_secs(20);
-
-/// Its protocol: a line of JSON each way (docs/interop/qmp-spec of QEMU).
-struct Monitor(BufReader<UnixStream>);
-
-impl Monitor {
-    /// It may just have been started.
-    fn connect(place: &Place<'_>, socket: &str) -> Result<Self> {
-        let (socket, begun) = (place.sockets.path().join(socket), Instant::now());
-        let stream = loop {
-            match UnixStream::connect(&socket) {
-                Err(_) if begun.elapsed() < CONNECT_LONGEST => sleep(Duration::from_millis(1)),
-                done => break done.context("connect to QEMU's monitor")?,
-            }
-        };
-        stream.set_read_timeout(Some(LONGEST))?;
-        let mut monitor = Self(BufReader::new(stream));
-        monitor.line()?;
-        monitor.ask("qmp_capabilities", &json!({}))?;
-        Ok(monitor)
-    }
-
-    fn allow_postcopy(&mut self) -> Result<()> {
-        let capability = json!({ "capability": "postcopy-ram", "state": true });
-        let capabilities = json!({ "capabilities": [capability] });
-        self.ask("migrate-set-capabilities", &capabilities).map(drop)
-    }
-
-    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.0.get_mut(), "{request}").context("write to QEMU's monitor")?;
-        loop {
-            // Events come in between.
-            let mut said = self.line()?;
-            if let Some(answer) = said.get_mut("return") {
-                return Ok(answer.take());
-            }
-            if let Some(error) = said.get("error") {
-                bail!("QEMU refuses {command}: {error}");
-            }
-        }
-    }
-
-    fn line(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        if self.0.read_line(&mut line).context("read from QEMU's monitor")? == 0 {
-            bail!("QEMU has closed its monitor");
-        }
-        serde_json::from_str(&line).context("QEMU's monitor says what is no JSON")
-    }
-}

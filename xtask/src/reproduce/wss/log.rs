@@ -55,13 +55,23 @@ pub(super) fn read(file: &Path) -> Result<Vec<Line>> {
     lines.collect::<Result<_, _>>().with_context(|| format!("read {}", file.display()))
 }
 
-/// Accesses by short intervals, each with the time of its end.
+/// Accesses by moments of some milliseconds.
 pub(super) struct Accesses<R> {
     file: R,
 }
 
+/// An end of such a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) time: u64,
+    /// An interval of the estimators begins with it.
+    pub(super) begins: bool,
+}
+
 /// What follows is a time.
 const MARK: u32 = u32::MAX;
+/// An interval ends.
+const INTERVAL_END: u32 = u32::MAX - 1;
 
 impl Accesses<BufReader<File>> {
     pub(super) fn open(file: &Path) -> Result<Self> {
@@ -76,9 +86,10 @@ impl<R: Read> Accesses<R> {
         Self { file }
     }
 
-    /// The next interval's frames, into `frames`; `None` at the end.
-    pub(super) fn next(&mut self, frames: &mut Vec<u32>, end: u32) -> Result<Option<u64>> {
+    /// The next moment's frames, into `frames`; `None` at the end.
+    pub(super) fn next(&mut self, frames: &mut Vec<u32>, end: u32) -> Result<Option<Moment>> {
         frames.clear();
+        let mut begins = false;
         let mut word = [0; 4];
         loop {
             if self.file.read_exact(&mut word).is_err() {
@@ -86,13 +97,14 @@ impl<R: Read> Accesses<R> {
             }
             match u32::from_le_bytes(word) {
                 MARK => break,
+                INTERVAL_END => begins = true,
                 frame if frame < end => frames.push(frame),
                 frame => bail!("the log of accesses has frame {frame} of {end}"),
             }
         }
         let mut time = [0; 8];
         self.file.read_exact(&mut time).context("the log of accesses ends in a mark")?;
-        Ok(Some(u64::from_le_bytes(time)))
+        Ok(Some(Moment { time: u64::from_le_bytes(time), begins }))
     }
 }
 
@@ -101,16 +113,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn intervals_end_at_marks() {
+    fn moments_end_at_marks() {
         let mut bytes = Vec::new();
-        for word in [3u32, 1, MARK, 7, 0, MARK, 8, 0, 5] {
+        for word in [3u32, 1, MARK, 7, 0, INTERVAL_END, MARK, 8, 0, 5] {
             bytes.extend(word.to_le_bytes());
         }
         let mut accesses = Accesses { file: bytes.as_slice() };
         let mut frames = Vec::new();
-        assert_eq!(accesses.next(&mut frames, 9).unwrap(), Some(7));
+        assert_eq!(accesses.next(&mut frames, 9).unwrap(), Some(Moment { time: 7, begins: false }));
         assert_eq!(frames, [3, 1]);
-        assert_eq!(accesses.next(&mut frames, 9).unwrap(), Some(8));
+        assert_eq!(accesses.next(&mut frames, 9).unwrap(), Some(Moment { time: 8, begins: true }));
         assert!(frames.is_empty());
         assert_eq!(accesses.next(&mut frames, 9).unwrap(), None);
         let mut wrong = Accesses { file: bytes.as_slice() };

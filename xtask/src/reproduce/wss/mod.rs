@@ -7,6 +7,7 @@ mod log;
 mod plot;
 mod run;
 mod score;
+mod toucher;
 mod truth;
 
 use super::place::Place;
@@ -22,6 +23,7 @@ use score::Score;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+pub(super) use toucher::{FRAMES, SERIES, Step, touch};
 
 const PAPER: &str = "errors: census of the guest's own tables 0.4-2.1 %, cost 0.8 % (Niu 2011); sampling of 100 pages +-5 \
      points (Waldspurger 2002); MRC by page protection cost 2 %, loss at most 4 % (Zhao 2011); SHARDS at a rate of \

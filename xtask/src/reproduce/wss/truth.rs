@@ -1,22 +1,20 @@
 //! What there was to estimate, by the log of all accesses.
 
-use super::log::{Accesses, Line};
+use super::log::{Accesses, Line, Moment};
 use anyhow::{Context, Result};
 use insight::{DistanceHistogram, MissRatioCurve, Stack};
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-/// A reference is a frame accessed in so long, as the estimator has it.
-const INTERVAL_NS: u64 = 20_000_000;
 const STEPS: usize = 1024;
 
 /// Exact, but that what a vCPU does again within two milliseconds shows once.
 pub(super) struct Truth {
     /// Frames accessed in the epoch that ends with each line, and in the last three.
     pub(super) epochs: Vec<[u32; 2]>,
-    /// Of frames by 20 ms, from exact stack distances.
+    /// Of frames by the intervals that the estimator had, 20 ms or more, from exact stack distances.
     pub(super) curve: MissRatioCurve,
-    /// The same misses as seen by 2 ms, by the references of 20 ms.
+    /// The same misses as seen by 2 ms, by the references of those intervals.
     pub(super) fine: MissRatioCurve,
 }
 
@@ -73,13 +71,10 @@ impl Replay {
     }
 
     fn run<R: Read>(mut self, mut accesses: Accesses<R>, ends: &[u64]) -> Result<Truth> {
-        let (mut interval, mut interval_end) = (1, 0);
+        let mut interval = 1;
         let mut told = Vec::new();
-        while let Some(time) = accesses.next(&mut told, self.frames)? {
-            // What was told just now was before.
-            if time > interval_end {
-                (interval, interval_end) = (interval + 1, time + INTERVAL_NS);
-            }
+        while let Some(Moment { time, begins }) = accesses.next(&mut told, self.frames)? {
+            interval += u32::from(begins);
             while ends.get(self.epochs.len()).is_some_and(|&end| end < time) {
                 self.end_epoch();
             }
@@ -121,9 +116,13 @@ impl Replay {
 mod tests {
     use super::*;
 
-    fn log(intervals: &[(&[u32], u64)]) -> Vec<u8> {
+    fn log(moments: &[(&[u32], u64)]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (frames, time) in intervals {
+        for (frames, time) in moments {
+            if frames.is_empty() {
+                bytes.extend((u32::MAX - 1).to_le_bytes());
+                continue;
+            }
             frames.iter().for_each(|frame| bytes.extend(frame.to_le_bytes()));
             bytes.extend(u32::MAX.to_le_bytes());
             bytes.extend(time.to_le_bytes());
@@ -137,16 +136,18 @@ mod tests {
         let bytes = log(&[
             (&[1, 2], 2 * MS),
             (&[2, 3], 4 * MS),
+            (&[], 0),
             (&[1], 30 * MS),
+            (&[], 0),
             (&[5], 1000 * MS),
+            (&[], 0),
             (&[6], 2100 * MS),
-            (&[], 3100 * MS),
         ]);
         let ends = [1001 * MS, 2101 * MS, 3101 * MS];
         let accesses = Accesses::of(bytes.as_slice());
         let truth = Replay::new(16).run(accesses, &ends).unwrap();
         assert_eq!(truth.epochs, [[4, 4], [1, 5], [0, 5]]);
-        // 1, 2, 3 in the first 20 ms, then 1 at distance 2, then 5 and 6.
+        // 1, 2, 3 in the first interval, then 1 at distance 2, then 5 and 6.
         assert_eq!(truth.curve.miss_ratio(2), 1.0);
         assert_eq!(truth.curve.miss_ratio(3), 5.0 / 6.0);
         // 2 again at distance 0, which is no miss even in one page.

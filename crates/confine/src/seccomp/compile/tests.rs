@@ -139,3 +139,16 @@ fn mistakes_in_files_are_told() {
     assert_eq!(told(&condition(r#"{ "argument": 0, "is": ["PROT_EXE"] }"#)), "no value PROT_EXE");
     assert!(told(&condition(r#"{ "argument": 6, "is": ["0"] }"#)).contains("argument"));
 }
+
+/// With KVM the first frame that is taken, or the first save of a guest that goes on, starts the thread that answers faults
+/// from the API's, whose filter it inherits.
+#[test]
+fn who_answers_faults_may_also_where_the_api_has_started_it() {
+    let [api, faults] = ["api", "userfault"].map(|name| gathered(name, &[Having::Kvm]));
+    for (number, wanted) in &faults.allowed {
+        let there = api.allowed.get(number).expect("the call");
+        let is_there = |rule| there.contains(rule);
+        let every = there.is_empty() || !wanted.is_empty() && wanted.iter().all(is_there);
+        assert!(every, "{} of the API's", calls::name(*number).expect("named"));
+    }
+}

@@ -1,6 +1,7 @@
-//! What a disk tells of its transfers: see [`memory::Event`].
+//! What a disk tells of its transfers: see [`memory::Event`]; and where frames were read from, whoever asks for that
+//! later.
 
-use memory::{DiskBlock, Event, EventStream, FRAME_SIZE, Frame};
+use memory::{DiskBlock, Event, FRAME_SIZE, Frame};
 
 use crate::DeviceView;
 use crate::virtio::queue::Segments;
@@ -24,7 +25,10 @@ pub(super) fn tell_transfer(
     offset: u64,
     buffer: &Segments,
 ) {
-    let Some(events) = memory.memory().events() else { return };
+    let mut events = memory.memory().events().map(memory::EventStream::transfer);
+    if events.is_none() && transfer == Transfer::Write {
+        return;
+    }
     let mut at = offset;
     for segment in buffer.iter() {
         let mut done = 0;
@@ -34,13 +38,18 @@ pub(super) fn tell_transfer(
             if let Some(frame) = memory.memory().frame_of(address) {
                 let whole = len == BLOCK && (at + done).is_multiple_of(BLOCK);
                 let block = DiskBlock { disk, block: (at + done) / BLOCK };
+                if transfer == Transfer::Read {
+                    memory.memory().note_origin(frame, whole.then_some(block));
+                }
                 let starts = || {
                     let mut bytes = [0; 4];
                     // It was there a moment ago.
                     let _ = memory.read(address, &mut bytes);
                     bytes
                 };
-                tell(events, transfer, frame, whole.then_some(block), starts);
+                if let Some(events) = &mut events {
+                    tell(events, transfer, frame, whole.then_some(block), starts);
+                }
             }
             done += len;
         }
@@ -50,14 +59,16 @@ pub(super) fn tell_transfer(
 
 /// `block`: of which `frame` has the contents, all of it.
 fn tell(
-    events: &EventStream,
+    events: &mut memory::Transfer<'_>,
     transfer: Transfer,
     frame: Frame,
     block: Option<DiskBlock>,
     starts: impl FnOnce() -> [u8; 4],
 ) {
     match (transfer, block) {
-        (Transfer::Read, Some(from)) => events.tell(Event::Read { frame, from }),
+        (Transfer::Read, Some(from)) => {
+            events.tell(Event::Read { frame, from, changed: false });
+        }
         (Transfer::Read, None) => events.tell(Event::Overwritten { frame }),
         (Transfer::Write, Some(to)) => {
             events.tell(Event::Written { frame, to, starts: starts() });

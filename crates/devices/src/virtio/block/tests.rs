@@ -407,14 +407,17 @@ fn whole_blocks_are_told_of_and_parts_as_such() {
     let mut driver = disk(&config);
     let memory = Arc::clone(driver.view.memory());
     let events = memory.listen(64);
-    let told = || -> Vec<Event> { std::iter::from_fn(|| events.take()).map(|e| e.event).collect() };
+    let mut inbox = memory::Inbox::default();
+    let mut told =
+        || -> Vec<Event> { std::iter::from_fn(|| inbox.take(events)).map(|e| e.event).collect() };
     let block = |block| DiskBlock { disk: 3, block };
     let frame = memory.frame_of(Gpa(BUFFER)).unwrap();
     let next = memory.frame_of(Gpa(BUFFER + 4096)).unwrap();
 
     assert_eq!(request(&mut driver, IN, 16, 8192), OK);
     let reads = [(frame, 2), (next, 3)];
-    assert_eq!(told(), reads.map(|(frame, at)| Event::Read { frame, from: block(at) }));
+    let read = |(frame, at)| Event::Read { frame, from: block(at), changed: false };
+    assert_eq!(told(), reads.map(read));
     assert_eq!(request(&mut driver, OUT, 8, 4096), OK);
     let starts = [16, 0, 0, 0];
     assert_eq!(told(), [Event::Written { frame, to: block(1), starts }]);

@@ -1,6 +1,6 @@
 //! The IO-APIC: programmed through its two windows, driven by `Vm::set_irq`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -208,13 +208,17 @@ fn wakes_halt(engine: &dyn Engine) {
         a.log(1)
     });
     let vm = Arc::clone(&rig.vm);
+    let last = Mutex::new(None::<thread::JoinHandle<()>>);
     let record = rig.run_asking(&|delay| {
+        let mut last = last.lock().expect("no panic");
+        // While its line is up there is no edge for another.
+        last.take().into_iter().for_each(|thread| thread.join().expect("raised"));
         let vm = Arc::clone(&vm);
-        thread::spawn(move || {
+        *last = Some(thread::spawn(move || {
             thread::sleep(Duration::from_millis(u64::from(delay)));
             vm.set_irq(PIN, true);
             vm.set_irq(PIN, false);
-        });
+        }));
     });
     let vector = IRQ | VECTOR;
     assert_eq!(record.log, [vector, vector, vector, 1]);

@@ -57,6 +57,7 @@ mod ports;
 mod processor;
 mod segments;
 mod self_modifying;
+mod shown;
 mod single_step;
 mod smp;
 mod state;
@@ -90,6 +91,7 @@ pub(super) fn all() -> Vec<Case> {
         io_apic::CASES,
         timers::CASES,
         user_mode::CASES,
+        shown::CASES,
         smp::CASES,
         atomics::CASES,
         ordering::CASES,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use x86::model::{CpuModel, is_reset};
+use x86::model::{CpuModel, Shown, is_reset};
 use x86::{ApicState, DescriptorTable, Event, Exception, Gpr, Msr, Segment, VcpuState};
 use x86::{cr4, msr, rflags};
 
@@ -55,7 +55,17 @@ fn source(engine: &dyn Engine, write: impl FnOnce(&mut CodeAssembler) -> Asm) ->
 
 /// A machine with the memory and the state of another.
 fn moved(engine: &dyn Engine, rig: &Rig, state: &VcpuState) -> Rig {
-    let mut other = Rig::showing(CpuModel::Common, engine, 1);
+    moved_showing(CpuModel::Common, engine, rig, state)
+}
+
+/// The same, with a choice of the processor.
+pub(super) fn moved_showing(
+    cpu: impl Into<Shown>,
+    engine: &dyn Engine,
+    rig: &Rig,
+    state: &VcpuState,
+) -> Rig {
+    let mut other = Rig::showing(cpu, engine, 1);
     for gpa in (0..RAM).step_by(4096) {
         other.write(gpa, &rig.bytes(gpa, 4096));
     }

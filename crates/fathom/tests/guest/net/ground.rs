@@ -10,13 +10,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::kit;
 
 /// A network namespace; this thread, and what it starts, is in it. It goes when all of them have ended.
-pub(super) struct Ground {
+pub(crate) struct Ground {
     holder: Child,
 }
 
 impl Ground {
     /// None where only somebody with more privileges can have one.
-    pub(super) fn enter() -> Option<Self> {
+    pub(crate) fn enter() -> Option<Self> {
         File::options().read(true).write(true).open("/dev/net/tun").ok()?;
         let path = kit::busybox();
         let hold = "echo made; exec \"$0\" sleep 86400";
@@ -49,7 +49,7 @@ impl Drop for Ground {
 }
 
 /// Runs a script for busybox's shell in this thread's network; `$B` is busybox. It must succeed.
-pub(super) fn script(text: &str) {
+pub(crate) fn script(text: &str) {
     let path = kit::busybox();
     let mut command = Command::new(&path);
     let output = command.args(["sh", "-ec", text]).env("B", path).output().expect("busybox runs");

@@ -10,7 +10,8 @@
 //!       frame and block, with the file's extents           residents -> Truth
 //! ```
 //!
-//! What is not told: the frames of what XFS keeps outside the page cache, its metadata; pages that were cached before
+//! What is not told: the frames of what XFS keeps outside the page cache, its metadata and its log, of which the blocks are known
+//! (`outside`); pages that were cached before
 //! the load began and moved later. A page that was written to and not yet on disk is told when it is added,
 //! with the block that it got later; one that never got a block has none.
 
@@ -29,12 +30,14 @@ use chunks::Written;
 use facts::Facts;
 pub(super) use facts::Moment;
 use residents::Residents;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 const PAGE: usize = 4096;
+/// The disk with the file system: the second.
+const SCRATCH: u32 = 1;
 /// A guest that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -109,6 +112,8 @@ pub(super) struct Recording {
     pub(super) contradictions: u64,
     /// Pages of what lies on no disk.
     pub(super) elsewhere: u64,
+    /// Blocks that the file system keeps outside the page cache: those that XFS told of as buffers, and its log.
+    pub(super) outside: HashSet<Block>,
     /// Frames that nobody had soon after the end, rising.
     pub(super) free: Vec<Range<u64>>,
 }
@@ -132,7 +137,10 @@ pub(super) fn record(kit: &Kit, disks: &Disks, run: &Run<'_>) -> Result<Recordin
     if !events.iter().any(|event| event.is("cache")) {
         bail!("load {}: the guest has none such", run.load);
     }
-    Recording::read(&trace).with_context(|| format!("load {}", run.load))
+    let mut recording = Recording::read(&trace).with_context(|| format!("load {}", run.load))?;
+    let log = disks.xfs_log()?.into_iter().flatten();
+    recording.outside.extend(log.map(|block| Block { disk: SCRATCH, block }));
+    Ok(recording)
 }
 
 impl Recording {
@@ -153,9 +161,19 @@ impl Recording {
         for step in steps::of(&facts, rings)? {
             residents.step(step);
         }
-        let Residents { events, contradictions, elsewhere, .. } = residents;
+        let Residents { events, contradictions, elsewhere, outside, .. } = residents;
         let Facts { begin, end, file_system, counters, free, .. } = facts;
-        Ok(Self { begin, end, events, file_system, counters, contradictions, elsewhere, free })
+        Ok(Self {
+            begin,
+            end,
+            events,
+            file_system,
+            counters,
+            contradictions,
+            elsewhere,
+            outside,
+            free,
+        })
     }
 
     /// Whether nobody had the frame soon after the end.

@@ -4,7 +4,7 @@ use super::facts::{Extent, Facts};
 use super::steps::{FilePage, Slot, Step, What, Why};
 use super::{Block, Kind, Owner, Truth};
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a frame holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,11 +22,20 @@ pub(super) struct Residents<'a> {
     pub(super) contradictions: u64,
     /// Pages of what lies on no disk.
     pub(super) elsewhere: u64,
+    /// What a file system keeps outside the page cache.
+    pub(super) outside: HashSet<Block>,
 }
 
 impl<'a> Residents<'a> {
     pub(super) fn new(facts: &'a Facts) -> Self {
-        Self { facts, frames: HashMap::new(), events: Vec::new(), contradictions: 0, elsewhere: 0 }
+        Self {
+            facts,
+            frames: HashMap::new(),
+            events: Vec::new(),
+            contradictions: 0,
+            elsewhere: 0,
+            outside: HashSet::new(),
+        }
     }
 
     pub(super) fn step(&mut self, step: Step) {
@@ -49,6 +58,11 @@ impl<'a> Residents<'a> {
                 self.remove(tsc, frame, self.slot(slot), why);
             }
             What::Move { from, to } => self.go(tsc, from, to),
+            What::Outside { device, block, count } => {
+                if let Some(&disk) = self.facts.disks.get(&device) {
+                    self.outside.extend((block..block + count).map(|block| Block { disk, block }));
+                }
+            }
         }
     }
 
@@ -204,6 +218,17 @@ mod tests {
         let seen: Vec<_> = events.iter().map(|e| (e.kind, e.frame)).collect();
         assert_eq!(seen, [(Kind::Insert, 4), (Kind::Move { to: 5 }, 4), (Kind::Evict, 5)]);
         assert_eq!((contradictions, events[0].block), (0, Some(Block { disk: 3, block: 9 })));
+    }
+
+    #[test]
+    fn what_is_outside_the_cache_is_known_by_its_blocks() {
+        let facts = Facts::parse(FACTS).unwrap();
+        let mut residents = Residents::new(&facts);
+        for device in [DISK, 77] {
+            residents.step(Step { tsc: 1, what: What::Outside { device, block: 5, count: 2 } });
+        }
+        let blocks = [5, 6].map(|block| Block { disk: 1, block });
+        assert_eq!((residents.outside, residents.events.len()), (blocks.into(), 0));
     }
 
     #[test]

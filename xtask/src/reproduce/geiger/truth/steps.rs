@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 const STRUCT_PAGE: u64 = 64;
 /// Larger ones there are not in a page cache: 1 GiB.
 const LARGEST_ORDER: u64 = 18;
+/// Of a buffer outside the page cache: 16 MiB.
+const MOST_UNITS: u64 = 1 << 15;
 /// Of a swap entry in the kernel, the bits that are the page's number in the area (include/linux/swapops.h); above
 /// them is the area's number.
 const ENTRY_BITS: u32 = 58;
@@ -65,6 +67,12 @@ pub(super) enum What {
         from: u64,
         to: u64,
     },
+    /// A file system transfers so many blocks from there on that it keeps outside the page cache.
+    Outside {
+        device: u64,
+        block: u64,
+        count: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +101,8 @@ struct Reader<'a> {
     swap_add: &'a Layout,
     swap_remove: &'a Layout,
     moved: &'a Layout,
+    /// Only where XFS is.
+    buffer: Option<&'a Layout>,
 }
 
 impl<'a> Reader<'a> {
@@ -111,6 +121,7 @@ impl<'a> Reader<'a> {
             swap_add: layout("swap_add")?,
             swap_remove: layout("swap_remove")?,
             moved: layout("move")?,
+            buffer: facts.layouts.get("xfs_buf_submit"),
         })
     }
 
@@ -147,6 +158,8 @@ impl<'a> Reader<'a> {
                     from: event.frame(self.moved, "folio")?,
                     to: event.frame(self.moved, "to")?,
                 }
+            } else if let Some(layout) = self.buffer.filter(|layout| layout.id == id) {
+                event.buffer(layout)?
             } else {
                 // Padding of the kernel's own, such as a note that somebody wrote to the trace.
                 continue;
@@ -205,6 +218,17 @@ impl Event<'_> {
         let (folio, base) = (self.number(layout, field)?, self.number(layout, "base")?);
         let offset = folio.checked_sub(base).context("a folio lies before all others")?;
         Ok(offset / STRUCT_PAGE)
+    }
+
+    /// Of the kernel's trace event: a place in units of 512 bytes, whatever the disk's sectors.
+    fn buffer(&self, layout: &Layout) -> Result<What> {
+        const UNITS: u64 = 8;
+        let number = |field| self.number(layout, field);
+        let (device, first, units) = (number("dev")?, number("bno")?, number("nblks")?);
+        let end = first.checked_add(units).filter(|_| units <= MOST_UNITS);
+        let end = end.with_context(|| format!("a buffer of {units} times 512 bytes"))?;
+        let block = first / UNITS;
+        Ok(What::Outside { device, block, count: end.div_ceil(UNITS) - block })
     }
 
     fn slot(&self, layout: &Layout) -> Result<Slot> {
@@ -285,6 +309,16 @@ pub(super) mod tests {
             What::Move { from: 1, to: 2 },
         ];
         assert_eq!(steps(&events), expected);
+    }
+
+    #[test]
+    fn buffers_are_all_blocks_that_they_reach() {
+        let text = format!("{EVENTS}event xfs_buf_submit 7 dev:8:4 bno:16:8 nblks:24:4\n");
+        let facts = Facts::parse(&text).unwrap();
+        let read = |units| of(&facts, &[page(1, &[(0, &event(7, &[9, 15, units]))])]);
+        let what = read(2).unwrap()[0].what;
+        assert_eq!(what, What::Outside { device: 9, block: 1, count: 2 });
+        assert!(read(1 << 16).is_err());
     }
 
     #[test]

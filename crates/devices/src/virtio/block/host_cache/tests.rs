@@ -327,6 +327,12 @@ fn threads_never_bring_old_contents() {
         let cache = Arc::clone(&setup.cache);
         let ended = AtomicBool::new(false);
         let told = AtomicU64::new(0);
+        // What shows that the threads were at it together.
+        let enough = |counts: &HostCacheCounts, told: &AtomicU64| {
+            let by_eviction = policy != HostCachePolicy::Eviction
+                || counts.inserted_by_eviction > 100 && counts.too_late > 0;
+            counts.hits > 0 && counts.misses > 0 && told.load(Ordering::Relaxed) > 0 && by_eviction
+        };
         thread::scope(|scope| {
             scope.spawn(|| cache.fill());
             scope.spawn(|| {
@@ -342,7 +348,10 @@ fn threads_never_bring_old_contents() {
             });
             let mut written = [0_u64; BLOCKS as usize];
             let mut random = 1_u64;
-            for round in 1..=ROUNDS {
+            let mut round = 0;
+            // On a crowded machine, the others may have had no turn in all rounds.
+            while round < ROUNDS || !enough(&setup.counts(), &told) {
+                round += 1;
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(3);
                 let block = (random >> 33) as usize % BLOCKS as usize;
                 if random >> 62 == 0 {
@@ -369,11 +378,5 @@ fn threads_never_bring_old_contents() {
             ended.store(true, Ordering::Relaxed);
             cache.stop();
         });
-        let counts = setup.counts();
-        assert!(counts.hits > 0 && counts.misses > 0, "{policy:?} {counts:?}");
-        if policy == HostCachePolicy::Eviction {
-            assert!(counts.inserted_by_eviction > 100 && counts.too_late > 0, "{counts:?}");
-        }
-        assert!(told.load(Ordering::Relaxed) > 0);
     }
 }

@@ -173,7 +173,8 @@ impl Connection {
         }
         // Linux's driver wakes its writers whichever packet brings credit.
         self.credit_due = false;
-        let (alloc, forwarded) = self.own_room.tell();
+        let (alloc, forwarded) =
+            self.own_room.tell(self.guest_room.alloc(), self.told == Halves::BOTH);
         (flags, alloc, forwarded)
     }
 }

@@ -34,6 +34,11 @@ impl GuestRoom {
         Ok(())
     }
 
+    /// The guest's buffer, full or not.
+    pub(super) fn alloc(&self) -> u32 {
+        self.alloc
+    }
+
     /// Bytes that may be sent now.
     pub(super) fn free(&self) -> u32 {
         let on_the_way = self.sent.wrapping_sub(self.forwarded);
@@ -48,9 +53,17 @@ impl GuestRoom {
 }
 
 /// What the guest may send to us.
+///
+/// One byte less is offered than there is room for, but in the packet that ends both directions: so that offers more
+/// than any before, and whatever is on its way, there is room. Linux needs that: a program that waits to write is
+/// woken only if there is, and a stream that is shut on both sides hears no more of us (`vsock_poll`,
+/// `virtio_transport_recv_connected`). It sends no more than its own buffer has, either: what is offered beyond that
+/// would be no difference.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnRoom {
     alloc: u32,
+    /// What the guest was told of `alloc`.
+    told_alloc: u32,
     received: u32,
     /// `received - forwarded <= alloc`, in wrapping arithmetic.
     forwarded: u32,
@@ -60,7 +73,7 @@ pub(super) struct OwnRoom {
 
 impl OwnRoom {
     pub(super) fn new(alloc: u32) -> Self {
-        Self { alloc, received: 0, forwarded: 0, told: 0 }
+        Self { alloc, told_alloc: alloc, received: 0, forwarded: 0, told: 0 }
     }
 
     /// `len` bytes have come.
@@ -83,13 +96,19 @@ impl OwnRoom {
     /// and that is no longer so. Told less often it would wait; more often, we would chatter.
     pub(super) fn is_news(&self) -> bool {
         let thought_held = self.received.wrapping_sub(self.told);
-        self.forwarded != self.told && thought_held >= self.alloc / 2
+        self.forwarded != self.told && thought_held >= self.told_alloc / 2
     }
 
-    /// `buf_alloc` and `fwd_cnt` for a packet.
-    pub(super) fn tell(&mut self) -> (u32, u32) {
+    /// `buf_alloc` and `fwd_cnt` for a packet to a guest whose own buffer has `guest_alloc` bytes, 0 if it has not
+    /// said; `last` is the one that ends both directions.
+    pub(super) fn tell(&mut self, guest_alloc: u32, last: bool) -> (u32, u32) {
         self.told = self.forwarded;
-        (self.alloc, self.forwarded)
+        self.told_alloc = match guest_alloc {
+            _ if last => self.alloc,
+            0 | 1 => self.alloc - 1,
+            _ => self.alloc.min(guest_alloc) - 1,
+        };
+        (self.told_alloc, self.forwarded)
     }
 }
 
@@ -134,7 +153,7 @@ mod tests {
 
     #[test]
     fn more_than_the_buffer_is_refused() {
-        let mut room = OwnRoom { alloc: 100, received: u32::MAX, forwarded: u32::MAX, told: 0 };
+        let mut room = OwnRoom { received: u32::MAX, forwarded: u32::MAX, ..OwnRoom::new(100) };
         room.receive(100).unwrap();
         assert_eq!(room.receive(1), Err(Violation::Credit));
         room.forward(30);
@@ -150,7 +169,20 @@ mod tests {
         assert!(!room.is_news());
         room.receive(1).unwrap();
         assert!(room.is_news());
-        assert_eq!(room.tell(), (100, 49));
+        assert_eq!(room.tell(1000, false), (99, 49));
         assert!(!room.is_news());
+    }
+
+    #[test]
+    fn the_last_offer_is_more_than_any_before() {
+        for guest_alloc in [0, 1, 50, 100, 1000] {
+            let mut room = OwnRoom::new(100);
+            let (offered, forwarded) = room.tell(guest_alloc, false);
+            let (last, still) = room.tell(guest_alloc, true);
+            assert_eq!((forwarded, still), (0, 0));
+            // It sends no more than its own buffer has.
+            let cap = |offer: u32| if guest_alloc > 1 { offer.min(guest_alloc) } else { offer };
+            assert!(cap(last) > cap(offered), "{guest_alloc}");
+        }
     }
 }

@@ -124,3 +124,21 @@ fn a_turn_that_was_not_taken_goes_with_its_connection() {
     assert!(streams.ring.is_empty() && streams.deadlines.is_empty());
     assert!(!streams.has_packet());
 }
+
+#[test]
+fn a_guest_whose_bytes_are_on_their_way_sees_room_when_the_host_has_gone() {
+    let mut streams = streams();
+    streams.receive(&packet(KEY, Op::Request), &[]);
+    actions(&mut streams);
+    streams.connected(KEY);
+    let response = said(&mut streams)[0];
+    // The guest has sent as much as it may, and none of it has come yet.
+    streams.host_gone(KEY);
+    streams.host_shut(KEY, Halves::BOTH);
+    let said = said(&mut streams);
+    let [last] = said.as_slice() else { panic!("{said:?}") };
+    assert_eq!((last.op, last.flags), (Op::Shutdown as u16, Halves::BOTH.flags()));
+    // It sends no more than its own buffer has, either.
+    let on_the_way = response.buf_alloc;
+    assert!(last.buf_alloc.min(100) > on_the_way - last.fwd_cnt, "{response:?}, {last:?}");
+}

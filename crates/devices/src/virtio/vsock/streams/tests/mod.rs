@@ -90,7 +90,7 @@ fn the_guest_is_answered_as_the_host_does() {
         dst_port: 5000,
         kind: TYPE_STREAM,
         op: Op::Response as u16,
-        buf_alloc: BUFFER,
+        buf_alloc: 99,
         ..Header::default()
     };
     assert_eq!(said(&mut streams), [response]);
