@@ -39,6 +39,9 @@ enum Chore {
     Soak(soak::SoakArgs),
     /// Run commands on real KVM, on any machine: in a machine of QEMU's translator
     Lab(lab::LabArgs),
+    /// In the lab's machine: hold a VM
+    #[command(hide = true)]
+    StandingVm,
     /// Boot a guest that touches known amounts of memory, and show what Fathom sees of it
     Demo(demo::DemoArgs),
     /// Benchmarks, each side by side with what it is compared to
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Chore::Soak(args) => soak::soak(&args),
         // The status of what ran there.
         Chore::Lab(args) => return lab::run(&args).unwrap_or_else(|error| failed(&error)),
+        Chore::StandingVm => lab::stand().map(|never| match never {}),
         Chore::Demo(args) => demo::run(&args),
         Chore::Bench(bench) => bench::run(&bench),
         Chore::Reproduce(row) => reproduce::run(&row),

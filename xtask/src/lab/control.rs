@@ -5,6 +5,8 @@
 pub(super) enum Said {
     /// Linux runs there, and the first step begins.
     Ready,
+    /// It still does.
+    Alive,
     Start(String),
     /// A step ended, with its exit status as the shell has it.
     End {
@@ -19,6 +21,7 @@ impl Said {
     pub(super) fn parse(line: &str) -> Option<Self> {
         match line.split_once(' ').unwrap_or((line, "")) {
             ("ready", "") => Some(Self::Ready),
+            ("alive", "") => Some(Self::Alive),
             ("done", "") => Some(Self::Done),
             ("start", name) => Some(Self::Start(name.to_owned())),
             ("end", rest) => {
@@ -43,6 +46,7 @@ impl Progress {
     pub(super) fn hear(&mut self, said: Said) {
         match said {
             Said::Ready => self.ready = true,
+            Said::Alive => {}
             Said::Start(name) => self.running = Some(name),
             Said::End { name, status } => {
                 self.running = None;
@@ -69,6 +73,7 @@ mod tests {
     #[test]
     fn lines_are_understood_and_others_are_not() {
         assert_eq!(Said::parse("ready"), Some(Said::Ready));
+        assert_eq!(Said::parse("alive"), Some(Said::Alive));
         assert_eq!(Said::parse("start two words"), Some(Said::Start("two words".into())));
         let end = Said::End { name: "two words".into(), status: 101 };
         assert_eq!(Said::parse("end 101 two words"), Some(end));
@@ -82,7 +87,7 @@ mod tests {
     fn progress_tells_where_it_stopped() {
         let mut progress = Progress::default();
         assert_eq!(progress.place(), "before it was up");
-        for line in ["ready", "start a", "end 0 a", "start b"] {
+        for line in ["ready", "start a", "end 0 a", "alive", "start b"] {
             progress.hear(Said::parse(line).unwrap());
         }
         assert_eq!(progress.place(), "in b");

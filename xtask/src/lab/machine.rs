@@ -1,7 +1,7 @@
 //! The lab's machine: an x86 PC in QEMU's translator, whose processor has AMD's virtualization.
 //!
 //! ```text
-//! xtask ── socket control ── ready, start NAME, end STATUS NAME, done ── root.sh
+//! xtask ── socket control ── ready, alive, start NAME, end STATUS NAME, done ── root.sh
 //!       ── socket out, err ── what the steps print ────────────────────── their pipes
 //!       ── file results ───── what a step wrote to /lab/results ───────
 //!       ── socket kernel ──── what Linux complains about ──────────────── ttyS0
@@ -44,6 +44,8 @@ pub(crate) enum Processors {
 
 /// To its first step; ten times what a busy machine takes.
 const BOOT_MAX: Duration = Duration::from_secs(240);
+/// It says each 15 s that it runs: one whose processors both stand still does not end by itself.
+const SILENCE_MAX: Duration = Duration::from_secs(240);
 /// After the last step.
 const POWEROFF_MAX: Duration = Duration::from_secs(60);
 /// Lines of the kernel that an error shows.
@@ -151,13 +153,13 @@ impl Machine {
 
     /// Wait for the last step.
     ///
-    /// Fails if the machine does not come up, ends before its last step, or takes longer than
-    /// `limit`.
+    /// Fails if the machine does not come up, stands still, ends before its last step, or takes longer than `limit`.
     pub(super) fn finish(mut self, limit: Duration) -> Result<Outcome> {
         let mut progress = Progress::default();
         while !progress.done {
             let allowed = if progress.ready { limit } else { limit.min(BOOT_MAX) };
-            match self.said.recv_timeout(allowed.saturating_sub(self.started.elapsed())) {
+            let left = allowed.saturating_sub(self.started.elapsed());
+            match self.said.recv_timeout(left.min(SILENCE_MAX)) {
                 Ok(line) => match Said::parse(line.trim_end()) {
                     Some(said) => {
                         self.image = None;
@@ -166,7 +168,11 @@ impl Machine {
                     None => bail!("the lab's machine said {line:?}, which means nothing"),
                 },
                 Err(RecvTimeoutError::Timeout) => {
-                    let what = format!("took more than {} s, ", allowed.as_secs());
+                    let what = if left > SILENCE_MAX {
+                        format!("stood still for {} s, ", SILENCE_MAX.as_secs())
+                    } else {
+                        format!("took more than {} s, ", allowed.as_secs())
+                    };
                     let complaint = self.complaint(&(what + &progress.place()));
                     // One guest that its processor has broken may leave it broken for all others.
                     if progress.ready {

@@ -14,10 +14,12 @@ mod machine;
 mod port;
 mod programs;
 mod script;
+mod standing;
 mod suite;
 mod tally;
 
 pub(crate) use machine::Processors;
+pub(crate) use standing::stand;
 
 use crate::kit::Kit;
 use crate::workspace;
@@ -198,6 +200,13 @@ fn in_machine(
 
 fn put_steps(image: &mut Image, steps: &[Step]) -> Result<()> {
     image.write("/lab/init", 0o755, include_str!("root.sh"))?;
+    let this = std::env::current_exe()?;
+    image.add(&this)?;
+    image.write(
+        "/lab/standing",
+        0o644,
+        &script::program(&[this.as_os_str(), "standing-vm".as_ref()])?,
+    )?;
     image.write("/lab/steps", 0o644, &script::lines(steps)?)?;
     steps.iter().try_for_each(|step| image.make_folder(&step.folder))
 }

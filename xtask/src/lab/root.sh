@@ -45,7 +45,15 @@ step() {
     "$@" </dev/null >&4 2>&5 3>&- 4>&- 5>&-
     echo "end $? $name" >&3
 }
+# Before the first step: what VMs switch in the kernel stays as it is then.
+mkfifo /run/standing
+(. /lab/standing) >/run/standing 2>&1 </dev/null 3>&- 4>&- 5>&- &
+read -r standing </run/standing
+[ "$standing" = standing ] || echo "no VM stands: $standing" >&5
 echo ready >&3
+while sleep 15; do
+    echo alive >&3
+done &
 . /lab/steps
 [ -f /lab/results ] && cat /lab/results >"$(port results)"
 exec 4>&- 5>&-

@@ -29,9 +29,14 @@ impl Step {
             words.push(word);
         }
         words.extend_from_slice(&self.words);
-        let quoted: Result<Vec<String>> = words.iter().map(|word| quote(word)).collect();
-        Ok(quoted?.join(" "))
+        program(&words)
     }
+}
+
+/// One to run, with its arguments.
+pub(super) fn program(words: &[impl AsRef<OsStr>]) -> Result<String> {
+    let quoted: Result<Vec<String>> = words.iter().map(|word| quote(word.as_ref())).collect();
+    Ok(quoted?.join(" "))
 }
 
 pub(super) fn lines(steps: &[Step]) -> Result<String> {
