@@ -116,8 +116,9 @@ impl Drop for Ksm {
 /// What the kernel merges is right in each guest, also where it is written, saved while the guest goes on, or taken away.
 #[test]
 fn on_kvm_the_kernel_merges_what_guests_read() {
-    // It has not been run yet. The setting is the whole host's: only the lab's machine is ours.
-    if !processor::in_lab() || is_not_yet_on_kvm("pages that the kernel merges") {
+    // The setting is the whole host's: only the lab's machine is ours.
+    if !processor::in_lab() {
+        announce("NOT TESTED outside the lab: pages that the kernel merges");
         return;
     }
     let sandbox = Sandbox::new();
