@@ -77,18 +77,8 @@ fn memory_goes_where_misses_are_saved() {
     };
     let fits = curve(&[(0, 2000.0), (180, 10.0), (200, 0.0)]);
     let scans = curve(&[(0, 500.0), (40, 400.0), (200, 380.0)]);
-    let vm = |name: &str, curve: &Curve| VmFacts {
-        name: name.to_owned(),
-        limit: 200 * MIB,
-        memory: 200 * MIB,
-        resident: 200 * MIB,
-        active: 200 * MIB,
-        balloon: Balloon { works: true, ..Balloon::default() },
-        curve: Some(curve.clone()),
-        ..VmFacts::default()
-    };
     let host = HostFacts { limit: 280 * MIB, free: 4 * MIB, ..HostFacts::default() };
-    let facts = Facts { host, vms: vec![vm("fits", &fits), vm("scans", &scans)] };
+    let facts = Facts { host, vms: vec![with_curve("fits", &fits), with_curve("scans", &scans)] };
     let [published, by_curves] = [false, true].map(|curves| {
         let settings = Settings { curves, ..Settings::default() };
         let verdict = decide(&facts, &settings).expect("facts that can be");
@@ -102,11 +92,9 @@ fn memory_goes_where_misses_are_saved() {
     assert!(published.0.vms[0].marginal > by_curves.0.vms[0].marginal);
 }
 
-/// Nobody has more than another for being named first.
-#[test]
-fn who_are_worth_the_same_have_the_same() {
-    let curve = Curve::new(vec![(0, 900.0), (200 * MIB, 100.0)]).expect("a curve");
-    let vm = |name: &str| VmFacts {
+/// One that uses all of its 200 MiB.
+fn with_curve(name: &str, curve: &Curve) -> VmFacts {
+    VmFacts {
         name: name.to_owned(),
         limit: 200 * MIB,
         memory: 200 * MIB,
@@ -115,9 +103,15 @@ fn who_are_worth_the_same_have_the_same() {
         balloon: Balloon { works: true, ..Balloon::default() },
         curve: Some(curve.clone()),
         ..VmFacts::default()
-    };
+    }
+}
+
+/// Nobody has more than another for being named first.
+#[test]
+fn who_are_worth_the_same_have_the_same() {
+    let curve = Curve::new(vec![(0, 900.0), (200 * MIB, 100.0)]).expect("a curve");
     let host = HostFacts { limit: 280 * MIB, free: 4 * MIB, ..HostFacts::default() };
-    let facts = Facts { host, vms: vec![vm("one"), vm("two")] };
+    let facts = Facts { host, vms: vec![with_curve("one", &curve), with_curve("two", &curve)] };
     let verdict = decide(&facts, &Settings::default()).expect("facts that can be");
     let [one, two] = [0, 1].map(|index| verdict.vms[index].target);
     assert!(one.abs_diff(two) <= policy::GRAIN, "{one} {two}");
