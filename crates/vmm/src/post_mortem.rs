@@ -18,6 +18,13 @@ pub(crate) fn log(id: u32, vcpu: &dyn Vcpu, exits: &ExitRing) {
     }
 }
 
+/// Logs the state of a vCPU whose guest has failed, one line each; never panics.
+pub(crate) fn log_state(id: u32, vcpu: &dyn Vcpu) {
+    for line in state(vcpu) {
+        tracing::warn!("vcpu {id}: {line}");
+    }
+}
+
 /// An engine that has just failed may fail again when asked for the state.
 fn state(vcpu: &dyn Vcpu) -> Vec<String> {
     match catch_unwind(AssertUnwindSafe(|| vcpu.state())) {

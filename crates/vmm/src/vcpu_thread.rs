@@ -169,9 +169,10 @@ impl VcpuThread {
                 return Ok(true);
             }
             Exit::TripleFault => {
-                tracing::warn!("triple fault: resetting the machine");
                 shared.control.end(End::Reboot);
                 (shared.kick_all)();
+                tracing::warn!("triple fault on vcpu {}: resetting the machine", self.id);
+                post_mortem::log_state(self.id, &**vcpu);
                 return Ok(true);
             }
             other => return Err(EngineError::Bug(format!("unexpected exit {other:?}"))),
@@ -351,8 +352,10 @@ mod tests {
 
     #[test]
     fn a_triple_fault_is_a_reset_and_no_failure() {
-        let (end, log) = live(|| Ok(Exit::TripleFault), || unreachable!("nobody asks"));
+        let state = || VcpuState { rip: 0xabc, ..VcpuState::long_mode() };
+        let (end, log) = live(|| Ok(Exit::TripleFault), state);
         assert_eq!(end, End::Reboot);
-        assert!(!log.contains("exit 0"), "{log}");
+        assert!(log.contains("triple fault on vcpu 3") && log.contains("rip 0xabc"), "{log}");
+        assert!(!log.contains("exit 0") && !log.contains("ERROR"), "{log}");
     }
 }

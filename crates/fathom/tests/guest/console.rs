@@ -121,11 +121,12 @@ impl Console {
         text(&output.bytes)
     }
 
-    /// What was to give up on, if it was said.
-    fn alarm(&self) -> Option<&'static str> {
+    /// What was to give up on, if it was said, with all that follows.
+    fn alarm(&self) -> Option<String> {
         let (other, alarm) = self.alarm.as_ref()?;
         let said = &other.output.lock().expect("output").bytes;
-        said.windows(alarm.len()).any(|window| window == alarm.as_bytes()).then_some(*alarm)
+        let begin = said.windows(alarm.len()).position(|window| window == alarm.as_bytes())?;
+        Some(text(&said[begin..]))
     }
 
     /// All so far.
@@ -151,6 +152,11 @@ impl Console {
                 let said = last(&output.bytes);
                 // The reader needs it still.
                 drop(output);
+                // More is said at once.
+                let alarm = alarm.and_then(|_| {
+                    thread::sleep(Duration::from_millis(500));
+                    self.alarm()
+                });
                 let what = alarm.map_or(what.to_owned(), |alarm| format!("{what}, but: {alarm}"));
                 panic!("never said {what}; said last:\n{said}\nprocesses:\n{}", children());
             }
