@@ -102,20 +102,19 @@ fn with_more_attempts(
         }
         eprintln!("\n*** lab: another attempt at {} ***\n", names.join(", "));
         let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names.clone()).collect();
-        let next = (processors(args, made + 1), left());
+        made += 1;
+        let next = (processors(args, made), left());
         // One that crashes or takes too long changes nothing of what was seen before.
         let more = match emulated(kit, args, &failed, &filters, environment, next) {
             Err(error) if error.is::<Crashed>() => {
                 eprintln!("\n*** lab: {error:#} ***\n");
-                break;
+                continue;
             }
             more => more?,
         };
-        if more.tests.passed + more.tests.failed < names.len() as u64 {
-            break;
+        if more.tests.passed + more.tests.failed >= names.len() as u64 {
+            outcome.take_attempt(more);
         }
-        outcome.take_attempt(more);
-        made += 1;
     }
     Ok(outcome)
 }
