@@ -29,10 +29,8 @@ impl Apt {
         Self::open_with(folder, "")
     }
 
-    /// Debian's `release` with its backports before it, from where the host has its own release.
-    ///
-    /// Fails on a host that is not Debian: it knows no such place, and has no key for it.
-    pub(crate) fn open_backports(folder: &Path, release: &str) -> Result<Self> {
+    /// Where Debian's backports go before its release, from where the host has its release.
+    pub(crate) fn open_backports(folder: &Path) -> Result<Self> {
         let text = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
         let codename = debian_codename(&text).context("backports are for Debian, not this host")?;
         let sources = folder.join("sources.list");
@@ -42,13 +40,13 @@ impl Apt {
         let uri = uri_of(codename, &output(&mut get)?)
             .with_context(|| format!("apt has no source of Debian {codename}"))?
             .to_owned();
-        fs::write(&sources, backports_sources(&uri, release))
+        fs::write(&sources, backports_sources(&uri, codename))
             .with_context(|| format!("write {}", sources.display()))?;
         // What the host has installed need not be in these suites.
         let nothing = nothing_installed(folder)?;
         let more = format!(
             "Dir::State::status \"{}\";\nDir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
-             APT::Default-Release \"{release}-backports\";\n",
+             APT::Default-Release \"{codename}-backports\";\n",
             nothing.display(),
             sources.display()
         );
@@ -221,12 +219,12 @@ fn uri_of<'a>(codename: &str, targets: &'a str) -> Option<&'a str> {
     targets.find(|(name, _)| *name == codename).map(|(_, uri)| uri)
 }
 
-fn backports_sources(uri: &str, release: &str) -> String {
+fn backports_sources(uri: &str, codename: &str) -> String {
     ["", "-backports"]
         .map(|suite| {
             format!(
                 "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-             {uri} {release}{suite} main\n"
+             {uri} {codename}{suite} main\n"
             )
         })
         .concat()
@@ -293,13 +291,13 @@ mod tests {
     }
 
     #[test]
-    fn backports_are_where_the_host_has_its_release() {
+    fn backports_are_of_the_hosts_release() {
         let text = "ID=debian\nVERSION_CODENAME=bookworm\n";
         assert_eq!(debian_codename(text), Some("bookworm"));
         assert_eq!(debian_codename("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
         let targets = "x-security http://s/\nx http://d/\nx-updates http://u/\n";
         let uri = uri_of("x", targets).unwrap();
-        assert!(backports_sources(uri, "y").contains(" http://d/ y-backports main\n"));
+        assert!(backports_sources(uri, "x").contains(" http://d/ x-backports main\n"));
         assert_eq!(uri_of("y", targets), None);
     }
 
