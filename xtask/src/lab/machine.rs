@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! xtask ── socket control ── ready, alive, start NAME, end STATUS NAME, done ── root.sh
+//!       ────────────────────── a line each 250 ms ───────────────────── read and forgotten
 //!       ── socket out, err ── what the steps print ────────────────────── their pipes
 //!       ── file results ───── what a step wrote to /lab/results ───────
 //!       ── socket kernel ──── what Linux complains about ──────────────── ttyS0
@@ -16,7 +17,7 @@ use crate::kit::cpio::CpioWriter;
 use anyhow::{Context, Result, bail};
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -46,6 +47,10 @@ pub(crate) enum Processors {
 const BOOT_MAX: Duration = Duration::from_secs(240);
 /// It says each 15 s that it runs: one whose processors both stand still does not end by itself.
 const SILENCE_MAX: Duration = Duration::from_secs(240);
+/// The machine is sent a line so often. QEMU's processor (before 10.2) sets and clears the requests for its interrupts
+/// without a lock where a guest ends: a timer's interrupt may be lost, and a machine of one processor whose guest is
+/// busy then stands for ever. Whatever comes next has the processor look at all that wait.
+const PULSE: Duration = Duration::from_millis(250);
 /// After the last step.
 const POWEROFF_MAX: Duration = Duration::from_secs(60);
 /// Lines of the kernel that an error shows.
@@ -106,8 +111,6 @@ pub(super) struct Machine {
     image: Option<Image>,
     started: Instant,
     said: Receiver<String>,
-    /// Keeps the control port open: without it, the machine powers off.
-    _control: UnixStream,
     out: JoinHandle<Tally>,
     err: JoinHandle<Tally>,
     kernel: Receiver<String>,
@@ -145,10 +148,11 @@ impl Machine {
         let kernel = lines(kernel.accept(&mut qemu.0)?);
         let control = control.accept(&mut qemu.0)?;
         let said = lines(control.try_clone()?);
+        beat(control);
         let out = copy(out.accept(&mut qemu.0)?, io::stdout());
         let err = copy(err.accept(&mut qemu.0)?, io::stderr());
         let image = Some(image);
-        Ok(Self { qemu, image, started, said, _control: control, out, err, kernel })
+        Ok(Self { qemu, image, started, said, out, err, kernel })
     }
 
     /// Wait for the last step.
@@ -201,6 +205,15 @@ impl Machine {
         let last = lines[lines.len().saturating_sub(TAIL_LINES)..].concat();
         format!("the lab's machine {what}; its kernel said last:\n{last}")
     }
+}
+
+/// Sends the machine its [`PULSE`] until QEMU has ended. Without anybody at the control port the machine powers off.
+fn beat(mut control: UnixStream) {
+    thread::spawn(move || {
+        while control.write_all(b"\n").is_ok() {
+            thread::sleep(PULSE);
+        }
+    });
 }
 
 /// What Linux prints when it finds itself wrong.
