@@ -58,8 +58,11 @@ fn guest(like: Like, mut patches: &[u8]) {
         assert!(together.len() as u64 <= RAM >> 12);
     }
     if let Ok(free) = kernel.free_frames() {
-        assert_eq!(free.read(0..u32::MAX).len() as u64, RAM >> 12);
-        free.last_entry();
+        let read = free.read(0..u32::MAX);
+        assert_eq!(read.len() as u64, RAM >> 12);
+        // Lists of CPUs have the others.
+        let in_buddy = free.anew().in_buddy(0..u32::MAX);
+        assert!(in_buddy.iter().zip(read).all(|(in_buddy, free)| !in_buddy || free));
     }
     if let Ok(processes) = kernel.processes() {
         assert!(processes.list.iter().all(|process| process.name.chars().count() <= 15));

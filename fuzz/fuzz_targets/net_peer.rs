@@ -84,7 +84,7 @@ fuzz_target!(|input: &[u8]| {
     let transport = MmioTransport::new(Box::new(Net::new(plan)), view.clone(), Arc::new(|| ()))
         .expect("eventfds");
     let mut guest = Guest { transport, view, available: 0 };
-    guest.start(FEATURES & u32::from(*choice) * 0x101_0101);
+    guest.start(FEATURES & (u32::from(*choice) * 0x101_0101));
 
     let mut rest = input;
     while let [low, high, count, after @ ..] = rest {

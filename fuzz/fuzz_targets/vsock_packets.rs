@@ -253,7 +253,7 @@ impl<'a> Host<'a> {
 fn packet(input: &mut Input<'_>) -> Vec<u8> {
     let (op, odd) = (input.byte(), input.byte());
     let (src_port, dst_port) = (input.port(), input.port());
-    let (flags, payload) = (u32::from(input.byte()), input.count() % (2 * BUFFER_BYTES) >> 1);
+    let (flags, payload) = (u32::from(input.byte()), (input.count() % (2 * BUFFER_BYTES)) >> 1);
     let (buf_alloc, fwd_cnt) = (input.count(), input.count());
     let payload = if op % 10 == 5 || odd == 1 { payload } else { 0 };
     let len = if odd == 2 { input.word() } else { payload };
