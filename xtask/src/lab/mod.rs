@@ -70,8 +70,8 @@ pub(crate) struct LabArgs {
     whole: bool,
 }
 
-/// Continuous integration has so long for it: three times of what one attempt takes.
-const TIMEOUT_S: u64 = 3000;
+/// Continuous integration has so long for it: more than twice of what one attempt takes.
+const TIMEOUT_S: u64 = 2700;
 
 /// A soak may take so long.
 const SOAK_S: u64 = 7200;
