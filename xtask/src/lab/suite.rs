@@ -15,24 +15,6 @@ const ATTEMPTS: usize = 4;
 /// With less time left there is no other: the machine's start and a guest's take most of it.
 const ATTEMPT_MIN: Duration = Duration::from_secs(120);
 
-/// What an attempt is at.
-#[derive(Clone, Copy)]
-enum At {
-    /// All tests: there is no time for them with one processor.
-    Whole,
-    /// Those that failed, for the first time, the second and so on.
-    Failed(usize),
-}
-
-/// With one, the machine's processor breaks nothing, and takes two to three times as long.
-fn processors(args: &LabArgs, at: At) -> Processors {
-    let usual = match at {
-        At::Failed(time) if time % 2 == 0 => Processors::One,
-        _ => Processors::Two,
-    };
-    args.processors.unwrap_or(usual)
-}
-
 pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
     let parts = if args.only.is_empty() { Part::ALL.to_vec() } else { args.only.clone() };
     let kit = prepare(&parts)?;
@@ -99,11 +81,15 @@ fn with_more_attempts(
 ) -> Result<Outcome> {
     let end = Instant::now() + Duration::from_secs(args.timeout);
     let left = || end.saturating_duration_since(Instant::now());
+    let processors = |usual| args.processors.unwrap_or(usual);
+    // For the whole with one processor there is no time.
     let (mut outcome, made) = unless_it_crashes(ATTEMPTS, left, |left| {
-        let how = (processors(args, At::Whole), left);
+        let how = (processors(Processors::Two), left);
         emulated(kit, args, built, &args.filters, environment, how)
     })?;
-    for time in 0..ATTEMPTS - made {
+    // One breaks nothing, and takes two to three times as long.
+    let by_turns = [Processors::One, Processors::Two].into_iter().cycle();
+    for usual in by_turns.take(ATTEMPTS - made) {
         if left() < ATTEMPT_MIN {
             break;
         }
@@ -117,7 +103,7 @@ fn with_more_attempts(
         }
         eprintln!("\n*** lab: another attempt at {} ***\n", names.join(", "));
         let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names.clone()).collect();
-        let next = (processors(args, At::Failed(time)), left());
+        let next = (processors(usual), left());
         // One that crashes or takes too long changes nothing of what was seen before.
         let more = match emulated(kit, args, &failed, &filters, environment, next) {
             Err(error) if error.is::<Crashed>() => {
