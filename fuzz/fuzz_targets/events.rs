@@ -94,8 +94,8 @@ fuzz_target!(|input: &[u8]| {
             }
         };
         tracker.tell(Stamped { at: Duration::from_millis(at as u64), event });
-        tracker.take_watch();
-        for change in tracker.take_events() {
+        tracker.take_watch(|_| None);
+        for change in tracker.take_events(|_| None) {
             let frame = Some(change.frame);
             match change.change {
                 CacheChange::Insert => {

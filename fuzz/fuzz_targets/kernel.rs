@@ -64,6 +64,9 @@ fn guest(like: Like, mut patches: &[u8]) {
         let in_buddy = free.anew().in_buddy(0..u32::MAX);
         assert!(in_buddy.iter().zip(read).all(|(in_buddy, free)| !in_buddy || free));
     }
+    if let Ok(Ok(found)) = kernel.free_lists().map(|lists| lists.walk()) {
+        assert!(found.iter().all(|frames| u64::from(frames.end) <= RAM >> 12));
+    }
     if let Ok(processes) = kernel.processes() {
         assert!(processes.list.iter().all(|process| process.name.chars().count() <= 15));
     }

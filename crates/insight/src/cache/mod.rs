@@ -14,6 +14,8 @@
 //!   changed by the kernel, and full   the kernel's own
 //!       of its pointers soon after
 //!   given back to the host            free
+//!   in the kernel's list of free      the same, where the kernel's lists can be read: nothing else needs them
+//!       frames for a while
 //!   block read into another frame     its first copy had been evicted
 //!   block discarded                   nobody wants it any more: what is dropped was not evicted
 //! ```
@@ -35,6 +37,7 @@ mod blocks;
 mod copies;
 mod ext4;
 mod journal;
+mod released;
 mod suspects;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use super::ext4::Bytes;
 /// When to look, after the change.
 const DELAYS: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(40), Duration::from_millis(400)];
-/// Frames that wait for one look, at most; and looks each time, so that a fast writer costs no more.
+/// Frames that wait for one look, at most; and looks for nothing each time, so that a fast writer costs no more.
 const MOST: usize = 4096;
 const LOOKS: usize = 64;
 
@@ -38,23 +38,27 @@ impl Suspects {
         waiting.push_back((at.saturating_add(DELAYS[round]), frame));
     }
 
-    /// Looks at those whose time has come; answers those that are the kernel's. `contents` has none of a frame that is
-    /// no longer in question.
-    pub(super) fn found(
-        &mut self,
-        now: Duration,
-        contents: impl Fn(Frame) -> Option<Bytes>,
-    ) -> Vec<Frame> {
+    /// Asks about those whose time has come; answers those that are the kernel's.
+    pub(super) fn found(&mut self, now: Duration, look: impl Fn(Frame) -> Look) -> Vec<Frame> {
         let mut found = Vec::new();
         for round in 0..DELAYS.len() {
-            for _ in 0..LOOKS {
+            let mut left = LOOKS;
+            while left > 0 {
                 let due = self.waiting[round].front().is_some_and(|&(due, _)| due <= now);
                 let Some((_, frame)) = due.then(|| self.waiting[round].pop_front()).flatten()
                 else {
                     break;
                 };
-                let Some(bytes) = contents(frame) else { continue };
-                if is_kernels(&bytes) {
+                let taken = match look(frame) {
+                    Look::Elsewhere => continue,
+                    Look::Told { taken } => taken,
+                    Look::Contents(bytes) => {
+                        let taken = is_kernels(&bytes);
+                        left -= usize::from(!taken);
+                        taken
+                    }
+                };
+                if taken {
                     found.push(frame);
                 } else {
                     self.put(round + 1, now, frame);
@@ -63,6 +67,16 @@ impl Suspects {
         }
         found
     }
+}
+
+/// What can be seen of a suspect.
+pub(super) enum Look {
+    /// It is no longer in question.
+    Elsewhere,
+    /// The kernel itself says whether somebody else has it.
+    Told { taken: bool },
+    /// What it holds.
+    Contents(Box<Bytes>),
 }
 
 /// Whether it has some different pointers into one part of the kernel's half, at places for pointers. Numbers below zero
@@ -94,6 +108,8 @@ fn is_kernels(bytes: &Bytes) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn pointers(values: &[u64]) -> Bytes {
@@ -130,8 +146,11 @@ mod tests {
         let mut suspects = Suspects::default();
         suspects.add(ms(0), Frame(1));
         suspects.add(ms(0), Frame(2));
-        let empty = |_| Some([0; 4096]);
-        let full = |frame| (frame == Frame(1)).then(|| pointers(&OWN));
+        let empty = |_| Look::Contents([0; 4096].into());
+        let full = |frame| match frame {
+            Frame(1) => Look::Contents(pointers(&OWN).into()),
+            _ => Look::Elsewhere,
+        };
         assert!(suspects.found(ms(9), full).is_empty());
         assert!(suspects.found(ms(10), empty).is_empty());
         assert!(suspects.found(ms(40), full).is_empty());
@@ -141,11 +160,28 @@ mod tests {
     }
 
     #[test]
+    fn the_kernels_word_is_enough() {
+        let mut suspects = Suspects::default();
+        suspects.add(Duration::ZERO, Frame(1));
+        suspects.add(Duration::ZERO, Frame(2));
+        let found = suspects.found(DELAYS[0], |frame| Look::Told { taken: frame == Frame(2) });
+        assert_eq!(found, [Frame(2)]);
+    }
+
+    #[test]
     fn there_are_not_too_many() {
         let mut suspects = Suspects::default();
         (0..100_000).for_each(|frame| suspects.add(Duration::ZERO, Frame(frame)));
         assert_eq!(suspects.waiting[0].len(), MOST);
-        let found = suspects.found(Duration::MAX, |_| Some(pointers(&OWN)));
-        assert_eq!(found.len(), LOOKS);
+        let looks = Cell::new(0);
+        let found = suspects.found(Duration::from_secs(1), |_| {
+            looks.set(looks.get() + 1);
+            Look::Contents([0; 4096].into())
+        });
+        assert_eq!((found.len(), looks.get()), (0, LOOKS));
+        // What is found is no look for nothing.
+        let found =
+            suspects.found(Duration::from_secs(1), |_| Look::Contents(pointers(&OWN).into()));
+        assert_eq!(found.len(), MOST - LOOKS);
     }
 }

@@ -40,7 +40,7 @@ proptest! {
         let mut cached = std::collections::HashMap::new();
         for event in events {
             tracker.tell(Stamped { at: Duration::ZERO, event });
-            for CacheEvent { change, frame, block, .. } in tracker.take_events() {
+            for CacheEvent { change, frame, block, .. } in tracker.take_events(|_| None) {
                 let before = match change {
                     Insert | Move => cached.insert(block, frame),
                     Evict | Drop => cached.remove(&block),
@@ -78,7 +78,7 @@ fn follow(events: &[Event]) -> Vec<(CacheChange, Frame, DiskBlock)> {
     for (n, &event) in events.iter().enumerate() {
         tracker.tell(Stamped { at: Duration::from_millis(n as u64), event });
     }
-    let events = tracker.take_events();
+    let events = tracker.take_events(|_| None);
     let count = |change| events.iter().filter(|event| event.change == change).count();
     let left = count(Evict) + count(Drop);
     assert_eq!(tracker.counts().cached as usize, count(Insert) - left);
@@ -245,14 +245,14 @@ fn a_place_in_a_swap_area_is_given_up_with_the_first_change() {
     for event in [read(Frame(1), first), read(FRAME, A), MAPPED, by_user, read(FRAME, B)] {
         tracker.tell(Stamped { at: Duration::ZERO, event });
     }
-    let events = tracker.take_events();
+    let events = tracker.take_events(|_| None);
     let changes: Vec<_> = events.iter().map(|event| event.change).collect();
     assert_eq!(changes, [Insert, Insert, Drop, Insert]);
     // Swapped out to another place, which was another page's: both had given up what they had.
     for event in [written(Frame(6), A), written(FRAME, A), read(Frame(6), A)] {
         tracker.tell(Stamped { at: Duration::ZERO, event });
     }
-    let events = tracker.take_events();
+    let events = tracker.take_events(|_| None);
     let changes: Vec<_> = events.iter().map(|event| (event.change, event.frame)).collect();
     let expected = [
         (Insert, Frame(6)),
@@ -304,7 +304,7 @@ fn what_is_like_its_block_is_to_be_watched() {
     let mut tracker = CacheTracker::new(16, Box::new(Nothing));
     let mut tell = |event| {
         tracker.tell(Stamped { at: Duration::ZERO, event });
-        tracker.take_watch()
+        tracker.take_watch(|_| None)
     };
     assert_eq!(tell(read(FRAME, A)), [FRAME]);
     assert_eq!(tell(BY_KERNEL), []);
@@ -316,7 +316,7 @@ fn frames_that_take_other_blocks_at_once_are_buffers() {
     let mut tracker = CacheTracker::new(4096, Box::new(Nothing));
     let mut tell = |event| {
         tracker.tell(Stamped { at: Duration::ZERO, event });
-        let events = tracker.take_events();
+        let events = tracker.take_events(|_| None);
         events.iter().map(|event| (event.change, event.frame)).collect::<Vec<_>>()
     };
     let block = |block| DiskBlock { block, ..A };
@@ -353,10 +353,10 @@ fn what_the_kernel_fills_with_its_pointers_is_its_own() {
     for (ms, event) in [(0, read(FRAME, A)), (0, read(file, B)), (1, BY_KERNEL), (1, of_file)] {
         tracker.tell(Stamped { at: Duration::from_millis(ms), event });
     }
-    assert_eq!(tracker.take_events().len(), 2);
+    assert_eq!(tracker.take_events(|_| None).len(), 2);
     tracker
         .tell(Stamped { at: Duration::from_millis(20), event: Event::Freed { frame: Frame(9) } });
-    let events = tracker.take_events();
+    let events = tracker.take_events(|_| None);
     let changes: Vec<_> = events.iter().map(|event| (event.change, event.frame)).collect();
     assert_eq!(changes, [(Evict, FRAME)]);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::time::Duration;
 
 use memory::{DiskBlock, Event, FRAME_SIZE, Frame, ReadView, Stamped};
@@ -10,8 +11,10 @@ use serde::Serialize;
 use super::blocks::Blocks;
 use super::copies::{Copies, Copy};
 use super::journal::{JBD2, Journals};
-use super::suspects::Suspects;
+use super::released::Released;
+use super::suspects::{Look, Suspects};
 use super::volume::{self, Volumes};
+use crate::kernel::PageUser;
 
 /// What became of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -65,6 +68,10 @@ mod since {
     pub(super) const RECENT: u8 = 8;
     /// It has been one of those since it had another block.
     pub(super) const BUFFER: u8 = 16;
+    /// It has been seen in a list of free frames.
+    pub(super) const FREE: u8 = 32;
+    /// What becomes of the block depends on these.
+    pub(super) const USED: u8 = CHANGED | SHARED | PAST_CACHE;
     /// What lasts when a frame is like its block again.
     pub(super) const LASTING: u8 = RECENT | BUFFER;
 }
@@ -111,9 +118,12 @@ pub struct CacheTracker {
     volumes: Volumes,
     /// By frame: of [`since`].
     since: Box<[u8]>,
+    /// By frame: who had it when it was like its block, by the kernel's word; 0 where that is not known.
+    users: Box<[u16]>,
     /// Frames of the latest transfers.
     recent: VecDeque<Frame>,
     suspects: Suspects,
+    released: Released,
     /// Of the latest event.
     now: Duration,
     counts: CacheCounts,
@@ -133,8 +143,10 @@ impl CacheTracker {
             copies: Copies::new(frames as usize),
             journals: Journals::default(),
             since: vec![0; frames as usize].into(),
+            users: vec![0; frames as usize].into(),
             recent: VecDeque::new(),
             suspects: Suspects::default(),
+            released: Released::default(),
             now: Duration::ZERO,
             counts: CacheCounts::default(),
             events: Vec::new(),
@@ -200,7 +212,7 @@ impl CacheTracker {
         self.go(at, to, CacheChange::Evict);
         self.since[to.index()] &= since::LASTING;
         if self.blocks.location(from).is_some() {
-            self.copies.add(from, to, self.since[from.index()] & !since::LASTING);
+            self.copies.add(from, to, self.since[from.index()] & since::USED);
             self.watch.extend([from, to]);
         }
     }
@@ -250,7 +262,7 @@ impl CacheTracker {
             }
         }
         let Some(block) = self.blocks.location(frame) else { return };
-        match self.since[frame.index()] & !since::LASTING {
+        match self.since[frame.index()] & since::USED {
             // Cleared or copied by the kernel, and then a user's own. Who writes to a file's mapping does it the other
             // way round.
             since::CHANGED => self.go(at, frame, CacheChange::Evict),
@@ -263,28 +275,84 @@ impl CacheTracker {
         }
     }
 
+    /// These are free, by the kernel's own lists. Whoever asks them often sees evictions before their frames are used again.
+    pub fn tell_free(&mut self, at: Duration, frames: impl IntoIterator<Item = Range<u32>>) {
+        self.now = self.now.max(at);
+        let mut new = Vec::new();
+        for frame in frames.into_iter().flatten().map(Frame) {
+            let Some(block) = self.blocks.location(frame) else { continue };
+            let since = &mut self.since[frame.index()];
+            if *since & since::FREE == 0 {
+                *since |= since::FREE;
+                new.push((frame, block));
+            }
+        }
+        self.released.add(at, new);
+    }
+
+    /// Who has each frame with a block, by the kernel's word, from which that can be had from now on.
+    pub fn tell_users(&mut self, user: impl Fn(Frame) -> Option<PageUser>) {
+        let like = |frame: &Frame| {
+            self.since[frame.index()] & since::USED == 0 && self.blocks.location(*frame).is_some()
+        };
+        let frames: Vec<_> = (0..self.since.len() as u32).map(Frame).filter(like).collect();
+        self.learn(&frames, user);
+    }
+
+    fn learn(&mut self, frames: &[Frame], user: impl Fn(Frame) -> Option<PageUser>) {
+        for frame in frames {
+            let Some(known) = self.users.get_mut(frame.index()) else { continue };
+            *known = match user(*frame) {
+                Some(PageUser::Other(user)) => user,
+                Some(PageUser::Kernel) | None => 0,
+            };
+        }
+    }
+
     /// Blocks that came, left and moved since this was last asked. To be asked some hundred times a second: what the guest's
-    /// kernel took for its own is looked for here.
-    pub fn take_events(&mut self) -> Vec<CacheEvent> {
-        let Self { blocks, copies, contents, since, volumes, suspects, .. } = self;
-        let found = suspects.found(self.now, |frame| {
+    /// kernel took for its own is looked for here, by what it holds, or by the kernel's own word: the `user` of a frame.
+    pub fn take_events(&mut self, user: impl Fn(Frame) -> Option<PageUser>) -> Vec<CacheEvent> {
+        let Self { blocks, copies, contents, since, users, volumes, suspects, .. } = self;
+        let look = |frame: Frame| {
             // What a disk has had since is a file's.
-            let changed = since.get(frame.index())? & since::CHANGED != 0;
+            let changed = since.get(frame.index()).is_some_and(|of| of & since::CHANGED != 0);
             let of = copies.original(frame).unwrap_or(frame);
-            let block = blocks.location(of).filter(|_| changed)?;
+            let Some(block) = blocks.location(of).filter(|_| changed) else {
+                return Look::Elsewhere;
+            };
+            match user(frame) {
+                Some(PageUser::Kernel) => return Look::Told { taken: true },
+                Some(PageUser::Other(now)) => {
+                    let before = users[frame.index()];
+                    return Look::Told { taken: before != 0 && before != now };
+                }
+                None => {}
+            }
             let file = volumes.in_journal(block) != Some(true);
-            file.then(|| contents.of(frame)).flatten()
-        });
+            let bytes = file.then(|| contents.of(frame)).flatten();
+            bytes.map_or(Look::Elsewhere, |bytes| Look::Contents(bytes.into()))
+        };
+        let found = suspects.found(self.now, look);
         for frame in found {
             self.take(self.now, frame);
             self.go(self.now, frame, CacheChange::Evict);
         }
+        for (frame, block) in self.released.take(self.now) {
+            let free = self.since[frame.index()] & since::FREE != 0;
+            if free && self.blocks.location(frame) == Some(block) {
+                self.take(self.now, frame);
+                self.go(self.now, frame, CacheChange::Evict);
+            }
+        }
         std::mem::take(&mut self.events)
     }
 
-    /// Frames to be watched: what becomes of them cannot be told otherwise ([`memory::GuestMemory::watch`]).
-    pub fn take_watch(&mut self) -> Vec<Frame> {
-        std::mem::take(&mut self.watch)
+    /// Frames to be watched: what becomes of them cannot be told otherwise ([`memory::GuestMemory::watch`]). `user`: of each,
+    /// by the kernel's word.
+    pub fn take_watch(&mut self, user: impl Fn(Frame) -> Option<PageUser>) -> Vec<Frame> {
+        let watch = std::mem::take(&mut self.watch);
+        self.learn(&watch, user);
+        watch
     }
 
     /// The block that `frame` has.

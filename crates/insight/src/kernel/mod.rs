@@ -49,13 +49,15 @@ use memory::{Gpa, ReadView};
 pub use address::AddressSpace;
 pub use error::{AddressError, KernelError};
 pub use note::Note;
-pub use pages::{CachedFile, CachedFrame, FreeFrames, Inode, KernelPages, PageClass};
+pub use pages::{
+    CachedFile, CachedFrame, FreeFrames, FreeLists, Inode, KernelPages, PageClass, PageUser,
+};
 pub use processes::{Process, Processes};
 pub use symbols::Symbols;
 pub use types::{Member, Types};
 
 use layout::PageLayout;
-use pages::Files;
+use pages::{Files, ListPlaces};
 use symbols::Places;
 
 /// Notes that are looked at: a guest may fill its memory with them.
@@ -147,6 +149,15 @@ impl Kernel {
         let layout = self.layout.clone()?;
         let vmemmap = self.space.u64(self.address_of("vmemmap_base")?)?;
         Ok(FreeFrames { view: self.view.clone(), space: self.space.anew(), layout, vmemmap })
+    }
+
+    /// The lists of free frames, to be walked from now on, in little memory.
+    ///
+    /// # Errors
+    /// As for [`Kernel::pages`], and where the kernel's types are not known.
+    pub fn free_lists(&self) -> Result<FreeLists, KernelError> {
+        let places = ListPlaces::new(self.types()?, |name| self.address_of(name))?;
+        Ok(FreeLists { frames: self.free_frames()?, places })
     }
 
     /// The guest's processes.

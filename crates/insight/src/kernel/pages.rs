@@ -2,12 +2,15 @@
 
 mod files;
 mod free;
+mod lists;
 
 use memory::{FRAME_SHIFT, Frame, Gpa, ReadView};
 
 pub(super) use files::Files;
 pub use files::{CachedFile, Inode};
-pub use free::FreeFrames;
+pub use free::{FreeFrames, PageUser};
+pub use lists::FreeLists;
+pub(super) use lists::ListPlaces;
 
 use super::address::AddressSpace;
 use super::layout::PageLayout;

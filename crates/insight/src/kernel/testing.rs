@@ -27,6 +27,12 @@ const TABLES: u64 = 0x10_0000;
 const NOTE: u64 = 0x30_0000;
 const SYMBOLS: u64 = 0x31_0000;
 const VARIABLES: u64 = 0x33_0000;
+const NODE_DATA: u64 = VARIABLES + 0x200;
+const CPU_OFFSETS: u64 = VARIABLES + 0x240;
+const CPU_COUNT: u64 = VARIABLES + 0x260;
+const ZONE: u64 = VARIABLES + 0x400;
+const CPU_LISTS: u64 = VARIABLES + 0x600;
+const CPU_BYTES: u64 = 0x80;
 const TASKS: u64 = 0x33_1000;
 const TYPES: u64 = 0x34_0000;
 const FILE: u64 = 0x36_0000;
@@ -36,7 +42,7 @@ const PAGES: u64 = 0x40_0000;
 pub const REGIONS: [Range<u64>; 7] = [
     NOTE..NOTE + 0x400,
     SYMBOLS..SYMBOLS + 0x1_0000,
-    TYPES..TYPES + 0x800,
+    TYPES..TYPES + 0xc00,
     PAGES..PAGES + FRAMES * 64,
     VARIABLES..TASKS + 0x1000,
     FILE..FILE + 0x300,
@@ -70,6 +76,7 @@ impl SmallGuest {
         guest.symbols();
         guest.write(TYPES, &types(like));
         guest.word(VARIABLES, VMEMMAP);
+        guest.free_lists();
         guest.tasks();
         guest.file();
         guest.write(PAGES, &PageWords::default().bytes().repeat(FRAMES as usize));
@@ -162,6 +169,9 @@ impl SmallGuest {
             ("_stext".to_owned(), IMAGE + 0x20_0000),
             ("start_kernel".to_owned(), IMAGE + 0x20_1000),
             ("vmemmap_base".to_owned(), IMAGE + VARIABLES),
+            ("node_data".to_owned(), IMAGE + NODE_DATA),
+            ("__per_cpu_offset".to_owned(), IMAGE + CPU_OFFSETS),
+            ("nr_cpu_ids".to_owned(), IMAGE + CPU_COUNT),
             ("init_task".to_owned(), IMAGE + TASKS),
             ("__start_BTF".to_owned(), IMAGE + TYPES),
         ];
@@ -197,6 +207,33 @@ impl SmallGuest {
         self.write(names, &stream);
     }
 
+    /// One zone, with free blocks of two orders in two lists each, and two CPUs with two lists each; all of them empty.
+    fn free_lists(&self) {
+        self.word(NODE_DATA, IMAGE + ZONE);
+        self.word(CPU_OFFSETS + 8, CPU_BYTES);
+        self.word(CPU_COUNT, 2);
+        self.word(ZONE, IMAGE + CPU_LISTS);
+        for list in FreeList::ALL {
+            self.list(list, &[]);
+        }
+    }
+
+    /// Puts the frames into a list of free ones: `words` of each, but for its links.
+    pub fn list(&self, list: FreeList, frames: &[(u64, PageWords)]) {
+        let head = list.head();
+        let entry = |frame: u64| page_address(frame) + 8;
+        let around = |n: usize| match n.checked_sub(1).and_then(|n| frames.get(n)) {
+            Some((frame, _)) => entry(*frame),
+            None => IMAGE + head,
+        };
+        for (n, (frame, words)) in frames.iter().enumerate() {
+            let (head, previous) = (around(n + 2), around(n));
+            self.page(*frame, &PageWords { head, previous, ..words.clone() });
+        }
+        self.word(head, around(1));
+        self.word(head + 8, around(frames.len()));
+    }
+
     fn tasks(&self) {
         let task = |number: u64| TASKS + number * 0x100;
         for (number, name) in [(0, "swapper/0"), (1, "init"), (2, "kthreadd")] {
@@ -218,6 +255,37 @@ impl SmallGuest {
         self.word(inode + 16, DIRECT + super_block);
         self.write(inode + 28, &0o100_644_u32.to_le_bytes());
         self.write(super_block, &(254_u32 << 20 | 3).to_le_bytes());
+    }
+}
+
+/// A list of free frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FreeList {
+    /// Of blocks of this order (0 or 1), of two kinds (0 or 1).
+    Buddy(u64, u64),
+    /// Of a CPU (0 or 1), of two kinds.
+    Cpu(u64, u64),
+}
+
+impl FreeList {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Buddy(0, 0),
+        Self::Buddy(0, 1),
+        Self::Buddy(1, 0),
+        Self::Buddy(1, 1),
+        Self::Cpu(0, 0),
+        Self::Cpu(0, 1),
+        Self::Cpu(1, 0),
+        Self::Cpu(1, 1),
+    ];
+
+    /// Where its head is, in the image.
+    fn head(self) -> u64 {
+        match self {
+            Self::Buddy(order, kind) => ZONE + 16 + order * 40 + kind * 16,
+            Self::Cpu(cpu, kind) => CPU_LISTS + cpu * CPU_BYTES + 16 + kind * 16,
+        }
     }
 }
 
@@ -308,6 +376,14 @@ fn types(like: Like) -> Vec<u8> {
     ];
     types.structure("inode", 64, &inode);
     types.structure("super_block", 64, &[("s_dev", half, 0)]);
+    let pair = types.array(list, 2);
+    let area = types.structure("free_area", 40, &[("free_list", pair, 0), ("nr_free", word, 32)]);
+    let areas = types.array(area, 2);
+    let zone = [("per_cpu_pageset", word, 0), ("free_area", areas, 16)];
+    let zone = types.structure("zone", 128, &zone);
+    let zones = types.array(zone, 1);
+    types.structure("pglist_data", 128, &[("node_zones", zones, 0)]);
+    types.structure("per_cpu_pages", 48, &[("lists", pair, 16)]);
     let flags = [("PG_swapcache", 10), ("PG_reserved", 12), ("PG_swapbacked", 19)];
     match like {
         Like::Linux6_1 => types.enumeration("pageflags", &[&flags[..], &[("PG_slab", 9)]].concat()),

@@ -1,7 +1,9 @@
 use memory::Frame;
 use proptest::prelude::*;
 
-use super::testing::{Like, MAPPING, PageWords, REGIONS, SmallGuest, TypesWriter, page_address};
+use super::testing::{
+    FreeList, Like, MAPPING, PageWords, REGIONS, SmallGuest, TypesWriter, page_address,
+};
 use super::*;
 
 const BOTH: [Like; 2] = [Like::Linux6_1, Like::Linux6_12];
@@ -95,14 +97,14 @@ fn a_kernel_is_found_and_read() {
         assert_eq!((kernel.note().release(), kernel.note_at()), ("6.1.0-test", Gpa(0x30_0000)));
         assert_eq!(kernel.missing(), Vec::<String>::new());
         let symbols = kernel.symbols().expect("symbols");
-        assert_eq!(symbols.len(), 205);
+        assert_eq!(symbols.len(), 208);
         assert_eq!(symbols.address_of("start_kernel"), Some(0xffff_ffff_8020_1000));
         assert_eq!(symbols.address_of("more_199"), Some(0xffff_ffff_8050_0c70));
         assert_eq!(symbols.address_of("more_"), None);
         let at = symbols.symbol_at(0xffff_ffff_8050_0c6f);
         assert_eq!(at, Some(("more_198".to_owned(), 15)));
         assert_eq!(symbols.symbol_at(0), None);
-        assert_eq!(symbols.iter().nth(70), Some((0xffff_ffff_8050_0410, "more_65".to_owned())));
+        assert_eq!(symbols.iter().nth(73), Some((0xffff_ffff_8050_0410, "more_65".to_owned())));
         let processes = kernel.processes().expect("processes");
         assert_eq!(processes.cut, None);
         let seen = processes.list.iter().map(|it| (it.pid, it.name.as_str(), it.page_table));
@@ -135,6 +137,83 @@ fn every_frame_has_its_class() {
         let [file] = pages.files() else { panic!("{:?}", pages.files()) };
         let inode = file.inode.expect("an inode");
         assert_eq!((inode.number, inode.device, inode.is_block_device), (4711, (254, 3), false));
+    }
+}
+
+fn walked(lists: &FreeLists) -> Vec<u32> {
+    let mut frames: Vec<u32> = lists.walk().expect("lists").into_iter().flatten().collect();
+    frames.sort_unstable();
+    frames.dedup();
+    frames
+}
+
+#[test]
+fn free_frames_are_in_lists() {
+    for like in BOTH {
+        let guest = SmallGuest::new(like);
+        let lists = Kernel::find(&guest.view()).expect("a kernel").free_lists().expect("lists");
+        assert!(walked(&lists).is_empty());
+        let block = |order| PageWords { page_type: buddy(like), private: order, ..words() };
+        let of_cpu = || PageWords { refcount: 0, ..words() };
+        guest.list(FreeList::Buddy(0, 1), &[(400, block(0)), (77, block(0)), (500, block(0))]);
+        guest.list(FreeList::Buddy(1, 0), &[(402, block(1))]);
+        guest.list(FreeList::Cpu(1, 0), &[(90, of_cpu()), (95, of_cpu())]);
+        assert_eq!(walked(&lists), [77, 90, 95, 400, 402, 403, 500]);
+        // One in the middle is somebody's by now: what lies behind it is reached from the other end.
+        guest.page(77, &words());
+        assert_eq!(walked(&lists), [90, 95, 400, 402, 403, 500]);
+        // One of another order, and one that is in use.
+        guest.list(FreeList::Buddy(1, 0), &[(402, block(0))]);
+        guest.list(FreeList::Cpu(1, 0), &[(90, words())]);
+        assert_eq!(walked(&lists), [400, 500]);
+        guest.list(FreeList::Buddy(0, 1), &[]);
+        assert!(walked(&lists).is_empty());
+    }
+}
+
+#[test]
+fn lists_of_free_frames_that_lie_end() {
+    let guest = SmallGuest::new(Like::Linux6_1);
+    let lists = Kernel::find(&guest.view()).expect("a kernel").free_lists().expect("lists");
+    let block = PageWords { page_type: buddy(Like::Linux6_1), ..words() };
+    guest.list(FreeList::Buddy(0, 0), &[(400, block.clone()), (401, block.clone())]);
+    // In a circle without the head.
+    for (frame, next) in [(400, 401), (401, 400)] {
+        let entry = page_address(next) + 8;
+        guest.page(frame, &PageWords { head: entry, previous: entry, ..block.clone() });
+    }
+    assert!(lists.walk().expect("lists").len() <= 2 * 512);
+    assert_eq!(walked(&lists), [400, 401]);
+    // To nowhere, and to the middle of a page.
+    for entry in [0, u64::MAX, page_address(401) + 9, page_address(1 << 20)] {
+        guest.page(400, &PageWords { head: entry, previous: entry, ..block.clone() });
+        assert!(walked(&lists).len() <= 2);
+    }
+}
+
+#[test]
+fn who_has_a_frame_is_told_by_its_page() {
+    for like in BOTH {
+        let guest = SmallGuest::new(like);
+        let free = Kernel::find(&guest.view()).expect("a kernel").free_frames().expect("frames");
+        let user = |words: &PageWords| {
+            guest.page(400, words);
+            free.user(Frame(400))
+        };
+        assert_eq!(user(&words()), None);
+        assert_eq!(user(&PageWords { page_type: buddy(like), ..words() }), Some(PageUser::Kernel));
+        let anonymous = PageWords { mapping: 0xffff_8880_0000_0011, ..words() };
+        assert_eq!(user(&anonymous), Some(PageUser::Other(1)));
+        let file = |index| user(&PageWords { mapping: MAPPING, index, ..words() });
+        let PageUser::Other(first) = file(9).expect("a file's") else { panic!("a file's") };
+        assert!(first > 1);
+        assert_eq!(file(9), file(9));
+        assert_ne!(file(9), file(10));
+        // The rest of a large page is as if it stood alone.
+        let large = PageWords { mapping: MAPPING, index: 9, ..words() };
+        guest.page(399, &large);
+        assert_eq!(user(&PageWords { head: page_address(399) | 1, ..words() }), file(10));
+        assert_eq!(free.user(Frame(u32::MAX)), None);
     }
 }
 
@@ -327,6 +406,10 @@ fn inspect(guest: &SmallGuest) {
     }
     if let Ok(free) = kernel.free_frames() {
         assert_eq!(free.read(0..u32::MAX).len(), 2048);
+        assert!((0..2048).map(Frame).all(|frame| free.user(frame) != Some(PageUser::Other(0))));
+    }
+    if let Ok(Ok(found)) = kernel.free_lists().map(|lists| lists.walk()) {
+        assert!(found.iter().all(|frames| frames.start < frames.end && frames.end <= 2048));
     }
     if let Ok(together) = kernel.together() {
         check_together(&together);

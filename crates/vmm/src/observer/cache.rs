@@ -16,6 +16,7 @@ use crate::host_cache;
 
 use super::classes::{ClassCheck, Classes};
 use super::frames_to_bytes;
+use super::kernel::GuestKernel;
 use super::log::CacheLog;
 
 /// Evicted blocks that are remembered at most: some 8 MiB when there are so many.
@@ -30,6 +31,7 @@ const BATCH: usize = 1 << 16;
 pub(super) struct Cache {
     inbox: Inbox,
     tracker: CacheTracker,
+    kernel: GuestKernel,
     classes: Classes,
     ghosts: Ghosts,
     log: Option<CacheLog>,
@@ -48,13 +50,14 @@ impl Cache {
         host_cache: Option<Arc<HostCache>>,
         tells_accesses: bool,
     ) -> Self {
-        let contents = Box::new(ReadView::new(Arc::clone(memory)));
+        let view = ReadView::new(Arc::clone(memory));
         let frames = memory.layout().frames();
         // Memory twice as large again is as far as anybody wants to see.
         let ghosts = (u64::from(frames) * 2).min(GHOSTS);
         Self {
             inbox: Inbox::default(),
-            tracker: CacheTracker::new(frames, contents),
+            tracker: CacheTracker::new(frames, Box::new(view.clone())),
+            kernel: GuestKernel::new(view),
             classes: Classes::new(memory, tells_accesses),
             ghosts: Ghosts::new(ghosts as usize, STEPS),
             log: log.map(CacheLog::new),
@@ -78,8 +81,16 @@ impl Cache {
             self.classes.tell(&stamped);
             self.tracker.tell(stamped);
         }
-        memory.watch(self.tracker.take_watch());
-        let changes = self.tracker.take_events();
+        if self.kernel.is_due() {
+            let known = self.kernel.is_known();
+            self.tracker.tell_free(events.now(), self.kernel.look());
+            if !known && self.kernel.is_known() {
+                self.tracker.tell_users(|frame| self.kernel.user(frame));
+            }
+        }
+        let user = |frame| self.kernel.user(frame);
+        memory.watch(self.tracker.take_watch(user));
+        let changes = self.tracker.take_events(user);
         changes.iter().for_each(|change| self.changed(*change));
         if let Some(host_cache) = &self.host_cache {
             host_cache::tell(host_cache, &changes);

@@ -13,6 +13,7 @@
 mod accesses;
 mod cache;
 mod classes;
+mod kernel;
 mod log;
 #[cfg(test)]
 mod tests;

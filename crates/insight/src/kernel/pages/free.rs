@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use memory::{Frame, Gpa, ReadView};
+use memory::{FRAME_SHIFT, Frame, Gpa, ReadView};
 
 use super::super::address::AddressSpace;
 use super::super::layout::PageLayout;
-use super::{Files, KernelPages, PageClass, Reader};
+use super::{Files, KernelPages, MAPPING_FLAGS, Page, PageClass, Reader, TAIL};
+use crate::mix::mix;
 
 /// What it takes to tell free frames from others, without all that [`crate::kernel::Kernel`] has in memory.
 #[derive(Debug)]
@@ -15,6 +16,15 @@ pub struct FreeFrames {
     pub(in super::super) space: AddressSpace,
     pub(in super::super) layout: PageLayout,
     pub(in super::super) vmemmap: u64,
+}
+
+/// Who has a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageUser {
+    /// The kernel, or nobody: by the type of the page.
+    Kernel,
+    /// A program (1), or a place in a file, of which that is a hash; never 0.
+    Other(u16),
 }
 
 impl FreeFrames {
@@ -30,6 +40,40 @@ impl FreeFrames {
     #[must_use]
     pub fn in_buddy(&self, frames: Range<u32>) -> Vec<bool> {
         self.classes(frames).into_iter().map(|class| class == PageClass::Free).collect()
+    }
+
+    /// Who has `frame`; `None` where its `struct page` does not say, as of some that the kernel has.
+    #[must_use]
+    pub fn user(&self, frame: Frame) -> Option<PageUser> {
+        let size = self.layout.size as u64;
+        let number = self.view.layout().gpa_of(frame)?.0 >> FRAME_SHIFT;
+        let mut address = number.checked_mul(size)?.checked_add(self.vmemmap)?;
+        let mut bytes = vec![0; self.layout.size];
+        self.space.read(address, &mut bytes).ok()?;
+        let head = Page(&bytes).u64(self.layout.compound_head);
+        let mut behind = 0;
+        if head & TAIL != 0 {
+            behind = address.wrapping_sub(head & !TAIL) / size;
+            address = head & !TAIL;
+            self.space.read(address, &mut bytes).ok()?;
+        }
+        let page = Page(&bytes);
+        let flags = page.u64(self.layout.flags);
+        if self.layout.types.class(page.u32(self.layout.page_type)).is_some()
+            || flags & (self.layout.bits.slab | self.layout.bits.reserved) != 0
+        {
+            return Some(PageUser::Kernel);
+        }
+        let (mapping, index) = (page.u64(self.layout.mapping), page.u64(self.layout.index?));
+        match mapping & MAPPING_FLAGS {
+            _ if mapping == 0 => None,
+            0 => {
+                let place = mapping ^ index.wrapping_add(behind).rotate_left(32);
+                Some(PageUser::Other(mix(place) as u16 & !1 | 2))
+            }
+            // Not which: that changes when one of several that share it is left.
+            _ => Some(PageUser::Other(1)),
+        }
     }
 
     fn classes(&self, frames: Range<u32>) -> Vec<PageClass> {
