@@ -17,7 +17,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents};
+pub use cache::{CacheChange, CacheCounts, CacheEvent, CacheTracker, Contents, beginnings};
 pub use classes::{ClassSummary, Classifier, Evidence, Fingerprint, FrameClass, ProcessSeen};
 pub use cold::{ColdFrame, coldest};
 pub use curve::{DistanceHistogram, Ghosts, MissRatioCurve, Shards, Stack, splice};

@@ -12,7 +12,7 @@ use devices::rtc::{self, Rtc};
 use devices::serial::{self, Serial, SerialState};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, FrameBalloon};
-use devices::virtio::block::{Disk, DiskConfig, HostCache, PageCache};
+use devices::virtio::block::{self, Disk, DiskConfig, HostCache, PageCache};
 use devices::virtio::console::Console as VirtioConsole;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::net::Net;
@@ -20,7 +20,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use devices::{IrqLine, Notifier};
 use engine::Vm;
-use memory::{DeviceView, FRAME_SIZE, GuestMemory};
+use memory::{DeviceView, DiskBlock, FRAME_SIZE, GuestMemory};
 
 use crate::boot::{Platform, layout};
 use crate::config::{DiskAccess, DiskPlan, VmPlan};
@@ -48,7 +48,12 @@ pub(crate) struct Board {
     pub(crate) view: DeviceView,
     /// Of each disk.
     pub(crate) page_caches: Vec<PageCache>,
+    /// What disks are used for, where somebody listens to what memory has of them.
+    pub(crate) first_blocks: Vec<FirstBlock>,
 }
+
+/// A disk's block that says what the disk, or a part of it, is used for.
+pub(crate) type FirstBlock = (DiskBlock, Box<[u8; FRAME_SIZE]>);
 
 /// Ends the machine from wherever the reason is seen. Holds what it needs weakly: a device must not keep
 /// its own machine alive.
@@ -122,15 +127,21 @@ impl Board {
             balloon: balloon.handle(),
             transports: Vec::new(),
             page_caches: Vec::new(),
+            first_blocks: Vec::new(),
         };
         let typed = Typed::of(&plan.cmdline);
         board.add_power(ending);
         board.add_serial(serial, ending, console, typed)?;
         // Disks come first, so that their names do not depend on what else there is.
         for (number, disk) in plan.disks.iter().enumerate() {
-            let (disk, page_cache) = self::disk(disk, number, host_cache)?;
-            board.page_caches.push(page_cache);
-            board.add_virtio(Box::new(disk), &view, vm)?;
+            // A board has room for fewer.
+            let number = u8::try_from(number).unwrap_or(u8::MAX);
+            let disk = self::disk(disk, number, host_cache)?;
+            board.page_caches.push(disk.page_cache().clone());
+            if memory.events().is_some() {
+                board.first_blocks.extend(insight::beginnings(number, |block| disk.block(block)));
+            }
+            board.add_virtio(Box::new(Disk::new(disk)), &view, vm)?;
         }
         for network in &outside.networks {
             board.add_virtio(Box::new(Net::new(network.clone())), &view, vm)?;
@@ -311,23 +322,19 @@ fn vsock(plan: &VmPlan, outside: &Outside) -> Result<Option<Vsock>, VmError> {
 /// `number`: among the VM's disks.
 fn disk(
     plan: &DiskPlan,
-    number: usize,
+    number: u8,
     host_cache: Option<&Arc<HostCache>>,
-) -> Result<(Disk, PageCache), VmError> {
-    // A board has room for fewer.
-    let number = u8::try_from(number).unwrap_or(u8::MAX);
+) -> Result<block::DiskPlan, VmError> {
     let host_cache = host_cache.filter(|_| plan.host_cache);
     let bypass_page_cache = host_cache.is_some();
     let disk = DiskConfig { number, bypass_page_cache, ..disk_config(plan) }.plan()?;
-    let page_cache = disk.page_cache().clone();
-    if let PageCache::Unavoidable(why) = &page_cache {
+    if let PageCache::Unavoidable(why) = disk.page_cache() {
         tracing::warn!("host-cache: {why}: the host's page cache has this disk as well");
     }
-    let disk = match host_cache {
+    Ok(match host_cache {
         Some(cache) => disk.with_host_cache(cache),
         None => disk,
-    };
-    Ok((Disk::new(disk), page_cache))
+    })
 }
 
 /// The disk as `devices` is asked for it.

@@ -242,6 +242,7 @@ fn begin(
         always: plan.report.is_some() || plan.classes,
         log: outside.cache_log.clone(),
         host_cache: machine.takes_evictions(),
+        first_blocks: machine.take_first_blocks(),
         // What the kernel shares would have to be copied, and be shared no more.
         prepare: Box::new(move || {
             measured.memory.marked_frames() == 0 && measured.can_be_watched()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use insight::kernel::Kernel;
 use memory::{DeviceView, FRAME_SIZE, Frame, GuestMemory, ReadView};
 use x86::model::Shown;
 
-use crate::board::{Board, Ending};
+use crate::board::{Board, Ending, FirstBlock};
 use crate::boot::{self, BootSource};
 use crate::config::VmPlan;
 use crate::console::Console;
@@ -51,6 +51,8 @@ pub(crate) struct Machine {
     balloon: BalloonHandle,
     /// Where that is asked for, with what is below each disk.
     host_cache: Option<(Arc<HostCache>, Vec<PageCache>)>,
+    /// See [`Machine::take_first_blocks`].
+    first_blocks: Mutex<Vec<FirstBlock>>,
     devices: Devices,
     gate: Arc<Gate>,
     /// See [`Machine::tells_accesses`].
@@ -180,6 +182,7 @@ impl Machine {
             balloon: board.balloon,
             devices,
             gate: io.gate(),
+            first_blocks: Mutex::new(board.first_blocks),
             host_cache: host_cache.map(|cache| (cache, board.page_caches)),
             tells_accesses: engine.capabilities().access_tracking != Tracking::Sampled,
             _estimates: estimates,
@@ -551,6 +554,11 @@ impl Machine {
     pub(crate) fn takes_evictions(&self) -> Option<Arc<HostCache>> {
         let (cache, _) = self.host_cache.as_ref()?;
         (cache.policy() == HostCachePolicy::Eviction).then(|| Arc::clone(cache))
+    }
+
+    /// What disks were used for at the start: once.
+    pub(crate) fn take_first_blocks(&self) -> Vec<FirstBlock> {
+        std::mem::take(&mut *self.first_blocks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether vCPUs tell of accesses and address spaces one by one.

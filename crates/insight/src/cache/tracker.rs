@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::blocks::Blocks;
 use super::copies::{Copies, Copy};
 use super::journal::{JBD2, Journals};
+use super::leaving::Leaving;
 use super::released::Released;
 use super::suspects::{Look, Suspects};
 use super::volume::{self, Volumes};
@@ -81,6 +82,9 @@ mod since {
 const RECENT: usize = 512;
 const RECENT_PART: usize = 64;
 
+/// What a guest frees at once costs so many looks for each frame, at most.
+const LOOKS_PER_FRAME: u64 = 4;
+
 /// What frames hold, for looking only.
 pub trait Contents: Debug + Send {
     /// What `frame` holds now, if that can be told.
@@ -124,6 +128,7 @@ pub struct CacheTracker {
     recent: VecDeque<Frame>,
     suspects: Suspects,
     released: Released,
+    leaving: Leaving,
     /// Of the latest event.
     now: Duration,
     counts: CacheCounts,
@@ -147,11 +152,17 @@ impl CacheTracker {
             recent: VecDeque::new(),
             suspects: Suspects::default(),
             released: Released::default(),
+            leaving: Leaving::default(),
             now: Duration::ZERO,
             counts: CacheCounts::default(),
             events: Vec::new(),
             watch: Vec::new(),
         }
+    }
+
+    /// Before anything happens: what a disk has in `block` ([`super::beginnings`]). It is learnt again when the guest reads it.
+    pub fn look(&mut self, block: DiskBlock, bytes: &[u8; FRAME_SIZE]) {
+        self.volumes.look(block, bytes);
     }
 
     /// Takes in what happened next. Frames that there are not are nobody's.
@@ -282,7 +293,11 @@ impl CacheTracker {
         for frame in frames.into_iter().flatten().map(Frame) {
             let Some(block) = self.blocks.location(frame) else { continue };
             let since = &mut self.since[frame.index()];
-            if *since & since::FREE == 0 {
+            if self.volumes.frees_late(block) {
+                // That is waited for anyway.
+                self.take(at, frame);
+                self.go(at, frame, CacheChange::Evict);
+            } else if *since & since::FREE == 0 {
                 *since |= since::FREE;
                 new.push((frame, block));
             }
@@ -344,6 +359,9 @@ impl CacheTracker {
                 self.go(self.now, frame, CacheChange::Evict);
             }
         }
+        for (frame, block) in self.leaving.take(self.now) {
+            self.part(self.now, frame, block);
+        }
         std::mem::take(&mut self.events)
     }
 
@@ -388,6 +406,7 @@ impl CacheTracker {
             return self.journal_written(at, frame, to);
         }
         if in_journal.unwrap_or_else(|| self.journals.contains(to)) {
+            self.freed_by_log(at, to);
             if let Some(home) = self.journals.copy(frame, to) {
                 self.copied(at, frame, home);
             }
@@ -411,7 +430,22 @@ impl CacheTracker {
             if self.volumes.is_swap(to) {
                 self.swapped_out(at, frame, to);
             }
+            if self.volumes.frees_late(to) {
+                self.replaced(at, to);
+            }
+            self.volumes.forget(to);
             self.come(at, frame, to);
+        }
+    }
+
+    /// `block` is written from another frame than had it. Who wanted it again would have read it first; it was given up, and
+    /// is another file's now.
+    fn replaced(&mut self, at: Duration, block: DiskBlock) {
+        if let Some(other) = self.blocks.frame(block) {
+            self.go(at, other, CacheChange::Drop);
+        }
+        if let Some(other) = self.leaving.remove(block) {
+            self.note(at, CacheChange::Drop, other, block);
         }
     }
 
@@ -450,6 +484,21 @@ impl CacheTracker {
         self.recent.push_back(frame);
         self.since[frame.index()] |= since::RECENT;
         false
+    }
+
+    /// `to`, in a log, is written. What became free before that is not given to others until then.
+    fn freed_by_log(&mut self, at: Duration, to: DiskBlock) {
+        let freed = self.volumes.freed_by_log(at, to, reader(&self.blocks, &*self.contents));
+        let frames = self.since.len() as u64;
+        let mut left = LOOKS_PER_FRAME * frames;
+        for (first, count) in freed {
+            // One that is longer takes a look at each frame.
+            let cost = count.min(frames);
+            if let Some(rest) = left.checked_sub(cost) {
+                left = rest;
+                self.discarded(at, first, count);
+            }
+        }
     }
 
     /// A block of the journal's own.
@@ -501,11 +550,22 @@ impl CacheTracker {
         if let Some(other) = self.blocks.frame(block) {
             self.lose(at, other);
         }
+        if let Some(before) = self.leaving.remove(block) {
+            self.part(at, before, block);
+        }
         self.blocks.put(frame, block);
         self.counts.cached += 1;
         self.note(at, CacheChange::Insert, frame, block);
         self.settle(frame);
+        if self.volumes.wants(block) {
+            let mut starts = [0; 4];
+            if self.contents.part(frame, 0, &mut starts) {
+                self.volumes.learn(block, starts);
+            }
+        }
+        // What was read there may be gone from the frame by now; what is known changes by writing only.
         if self.volumes.begins_at(block)
+            && !self.volumes.knows(block)
             && let Some(first) = self.contents.of(frame)
         {
             self.volumes.look(block, &first);
@@ -547,11 +607,27 @@ impl CacheTracker {
     fn leave(&mut self, at: Duration, frame: Frame, why: CacheChange) {
         let Some(block) = self.blocks.remove(frame) else { return };
         self.counts.cached -= 1;
-        let dead = why == CacheChange::Evict && !self.is_live(block);
-        self.note(at, if dead { CacheChange::Drop } else { why }, frame, block);
+        match why {
+            CacheChange::Evict if self.volumes.frees_late(block) => {
+                self.leaving.add(self.now, frame, block);
+            }
+            CacheChange::Evict => self.part(at, frame, block),
+            _ => self.note(at, why, frame, block),
+        }
+    }
+
+    /// `block` has left, and the guest may want it again if it is in use.
+    fn part(&mut self, at: Duration, frame: Frame, block: DiskBlock) {
+        let live = self.is_live(block);
+        self.note(at, if live { CacheChange::Evict } else { CacheChange::Drop }, frame, block);
     }
 
     fn discarded(&mut self, at: Duration, first: DiskBlock, count: u64) {
+        for block in self.leaving.inside(first, count) {
+            if let Some(frame) = self.leaving.remove(block) {
+                self.note(at, CacheChange::Drop, frame, block);
+            }
+        }
         let frames = self.since.len() as u64;
         if count <= frames {
             for block in first.block..first.block.saturating_add(count) {

@@ -1,11 +1,14 @@
 //! What disks are used for: file systems and swap areas, on a whole disk or in its partitions.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
 
 use memory::{DiskBlock, FRAME_SIZE};
 
 use super::ext4::{self, Bytes, Ext4, Group};
 use super::journal::Log;
+use super::xfs::{Leaves, Xfs};
 
 /// Of all disks, and on one.
 const MOST: usize = 256;
@@ -30,6 +33,7 @@ enum Kind {
     Unknown,
     Swap,
     Ext4(Box<Mounted>),
+    Xfs(Xfs, Leaves),
 }
 
 #[derive(Debug)]
@@ -49,20 +53,40 @@ pub(super) struct Volumes {
 impl Volumes {
     /// Whether the contents of `block` say what the disk is used for.
     pub(super) fn begins_at(&self, block: DiskBlock) -> bool {
-        block.block == 0 || self.list.iter().any(|of| (of.disk, of.first) == at(block))
+        block.block == 0 || self.list.iter().any(|of| (of.disk, of.first) == place_of(block))
+    }
+
+    /// Whether what begins with `block` is known.
+    pub(super) fn knows(&self, block: DiskBlock) -> bool {
+        let known = |of: &Volume| !matches!(of.kind, Kind::Unknown);
+        self.list.iter().any(|of| (of.disk, of.first) == place_of(block) && known(of))
+    }
+
+    /// What begins with `block`, if anything does, may be something else now.
+    pub(super) fn forget(&mut self, block: DiskBlock) {
+        if let Some(of) = self.list.iter_mut().find(|of| (of.disk, of.first) == place_of(block)) {
+            of.kind = Kind::Unknown;
+        }
     }
 
     /// `bytes` are in `block`, at which a volume may begin.
     pub(super) fn look(&mut self, block: DiskBlock, bytes: &Bytes) {
         let kind = if let Some(ext4) = Ext4::of(bytes) {
             let log = Ext4::log(bytes);
-            let known = self.list.iter().find(|of| (of.disk, of.first) == at(block));
+            let known = self.list.iter().find(|of| (of.disk, of.first) == place_of(block));
             if let Some(Volume { kind: Kind::Ext4(known), .. }) = known
                 && known.ext4 == ext4
             {
                 return;
             }
             Kind::Ext4(Box::new(Mounted { ext4, log, bitmaps: HashMap::new() }))
+        } else if let Some(xfs) = Xfs::of(bytes) {
+            let known = self.list.iter().find(|of| (of.disk, of.first) == place_of(block));
+            if known.is_some_and(|known| matches!(known.kind, Kind::Xfs(known, _) if known == xfs))
+            {
+                return;
+            }
+            Kind::Xfs(xfs, Leaves::default())
         } else if ext4::is_swap(bytes) {
             Kind::Swap
         } else {
@@ -76,7 +100,7 @@ impl Volumes {
         if !matches!(kind, Kind::Unknown) {
             self.add(block);
         }
-        let found = self.list.iter_mut().find(|of| (of.disk, of.first) == at(block));
+        let found = self.list.iter_mut().find(|of| (of.disk, of.first) == place_of(block));
         if let Some(volume) = found {
             volume.kind = kind;
         }
@@ -101,26 +125,67 @@ impl Volumes {
         Some((volume, block.block - volume.first))
     }
 
-    fn ext4(&self, block: DiskBlock) -> Option<(&Volume, &Mounted, u64)> {
-        let (volume, number) = self.of(block)?;
-        let Kind::Ext4(mounted) = &volume.kind else { return None };
-        Some((volume, mounted, number))
-    }
-
     pub(super) fn is_swap(&self, block: DiskBlock) -> bool {
         self.of(block).is_some_and(|(volume, _)| matches!(volume.kind, Kind::Swap))
     }
 
     /// Whether a file or the file system has the block. `None`: memory does not tell.
     pub(super) fn is_used(&self, block: DiskBlock, read: impl Read) -> Option<bool> {
-        let (volume, mounted, number) = self.ext4(block)?;
-        mounted.ext4.is_used(number, volume.reader(&read))
+        let (volume, number) = self.of(block)?;
+        match &volume.kind {
+            Kind::Ext4(mounted) => mounted.ext4.is_used(number, volume.reader(&read)),
+            Kind::Xfs(xfs, leaves) => xfs.is_used(leaves, number, volume.reader(&read)),
+            Kind::Unknown | Kind::Swap => None,
+        }
     }
 
     /// Whether it is in a journal; `None` where that is not known.
     pub(super) fn in_journal(&self, block: DiskBlock) -> Option<bool> {
-        let (_, mounted, number) = self.ext4(block)?;
-        mounted.log.is_known().then(|| mounted.log.contains(number))
+        let (volume, number) = self.of(block)?;
+        match &volume.kind {
+            Kind::Ext4(mounted) => mounted.log.is_known().then(|| mounted.log.contains(number)),
+            Kind::Xfs(xfs, _) => Some(xfs.in_log(number)),
+            Kind::Unknown | Kind::Swap => None,
+        }
+    }
+
+    /// Whether blocks are free some time after their pages have gone.
+    pub(super) fn frees_late(&self, block: DiskBlock) -> bool {
+        self.wants(block)
+    }
+
+    /// Whether what `block` begins with may tell more ([`Volumes::learn`]).
+    pub(super) fn wants(&self, block: DiskBlock) -> bool {
+        self.of(block).is_some_and(|(volume, _)| matches!(volume.kind, Kind::Xfs(..)))
+    }
+
+    /// What is in `block` starts with these bytes.
+    pub(super) fn learn(&mut self, block: DiskBlock, starts: [u8; 4]) {
+        let Some(number) = self.position(block) else { return };
+        let volume = &mut self.list[number];
+        if let Kind::Xfs(xfs, leaves) = &mut volume.kind {
+            xfs.learn(leaves, block.block - volume.first, starts);
+        }
+    }
+
+    /// `block` of a log is written: the extents that have been freed since the last one was, where the log itself does not
+    /// tell which block is its home.
+    pub(super) fn freed_by_log(
+        &mut self,
+        at: Duration,
+        block: DiskBlock,
+        read: impl Read,
+    ) -> Vec<(DiskBlock, u64)> {
+        let Some(number) = self.position(block) else { return Vec::new() };
+        let Volume { disk, first, kind } = &mut self.list[number];
+        let Kind::Xfs(xfs, leaves) = kind else { return Vec::new() };
+        let place =
+            |number: u64| Some(DiskBlock { disk: *disk, block: first.checked_add(number)? });
+        let extents = xfs.freed(leaves, at, |number, at, into: &mut [u8]| {
+            place(number).is_some_and(|block| read(block, at, into))
+        });
+        let placed = |extent: Range<u64>| Some((place(extent.start)?, extent.end - extent.start));
+        extents.into_iter().filter_map(placed).collect()
     }
 
     /// Which places of the journal have which homes, by what was written to `block` (see [`Log::tags`]).
@@ -147,8 +212,9 @@ impl Volumes {
 
     /// `home` is going to the journal: if it is a bitmap, the blocks that were freed since it last was.
     pub(super) fn freed(&mut self, home: DiskBlock, read: impl Read) -> Vec<DiskBlock> {
-        let group = self.ext4(home).and_then(|(volume, mounted, number)| {
-            mounted.ext4.group_of_bitmap(number, volume.reader(&read))
+        let group = self.of(home).and_then(|(volume, number)| match &volume.kind {
+            Kind::Ext4(mounted) => mounted.ext4.group_of_bitmap(number, volume.reader(&read)),
+            _ => None,
         });
         let (Some(group), Some(number)) = (group, self.position(home)) else { return Vec::new() };
         let volume = &mut self.list[number];
@@ -183,7 +249,7 @@ impl Volume {
     }
 }
 
-fn at(block: DiskBlock) -> (u8, u64) {
+fn place_of(block: DiskBlock) -> (u8, u64) {
     (block.disk, block.block)
 }
 
@@ -200,6 +266,16 @@ fn cleared(before: &Bytes, now: &Bytes, group: Group) -> Vec<u64> {
         }
     }
     blocks
+}
+
+/// What a disk is used for shows in these blocks: its first one, and the first ones of its partitions; with their contents,
+/// as far as `read` has them.
+pub fn beginnings(disk: u8, read: impl Fn(u64) -> Option<Bytes>) -> Vec<(DiskBlock, Box<Bytes>)> {
+    let first = read(0);
+    let partitions = first.as_ref().map(partitions).unwrap_or_default();
+    let at = |block| Some((DiskBlock { disk, block }, Box::new(read(block)?)));
+    let first = first.map(|bytes| (DiskBlock { disk, block: 0 }, Box::new(bytes)));
+    first.into_iter().chain(partitions.into_iter().filter_map(at)).collect()
 }
 
 /// The first blocks of a disk's partitions, as far as they begin with one: the four of an MBR, or the first 24 of a
@@ -263,6 +339,11 @@ mod tests {
         }
         for table in [mbr, gpt] {
             assert_eq!(partitions(&table), [256, 1024]);
+            let begin = beginnings(1, |number| (number != 256).then_some(table));
+            assert_eq!(
+                begin.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+                [block(0), block(1024)]
+            );
             let mut volumes = Volumes::default();
             assert!(volumes.begins_at(block(0)) && !volumes.begins_at(block(1024)));
             volumes.look(block(0), &table);

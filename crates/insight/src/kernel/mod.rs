@@ -1,8 +1,9 @@
 //! The guest's Linux kernel, read in its own words.
 //!
 //! Optional, and never needed by what is inferred: it is the truth that inferences are checked against, and
-//! what a user sees who asks. Where it is found, its word decides which frames are free ([`crate::classes`]). Nothing is installed in the guest and no debug package is needed; a kernel of
-//! the 6 series carries all of it in its memory:
+//! what a user sees who asks. Where it is found, its word decides which frames are free ([`crate::classes`]), and
+//! shows what leaves the page cache before its frame is used again. Nothing is installed in the guest and no debug
+//! package is needed; a kernel of the 6 series carries all of it in its memory:
 //!
 //! ```text
 //!  frames that begin like a note

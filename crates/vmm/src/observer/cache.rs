@@ -12,6 +12,7 @@ use insight::{
 };
 use memory::{Event, Frame, GuestMemory, Inbox, ReadView};
 
+use crate::board::FirstBlock;
 use crate::host_cache;
 
 use super::classes::{ClassCheck, Classes};
@@ -49,14 +50,17 @@ impl Cache {
         log: Option<Arc<File>>,
         host_cache: Option<Arc<HostCache>>,
         tells_accesses: bool,
+        first_blocks: &[FirstBlock],
     ) -> Self {
         let view = ReadView::new(Arc::clone(memory));
         let frames = memory.layout().frames();
         // Memory twice as large again is as far as anybody wants to see.
         let ghosts = (u64::from(frames) * 2).min(GHOSTS);
+        let mut tracker = CacheTracker::new(frames, Box::new(view.clone()));
+        first_blocks.iter().for_each(|(block, bytes)| tracker.look(*block, bytes));
         Self {
             inbox: Inbox::default(),
-            tracker: CacheTracker::new(frames, Box::new(view.clone())),
+            tracker,
             kernel: GuestKernel::new(view),
             classes: Classes::new(memory, tells_accesses),
             ghosts: Ghosts::new(ghosts as usize, STEPS),

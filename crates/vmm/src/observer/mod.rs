@@ -32,6 +32,8 @@ use insight::picture::{HistoryPoint, MemoryCurve, Picture, WorkingSets, survey};
 use insight::{CacheCounts, FrameClass, WorkingSetSample};
 use memory::{EventStream, FRAME_SIZE, Frame, GuestMemory};
 
+use crate::board::FirstBlock;
+
 use accesses::Accesses;
 use cache::Cache;
 pub use classes::ClassCheck;
@@ -70,6 +72,8 @@ pub(crate) struct Task {
     pub(crate) log: Option<Arc<File>>,
     /// Who wants to know the same at once.
     pub(crate) host_cache: Option<Arc<HostCache>>,
+    /// What disks are used for.
+    pub(crate) first_blocks: Vec<FirstBlock>,
     /// Called before each time that epochs begin to be ended: false where the memory cannot be measured now.
     pub(crate) prepare: Box<dyn Fn() -> bool + Send>,
     /// Whether vCPUs tell of accesses and address spaces one by one.
@@ -241,7 +245,8 @@ impl Watch {
     fn new(memory: Arc<GuestMemory>, task: Task, shared: Arc<Shared>) -> Self {
         let (log, host_cache) = (task.log.clone(), task.host_cache.clone());
         let cache = memory.events().is_some();
-        let cache = cache.then(|| Cache::new(&memory, log, host_cache, task.tells_accesses));
+        let cache = cache
+            .then(|| Cache::new(&memory, log, host_cache, task.tells_accesses, &task.first_blocks));
         let cache = cache.map(|cache| Arc::new(Mutex::new(cache)));
         let now = Instant::now();
         let history = VecDeque::new();

@@ -9,6 +9,7 @@ fn task(always: bool) -> Task {
         zero: Instant::now(),
         always,
         log: None,
+        first_blocks: Vec::new(),
         host_cache: None,
         prepare: Box::new(|| true),
         tells_accesses: true,

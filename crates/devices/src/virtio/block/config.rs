@@ -152,6 +152,15 @@ impl DiskPlan {
         &self.page_cache
     }
 
+    /// A block of 4 KiB as it is on the disk now; `None` where it cannot be read.
+    pub fn block(&self, number: u64) -> Option<[u8; memory::FRAME_SIZE]> {
+        let mut bytes = [0; memory::FRAME_SIZE];
+        let offset = number.checked_mul(bytes.len() as u64)?;
+        let end = offset.checked_add(bytes.len() as u64)?;
+        let inside = end <= self.sectors * SECTOR;
+        (inside && self.storage.read_host(offset, &mut bytes).is_ok()).then_some(bytes)
+    }
+
     /// Size in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.sectors
