@@ -9,7 +9,7 @@ use std::time::Duration;
 use memory::{DiskBlock, Frame};
 
 /// How long it takes, about: a tick of 4 ms, and the work.
-const REST: Duration = Duration::from_millis(25);
+const REST: Duration = Duration::from_millis(20);
 
 /// In the order in which they left.
 #[derive(Debug, Default)]
@@ -68,8 +68,8 @@ mod tests {
         }
         assert_eq!(leaving.remove(block(1)), Some(Frame(1)));
         assert_eq!(leaving.remove(block(1)), None);
-        assert_eq!(leaving.take(ms(24)), []);
-        assert_eq!(leaving.take(ms(25)), [(Frame(0), block(0))]);
+        assert_eq!(leaving.take(ms(19)), []);
+        assert_eq!(leaving.take(ms(20)), [(Frame(0), block(0))]);
         let mut inside = leaving.inside(block(2), 2);
         inside.sort_by_key(|block| block.block);
         assert_eq!(inside, [block(2), block(3)]);
@@ -78,8 +78,8 @@ mod tests {
         // It came and left again.
         assert_eq!(leaving.remove(block(2)), Some(Frame(2)));
         leaving.add(ms(10), Frame(9), block(2));
-        assert_eq!(leaving.take(ms(28)), [(Frame(3), block(3))]);
-        assert_eq!(leaving.take(ms(35)), [(Frame(9), block(2))]);
+        assert_eq!(leaving.take(ms(23)), [(Frame(3), block(3))]);
+        assert_eq!(leaving.take(ms(30)), [(Frame(9), block(2))]);
         assert!(leaving.due.is_empty() && leaving.frames.is_empty());
     }
 }
