@@ -160,7 +160,7 @@ impl CacheTracker {
         }
     }
 
-    /// Before anything happens: what a disk has in `block` ([`super::beginnings`]). It is learnt again when the guest reads it.
+    /// Before anything happens: what a disk has in `block` ([`super::beginnings`]). What the guest writes there is learnt later.
     pub fn look(&mut self, block: DiskBlock, bytes: &[u8; FRAME_SIZE]) {
         self.volumes.look(block, bytes);
     }
@@ -286,7 +286,8 @@ impl CacheTracker {
         }
     }
 
-    /// These are free, by the kernel's own lists. Whoever asks them often sees evictions before their frames are used again.
+    /// These are free, by the kernel's own lists, or it is `at` by now and nothing more is known. Whoever asks the lists often
+    /// sees evictions before their frames are used again.
     pub fn tell_free(&mut self, at: Duration, frames: impl IntoIterator<Item = Range<u32>>) {
         self.now = self.now.max(at);
         let mut new = Vec::new();

@@ -85,12 +85,10 @@ impl Cache {
             self.classes.tell(&stamped);
             self.tracker.tell(stamped);
         }
-        if self.kernel.is_due() {
-            let known = self.kernel.is_known();
-            self.tracker.tell_free(events.now(), self.kernel.look());
-            if !known && self.kernel.is_known() {
-                self.tracker.tell_users(|frame| self.kernel.user(frame));
-            }
+        let known = self.kernel.is_known();
+        self.tracker.tell_free(events.now(), self.kernel.look());
+        if !known && self.kernel.is_known() {
+            self.tracker.tell_users(|frame| self.kernel.user(frame));
         }
         let user = |frame| self.kernel.user(frame);
         memory.watch(self.tracker.take_watch(user));

@@ -38,19 +38,17 @@ impl GuestKernel {
         self.lists.as_ref()?.frames().user(frame)
     }
 
-    /// Whether it is time to look.
-    pub(super) fn is_due(&self) -> bool {
-        Instant::now() >= self.next
-    }
-
     /// Whether the kernel is known.
     pub(super) fn is_known(&self) -> bool {
         self.lists.is_some()
     }
 
-    /// What is in its lists of free frames; or looks for the kernel, where that is not known.
+    /// What is in its lists of free frames, if it is time to look; or looks for the kernel, where that is not known.
     pub(super) fn look(&mut self) -> Vec<Range<u32>> {
         let begun = Instant::now();
+        if begun < self.next {
+            return Vec::new();
+        }
         let Some(lists) = &self.lists else {
             self.find(begun);
             return Vec::new();
