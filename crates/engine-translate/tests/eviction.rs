@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use engine::{Engine, Exit, Vm, VmSpec};
 use engine_translate::{Options, Policy, TranslateEngine};
@@ -23,6 +24,9 @@ const BLOCKS: u64 = 1024;
 const PLACE: u64 = 256;
 /// Times that all of them run.
 const ROUNDS: u64 = 40;
+
+/// Until something that depends on what else the host does has been seen.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Block `n` changes RAX in its own way and goes to the block `STEP` further, which is mostly in another page;
 /// the last counts RCX down.
@@ -101,10 +105,20 @@ fn full_memory_changes_no_result() {
     // However often: not only what runs oftener than what has gone.
     let all = Policy { scarce: 0, ..Policy::default() };
     for (vcpus, hot) in [(1, 1), (1, 3), (2, 1), (2, 3)] {
-        let counts = run_with_little_room(vcpus, hot, all);
-        if native::Lane::is_supported() {
-            assert!(counts["evictions"] > 5, "{vcpus} vCPUs, hot={hot}: {counts:?}");
-            assert!(counts["links_made"] > BLOCKS, "{counts:?}");
+        // While one vCPU waits for a processor, the other interprets what there is no room for: then nothing is
+        // driven out, and the guest has to run again.
+        let (begun, mut evictions, mut links) = (Instant::now(), 0, 0);
+        loop {
+            let counts = run_with_little_room(vcpus, hot, all);
+            if !native::Lane::is_supported() {
+                break;
+            }
+            evictions += counts["evictions"];
+            links += counts["links_made"];
+            if evictions > 5 && links > BLOCKS {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{vcpus} vCPUs, hot={hot}: {counts:?}");
         }
     }
 }

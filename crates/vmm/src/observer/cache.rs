@@ -91,7 +91,9 @@ impl Cache {
             self.tracker.tell_users(|frame| self.kernel.user(frame));
         }
         let user = |frame| self.kernel.user(frame);
-        memory.watch(self.tracker.take_watch(user));
+        // A look at each block that comes: for those who want to know at once when it goes.
+        let followed = self.is_followed();
+        memory.watch(self.tracker.take_watch(|frame| followed.then(|| user(frame)).flatten()));
         let changes = self.tracker.take_events(user);
         changes.iter().for_each(|change| self.changed(*change));
         if let Some(host_cache) = &self.host_cache {
