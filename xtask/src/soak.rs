@@ -13,22 +13,16 @@ pub(crate) struct SoakArgs {
     /// A part of the times, for continuous integration
     #[arg(long)]
     short: bool,
-    /// Processors of the lab's machine
-    #[arg(long, value_enum, value_name = "COUNT")]
-    processors: Option<lab::Processors>,
+    /// Processors of each of the lab's machines
+    #[arg(long, value_enum, value_name = "COUNT", default_value_t)]
+    processors: lab::Processors,
 }
 
 /// One test after the other, since what one leaves must not be seen by another.
-pub(crate) const ARGUMENTS: [&str; 8] = [
-    "--include-ignored",
-    "--test-threads=1",
-    "--nocapture",
-    "leave_nothing",
-    "come_and_go",
-    "in_lockstep",
-    "for_long",
-    "killed_often",
-];
+pub(crate) const OPTIONS: [&str; 3] = ["--include-ignored", "--test-threads=1", "--nocapture"];
+/// What tests have in their names.
+pub(crate) const TESTS: [&str; 5] =
+    ["leave_nothing", "come_and_go", "in_lockstep", "for_long", "killed_often"];
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
     let how = if args.short { "short" } else { "full" };
@@ -45,5 +39,5 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
         .env("FATHOM_KIT", kit.folder())
         .env("FATHOM_ENGINE", &args.engine)
         .env("FATHOM_SOAK", how);
-    run(cargo.arg("--").args(ARGUMENTS))
+    run(cargo.arg("--").args(OPTIONS).args(TESTS))
 }

@@ -37,7 +37,7 @@ use std::time::Duration;
 #[derive(clap::Args, Default)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct LabArgs {
-    /// Only tests with this in their names
+    /// Only tests with this in their names; or what else test programs take, an option in one word
     filters: Vec<String>,
     /// Only these
     #[arg(long, value_enum, value_name = "PART")]
@@ -58,10 +58,10 @@ pub(crate) struct LabArgs {
     /// Set this for the command, as NAME=VALUE; variables FATHOM_* and RUST_* are set as here
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     env: Vec<(String, OsString)>,
-    /// Processors of the lab's machine, at each attempt. With one it is slower, and to be trusted more: of two,
-    /// QEMU's translator now and then mixes up what is a guest's and what its host's
-    #[arg(long, value_enum, value_name = "COUNT")]
-    processors: Option<Processors>,
+    /// Processors of each of the lab's machines, of which there are as many as this host has processors and memory
+    /// for. Of two, QEMU's translator now and then mixes up what is a guest's and what its host's
+    #[arg(long, value_enum, value_name = "COUNT", default_value_t)]
+    processors: Processors,
     /// Give up after so many seconds, all attempts together
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_S)]
     timeout: u64,
@@ -80,6 +80,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask lab
   cargo xtask lab --only conformance timers
+  cargo xtask lab --only guest -- --exact vsock::guest_and_host_talk_over_vsock
   cargo xtask lab --shell 'dmesg | grep -i kvm; ls -l /dev/kvm'
   cargo xtask lab --shell target/debug/fathom doctor
   cargo xtask lab --shell target/debug/fathom run --engine kvm --kernel .kit/kernel/vmlinuz \\
@@ -102,8 +103,7 @@ pub(crate) fn run(args: &LabArgs) -> Result<ExitCode> {
     let environment = environment(&args.env);
     let step = Step { environment, ..Step::new("the command", &here, command(&args.shell)) };
     let limit = Duration::from_secs(args.timeout);
-    let processors = args.processors.unwrap_or(Processors::Two);
-    let outcome = in_machine(&kit, image, &[step], limit, processors)?;
+    let outcome = in_machine(&kit, image, &[step], limit, args.processors)?;
     match outcome.steps.as_slice() {
         [(_, status)] => Ok(ExitCode::from(*status)),
         _ => bail!("the lab's machine ran {} commands, not one", outcome.steps.len()),
@@ -127,7 +127,7 @@ pub(crate) fn run_short() -> Result<()> {
 }
 
 /// What `cargo xtask soak` runs, `full` or `short`.
-pub(crate) fn soak(how: &str, processors: Option<Processors>) -> Result<()> {
+pub(crate) fn soak(how: &str, processors: Processors) -> Result<()> {
     let env = vec![("FATHOM_SOAK".to_owned(), how.into())];
     let (only, timeout) = (vec![Part::Soak], SOAK_S);
     run_suite(&LabArgs { only, env, timeout, processors, ..LabArgs::default() })

@@ -1,19 +1,25 @@
 //! All that must pass on real KVM: the suite for engines, and guests end to end.
 
-use super::machine::{Crashed, Outcome, Processors};
+use super::machine::{Crashed, MEMORY_MIB, Outcome, Processors};
 use super::programs::{Part, Programs};
 use super::{LabArgs, borrowed, direct, in_machine, new_image};
 use crate::kit::{self, GuestArgs, Kit};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
-/// At what the machine's own processor may have broken.
-const ATTEMPTS: usize = 4;
+/// At what one machine has to do. A host full of others' work may be too slow for what a guest's kernel waits for.
+const ATTEMPTS: usize = 3;
 /// With less time left there is no other: the machine's start and a guest's take most of it.
 const ATTEMPT_MIN: Duration = Duration::from_secs(120);
+/// As many machines at once have little left to wait for one another.
+const MACHINES_MAX: usize = 4;
+/// Of the host's memory, beside the machine's own, for QEMU and what it translates.
+const BESIDE_MIB: u32 = 1024;
 
 pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
     let parts = if args.only.is_empty() { Part::ALL.to_vec() } else { args.only.clone() };
@@ -21,36 +27,76 @@ pub(super) fn run(args: &LabArgs) -> Result<ExitCode> {
     let environment = kvm_environment(&kit, args);
     let mut built = Vec::new();
     for part in parts {
-        built.push((part, Programs::build(part, args.whole)?));
+        built.push((part, Programs::build(part, &args.filters, args.whole)?));
     }
     let started = Instant::now();
     let outcome = if direct::has_kvm() && !args.emulated {
         eprintln!("lab: this host's processor has virtualization: tests run on it directly");
-        let steps =
-            built.iter().flat_map(|(_, programs)| programs.steps(&args.filters, &environment));
+        let steps = built.iter().flat_map(|(_, programs)| programs.steps(&environment));
         direct::run(&steps.collect::<Vec<_>>(), Duration::from_secs(args.timeout))?
     } else {
-        eprintln!("lab: tests run on KVM in a machine of QEMU's translator");
-        with_more_attempts(&kit, args, &built, &environment)?
+        let tests = built.iter().map(|(_, programs)| programs.count()).sum();
+        let machines = machines(args.processors).min(tests);
+        eprintln!("lab: {tests} tests run on KVM, in machines of QEMU's translator: {machines}");
+        side_by_side(&kit, args, &built, &environment, machines)?
     };
     Ok(conclude(&outcome, started.elapsed()))
 }
 
 type Environment = [(String, OsString)];
+type Built = [(Part, Programs)];
 
-/// Those tests of `built` that the filters choose, in a machine of QEMU's translator.
+/// For how many machines at once this host has processors and memory.
+fn machines(processors: Processors) -> usize {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let by_memory = available_mib(&info).unwrap_or(0) / (MEMORY_MIB + BESIDE_MIB);
+    (threads / processors as usize).min(by_memory as usize).clamp(1, MACHINES_MAX)
+}
+
+/// proc_meminfo(5): `MemAvailable:    2048 kB`.
+fn available_mib(meminfo: &str) -> Option<u32> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    u32::try_from(kib >> 10).ok()
+}
+
+/// The chosen tests, dealt to so many machines.
+fn side_by_side(
+    kit: &Kit,
+    args: &LabArgs,
+    built: &Built,
+    environment: &Environment,
+    machines: usize,
+) -> Result<Outcome> {
+    let outcomes = thread::scope(|scope| {
+        let run = |number| {
+            let share = |programs: &Programs| programs.share(number, machines);
+            let share: Vec<_> = built.iter().map(|(part, all)| (*part, share(all))).collect();
+            scope.spawn(move || with_more_attempts(kit, args, &share, environment))
+        };
+        let running: Vec<_> = (0..machines).map(run).collect();
+        let outcomes = running.into_iter().map(|machine| match machine.join() {
+            Ok(outcome) => outcome,
+            Err(_) => bail!("what runs a machine of the lab panicked"),
+        });
+        outcomes.collect::<Result<Vec<_>>>()
+    });
+    Ok(outcomes?.into_iter().reduce(Outcome::with).unwrap_or_default())
+}
+
+/// The tests chosen of `built`, in a machine of QEMU's translator.
 fn emulated(
     kit: &Kit,
     args: &LabArgs,
-    built: &[(Part, Programs)],
-    filters: &[String],
+    built: &Built,
     environment: &Environment,
-    (processors, limit): (Processors, Duration),
+    limit: Duration,
 ) -> Result<Outcome> {
     let mut environment = environment.to_vec();
-    environment.insert(0, ("FATHOM_PATIENCE".into(), patience(processors).into()));
+    environment.insert(0, ("FATHOM_PATIENCE".into(), PATIENCE.into()));
     let parts: Vec<_> = built.iter().map(|(part, _)| *part).collect();
-    let steps = built.iter().flat_map(|(_, programs)| programs.steps(filters, &environment));
+    let steps = built.iter().flat_map(|(_, programs)| programs.steps(&environment));
     let steps: Vec<_> = steps.collect();
     let mut image = new_image(kit, args)?;
     let programs = steps.iter().filter_map(|step| step.words.first()).map(PathBuf::from);
@@ -58,54 +104,37 @@ fn emulated(
     for file in programs.chain(helpers).chain(guest_files(kit, &parts)?) {
         image.add(&file)?;
     }
-    in_machine(kit, image, &steps, limit, processors)
+    in_machine(kit, image, &steps, limit, args.processors)
 }
 
-/// How much longer tests wait than elsewhere: what somebody has set counts more.
-fn patience(processors: Processors) -> &'static str {
-    match processors {
-        // The balloon's test read its disk for three minutes where the host had 25 programs for two processors.
-        Processors::One => "2",
-        // A guest that it has broken is waited for in vain: half as long leaves time for another attempt.
-        Processors::Two => "0.5",
-    }
-}
+/// How much longer tests wait than elsewhere: what somebody has set counts more. The balloon's test read its disk for
+/// three minutes where the host had 25 programs for two processors.
+const PATIENCE: &str = "2";
 
-/// The same, and further attempts: at the whole if the machine crashed, else at the tests that failed. Its processor
-/// is not to be trusted (see `machine`); what fails each time has failed. All of them together have `args.timeout`.
+/// The same, and further attempts: at all of it if the machine crashed, else at the tests that failed; what fails each
+/// time has failed. All of them together have `args.timeout`.
 fn with_more_attempts(
     kit: &Kit,
     args: &LabArgs,
-    built: &[(Part, Programs)],
+    built: &Built,
     environment: &Environment,
 ) -> Result<Outcome> {
     let end = Instant::now() + Duration::from_secs(args.timeout);
     let left = || end.saturating_duration_since(Instant::now());
-    let processors = |usual| args.processors.unwrap_or(usual);
-    // For the whole with one processor there is no time.
-    let (mut outcome, made) = unless_it_crashes(ATTEMPTS, left, |left| {
-        let how = (processors(Processors::Two), left);
-        emulated(kit, args, built, &args.filters, environment, how)
-    })?;
-    // One breaks nothing, and takes two to three times as long.
-    let by_turns = [Processors::One, Processors::Two].into_iter().cycle();
-    for usual in by_turns.take(ATTEMPTS - made) {
-        if left() < ATTEMPT_MIN {
-            break;
-        }
-        let failed = built.iter().filter(|(_, programs)| programs.failed(&outcome) > 0);
-        let failed: Vec<(Part, Programs)> = failed.cloned().collect();
-        let programs: usize = failed.iter().map(|(_, programs)| programs.failed(&outcome)).sum();
+    let (mut outcome, made) =
+        unless_it_crashes(ATTEMPTS, left, |left| emulated(kit, args, built, environment, left))?;
+    for _ in made..ATTEMPTS {
         let names = outcome.tests.failures.clone();
+        let failed = outcome.steps.iter().filter(|(_, status)| *status != 0).count();
         // A program that ended without saying which test it was in gets no other attempt.
-        if programs == 0 || names.len() < programs {
+        if failed == 0 || names.len() < failed || left() < ATTEMPT_MIN {
             break;
         }
         eprintln!("\n*** lab: another attempt at {} ***\n", names.join(", "));
-        let filters: Vec<_> = std::iter::once("--exact".to_owned()).chain(names.clone()).collect();
-        let next = (processors(usual), left());
+        let again = |programs: &Programs| programs.only(|name| names.iter().any(|n| n == name));
+        let again: Vec<_> = built.iter().map(|(part, all)| (*part, again(all))).collect();
         // One that crashes or takes too long changes nothing of what was seen before.
-        let more = match emulated(kit, args, &failed, &filters, environment, next) {
+        let more = match emulated(kit, args, &again, environment, left()) {
             Err(error) if error.is::<Crashed>() => {
                 eprintln!("\n*** lab: {error:#} ***\n");
                 continue;
@@ -207,6 +236,24 @@ mod tests {
         first.take_attempt(second);
         assert_eq!(first.steps, [step("a", 0), step("b", 0)]);
         assert_eq!((first.tests.passed, first.tests.failed), (8, 0));
+    }
+
+    #[test]
+    fn outcomes_of_shares_become_one() {
+        let one = || Outcome { steps: vec![("a".into(), 0), ("b".into(), 101)], ..outcome(&[], 3) };
+        let other = Outcome { steps: vec![("a".into(), 1), ("c".into(), 0)], ..outcome(&[], 4) };
+        let both = one().with(other);
+        let steps =
+            [("a", 1), ("b", 101), ("c", 0)].map(|(name, status)| (name.to_owned(), status));
+        assert_eq!((both.steps.as_slice(), both.tests.passed), (steps.as_slice(), 7));
+    }
+
+    #[test]
+    fn available_memory_is_read() {
+        let text = "MemTotal:       24000000 kB\nMemAvailable:    2099200 kB\n";
+        assert_eq!(available_mib(text), Some(2050));
+        assert_eq!(available_mib("MemAvailable: much\n"), None);
+        assert!((1..=MACHINES_MAX).contains(&machines(Processors::Two)));
     }
 
     #[test]
