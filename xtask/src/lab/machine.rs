@@ -233,7 +233,9 @@ fn beat(mut control: UnixStream) {
 
 /// What Linux prints when it finds itself wrong.
 fn is_complaint(line: &str) -> bool {
-    ["WARNING:", "BUG:", "Oops", "rcu: INFO:", "INFO: task"].iter().any(|word| line.contains(word))
+    ["WARNING:", "BUG:", "Oops", "rcu: INFO:", "INFO: task", "TSC rate"]
+        .iter()
+        .any(|word| line.contains(word))
 }
 
 /// All of QEMU's arguments but the ports'.
@@ -277,7 +279,7 @@ impl Drop for Process {
 fn initramfs_content(kit: &Kit) -> Result<Vec<u8>> {
     let modules = kit.lab_kernel().modules();
     let mut cpio = CpioWriter::new(Vec::new());
-    for folder in ["bin", "dev", "modules", "root"] {
+    for folder in ["bin", "dev", "modules", "root", "sys"] {
         cpio.directory(folder)?;
     }
     cpio.character_device("dev/console", (5, 1))?;

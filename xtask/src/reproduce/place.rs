@@ -25,7 +25,7 @@ pub(super) struct Place {
     #[arg(long, value_enum, default_value = "translate")]
     engine: Engine,
     /// With --engine kvm: processors of the lab's machine, as with `cargo xtask lab`
-    #[arg(long, value_enum, value_name = "COUNT", default_value = "2")]
+    #[arg(long, value_enum, value_name = "COUNT", default_value_t)]
     lab_processors: Processors,
     /// This is the lab's machine, with all that it takes
     #[arg(long, hide = true)]
@@ -41,7 +41,7 @@ pub(super) enum Engine {
 impl Place {
     /// This host, without KVM.
     pub(super) fn translator() -> Self {
-        Self { engine: Engine::Translate, lab_processors: Processors::Two, here: false }
+        Self { engine: Engine::Translate, lab_processors: Processors::One, here: false }
     }
 
     pub(super) fn is_kvm(&self) -> bool {
@@ -119,7 +119,7 @@ mod tests {
     use std::cell::Cell;
 
     fn place(engine: Engine, here: bool) -> Place {
-        Place { engine, lab_processors: Processors::Two, here }
+        Place { engine, lab_processors: Processors::One, here }
     }
 
     #[test]
