@@ -170,6 +170,7 @@ impl Client {
     }
 
     /// Has memory of its guest taken, which may be written to `store`, an empty file that nobody else uses.
+    /// On KVM its memory may have to be copied into a file first: give it a timeout for that.
     pub fn reclaim(
         &self,
         request: ReclaimRequest,

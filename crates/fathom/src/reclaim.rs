@@ -11,6 +11,9 @@ use crate::failure::{Failure, SUCCESS};
 use crate::list::print;
 use crate::text;
 
+/// A guest on KVM may have to stand first while its memory is copied into a file.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// Between two looks at how far it is.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -28,7 +31,7 @@ pub(crate) fn reclaim(arguments: &ReclaimArguments) -> Result<ExitCode, Failure>
         bytes_per_second: arguments.rate.map(|rate| rate.0),
         store_limit_bytes: arguments.store_limit.map(|limit| limit.0),
     };
-    client.reclaim(request, store.as_ref())?;
+    client.clone().with_timeout(TIMEOUT).reclaim(request, store.as_ref())?;
     let status = loop {
         let status = client.status()?.reclaim.unwrap_or_default();
         if status.wanted_bytes == 0 {

@@ -93,10 +93,8 @@ fn emulated(
     environment: &Environment,
     limit: Duration,
 ) -> Result<Outcome> {
-    let mut environment = environment.to_vec();
-    environment.insert(0, ("FATHOM_PATIENCE".into(), PATIENCE.into()));
     let parts: Vec<_> = built.iter().map(|(part, _)| *part).collect();
-    let steps = built.iter().flat_map(|(_, programs)| programs.steps(&environment));
+    let steps = built.iter().flat_map(|(_, programs)| programs.steps(environment));
     let steps: Vec<_> = steps.collect();
     let mut image = new_image(kit, args)?;
     let programs = steps.iter().filter_map(|step| step.words.first()).map(PathBuf::from);
@@ -106,10 +104,6 @@ fn emulated(
     }
     in_machine(kit, image, &steps, limit, args.processors)
 }
-
-/// How much longer tests wait than elsewhere: what somebody has set counts more. The balloon's test read its disk for
-/// three minutes where the host had 25 programs for two processors.
-const PATIENCE: &str = "2";
 
 /// The same, and further attempts: at all of it if the machine crashed, else at the tests that failed; what fails each
 /// time has failed. All of them together have `args.timeout`.
