@@ -170,7 +170,7 @@ impl Client {
     }
 
     /// Has memory of its guest taken, which may be written to `store`, an empty file that nobody else uses.
-    /// On KVM its memory may have to be copied into a file first: give it a timeout for that.
+    /// On KVM its memory may have to be copied into a file first, and status is not told meanwhile.
     pub fn reclaim(
         &self,
         request: ReclaimRequest,

@@ -135,6 +135,7 @@ impl VmControl for FakeVm {
                 evictions_per_second: 12.5,
                 disk_read_peak_bytes_per_second: f64::from(100 << 20),
                 ghost_hits: 7,
+                has_swap: false,
             }),
             curve: MemoryCurve {
                 allocation_bytes: 240 << 20,

@@ -128,6 +128,8 @@ pub struct MemoryUse {
     pub anonymous_bytes: Option<u64>,
     /// The kernel's own, page tables too.
     pub kernel_bytes: Option<u64>,
+    /// What its kernel cannot give to a balloon.
+    pub unreclaimable_bytes: Option<u64>,
     /// Not used: never, or given back, but not in the balloon.
     pub free_bytes: Option<u64>,
     /// Held by the host and not accessed for a minute.
@@ -146,6 +148,7 @@ impl From<&Picture> for MemoryUse {
             cache_bytes: picture.cache.map(|_| picture.part(FrameClass::FileCache).bytes),
             anonymous_bytes: picture.anonymous_bytes(),
             kernel_bytes: picture.kernel_bytes(),
+            unreclaimable_bytes: picture.unreclaimable_bytes(),
             free_bytes: (picture.memory_bytes > 0).then(free),
             idle_bytes: picture.idle_bytes(60),
             shareable_bytes: picture.shareable_bytes(),

@@ -11,7 +11,7 @@ use crate::failure::{Failure, SUCCESS};
 use crate::list::print;
 use crate::text;
 
-/// A guest on KVM may have to stand first while its memory is copied into a file.
+/// A guest on KVM may have to stand first while its memory is copied into a file, and nothing is answered meanwhile.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Between two looks at how far it is.
@@ -31,7 +31,8 @@ pub(crate) fn reclaim(arguments: &ReclaimArguments) -> Result<ExitCode, Failure>
         bytes_per_second: arguments.rate.map(|rate| rate.0),
         store_limit_bytes: arguments.store_limit.map(|limit| limit.0),
     };
-    client.clone().with_timeout(TIMEOUT).reclaim(request, store.as_ref())?;
+    let client = client.with_timeout(TIMEOUT);
+    client.reclaim(request, store.as_ref())?;
     let status = loop {
         let status = client.status()?.reclaim.unwrap_or_default();
         if status.wanted_bytes == 0 {

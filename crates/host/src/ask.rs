@@ -58,6 +58,7 @@ pub fn facts(status: &VmStatus, memory: Memory, works: bool) -> VmFacts {
         overhead: overhead(status),
         resident: status.resident_bytes,
         active: used,
+        unreclaimable: status.memory_use.unreclaimable_bytes.unwrap_or(0),
         balloon: Balloon {
             works,
             asked: status.balloon_target_bytes,

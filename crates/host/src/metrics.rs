@@ -61,7 +61,7 @@ fn host(text: &mut Text, status: &HostStatus) {
 /// What is told of each VM: name, help, value.
 type Gauge = (&'static str, &'static str, fn(&VmFacts, &VmVerdict, &VmState) -> f64);
 
-const GAUGES: [Gauge; 14] = [
+const GAUGES: [Gauge; 15] = [
     ("vm_shares", "Its weight against others.", |vm, _, _| f64::from(vm.shares)),
     ("vm_reservation_bytes", "What it has whatever others need.", |vm, _, _| vm.reservation as f64),
     ("vm_limit_bytes", "What it has at most.", |vm, _, _| vm.limit as f64),
@@ -71,6 +71,9 @@ const GAUGES: [Gauge; 14] = [
     }),
     ("vm_resident_bytes", "Guest memory that the host holds.", |vm, _, _| vm.resident as f64),
     ("vm_active_bytes", "Guest memory in use.", |vm, _, _| vm.active as f64),
+    ("vm_unreclaimable_bytes", "What a balloon cannot have of it; 0: not known.", |vm, _, _| {
+        vm.unreclaimable as f64
+    }),
     ("vm_overhead_bytes", "What its process takes beside.", |vm, _, _| vm.overhead as f64),
     ("vm_idle_ratio", "The part of what it has that it does not use.", |_, verdict, _| {
         verdict.idle

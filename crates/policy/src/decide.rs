@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{Facts, FactsError, Settings, VmFacts};
+use crate::facts::{Facts, FactsError, ROOM, Settings, VmFacts};
 use crate::state::MemoryState;
-use crate::targets;
+use crate::{GRAIN, targets};
 
 /// What is to be done, and what for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,8 @@ pub struct VmVerdict {
     /// By its curve, where that is known and followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_curve: Option<u64>,
-    /// What its guest is to have. Its balloon is to hold the rest of its memory.
+    /// What its guest is to have. Its balloon is to hold the rest of its memory. More than it is due where nobody else needs it,
+    /// or its guest could not work with less ([`VmFacts::floor`]).
     pub target: u64,
     /// The part of what it has that its guest does not use: 0 to 1.
     pub idle: f64,
@@ -80,6 +81,13 @@ pub enum Reason {
         /// Bytes more than by shares and tax; fewer, if negative.
         more: i64,
     },
+    /// More than it is due, which nobody needs now: bytes.
+    Lent {
+        /// Bytes.
+        more: u64,
+    },
+    /// Its guest could not work with less, though it is due less.
+    Floor,
     /// It differs too little from what was asked before.
     Kept,
 }
@@ -106,6 +114,12 @@ impl fmt::Display for Reason {
                     write!(f, "{mib} MiB more save more misses here than elsewhere")
                 }
             }
+            Self::Lent { more } => {
+                write!(f, "{} MiB more than it is due, which nobody needs now", more >> 20)
+            }
+            Self::Floor => {
+                write!(f, "its guest's programs and kernel have that, and cannot give it")
+            }
             Self::Kept => write!(f, "as before: it would change by too little"),
         }
     }
@@ -129,7 +143,8 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Result<Verdict, FactsError>
     } else {
         published.clone()
     };
-    let chosen = choose(vms, &wanted, state, supply, settings);
+    let due = due(vms, &wanted, state, supply, settings);
+    let chosen = choose(facts, &due, state, settings);
     let mut verdicts = Vec::with_capacity(vms.len());
     for (index, vm) in vms.iter().enumerate() {
         let target = chosen[index];
@@ -146,37 +161,108 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Result<Verdict, FactsError>
             reason: reason(vm, target, wanted[index], published[index], state, settings),
         });
     }
-    take(facts, settings, state, &mut verdicts);
+    take(facts, settings, state, &due, &mut verdicts);
     Ok(Verdict { state, supply, vms: verdicts })
 }
 
-/// The targets: what is wanted, where that is worth a change and allowed in this state.
-fn choose(
+/// What is wanted; where the host is short, only what is worth a change.
+fn due(
     vms: &[VmFacts],
     wanted: &[u64],
     state: MemoryState,
     supply: u64,
     settings: &Settings,
 ) -> Vec<u64> {
-    let pairs = || vms.iter().zip(wanted.iter().copied());
-    if state == MemoryState::High {
-        // Balloons give back, and take nothing.
-        return pairs().map(|(vm, wanted)| wanted.max(vm.left())).collect();
+    if state <= MemoryState::Soft {
+        return wanted.to_vec();
     }
-    let kept = |vm: &VmFacts, wanted: u64| {
-        let differs = vm.left().abs_diff(wanted) as f64;
-        if differs <= settings.slack * vm.limit as f64 {
-            vm.left().max(vm.reservation)
-        } else {
-            wanted
-        }
-    };
-    let all: Vec<u64> = pairs().map(|(vm, wanted)| kept(vm, wanted)).collect();
+    let all = kept(vms, wanted, settings);
     if all.iter().sum::<u64>() <= supply {
         return all;
     }
     // What is kept must not add up to more than there is.
-    pairs().map(|(vm, wanted)| kept(vm, wanted).min(wanted)).collect()
+    all.into_iter().zip(wanted).map(|(kept, wanted)| kept.min(*wanted)).collect()
+}
+
+/// What balloons leave by now, where it differs too little.
+fn kept(vms: &[VmFacts], wanted: &[u64], settings: &Settings) -> Vec<u64> {
+    let kept = |(vm, wanted): (&VmFacts, &u64)| {
+        let differs = vm.left().abs_diff(*wanted) as f64;
+        if differs <= settings.slack * vm.limit as f64 {
+            vm.left().max(vm.reservation)
+        } else {
+            *wanted
+        }
+    };
+    vms.iter().zip(wanted).map(kept).collect()
+}
+
+/// The targets: what is due, and what else is allowed in this state.
+fn choose(facts: &Facts, due: &[u64], state: MemoryState, settings: &Settings) -> Vec<u64> {
+    let vms = &facts.vms;
+    // Who has no more than its floor is left alone by its balloon: the host takes by other means, if it must.
+    let at_least =
+        || vms.iter().zip(due).map(|(vm, due)| vm.floor().min(vm.left()).max(*due)).collect();
+    match state {
+        MemoryState::High => lent(facts, at_least(), settings),
+        MemoryState::Soft => kept(vms, &given_back(facts, at_least(), settings), settings),
+        MemoryState::Hard => at_least(),
+        MemoryState::Low => due.to_vec(),
+    }
+}
+
+/// Balloons take nothing. What nobody has, beyond what is to stay free, is lent to those who have all that they are to have:
+/// what others are due and do not use is of no use to anybody else.
+fn lent(facts: &Facts, mut targets: Vec<u64>, settings: &Settings) -> Vec<u64> {
+    let Facts { host, vms } = facts;
+    for (target, vm) in targets.iter_mut().zip(vms) {
+        *target = vm.left().max(*target);
+    }
+    let mut spare = host.free.saturating_sub(settings.thresholds.reserve(host.limit));
+    let is_pressed = |(vm, target): (&VmFacts, &u64)| {
+        *target < vm.limit && vm.resident.saturating_add(vm.limit / ROOM) >= *target
+    };
+    let pressed: Vec<bool> = vms.iter().zip(&targets).map(is_pressed).collect();
+    let mut pressed: Vec<usize> = (0..vms.len()).filter(|&index| pressed[index]).collect();
+    // Those who reach their limits first leave the rest to the others: smallest room for its shares first.
+    let room = |index: &usize| vms[*index].limit.saturating_sub(vms[*index].resident);
+    let by_share = |index: &usize| room(index) as f64 / f64::from(vms[*index].shares);
+    pressed.sort_by(|one, other| by_share(one).total_cmp(&by_share(other)));
+    let mut shares: u64 = pressed.iter().map(|&index| u64::from(vms[index].shares)).sum();
+    for index in pressed {
+        let vm = &vms[index];
+        let part = u128::from(spare) * u128::from(vm.shares) / u128::from(shares);
+        let part = (part as u64).min(room(&index));
+        spare -= part;
+        shares -= u64::from(vm.shares);
+        // From what it has: it is not lent twice before it has taken it.
+        let has = vm.resident.saturating_add(part).min(vm.limit);
+        targets[index] = targets[index].max(has / GRAIN * GRAIN);
+    }
+    targets
+}
+
+/// Who have more than they are due give back in proportion to that, as much as is to be free, and no more: balloons that
+/// took all of it would have the host lend it again at once.
+fn given_back(facts: &Facts, wanted: Vec<u64>, settings: &Settings) -> Vec<u64> {
+    let Facts { host, vms } = facts;
+    let pairs = || vms.iter().zip(wanted.iter().copied());
+    // What others may now take; what balloons have not given yet of what they were asked for.
+    let taken: u64 =
+        pairs().map(|(vm, wanted)| wanted.saturating_sub(vm.left().max(vm.resident))).sum();
+    let is_coming = vms.iter().filter(|vm| vm.balloon.works);
+    let coming: u64 = is_coming.map(|vm| vm.resident.saturating_sub(vm.left())).sum();
+    let reserve = settings.thresholds.reserve(host.limit);
+    let needed = (reserve + taken).saturating_sub(host.free + coming);
+    let over = |vm: &VmFacts, wanted: u64| vm.resident.min(vm.left()).saturating_sub(wanted);
+    let all: u64 = pairs().map(|(vm, wanted)| over(vm, wanted)).sum();
+    let part = (needed as f64 / all.max(1) as f64).min(1.0);
+    let target = |(vm, wanted): (&VmFacts, u64)| {
+        let over = over(vm, wanted);
+        let given = ((over as f64 * part) as u64).next_multiple_of(GRAIN).min(over);
+        wanted + (over - given)
+    };
+    pairs().map(target).collect()
 }
 
 fn reason(
@@ -193,6 +279,12 @@ fn reason(
     if target == vm.limit {
         return Reason::Limit;
     }
+    if target > wanted && target == vm.floor().min(vm.left()) {
+        return Reason::Floor;
+    }
+    if target > wanted && target < vm.left() {
+        return Reason::Lent { more: target - wanted };
+    }
     if target != wanted {
         return Reason::Kept;
     }
@@ -202,19 +294,29 @@ fn reason(
     if target == vm.reservation {
         return Reason::Reservation;
     }
-    if target > vm.active && settings.tax > 0.0 && vm.idle() > 0.0 {
+    if target > vm.used() && settings.tax > 0.0 && vm.idle() > 0.0 {
         return Reason::Idle { part: vm.idle(), costs: 1.0 / (1.0 - settings.tax) };
     }
     Reason::Shares
 }
 
 /// What balloons do not do: where there is none that works; or all of it, when there is no time to wait for them.
-fn take(facts: &Facts, settings: &Settings, state: MemoryState, verdicts: &mut [VmVerdict]) {
+fn take(
+    facts: &Facts,
+    settings: &Settings,
+    state: MemoryState,
+    due: &[u64],
+    verdicts: &mut [VmVerdict],
+) {
     if state == MemoryState::High {
         return;
     }
     let host = facts.host;
-    let over = |vm: &VmFacts, verdict: &VmVerdict| vm.resident.saturating_sub(verdict.target);
+    // While balloons have time, what they are to take; then all that is not due.
+    let over = |index: usize, verdict: &VmVerdict| {
+        let least = if state == MemoryState::Soft { verdict.target } else { due[index] };
+        facts.vms[index].resident.saturating_sub(least.min(verdict.target))
+    };
     // So much makes the state soft again; the balloons do the rest.
     let mut needed = match state {
         MemoryState::High | MemoryState::Soft => 0,
@@ -223,10 +325,10 @@ fn take(facts: &Facts, settings: &Settings, state: MemoryState, verdicts: &mut [
         }
     };
     let mut order: Vec<usize> = (0..verdicts.len()).collect();
-    order.sort_by_key(|&index| std::cmp::Reverse(over(&facts.vms[index], &verdicts[index])));
+    order.sort_by_key(|&index| std::cmp::Reverse(over(index, &verdicts[index])));
     for index in order {
         let vm = &facts.vms[index];
-        let over = over(vm, &verdicts[index]);
+        let over = over(index, &verdicts[index]);
         let reclaimed = if vm.balloon.works { over.min(needed) } else { over };
         needed = needed.saturating_sub(reclaimed);
         if reclaimed > 0 {

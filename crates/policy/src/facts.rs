@@ -51,6 +51,9 @@ pub struct VmFacts {
     pub resident: u64,
     /// What its guest uses, as far as is known: of `resident`, and beyond where it misses some.
     pub active: u64,
+    /// What of its memory a balloon cannot have: its kernel's and its programs' own, where they have no swap area. 0: not known.
+    #[serde(default)]
+    pub unreclaimable: u64,
     /// Its balloon.
     #[serde(default)]
     pub balloon: Balloon,
@@ -70,6 +73,7 @@ impl Default for VmFacts {
             overhead: 0,
             resident: 0,
             active: 0,
+            unreclaimable: 0,
             balloon: Balloon::default(),
             curve: None,
         }
@@ -168,6 +172,9 @@ pub enum FactsError {
     },
 }
 
+/// Such a part of what a VM may have is little to it: it works with so much page cache, and is full when no more is left.
+pub(crate) const ROOM: u64 = 16;
+
 /// No sum of sizes is beyond this: sums neither overflow nor lose a byte as `f64`.
 const SIZE_MAX: u64 = 1 << 52;
 
@@ -178,12 +185,27 @@ impl VmFacts {
         self.memory.saturating_sub(self.balloon.asked).min(self.limit)
     }
 
+    /// What its balloon must leave it to work at all, as far as is known: programs are read from disks, and grow.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        match self.unreclaimable {
+            0 => 0,
+            bytes => bytes.saturating_add(self.limit / ROOM).min(self.limit),
+        }
+    }
+
+    /// What its guest uses, or could not give: bytes.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.active.max(self.floor())
+    }
+
     /// The part of what it has that its guest does not use: 0 to 1.
     #[must_use]
     pub fn idle(&self) -> f64 {
         match self.resident {
             0 => 0.0,
-            resident => resident.saturating_sub(self.active) as f64 / resident as f64,
+            resident => resident.saturating_sub(self.used()) as f64 / resident as f64,
         }
     }
 }

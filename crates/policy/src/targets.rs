@@ -89,7 +89,7 @@ pub(crate) fn by_curves(
 fn fill(vms: &[VmFacts], bounds: &[Bounds], supply: u64, tax: f64) -> Vec<u64> {
     let idle_costs = 1.0 / (1.0 - tax);
     let wants = |vm: &VmFacts, bounds: &Bounds, lambda: f64| {
-        let (due, active) = (lambda * f64::from(vm.shares), vm.active as f64);
+        let (due, active) = (lambda * f64::from(vm.shares), vm.used() as f64);
         let has = if due <= active { due } else { active + (due - active) / idle_costs };
         // Not beyond what u64 has: a limit is below that.
         (has.min(bounds.most as f64) as u64).clamp(bounds.least, bounds.most)

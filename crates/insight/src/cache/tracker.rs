@@ -386,6 +386,12 @@ impl CacheTracker {
         self.volumes.is_swap(block)
     }
 
+    /// Whether a disk, or a part of one, is a swap area.
+    #[must_use]
+    pub fn has_swap(&self) -> bool {
+        self.volumes.has_swap()
+    }
+
     /// See [`CacheCounts`].
     #[must_use]
     pub fn counts(&self) -> CacheCounts {

@@ -129,6 +129,10 @@ impl Volumes {
         self.of(block).is_some_and(|(volume, _)| matches!(volume.kind, Kind::Swap))
     }
 
+    pub(super) fn has_swap(&self) -> bool {
+        self.list.iter().any(|volume| matches!(volume.kind, Kind::Swap))
+    }
+
     /// Whether a file or the file system has the block. `None`: memory does not tell.
     pub(super) fn is_used(&self, block: DiskBlock, read: impl Read) -> Option<bool> {
         let (volume, number) = self.of(block)?;
@@ -348,7 +352,9 @@ mod tests {
             assert!(volumes.begins_at(block(0)) && !volumes.begins_at(block(1024)));
             volumes.look(block(0), &table);
             assert!(volumes.begins_at(block(1024)) && !volumes.begins_at(block(1025)));
+            assert!(!volumes.has_swap());
             volumes.look(block(1024), &swap());
+            assert!(volumes.has_swap());
             assert!(volumes.is_swap(block(1024)) && volumes.is_swap(block(5000)));
             assert!(!volumes.is_swap(block(1023)));
             assert!(!volumes.is_swap(DiskBlock { disk: 0, block: 2000 }));

@@ -91,6 +91,8 @@ pub struct CacheFigures {
     pub disk_read_peak_bytes_per_second: f64,
     /// Evicted blocks that were read again, and with some more memory would not have been.
     pub ghost_hits: u64,
+    /// There is a swap area on a disk, into which the guest can put what programs have.
+    pub has_swap: bool,
 }
 
 /// How much memory the VM would use well.
@@ -279,6 +281,14 @@ impl Picture {
         self.classified.then(|| self.part(FrameClass::Anonymous).bytes)
     }
 
+    /// What the guest's kernel cannot give to a balloon: its own memory, and its programs' where it has no swap area. `None` where
+    /// frames were not classified.
+    #[must_use]
+    pub fn unreclaimable_bytes(&self) -> Option<u64> {
+        let programs = if self.cache?.has_swap { Some(0) } else { self.anonymous_bytes() };
+        Some(self.kernel_bytes()?.saturating_add(programs?))
+    }
+
     fn sum(&self, of: impl Fn(&PartFigures) -> u64) -> u64 {
         self.parts.values().map(of).fold(0, u64::saturating_add)
     }
@@ -306,6 +316,26 @@ mod tests {
         assert_eq!(picture(None).idle_bytes(60), None);
         assert_eq!(picture(Some(59.0)).idle_bytes(60), None);
         assert_eq!(picture(Some(60.0)).idle_bytes(60), Some(448 + 512));
+    }
+
+    #[test]
+    fn programs_memory_can_be_given_where_there_is_a_swap_area() {
+        let part = |bytes| PartFigures { bytes, ..PartFigures::default() };
+        let parts =
+            [(FrameClass::Anonymous, 1), (FrameClass::Kernel, 2), (FrameClass::PageTable, 4)];
+        let parts = parts.into_iter().chain([(FrameClass::FileCache, 8)]);
+        let mut picture = Picture {
+            parts: parts.map(|(class, bytes)| (class, part(bytes))).collect(),
+            classified: true,
+            ..Picture::default()
+        };
+        assert_eq!(picture.unreclaimable_bytes(), None, "what its disks are is not known");
+        picture.cache = Some(CacheFigures::default());
+        assert_eq!(picture.unreclaimable_bytes(), Some(7));
+        picture.cache = Some(CacheFigures { has_swap: true, ..CacheFigures::default() });
+        assert_eq!(picture.unreclaimable_bytes(), Some(6));
+        picture.classified = false;
+        assert_eq!(picture.unreclaimable_bytes(), None);
     }
 
     #[test]

@@ -187,6 +187,7 @@ impl Cache {
             evictions_per_second,
             disk_read_peak_bytes_per_second,
             ghost_hits: self.ghost_hits,
+            has_swap: self.tracker.has_swap(),
         }
     }
 

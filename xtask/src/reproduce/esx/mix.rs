@@ -125,6 +125,12 @@ impl Way {
         matches!(self, Self::Daemon | Self::Swap)
     }
 
+    /// Of `fathom run`. The daemon is to know what guests use their memory for.
+    fn options(self) -> Vec<String> {
+        let words: &[&str] = if self.has_daemon() { &["--insight", "on"] } else { &[] };
+        words.iter().map(ToString::to_string).collect()
+    }
+
     /// What each guest is told it has.
     fn memory_mib(self) -> u64 {
         if self == Self::Parts { HOST_MIB / NAMES.len() as u64 - PROCESS_MIB } else { MEMORY_MIB }
@@ -194,7 +200,10 @@ impl Scene {
         let mut members = Vec::new();
         for (number, name) in NAMES.into_iter().enumerate() {
             let guest = Guest::new(kit, &words(number, way)).memory(way.memory_mib());
-            let guest = guest.disk(&kit.loads_disk()?).named(name, &folder.path().join(name));
+            let guest = guest
+                .options(&way.options())
+                .disk(&kit.loads_disk()?)
+                .named(name, &folder.path().join(name));
             let mut command = guest.command(vmm)?;
             command.env("XDG_RUNTIME_DIR", folder.path());
             let running = Running::start_listening("fathom", command)?;
