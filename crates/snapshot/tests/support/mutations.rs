@@ -237,7 +237,8 @@ fn leaves(json: &Value, place: &mut String, found: &mut Vec<String>) {
     let length = place.len();
     let mut inside = |name: &str, value: &Value| {
         place.push('/');
-        place.push_str(name);
+        // An earlier change may have made a name of anything: RFC 6901, section 3.
+        place.push_str(&name.replace('~', "~0").replace('/', "~1"));
         leaves(value, place, found);
         place.truncate(length);
     };
