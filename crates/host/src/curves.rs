@@ -27,7 +27,7 @@ pub(crate) struct Curves {
 #[derive(Debug)]
 struct Known {
     asked: Instant,
-    /// Misses a second, over time.
+    /// Misses a second, averaged over the latest looks.
     rate: f64,
     curve: Option<Curve>,
 }
@@ -50,7 +50,8 @@ impl Curves {
             let picture = picture.unwrap_or_default();
             let seen = picture.cache.map_or(0.0, |cache| cache.inserts_per_second);
             let rate = before.map_or(seen, |before| before + NEW * (seen - before));
-            let curve = misses(&picture.curve, rate);
+            // One that has been still since its last burst has no use for what it read then.
+            let curve = misses(&picture.curve, rate.min(seen));
             self.known.insert(name, Known { asked: now, rate, curve });
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{Facts, FactsError, ROOM, Settings, VmFacts};
+use crate::facts::{Facts, FactsError, Settings, VmFacts};
 use crate::state::MemoryState;
 use crate::{GRAIN, targets};
 
@@ -144,7 +144,7 @@ pub fn decide(facts: &Facts, settings: &Settings) -> Result<Verdict, FactsError>
         published.clone()
     };
     let due = due(vms, &wanted, state, supply, settings);
-    let chosen = choose(facts, &due, state, settings);
+    let chosen = choose(facts, &due, state, supply, settings);
     let mut verdicts = Vec::with_capacity(vms.len());
     for (index, vm) in vms.iter().enumerate() {
         let target = chosen[index];
@@ -198,46 +198,58 @@ fn kept(vms: &[VmFacts], wanted: &[u64], settings: &Settings) -> Vec<u64> {
 }
 
 /// The targets: what is due, and what else is allowed in this state.
-fn choose(facts: &Facts, due: &[u64], state: MemoryState, settings: &Settings) -> Vec<u64> {
+fn choose(
+    facts: &Facts,
+    due: &[u64],
+    state: MemoryState,
+    supply: u64,
+    settings: &Settings,
+) -> Vec<u64> {
     let vms = &facts.vms;
     // Who has no more than its floor is left alone by its balloon: the host takes by other means, if it must.
-    let at_least =
-        || vms.iter().zip(due).map(|(vm, due)| vm.floor().min(vm.left()).max(*due)).collect();
+    let at_least = |(vm, bytes): (&VmFacts, &u64)| vm.floor().min(vm.left()).max(*bytes);
+    let all_at_least = |all: &[u64]| -> Vec<u64> { vms.iter().zip(all).map(at_least).collect() };
+    // What others are due and do not have is of use to those who have all of theirs, and take more.
+    let goals = || -> Vec<u64> {
+        let lent = targets::lent(vms, due, supply, settings);
+        let goal = |index: usize| lent[index].min(vms[index].soon()).max(due[index]);
+        (0..vms.len()).map(goal).collect()
+    };
     match state {
-        MemoryState::High => lent(facts, at_least(), settings),
-        MemoryState::Soft => kept(vms, &given_back(facts, at_least(), settings), settings),
-        MemoryState::Hard => at_least(),
+        MemoryState::High => raised(facts, all_at_least(due), &goals(), settings),
+        MemoryState::Soft => {
+            let mut goals = goals();
+            // Lent is only what is free.
+            for ((goal, vm), due) in goals.iter_mut().zip(vms).zip(due) {
+                *goal = (*goal).min(vm.left().max(*due));
+            }
+            kept(vms, &given_back(facts, all_at_least(&goals), settings), settings)
+        }
+        MemoryState::Hard => all_at_least(due),
         MemoryState::Low => due.to_vec(),
     }
 }
 
-/// Balloons take nothing. What nobody has, beyond what is to stay free, is lent to those who have all that they are to have:
-/// what others are due and do not use is of no use to anybody else.
-fn lent(facts: &Facts, mut targets: Vec<u64>, settings: &Settings) -> Vec<u64> {
+/// Balloons take nothing, and give `targets`; and of `goals`, which are beyond that, as much as is free before balloons must take:
+/// then those who have more than their own goals give it.
+fn raised(facts: &Facts, mut targets: Vec<u64>, goals: &[u64], settings: &Settings) -> Vec<u64> {
     let Facts { host, vms } = facts;
     for (target, vm) in targets.iter_mut().zip(vms) {
         *target = vm.left().max(*target);
     }
-    let mut spare = host.free.saturating_sub(settings.thresholds.reserve(host.limit));
-    let is_pressed = |(vm, target): (&VmFacts, &u64)| {
-        *target < vm.limit && vm.resident.saturating_add(vm.limit / ROOM) >= *target
-    };
-    let pressed: Vec<bool> = vms.iter().zip(&targets).map(is_pressed).collect();
-    let mut pressed: Vec<usize> = (0..vms.len()).filter(|&index| pressed[index]).collect();
-    // Those who reach their limits first leave the rest to the others: smallest room for its shares first.
-    let room = |index: &usize| vms[*index].limit.saturating_sub(vms[*index].resident);
-    let by_share = |index: &usize| room(index) as f64 / f64::from(vms[*index].shares);
-    pressed.sort_by(|one, other| by_share(one).total_cmp(&by_share(other)));
-    let mut shares: u64 = pressed.iter().map(|&index| u64::from(vms[index].shares)).sum();
-    for index in pressed {
+    let raised: Vec<usize> =
+        (0..vms.len()).filter(|&index| goals[index] > targets[index]).collect();
+    let mut shares: u64 = raised.iter().map(|&index| u64::from(vms[index].shares)).sum();
+    let mut free = settings.thresholds.free_of_balloons(host.free, host.limit);
+    for index in raised {
         let vm = &vms[index];
-        let part = u128::from(spare) * u128::from(vm.shares) / u128::from(shares);
-        let part = (part as u64).min(room(&index));
-        spare -= part;
+        let part = (u128::from(free) * u128::from(vm.shares) / u128::from(shares)) as u64;
+        // From what it has: it is not lent twice before it has taken it. A grain at least: who waits must come to have it.
+        let has = (vm.resident.saturating_add(part) / GRAIN * GRAIN).max(targets[index] + GRAIN);
+        let target = has.min(goals[index]);
+        free = free.saturating_sub(target.saturating_sub(vm.resident));
         shares -= u64::from(vm.shares);
-        // From what it has: it is not lent twice before it has taken it.
-        let has = vm.resident.saturating_add(part).min(vm.limit);
-        targets[index] = targets[index].max(has / GRAIN * GRAIN);
+        targets[index] = target;
     }
     targets
 }
@@ -282,7 +294,7 @@ fn reason(
     if target > wanted && target == vm.floor().min(vm.left()) {
         return Reason::Floor;
     }
-    if target > wanted && target < vm.left() {
+    if target > wanted && target != vm.left() {
         return Reason::Lent { more: target - wanted };
     }
     if target != wanted {

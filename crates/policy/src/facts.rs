@@ -173,7 +173,7 @@ pub enum FactsError {
 }
 
 /// Such a part of what a VM may have is little to it: it works with so much page cache, and is full when no more is left.
-pub(crate) const ROOM: u64 = 16;
+const ROOM: u64 = 16;
 
 /// No sum of sizes is beyond this: sums neither overflow nor lose a byte as `f64`.
 const SIZE_MAX: u64 = 1 << 52;
@@ -192,6 +192,12 @@ impl VmFacts {
             0 => 0,
             bytes => bytes.saturating_add(self.limit / ROOM).min(self.limit),
         }
+    }
+
+    /// What it has and a little more, which it may take before anybody looks again.
+    #[must_use]
+    pub fn soon(&self) -> u64 {
+        self.resident.saturating_add(self.limit / ROOM)
     }
 
     /// What its guest uses, or could not give: bytes.

@@ -59,6 +59,11 @@ impl Thresholds {
         (self.high / 100.0 * limit as f64) as u64
     }
 
+    /// What of `free` bytes can be given away before balloons take.
+    pub(crate) fn free_of_balloons(&self, free: u64, limit: u64) -> u64 {
+        free.saturating_sub((self.soft / 100.0 * limit as f64) as u64)
+    }
+
     /// The state with `free` of `limit` bytes, after `before`.
     pub(crate) fn state(&self, before: MemoryState, free: u64, limit: u64) -> MemoryState {
         let percent = free as f64 * 100.0 / (limit as f64).max(1.0);

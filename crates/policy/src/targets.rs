@@ -40,7 +40,7 @@ const CURVES_REACH: u64 = 2;
 /// By shares, reservations, limits and the tax, in the order of `vms`: in all at most `supply`, or all reservations.
 pub(crate) fn published(vms: &[VmFacts], supply: u64, settings: &Settings) -> Vec<u64> {
     let bounds: Vec<Bounds> = vms.iter().map(Bounds::of).collect();
-    fill(vms, &bounds, supply, settings.tax)
+    fill(vms, &bounds, supply, settings.tax, has_all)
 }
 
 /// The same, but for VMs whose curve is known: among them memory goes where it saves the most misses, weighed by shares.
@@ -57,7 +57,9 @@ pub(crate) fn by_curves(
             // What it has is not touched, nor added to.
             None => Bounds { least: published, most: published },
             Some(_) => {
-                Bounds { least: vm.reservation.max(published / CURVES_REACH), most: vm.limit }
+                // Nor what it could not give.
+                let least = (published / CURVES_REACH).max(vm.floor().min(published));
+                Bounds { least: vm.reservation.max(least), most: vm.limit }
             }
         });
     }
@@ -82,11 +84,35 @@ pub(crate) fn by_curves(
             left -= part as u64;
         }
     }
-    fill(vms, &bounds, supply, settings.tax)
+    fill(vms, &bounds, supply, settings.tax, has_all)
 }
 
-/// What each is to have where all have the same for their shares, within `bounds`.
-fn fill(vms: &[VmFacts], bounds: &[Bounds], supply: u64, tax: f64) -> Vec<u64> {
+/// What each could have beyond what it is `due`, by shares and tax, while others do not have what they are due.
+pub(crate) fn lent(vms: &[VmFacts], due: &[u64], supply: u64, settings: &Settings) -> Vec<u64> {
+    let bounds = |(vm, due): (&VmFacts, &u64)| Bounds { least: *due, most: vm.limit };
+    let bounds: Vec<Bounds> = vms.iter().zip(due).map(bounds).collect();
+    // It may take no more before anybody looks again, and what it cannot give it keeps.
+    let takes = |vm: &VmFacts, bytes: u64| {
+        let keeps = vm.floor().min(vm.left()).min(vm.resident);
+        bytes.min(vm.soon().max(vm.reservation)).max(keeps)
+    };
+    fill(vms, &bounds, supply, settings.tax, takes)
+}
+
+/// It has all that it is to have.
+fn has_all(_: &VmFacts, bytes: u64) -> u64 {
+    bytes
+}
+
+/// What each is to have where all have the same for their shares, within `bounds`. Who is to have so many bytes has `takes` of
+/// them: those are what there is to give.
+fn fill(
+    vms: &[VmFacts],
+    bounds: &[Bounds],
+    supply: u64,
+    tax: f64,
+    takes: impl Fn(&VmFacts, u64) -> u64,
+) -> Vec<u64> {
     let idle_costs = 1.0 / (1.0 - tax);
     let wants = |vm: &VmFacts, bounds: &Bounds, lambda: f64| {
         let (due, active) = (lambda * f64::from(vm.shares), vm.used() as f64);
@@ -96,15 +122,17 @@ fn fill(vms: &[VmFacts], bounds: &[Bounds], supply: u64, tax: f64) -> Vec<u64> {
     };
     let all =
         |lambda: f64| vms.iter().zip(bounds).map(move |(vm, bounds)| wants(vm, bounds, lambda));
+    let taken =
+        |lambda: f64| -> u64 { all(lambda).zip(vms).map(|(bytes, vm)| takes(vm, bytes)).sum() };
     let enough = |vm: &VmFacts| vm.limit as f64 * idle_costs / f64::from(vm.shares);
     let (mut low, mut high) = (0.0, vms.iter().map(enough).fold(1.0, f64::max));
-    if all(high).sum::<u64>() <= supply {
+    if taken(high) <= supply {
         low = high;
     }
     // As exact as a byte of the largest host: 2^52.
     for _ in 0..64 {
         let middle = low.midpoint(high);
-        if all(middle).sum::<u64>() <= supply { low = middle } else { high = middle }
+        if taken(middle) <= supply { low = middle } else { high = middle }
     }
     let whole = |(bytes, bounds): (u64, &Bounds)| match bytes {
         limit if limit == bounds.most => limit,
@@ -171,5 +199,10 @@ mod tests {
         // The flat one keeps half; the steep one has no use for more than 300.
         let targets = by_curves(&vms, &plain, 600 * MIB, &settings);
         assert_eq!(mib(targets), [300, 100, 200]);
+        // It could not give more than 50.
+        let full = VmFacts { unreclaimable: 125 * MIB, ..vms[1].clone() };
+        let vms = [vms[0].clone(), full, vms[2].clone()];
+        let targets = by_curves(&vms, &plain, 600 * MIB, &settings);
+        assert_eq!(mib(targets), [250, 150, 200]);
     }
 }

@@ -153,9 +153,11 @@ fn what_nobody_has_is_lent_to_who_is_pressed_and_only_what_others_need_is_taken_
     let verdict = decided(&facts);
     assert_eq!(verdict.state, MemoryState::High);
     let targets: Vec<u64> = verdict.vms.iter().map(|vm| vm.target / MIB).collect();
-    // 405 MiB are free, and 60 are to be.
-    assert_eq!(targets, [512, 335, 335]);
-    act(&mut facts, &verdict, 0);
+    assert_eq!(targets, [325 + 32, 335, 335]);
+    for _ in 0..6 {
+        let verdict = decided(&facts);
+        act(&mut facts, &verdict, 0);
+    }
     assert_eq!(facts.vms[0].resident, 512 * MIB);
 
     // The others grow until balloons are needed, and then by a little more at each look.
@@ -167,11 +169,11 @@ fn what_nobody_has_is_lent_to_who_is_pressed_and_only_what_others_need_is_taken_
         let verdict = decided(&facts);
         act(&mut facts, &verdict, 0);
         let now = facts.vms[0].resident / MIB;
-        assert!(has - now <= 40, "{now} of {has}: {verdict:?}");
+        assert!(now <= has && has - now <= 100, "{now} of {has}: {verdict:?}");
         assert!(facts.host.free >= 25 * MIB, "{facts:?}");
         has = now;
     }
-    assert!((400..470).contains(&has), "{has}");
+    assert!((350..450).contains(&has), "{has}");
 }
 
 /// A guest that does nothing but look for memory touches little.
